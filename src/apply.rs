@@ -39,6 +39,8 @@ pub struct Settings {
     pub table: Option<Table>,
     /// True if the table gets the columns of `meta`, too.
     pub keeps_meta: bool,
+    /// True if a full export of another database may replace the rows.
+    pub adopts: bool,
 }
 
 /// The errors of applying an export.

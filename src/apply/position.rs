@@ -81,7 +81,7 @@ impl TargetPosition {
         if from != source {
             let why = format!(
                 "the rows of {target} are from the database {} of cluster {}, and the export is from the database {} of cluster {}: \
-                 --table names another table, or remove the table and its row of cdc_apply.positions",
+                 --adopt goes on from a service by a full export, or --table names another table",
                 from.database, from.cluster, source.database, source.cluster
             );
             return Err(Error::refused("another_source", why));

@@ -174,7 +174,10 @@ async fn prepare<'m>(
     let before = position::lock(tx, &target, consumer, dataset).await?;
     if let Some(position) = &before {
         position.require_lane(consumer, dataset)?;
-        position.require_source(&export.source)?;
+        // Only a full export can follow the exports of another database.
+        if !settings.adopts {
+            position.require_source(&export.source)?;
+        }
     }
     // The position has moved. Another process has applied exports, or this process has and lost the answer to its
     // COMMIT.

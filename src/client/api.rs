@@ -175,6 +175,11 @@ impl Api {
         Api { keys: keys.into(), ..self }
     }
 
+    /// Returns true if manifests must be signed.
+    pub(super) fn requires_signature(&self) -> bool {
+        !self.keys.is_empty()
+    }
+
     /// Returns the same API with an observer of its own, for one of several datasets.
     pub(crate) fn observed_by(&self, observer: Arc<dyn Observer>) -> Api {
         Api { observer, ..self.clone() }

@@ -87,6 +87,8 @@ pub(crate) struct LaneReader<'b> {
     pub(crate) is_submitted: bool,
     /// True if each written export is acknowledged.
     pub(crate) acks: bool,
+    /// True if the sink goes on from another or a restored database, by a full export.
+    pub(crate) adopts: bool,
 }
 
 /// The outcome of a submission.
@@ -136,7 +138,7 @@ impl LaneReader<'_> {
                 NextExports::NeedsFullExport(why) => Some(why),
             };
             let Some(why) = needs_full else { continue };
-            if self.request.is_none() {
+            if self.request.is_none() && !self.adopts {
                 return Err(Error::Refused(format!("{why}: only a full export can follow: --request submits one")));
             }
             if submitted == Some(ExportType::Full) {
@@ -155,17 +157,35 @@ impl LaneReader<'_> {
     /// Returns an error if the service exports another database than the sink has rows from. The sink would refuse a
     /// full export of it.
     async fn require_source(&self, sink: &impl ExportSink) -> Result<(), Error> {
-        let Some(had) = sink.source() else { return Ok(()) };
         let Some(newest) = self.completed(None, 1).await?.into_iter().next() else { return Ok(()) };
-        let found = self.api.manifest(newest.id()?).await?.export.source;
-        if *had != found {
-            return Err(Error::Refused(format!(
+        self.require_same_source(sink, &self.api.manifest(newest.id()?).await?)
+    }
+
+    fn require_same_source(&self, sink: &impl ExportSink, manifest: &Manifest) -> Result<(), Error> {
+        let found = &manifest.export.source;
+        match sink.source() {
+            Some(had) if had != found && !self.adopts => Err(Error::Refused(format!(
                 "another_source: the exports until now are from the database {} of cluster {}, and the service has the \
-                 database {} of cluster {}: another source needs another place",
+                 database {} of cluster {}: --adopt goes on from it by a full export",
                 had.database, had.cluster, found.database, found.cluster
-            )));
+            ))),
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Returns an error if signatures are required, and the manifest isn't newer than what the sink has: whoever
+    /// controls the service could replay a signed full export.
+    fn require_newer(&self, sink: &impl ExportSink, manifest: &Manifest) -> Result<(), Error> {
+        match sink.last() {
+            Some(last) if self.api.requires_signature() && manifest.number <= last.number && !self.adopts => {
+                Err(Error::Refused(format!(
+                    "older: the export {} has the number {}, and the last one has {}: after a restore of the source, \
+                     --adopt takes it",
+                    manifest.export.job, manifest.number, last.number
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Writes exports to the sink. Returns the reason if only a full export can come next. `written` are the exports of
@@ -216,7 +236,12 @@ impl LaneReader<'_> {
     }
 
     async fn write(&self, sink: &mut impl ExportSink, export: &JobView) -> Result<SinkOutcome, Error> {
-        let written = async { sink.write(self.api, export, self.manifest(export).await?).await };
+        let written = async {
+            let manifest = self.manifest(export).await?;
+            self.require_same_source(sink, &manifest)?;
+            self.require_newer(sink, &manifest)?;
+            sink.write(self.api, export, manifest).await
+        };
         let outcome = match written.await {
             Err(error) if error.is_gone() => {
                 let why = format!("the service has the files of the export {} no more", export.job_id);

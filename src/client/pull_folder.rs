@@ -186,24 +186,12 @@ impl PullFolder {
     }
 
     /// Returns the reason if an export doesn't follow the last one in this folder, so that only a full export can.
-    fn gap_before(&self, export: &JobView, manifest: &Manifest) -> Result<Option<String>, Error> {
+    fn gap_before(&self, export: &JobView, manifest: &Manifest) -> Option<String> {
         let chained = &manifest.export;
-        if let Some(source) = self.state.source.as_ref().filter(|source| **source != chained.source) {
-            return Err(Error::Refused(format!(
-                "another_source: the exports in {} are from the database {} of cluster {}, and the export {} is from the \
-                 database {} of cluster {}: another source needs another folder",
-                self.folder.display(),
-                source.database,
-                source.cluster,
-                export.job_id,
-                chained.source.database,
-                chained.source.cluster
-            )));
-        }
         let had = self.state.last.as_ref().map(|last| &last.digest);
         // A delta that begins a chain has every live row, but not what was deleted since the last file.
         let is_next = chained.export_type == "full" || had.is_none() || had == chained.previous.as_ref();
-        Ok((!is_next).then(|| format!("gap: the export {} doesn't follow the last one in the folder", export.job_id)))
+        (!is_next).then(|| format!("gap: the export {} doesn't follow the last one in the folder", export.job_id))
     }
 }
 
@@ -286,7 +274,7 @@ impl ExportSink for PullFolder {
             return Err(Error::Refused(why));
         }
         let part = |name: &PlainName| part_path(&name.within(&self.folder), id);
-        if let Some(why) = self.gap_before(export, &manifest)? {
+        if let Some(why) = self.gap_before(export, &manifest) {
             return Ok(SinkOutcome::NeedsFullExport(why));
         }
         let last = self.state.last.as_ref().filter(|_| export.schema_changed == Some(true));

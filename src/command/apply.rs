@@ -37,7 +37,7 @@ pub(crate) struct Apply {
     #[arg(long, value_name = "URL", value_parser = AddressParser)]
     server: Option<ServiceAddress>,
     /// Read the exports from this folder or bucket by their manifests, without a service
-    #[arg(long, value_name = "PLACE", requires = "dataset", conflicts_with = "all_datasets")]
+    #[arg(long, value_name = "PLACE", requires = "dataset", conflicts_with_all = ["all_datasets", "adopt"])]
     from: Option<String>,
     /// The target table, which is made by the first export [default: the source table's schema and name]
     #[arg(long, value_name = "SCHEMA.TABLE")]
@@ -73,7 +73,8 @@ impl Apply {
         if api.is_none() {
             arm(&environment)?;
         }
-        let settings = Settings { table: self.table, keeps_meta: self.meta };
+        let adopts = self.lanes.adopt;
+        let settings = Settings { table: self.table, keeps_meta: self.meta, adopts };
         let connections =
             Arc::new(TargetConnections::new(named.database.options().clone(), named.database.connect_timeout()));
         let (consumer, skips_empty) = (self.lanes.consumer.clone(), self.lanes.skips_empty());
@@ -97,7 +98,8 @@ impl Apply {
             let api = api.as_ref().context("clap requires --server or --from")?.observed_by(terminal);
             let acks = self.ack;
             let api = &api;
-            let lane = LaneReader { api, consumer, dataset, request, encoding, skips_empty, is_submitted, acks };
+            let lane =
+                LaneReader { api, consumer, dataset, request, encoding, skips_empty, is_submitted, acks, adopts };
             Ok(lane.round(&mut mirror).await?)
         };
         let wanted = request.map(|export_type| RoundRequest { export_type, encoding });

@@ -41,11 +41,14 @@ pub(super) struct LaneOptions {
     #[arg(long, conflicts_with = "dataset")]
     all_datasets: bool,
     /// A dataset that is not read. Can be given several times
-    #[arg(long, value_name = "NAME", requires = "all_datasets")]
+    #[arg(long, value_name = "NAME", requires = "all_datasets", conflicts_with = "dataset")]
     exclude: Vec<String>,
     /// The number of datasets that are read at the same time, from 1 to 16
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = value_parser!(u8).range(1..=16))]
     jobs: u8,
+    /// Go on from another or a restored database, by full exports. Otherwise such a source is refused
+    #[arg(long, conflicts_with = "every")]
+    pub(super) adopt: bool,
     /// Repeat until SIGTERM, with this pause between rounds, such as 5m
     #[arg(long, value_name = "TIME", value_parser = pause)]
     pub(super) every: Option<Duration>,
@@ -134,7 +137,7 @@ impl LaneOptions {
                         }
                         None => named.clone(),
                     };
-                    if let (Some(api), Some(request)) = (api, request) {
+                    if let (Some(api), Some(request)) = (api, request.filter(|_| !self.adopt)) {
                         self.submit_batch(api, request, &datasets, &mut batch).await;
                     }
                     self.round(&datasets, &mut batch, terminal, &read).await

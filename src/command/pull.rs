@@ -74,7 +74,7 @@ impl Pull {
             Encoding::new(format.unwrap_or(Format::Csv), compression).map_err(|why| BadUsage(why.to_string()))?;
         let terminal = Terminal::shared();
         let api = remote_api(&server, Arc::clone(&terminal))?.requiring(public_key);
-        let (consumer, skips_empty) = (lanes.consumer.clone(), lanes.skips_empty());
+        let (consumer, skips_empty, adopts) = (lanes.consumer.clone(), lanes.skips_empty(), lanes.adopt);
         let implied = async || match read_dataset(&into)? {
             Some(recorded) => Ok(recorded),
             None => Ok(api.implied_dataset().await?),
@@ -90,7 +90,8 @@ impl Pull {
             let mut folder = spawn_blocking(open).await??;
             let acks = ack;
             let api = &api;
-            let lane = LaneReader { api, consumer, dataset, request, encoding, skips_empty, is_submitted, acks };
+            let lane =
+                LaneReader { api, consumer, dataset, request, encoding, skips_empty, is_submitted, acks, adopts };
             Ok(lane.round(&mut folder).await?)
         };
         let wanted = request.map(|export_type| RoundRequest { export_type, encoding });

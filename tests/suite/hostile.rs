@@ -219,6 +219,39 @@ fn signing_key(byte: &str) -> (String, String) {
     (seed, public)
 }
 
+/// A service that lists a signed full export of before as what comes next.
+#[tokio::test]
+async fn with_a_key_nothing_goes_back_to_an_older_export() {
+    let (seed, public) = signing_key("07");
+    let pair = Pair::started(
+        "create table t (id int primary key); insert into t values (1)",
+        |start| start.with("MANIFEST_KEY", &seed),
+    )
+    .await;
+    let full = export(&pair.service, "full", "t", "a").await;
+    pair.source.run("insert into t values (9)").await;
+    export(&pair.service, "delta", "t", "a").await;
+    let folder = reachable_folder();
+    let (to, into) = (pair.target.url(), folder.path().to_str().unwrap());
+    let key = ["--consumer", "a", "--dataset", "t", "--request", "none", "--public-key", &public];
+    let call = async |server: &str, command: &[&str]| {
+        far(&[command, &key, &["--server", server]].concat()).output().await
+    };
+    let server = lying(&pair.service, move |path, value| {
+        if path.contains("after=") {
+            *value = json!({ "items": [full], "nextCursor": null });
+        }
+    })
+    .await;
+    for command in [["apply", "--to", &to], ["pull", "--into", into]] {
+        silent(call(&pair.service.address, &command).await);
+        let (printed, _) = ends(call(&server, &command).await, 1, "older: the export ");
+        assert_eq!(printed, "", "{command:?}");
+        silent(call(&pair.service.address, &command).await);
+    }
+    assert_eq!(pair.target.one::<i64>("select count(*) from t").await, 2);
+}
+
 #[tokio::test]
 async fn with_a_key_a_pull_takes_signed_exports_alone() {
     let database = Database::with_users(5).await;

@@ -287,6 +287,32 @@ async fn datasets_come_and_go_between_rounds() {
 }
 
 #[tokio::test]
+async fn all_copies_go_on_from_a_restored_source_by_one_command() {
+    let tables = ["t1", "t2", "t3"];
+    let former = Mirror::of(&tables).await;
+    former.applies_all("the former source").await;
+    let folder = reachable_folder();
+    let request = ["--all-datasets", "--request", "delta"];
+    silent(former.pull(folder.path(), &request).output().await);
+    // The same tables in another database, whose exports have lower numbers.
+    let mirror = Mirror { target: former.target, ..Mirror::of(&tables).await };
+    mirror.change(&tables, "restored").await;
+    ends(mirror.apply(&["--all-datasets"]).output().await, 1, "t3: another_source: ");
+    let (_, said) = ends(mirror.pull(folder.path(), &request).output().await, 1, "t3: another_source: ");
+    assert!(said.contains("--adopt") && !said.contains("remove"), "{said}");
+
+    ends(mirror.apply(&["--all-datasets", "--adopt"]).output().await, 0, "t3: ");
+    mirror.require_all_equal(&tables).await;
+    mirror.change(&tables, "afterwards").await;
+    mirror.applies_all("the restored source").await;
+    mirror.require_all_equal(&tables).await;
+
+    let (printed, _) = ends(mirror.pull(folder.path(), &["--all-datasets", "--adopt"]).output().await, 0, "t3: ");
+    assert_eq!(printed.matches("/full_").count(), 3, "{printed}");
+    silent(mirror.pull(folder.path(), &request).output().await);
+}
+
+#[tokio::test]
 async fn options_that_do_not_fit_several_datasets_are_refused() {
     let server = ["--consumer", "a", "--server", "http://127.0.0.1:1"];
     let apply = ["apply", "--to", "postgres://nobody@127.0.0.1:1/none"];
@@ -299,7 +325,10 @@ async fn options_that_do_not_fit_several_datasets_are_refused() {
         (&apply, &["--all-datasets", "--table", "t"], "--table: it needs exactly one --dataset"),
         (&apply_from, &["--all-datasets"], "--all-datasets"),
         (&pull, &["--all-datasets", "--dataset", "t1"], "cannot be used with"),
-        (&pull, &["--dataset", "t1", "--exclude", "t2"], "--all-datasets"),
+        (&pull, &["--dataset", "t1", "--exclude", "t2"], "cannot be used with"),
+        (&pull, &["--exclude", "t2"], "--all-datasets"),
+        (&apply_from, &["--dataset", "t1", "--adopt"], "cannot be used with"),
+        (&pull, &["--adopt", "--every", "1s"], "cannot be used with"),
         (&pull, &["--all-datasets", "--jobs", "0"], "1..=16"),
         (&pull, &["--all-datasets", "--jobs", "17"], "1..=16"),
     ] {
