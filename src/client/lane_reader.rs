@@ -173,21 +173,6 @@ impl LaneReader<'_> {
         }
     }
 
-    /// Returns an error if signatures are required, and the manifest isn't newer than what the sink has: whoever
-    /// controls the service could replay a signed full export.
-    fn require_newer(&self, sink: &impl ExportSink, manifest: &Manifest) -> Result<(), Error> {
-        match sink.last() {
-            Some(last) if self.api.requires_signature() && manifest.number <= last.number && !self.adopts => {
-                Err(Error::Refused(format!(
-                    "older: the export {} has the number {}, and the last one has {}: after a restore of the source, \
-                     --adopt takes it",
-                    manifest.export.job, manifest.number, last.number
-                )))
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Writes exports to the sink. Returns the reason if only a full export can come next. `written` are the exports of
     /// this round, so that it ends.
     async fn write_all(
@@ -239,7 +224,12 @@ impl LaneReader<'_> {
         let written = async {
             let manifest = self.manifest(export).await?;
             self.require_same_source(sink, &manifest)?;
-            self.require_newer(sink, &manifest)?;
+            // Whoever controls the service could replay a signed full export.
+            let is_older = sink.last().is_some_and(|last| manifest.number <= last.number);
+            if is_older && self.api.requires_signature() && !self.adopts {
+                let why = "is not newer than the last one: after a restore of the source, --adopt takes it";
+                return Err(Error::Refused(format!("older: the export {} {why}", export.job_id)));
+            }
             sink.write(self.api, export, manifest).await
         };
         let outcome = match written.await {

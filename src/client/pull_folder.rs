@@ -193,15 +193,17 @@ impl PullFolder {
         let is_next = chained.export_type == "full" || had.is_none() || had == chained.previous.as_ref();
         (!is_next).then(|| format!("gap: the export {} doesn't follow the last one in the folder", export.job_id))
     }
-}
 
-/// Returns the first column of an export of changes that the export before it, `last`, doesn't have with this type. If
-/// the service has no manifest of `last` any more, that is the first column.
-async fn new_column(api: &Api, last: &LanePosition, export: &Chained) -> Option<String> {
-    let before = api.manifest(last.job_id.into()).await.map(|before| before.export.columns).unwrap_or_default();
-    let operations = usize::from(export.export_type == "delta");
-    let new = export.columns.iter().skip(operations).find(|column| !before.contains(column));
-    new.map(|column| column.name.clone())
+    /// Returns the first column of an export of changes that the last export doesn't have with this type. If the
+    /// service has no manifest of the last export any more, that is the first column.
+    async fn new_column(&self, api: &Api, export: &JobView, chained: &Chained) -> Option<String> {
+        let has_changed = export.schema_changed == Some(true) && !chained.is_base();
+        let last = self.state.last.as_ref().filter(|_| has_changed)?;
+        let before = api.manifest(last.job_id.into()).await.map(|before| before.export.columns).unwrap_or_default();
+        let operations = usize::from(chained.export_type == "delta");
+        let new = chained.columns.iter().skip(operations).find(|column| !before.contains(column));
+        new.map(|column| column.name.clone())
+    }
 }
 
 /// Returns the final names of an export's files, and behind them that of its manifest.
@@ -277,11 +279,7 @@ impl ExportSink for PullFolder {
         if let Some(why) = self.gap_before(export, &manifest) {
             return Ok(SinkOutcome::NeedsFullExport(why));
         }
-        let last = self.state.last.as_ref().filter(|_| export.schema_changed == Some(true));
-        let new_column = match last.filter(|_| !manifest.export.is_base()) {
-            Some(last) => new_column(api, last, &manifest.export).await,
-            None => None,
-        };
+        let new_column = self.new_column(api, export, &manifest.export).await;
         let format = manifest.export.format.clone();
         let mut rows = Vec::new();
         for (file, name) in files.iter().zip(&names) {

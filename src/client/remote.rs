@@ -4,7 +4,7 @@
 //! retried while the network fails, or while the service restarts or is busy.
 
 use std::fmt::{self, Display};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -14,6 +14,7 @@ use axum::body::Body;
 use axum::response::Response;
 use hyper::http::{Request, Uri, header};
 use tokio::time::{Instant, sleep};
+use url::{Host, Url};
 
 use crate::client::answer::{ApiAnswer, CallError};
 use crate::client::observer::Observer;
@@ -71,11 +72,24 @@ impl ServiceAddress {
     }
 
     /// Returns the address of a URL to which the service redirects, without the query, which has a signature. Returns
-    /// `None` if the connection would be less safe than that to the service.
+    /// `None` if the connection would be less safe than that to the service, or would reach this machine from another.
     fn redirection(&self, url: &str) -> Option<ServiceAddress> {
         let (address, _) = url.split_once('?').unwrap_or((url, ""));
         let address = address.parse::<ServiceAddress>().ok()?;
-        Some(address).filter(|address| !address.is_unencrypted() || self.is_unencrypted())
+        let is_safe = !address.is_unencrypted() || self.is_unencrypted();
+        (is_safe && (!address.is_local() || self.is_local())).then_some(address)
+    }
+
+    /// Returns true if the address is a loopback or link-local one, in any notation of URLs. Doesn't resolve names.
+    fn is_local(&self) -> bool {
+        let is_local_v4 = |ip: Ipv4Addr| ip.is_loopback() || ip.is_link_local() || ip.is_unspecified();
+        let is_local_v6 = |ip: Ipv6Addr| ip.is_loopback() || ip.is_unicast_link_local() || ip.is_unspecified();
+        match Url::parse(&self.0).as_ref().map(Url::host) {
+            Ok(Some(Host::Domain(name))) => name.trim_end_matches('.').rsplit('.').next() == Some("localhost"),
+            Ok(Some(Host::Ipv4(ip))) => is_local_v4(ip),
+            Ok(Some(Host::Ipv6(ip))) => is_local_v6(ip) || ip.to_ipv4_mapped().is_some_and(is_local_v4),
+            Ok(None) | Err(_) => false,
+        }
     }
 
     /// Returns the host and the port.
@@ -229,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_download_is_not_redirected_from_https_to_http() {
+    fn a_download_is_redirected_neither_to_http_nor_to_this_machine() {
         for (server, url, host) in [
             ("https://service", "http://bucket/a?signature=b", None),
             ("https://service", "HTTP://bucket/a", None),
@@ -239,6 +253,12 @@ mod tests {
             ("http://service", "https://name:password@bucket/a", None),
             ("http://service", "file:///etc/passwd", None),
             ("http://service", "/a", None),
+            ("http://service", "http://LOCALHOST.:9000/a", None),
+            ("http://service", "http://2130706433/a", None),
+            ("http://service", "http://[::ffff:127.0.0.1]/a", None),
+            ("http://service", "http://169.254.169.254/latest", None),
+            ("http://service", "http://[fe80::1]/a", None),
+            ("http://127.0.0.1:8080", "http://localhost:9000/a", Some("localhost:9000")),
         ] {
             let redirection = server.parse::<ServiceAddress>().unwrap().redirection(url);
             assert_eq!(redirection.map(|address| address.authority()).as_deref(), host, "{server} {url}");
