@@ -42,7 +42,7 @@ pub(crate) enum CallError {
     #[error("the bucket at {host}, to which the service redirects downloads, answers {status}")]
     Bucket { host: String, status: u16 },
     /// The service redirects a download to an address that is not safe to call.
-    #[error("{server} redirects a download to an address that isn't https://HOST, has a password, or is this machine's")]
+    #[error("{server} redirects a download to an address that isn't https://HOST, has a password, or is local")]
     UnsafeRedirect { server: String },
     /// The answer doesn't have the form of this product's API.
     #[error("{server} answers {status}, and is not a cdc-export service: is the address right?")]

@@ -33,7 +33,7 @@ pub(crate) type Turn = OwnedSemaphorePermit;
 
 #[derive(Default)]
 struct Lanes {
-    /// The datasets of the lanes whose round has not ended, each with the number of the last export that its table has.
+    /// The datasets whose round has not ended, each with the number of the last export that its table has or goes past.
     running: BTreeMap<String, u64>,
     /// The same of lanes whose round has ended.
     ended: BTreeMap<String, u64>,
@@ -158,13 +158,18 @@ impl LaneGroup {
         turn: &mut Option<Turn>,
     ) -> Result<Applied, Error> {
         let (outcome, mut applied) = oneshot::channel();
+        let passed = export.manifest.number.saturating_sub(1);
         let waiting = WaitingExport { export, outcome };
-        self.change(|lanes| drop(lanes.waiting.entry(id).or_default().insert(dataset.to_owned(), waiting))).await;
+        self.change(|lanes| {
+            lanes.running.insert(dataset.to_owned(), passed);
+            lanes.waiting.entry(id).or_default().insert(dataset.to_owned(), waiting);
+        })
+        .await;
         if let Ok(applied) = applied.try_recv() {
             return applied;
         }
         *turn = None;
-        let applied = applied.await.map_err(|_| Error::refused("the batch was given up"))?;
+        let applied = applied.await.map_err(|_| Error::refused("batch_incomplete: its batch waits for a later one"))?;
         *turn = Some(self.turn().await);
         applied
     }
@@ -195,13 +200,10 @@ impl Lanes {
         let is_whole = |id: &Uuid, arrived| any_before(&self.running, id, arrived).is_none();
         let waiting = self.waiting.iter();
         let whole: Vec<_> = waiting.filter(|(id, arrived)| is_whole(id, arrived)).map(|(id, _)| *id).collect();
-        // No service gives batches an order in which lanes wait for each other. A wrong one can't stop the round.
+        // No service gives batches an order in which lanes wait for each other. If one does, the lanes of a batch fail.
         let do_all_wait = self.waiting.values().map(BTreeMap::len).sum::<usize>() == self.running.len();
         if whole.is_empty() && do_all_wait {
-            for waiting in self.waiting.pop_first().into_iter().flat_map(|(_, arrived)| arrived.into_values()) {
-                let why = "batch_incomplete: its batch and another one wait for each other";
-                drop(waiting.outcome.send(Err(Error::refused(why))));
-            }
+            drop(self.waiting.pop_first());
         }
         let take = |id: &Uuid| {
             self.batches.remove(id);

@@ -257,7 +257,6 @@ mod tests {
             ("http://service", "http://2130706433/a", None),
             ("http://service", "http://[::ffff:127.0.0.1]/a", None),
             ("http://service", "http://169.254.169.254/latest", None),
-            ("http://service", "http://[fe80::1]/a", None),
             ("http://127.0.0.1:8080", "http://localhost:9000/a", Some("localhost:9000")),
         ] {
             let redirection = server.parse::<ServiceAddress>().unwrap().redirection(url);

@@ -178,6 +178,23 @@ async fn a_batch_waits_for_a_lane_that_has_an_earlier_batch_before_it() {
     }
 }
 
+#[tokio::test]
+async fn a_new_table_beside_one_that_lags_goes_past_a_batch() {
+    for jobs in ["1", "4"] {
+        let mirror = Mirror::of(&["t1", "t2"]).await;
+        silent(mirror.apply(&["--dataset", "t1"]).output().await);
+        for kind in ["delta", "full"] {
+            mirror.change(&["t1", "t2"], kind).await;
+            export_all(&mirror.service, kind, json!({ "datasets": "*" })).await;
+        }
+        // The new table begins with the full export, so it never comes to the batch of the deltas.
+        let call = ["--all-datasets", "--request", "none", "--jobs", jobs];
+        let printed = silent(mirror.apply(&call).output().await);
+        assert_eq!(printed.lines().count(), 3, "{jobs}: {printed}");
+        mirror.require_all_equal(&["t1", "t2"]).await;
+    }
+}
+
 /// A service that answers the list of what follows in `t2` as it was before a batch.
 async fn listing_late(mirror: &Mirror) -> String {
     let (client, behind) = (mirror.service.client.clone(), mirror.service.address.clone());
