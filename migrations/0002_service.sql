@@ -349,15 +349,12 @@ create table cdc_export.mask_secret (
   accepted_at timestamptz not null default clock_timestamp()
 );
 
--- The columns whose values are masked in the last export of each dataset, by their numbers, which stay when a column
--- is renamed. A column that is here is never exported under another name without its mask.
+-- The columns that were masked in an export of each dataset. A dataset is not exported while one of them is no masked
+-- column, until somebody says `cdc-export mask drop`.
 create table cdc_export.masked_columns (
   dataset text collate "C",
-  table_oid oid,
-  number smallint,
-  name text not null,
-  rule text not null,
-  primary key (dataset, table_oid, number)
+  name text collate "C",
+  primary key (dataset, name)
 );
 
 -- Callers, schedules, receivers -----------------------------------------------

@@ -130,7 +130,7 @@ pub(crate) enum Command {
     /// Create, list and revoke API keys
     #[command(subcommand)]
     Keys(KeysCommand),
-    /// Accept a new secret of masks
+    /// Accept a new secret of masks, or the end of a mask
     #[command(subcommand)]
     Mask(MaskCommand),
     /// Print a shell script that completes these commands with Tab

@@ -466,30 +466,8 @@ pub struct TableSchema {
     pub relation: RelationKind,
     /// The columns that the dataset masks and the table lacks.
     pub missing_masked: Vec<String>,
-    /// The masked columns to remember for later exports.
-    pub masked: MaskedColumns,
-}
-
-/// The masked columns of a dataset's table, which the database remembers with each export.
-#[derive(Clone, Debug, Default)]
-pub struct MaskedColumns {
-    /// The oid of the table.
-    pub table_oid: u32,
-    /// The columns.
-    pub columns: Vec<MaskedColumn>,
-    /// True if the database remembers others.
-    pub is_changed: bool,
-}
-
-/// A masked column.
-#[derive(Clone, Debug)]
-pub struct MaskedColumn {
-    /// Its number in the table, which stays when it is renamed.
-    pub number: i16,
-    /// The name under which it was masked.
-    pub name: String,
-    /// The rule.
-    pub rule: String,
+    /// The masked columns that the database doesn't remember yet.
+    pub newly_masked: Vec<String>,
 }
 
 impl TableSchema {
@@ -597,6 +575,7 @@ impl Description {
     pub fn reason(&self) -> Option<&'static str> {
         match &self.schema {
             _ if self.unreadable.is_some() => Some("permission_denied"),
+            Err(Faults(faults)) if faults.iter().any(Fault::is_of_removed_mask) => Some("mask_removed"),
             Err(Faults(faults)) if faults.iter().any(Fault::is_of_missing_mask) => Some("mask_column_missing"),
             Err(_) => Some("dataset_mismatch"),
             Ok(_) if !self.captured => Some("not_tracked"),

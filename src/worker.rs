@@ -455,7 +455,7 @@ impl Worker {
                     ..schema.saved_columns(member.job.export_type, table.new_position.snapshot.as_deref())
                 },
                 marker: *marker,
-                masked: table.schema.masked.clone(),
+                newly_masked: table.schema.newly_masked.clone(),
                 manifest: None,
             };
             if !exported.parts.is_empty() {

@@ -1,4 +1,4 @@
-//! `mask`: accepts a new secret of masks.
+//! `mask`: accepts a new secret of masks, or the end of a mask.
 
 use std::process::ExitCode;
 
@@ -10,19 +10,29 @@ use crate::command::start::{Logs, block_on, settings};
 use crate::config::CatalogFile;
 use crate::store::Store;
 
-/// The actions on the secret of masks.
+/// The actions on masks.
 #[derive(Subcommand)]
 pub(crate) enum MaskCommand {
     /// Accept the secret in MASK_SECRET in place of the one before. Each dataset that masks a column by `hmac` then
     /// needs a full export
     Rotate,
+    /// Let the files of a dataset have the values of columns that its exports masked, if the file masks them no more
+    Drop {
+        /// The dataset
+        dataset: String,
+    },
 }
 
 impl MaskCommand {
-    /// Accepts the secret.
+    /// Runs the action.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let MaskCommand::Rotate = self;
         let config = settings(CatalogFile::Unread, Logs::Errors)?;
+        if let MaskCommand::Drop { dataset } = self {
+            return block_on(with_database(&config, CreateMissing::Tables, async |database| {
+                let columns = Store::new(database.pool(1)).forget_masks(&dataset).await?;
+                outln!("{columns} columns of {dataset} need no mask any more, unless the file has one.")
+            }));
+        }
         let secret = config.worker.mask_secret.clone();
         let secret =
             secret.ok_or_else(|| BadUsage("MASK_SECRET: it is unset, so there is no secret to accept".to_owned()))?;

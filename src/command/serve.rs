@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::command::BadUsage;
 use crate::config::{self, CatalogFile, Config};
 use crate::dataset::catalog::Catalog;
-use crate::dataset::fault::Fault;
+use crate::dataset::fault::{Fault, Faults};
 use crate::demo;
 use crate::http::{self, Access, ConnectionLimits};
 use crate::job::Retention;
@@ -196,6 +196,11 @@ async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()
     let mut found = catalog_check::check(&database.pool(1), &catalog).await?;
     warn_of_pattern_tables(&catalog, found.take_out(catalog.of_patterns()));
     let Findings { faults, untracked, broken, unreadable, stalling, without_dataset, .. } = found;
+    let (removed, faults): (Vec<_>, Vec<_>) = faults.0.into_iter().partition(Fault::is_of_removed_mask);
+    for Fault { dataset, why, .. } in removed {
+        tracing::error!(event = "mask_removed", dataset, "its exports will fail: {why}");
+    }
+    let faults = Faults(faults);
     match &config.catalog_file {
         Some(file) => refuse_faults(&catalog, file, faults)?,
         None if faults.0.is_empty() => {}

@@ -49,6 +49,9 @@ impl Display for Mistakes {
 
 impl std::error::Error for Mistakes {}
 
+/// The member of a fault that is of a removed mask.
+pub const MASK_REMOVED: &str = "mask_removed";
+
 /// A member of a dataset that doesn't fit the dataset's table.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{dataset}: {member}: {why}")]
@@ -64,6 +67,11 @@ pub struct Fault {
 }
 
 impl Fault {
+    /// Returns true if exports of the dataset have masked a column that is no masked column now.
+    pub fn is_of_removed_mask(&self) -> bool {
+        self.member == MASK_REMOVED
+    }
+
     /// Returns true if the table lacks a column that the dataset masks.
     pub fn is_of_missing_mask(&self) -> bool {
         self.member == "mask" && self.item.is_some()

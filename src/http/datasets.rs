@@ -70,7 +70,7 @@ pub(crate) struct DatasetBody {
     /// The reason why an export could not start now, as a word; null if it could
     #[schema(
         required,
-        pattern = "^(not_tracked|permission_denied|dataset_mismatch|mask_column_missing|needs_block|partition|unlogged|another_owner|no_key|no_updated_at|name_invalid|name_clash|name_taken)$"
+        pattern = "^(not_tracked|permission_denied|dataset_mismatch|mask_column_missing|mask_removed|needs_block|partition|unlogged|another_owner|no_key|no_updated_at|name_invalid|name_clash|name_taken)$"
     )]
     reason: Option<&'static str>,
     /// The reasons why an export could not start now, as sentences

@@ -17,6 +17,9 @@ pg_rows::words! {
         /// The definition of the dataset's rows or columns changed, in the catalog or in a function that its filter
         /// calls.
         DatasetChanged = "dataset_changed",
+        /// A column that exports have masked is no masked column any more. No export of any type is made, not even to
+        /// heal, until `mask drop` says so.
+        MaskRemoved = "mask_removed",
         /// A column or its type changed. No trigger captures the converted values, and the change log has the old ones.
         ColumnRetyped = "column_retyped",
         /// The table was dropped and created again, or replaced by another one.

@@ -13,7 +13,7 @@ const TABLES: &str = "create table cdc_export.tracked (schema_name text, table_n
     create table cdc_export.datasets (name text, schema_name text, table_name text);
     create table cdc_export.lanes (dataset text);
     create table cdc_export.keys (datasets text[], revoked_at timestamptz);
-    create table cdc_export.masked_columns (dataset text, table_oid oid, number smallint, name text, rule text);";
+    create table cdc_export.masked_columns (dataset text, name text);";
 
 /// Begins the transaction that is never committed.
 pub(super) async fn begin(conn: &mut PgConnection) -> Result<(), sqlx::Error> {

@@ -7,13 +7,13 @@ use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::connection::statement::with_pieces;
-use crate::dataset::fault::{Fault, Faults};
+use crate::dataset::fault::{Fault, Faults, MASK_REMOVED};
 use crate::dataset::header::{FileHeader, meta_column};
 use crate::dataset::mask::MaskRule;
 use crate::dataset::name::{hint, hint_in_full};
 use crate::dataset::{
-    Capture, Columns, Dataset, KeyColumn, ListElement, MaskedColumn, MaskedColumns, Operation, RelationKind, Table,
-    TableColumn, TableSchema, Unrepresentable, WireFormat,
+    Capture, Columns, Dataset, KeyColumn, ListElement, Operation, RelationKind, Table, TableColumn, TableSchema,
+    Unrepresentable, WireFormat,
 };
 use crate::job::ExportType;
 use crate::source;
@@ -94,10 +94,8 @@ struct ColumnRow {
     key_is_deterministic: Option<bool>,
     /// True if other tables inherit from its table.
     has_children: bool,
-    /// The name under which the last export masked it, and the rule. `None`: it was not masked.
-    masked_name: Option<String>,
-    masked_rule: Option<String>,
-    table_oid: Oid,
+    /// The columns that exports of the dataset have masked.
+    masked: Vec<String>,
 }
 
 impl ColumnRow {
@@ -319,7 +317,7 @@ impl<'a> Fitting<'a> {
         let key = self.key();
         let columns = self.chosen(&key);
         let missing_masked = self.missing_masked(&key);
-        self.require_masks(&columns);
+        self.require_masks();
         let updated_at = self.time("updated_at", self.dataset.updated_at.as_deref());
         let created_at = self.time("created_at", self.dataset.created_at.as_deref());
         let created_at = created_at.filter(|_| self.dataset.operation == Operation::Timestamps);
@@ -516,19 +514,18 @@ impl<'a> Fitting<'a> {
         missing
     }
 
-    /// Refuses a column that was masked under another name, and would be in the files otherwise now.
-    fn require_masks(&mut self, sent: &[TableColumn]) {
-        let columns = self.columns;
-        for (column, was) in columns.iter().filter_map(|column| Some((column, column.masked_name.as_ref()?))) {
-            let is_sent = sent.iter().any(|other| other.number == column.number);
-            let rule = self.dataset.masks.rules.get(&column.name).map(MaskRule::to_string);
-            if is_sent && *was != column.name && rule != column.masked_rule {
+    /// Refuses a dataset whose exports have masked a column that is no masked column now. It may have another name.
+    fn require_masks(&mut self) {
+        let (columns, dataset) = (self.columns, self.dataset);
+        let remembered = columns.first().map(|column| column.masked.as_slice()).unwrap_or_default();
+        for name in remembered {
+            if !dataset.masks.rules.contains_key(name) || columns.iter().all(|column| column.name != *name) {
                 let why = format!(
-                    "`{}` was `{was}`, which the last export masked by `{}`: give it the same mask under its new name, or leave it out",
-                    column.name,
-                    column.masked_rule.as_deref().unwrap_or_default()
+                    "its exports masked `{name}`, which is no masked column any more: put the mask back, or, if the values \
+                     may be in the files from now on, run `cdc-export mask drop {}`",
+                    dataset.name
                 );
-                self.wrong("mask", Some(&column.name), why);
+                self.wrong(MASK_REMOVED, Some(name), why);
             }
         }
     }
@@ -633,30 +630,19 @@ impl<'a> FittingTable<'a> {
             deleted: self.deleted,
             deleted_is_set,
             missing_masked: self.missing_masked,
-            masked: MaskedColumns::new(self.dataset, found),
+            newly_masked: newly_masked(self.dataset, found),
             types,
             guard_state,
         }
     }
 }
 
-impl MaskedColumns {
-    fn new(dataset: &Dataset, columns: &[ColumnRow]) -> MaskedColumns {
-        let (mut now, mut is_changed) = (Vec::new(), false);
-        for ColumnRow { name, number, masked_name, masked_rule, .. } in columns {
-            let rule = dataset.masks.rules.get(name).map(MaskRule::to_string);
-            let before = masked_name.clone().zip(masked_rule.clone());
-            let after = match &before {
-                // It was renamed, and is left out of the files.
-                Some((was, _)) if rule.is_none() && was != name => before.clone(),
-                _ => rule.map(|rule| (name.clone(), rule)),
-            };
-            is_changed |= before != after;
-            now.extend(after.map(|(name, rule)| MaskedColumn { number: *number, name, rule }));
-        }
-        let table_oid = columns.first().map_or(0, |column| column.table_oid.0);
-        MaskedColumns { table_oid, columns: now, is_changed }
-    }
+/// Returns the masked columns of a dataset that the database doesn't remember yet.
+fn newly_masked(dataset: &Dataset, columns: &[ColumnRow]) -> Vec<String> {
+    let is_new = |column: &&ColumnRow| {
+        dataset.masks.rules.contains_key(&column.name) && !column.masked.contains(&column.name)
+    };
+    columns.iter().filter(is_new).map(|column| column.name.clone()).collect()
 }
 
 fn is_time(column: &TableColumn) -> bool {

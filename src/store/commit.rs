@@ -1,12 +1,9 @@
 //! Commits an attempt: completes its jobs and moves the positions of their consumer, in the transaction whose snapshot
 //! was exported.
 
-use serde_json::json;
 use sqlx::PgConnection;
-use sqlx::postgres::types::Oid;
 use sqlx::types::Json;
 
-use crate::dataset::{MaskedColumn, MaskedColumns};
 use crate::file::{Exported, Part, content_sha256};
 use crate::job::columns::FileColumns;
 use crate::job::{ConsumerId, Job, JobId, LeaseToken, SnapshotReport};
@@ -33,7 +30,7 @@ pub struct CommitInput {
     /// The export that the marker of the lane named at the destination. `None` if there was no marker.
     pub marker: Option<JobId>,
     /// The masked columns to remember.
-    pub masked: MaskedColumns,
+    pub newly_masked: Vec<String>,
     /// The manifest of the export. `None` if the job has no consumer.
     pub manifest: Option<Manifest>,
 }
@@ -199,22 +196,24 @@ fn without_file(job: JobId) -> Error {
     Error::Sql(sqlx::Error::Protocol(format!("the export {job} has no file, and no lane in which it can be skipped")))
 }
 
-/// Remembers the masked columns of the exports, if others are remembered.
+/// Remembers the masked columns of the exports, if some are new.
 async fn remember_masks(conn: &mut PgConnection, commits: &[Commit<'_>]) -> Result<(), Error> {
-    let changed: Vec<_> = commits.iter().filter(|commit| commit.found.masked.is_changed).collect();
-    if changed.is_empty() {
+    let (mut datasets, mut names) = (Vec::new(), Vec::new());
+    for commit in commits {
+        for name in &commit.found.newly_masked {
+            datasets.push(&*commit.job.dataset);
+            names.push(name.as_str());
+        }
+    }
+    if names.is_empty() {
         return Ok(());
     }
-    let columns = |commit: &&Commit<'_>| {
-        let column = |it: &MaskedColumn| json!({ "number": it.number, "name": it.name, "rule": it.rule });
-        Json(commit.found.masked.columns.iter().map(column).collect::<Vec<_>>())
-    };
-    sqlx::query(include_str!("commit/remember_masks.sql"))
-        .bind(changed.iter().map(|commit| &*commit.job.dataset).collect::<Vec<_>>())
-        .bind(changed.iter().map(|commit| Oid(commit.found.masked.table_oid)).collect::<Vec<_>>())
-        .bind(changed.iter().map(columns).collect::<Vec<_>>())
-        .execute(conn)
-        .await?;
+    let remember = sqlx::query(
+        "-- store.commit.remember_masks
+         insert into cdc_export.masked_columns (dataset, name)
+         select * from unnest($1::text[], $2::text[]) on conflict do nothing",
+    );
+    remember.bind(datasets).bind(names).execute(conn).await?;
     Ok(())
 }
 

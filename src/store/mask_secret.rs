@@ -1,8 +1,17 @@
-//! The fingerprint of the secret of masks that the database accepts.
+//! The fingerprint of the secret of masks that the database accepts, and the columns that were masked.
 
 use crate::store::{Error, Store};
 
 impl Store {
+    /// Forgets which columns exports of a dataset have masked. Returns their number.
+    ///
+    /// # Errors
+    /// If the database fails.
+    pub async fn forget_masks(&self, dataset: &str) -> Result<u64, Error> {
+        let statement = "-- store.mask_secret.forget_masks\n delete from cdc_export.masked_columns where dataset = $1";
+        self.execute(sqlx::query(statement).bind(dataset)).await
+    }
+
     /// Returns true if the database accepts the secret with this fingerprint. It accepts the first one that it gets.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! The reasons why an attempt ended without a file, and the decision about a retry.
 
+use crate::dataset::fault::Fault;
 use crate::job::{Continuity, Failure, FailureCode};
 use crate::source::opening::Refused;
 use crate::store::queue::Settlement;
@@ -113,6 +114,9 @@ impl Error {
                 source::Error::TableMissing { .. } => fail(FailureCode::TableMissing),
                 source::Error::NotTracked(_) => fail(FailureCode::NotTracked),
                 source::Error::FullOnly(_) => fail(FailureCode::FullOnly),
+                source::Error::Mismatch(faults) if faults.0.iter().any(Fault::is_of_removed_mask) => {
+                    Settlement::Fail(failure(FailureCode::DatasetMismatch, Some(Continuity::MaskRemoved)))
+                }
                 source::Error::Mismatch(faults) => fail(match faults.0.as_slice() {
                     [fault] if fault.member == "table" => FailureCode::TableMissing,
                     _ => FailureCode::DatasetMismatch,

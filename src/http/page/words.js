@@ -9,6 +9,7 @@ const CONTINUITY = {
   deletes_expired: ["It stayed away too long: the log of deletions was given up.", "incremental"],
   file_lost: ["The file of an export was lost before it had its name: what it held was never handed out.", "full"],
   log_expired: ["It stayed away far too long: the log of changes was given up.", "full"],
+  mask_removed: ["A column that exports have masked is no masked column any more: put the mask back, or run cdc-export mask drop.", "operator"],
   dataset_changed: ["The catalog, or a function of the filter, says otherwise than before which rows and columns belong to the dataset.", "full"],
   column_retyped: ["A column or its type is another one: values changed that no trigger saw.", "full"],
   table_recreated: ["The table is another one of the same name.", "full"],
@@ -24,13 +25,14 @@ const EXACT = {
   delta: "",
   incremental: "Incremental exports are still exact; deltas need a full export first.",
   full: "The next export has to be a full one.",
+  operator: "Until then no export of any type is made.",
 };
 
 // The weight of a badge, and a sentence.
 export function continuity(word) {
   if (word === null) return { weight: "good", label: "exact", meaning: "Every change since its last export is known." };
   const [meaning, needs] = CONTINUITY[word] ?? ["A word that this page doesn't know.", "delta"];
-  const weight = { delta: "notice", incremental: "warning", full: "bad" }[needs];
+  const weight = { delta: "notice", incremental: "warning", full: "bad", operator: "bad" }[needs];
   return { weight, label: word, meaning: `${meaning} ${EXACT[needs]}`.trim(), needs };
 }
 

@@ -6,7 +6,8 @@
 with named as materialized (
   select its.place, c.oid, c.relkind, c.relnatts,
     c.relkind = 'r' and exists (select from pg_inherits i where i.inhparent = c.oid) as has_children,
-    cdc_export.primary_key(c.oid) as primary_key, its.key, its.dataset
+    cdc_export.primary_key(c.oid) as primary_key, its.key,
+    array(select m.name from cdc_export.masked_columns m where m.dataset = its.dataset) as masked
   from unnest((select $1), (select $2), (select $3)) with ordinality as its (name, key, dataset, place)
   cross join lateral (
     select c.oid, c.relkind, c.relnatts from pg_class c where c.oid = to_regclass(its.name) offset 0) c),
@@ -16,7 +17,7 @@ key_parts as materialized (
 ),
 
 columns as materialized (
-  select a.*, named.place, named.relkind, named.relnatts, named.primary_key, named.has_children, named.dataset
+  select a.*, named.place, named.relkind, named.relnatts, named.primary_key, named.has_children, named.masked
   from named
   cross join lateral (
     select a.attrelid, a.attname, a.attnum, a.atttypid, a.atttypmod, a.attnotnull, a.attgenerated,
@@ -67,14 +68,8 @@ select a.place, a.attname::text as name, a.attnum as number, base.base_type, bas
   a.xmin::text as version, a.attcollation as collation,
   base.oid >= 16384 or a.attgenerated <> '' as may_change,
   a.relnatts as width, part.equals as key_equals, part.collation as key_collation,
-  part.is_deterministic as key_is_deterministic, a.has_children, masked.name as masked_name,
-  masked.rule as masked_rule, a.attrelid as table_oid
+  part.is_deterministic as key_is_deterministic, a.has_children, a.masked
 from columns a
 join types base on (base.atttypid, base.atttypmod) = (a.atttypid, a.atttypmod)
-left join lateral (
-  select m.name, m.rule
-  from cdc_export.masked_columns m
-  where (m.dataset, m.table_oid, m.number) = (a.dataset, a.attrelid, a.attnum)
-  offset 0) masked on true
 left join key_parts part on part.place = a.place and part.name = a.attname::text
 order by a.place, a.attnum
