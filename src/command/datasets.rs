@@ -17,6 +17,7 @@ use crate::dataset::{Capture, Dataset, Description, Table, TableColumn, TableSch
 use crate::postgres::Database;
 use crate::source::catalog_check::{self, Findings};
 use crate::source::relations;
+use crate::store::Store;
 use clap::{Args, Subcommand};
 
 use crate::command::BadUsage;
@@ -137,6 +138,15 @@ async fn datasets(config: &Config, database: &Database, command: DatasetsCommand
                     );
                 }
             }
+            let left = Store::new(database.pool(1)).positions_without_dataset(catalog.dataset_names()).await?;
+            faults.extend(left.into_iter().map(|(dataset, table)| {
+                let why = format!(
+                    "consumers have positions in it, and it is no dataset any more: {}. Add a [[dataset]] of this name, or \
+                     forget each position by DELETE /exports/watermark?dataset={dataset}",
+                    catalog.why_gone(&dataset, table.as_ref())
+                );
+                Fault { dataset, member: "positions", item: None, why }
+            }));
             let names = catalog.iter().map(|dataset| dataset.name.as_str());
             let is_ready = |name: &&str| {
                 untracked.iter().all(|other| other != name) && faults.iter().all(|fault| fault.dataset != *name)

@@ -214,12 +214,14 @@ impl Reload {
             let left_out = catalog.left_out().len();
             tracing::info!(event = "tables_matched", datasets = has.len(), added, removed, left_out);
         }
-        if !removed.is_empty() {
-            tracing::warn!(
-                event = "datasets_gone",
-                datasets = removed,
-                "requests for exports of these datasets are refused: their tables are gone, or can't be datasets any more"
-            );
+        let mut gone = BTreeMap::<String, BTreeSet<String>>::new();
+        for name in had.difference(&has) {
+            let why = catalog.why_gone(name, before.get(name).map(|dataset| &dataset.table));
+            gone.entry(why).or_default().insert(name.clone());
+        }
+        for (why, names) in gone {
+            let datasets = missing_in(&has, &names);
+            tracing::warn!(event = "datasets_gone", datasets, "exports of these datasets are refused: {why}");
         }
         if !catalog.has_same_datasets(&before) {
             self.age_other_datasets(&catalog).await?;

@@ -146,6 +146,19 @@ impl Catalog {
         self.datasets.iter().filter_map(|dataset| Some((&*dataset.name, located(dataset)?))).collect()
     }
 
+    /// Returns the reason why a dataset that belonged to this table is not in the catalog any more.
+    pub fn why_gone(&self, name: &str, table: Option<&Table>) -> String {
+        let takes = |dataset: &&Arc<Dataset>| {
+            let Table { schema, name } = &dataset.table;
+            table.is_some_and(|table| *name == table.name && (schema.is_none() || *schema == table.schema))
+        };
+        let taker = self.datasets[..self.named].iter().find(takes);
+        let left_out = || self.left_out.iter().find(|it| it.name == name).map(LeftOut::to_string);
+        let by_block = taker.map(|it| format!("the [[dataset]] `{}` takes the table from the pattern", it.name));
+        let otherwise = || "no block and no pattern has its table, or the table is gone".to_owned();
+        by_block.or_else(left_out).unwrap_or_else(otherwise)
+    }
+
     /// The catalog with the receivers of another.
     pub fn with_listeners_of(self, other: &Catalog) -> Catalog {
         Catalog { listeners: other.listeners.clone(), ..self }

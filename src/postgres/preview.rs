@@ -12,6 +12,7 @@ const TABLES: &str = "create table cdc_export.tracked (schema_name text, table_n
     create table cdc_export.owned (schema_name text, table_name text);
     create table cdc_export.datasets (name text, schema_name text, table_name text);
     create table cdc_export.lanes (dataset text);
+    create table cdc_export.watermarks (dataset text);
     create table cdc_export.keys (datasets text[], revoked_at timestamptz);
     create table cdc_export.masked_columns (dataset text, name text);";
 

@@ -521,8 +521,8 @@ impl<'a> Fitting<'a> {
         for name in remembered {
             if !dataset.masks.rules.contains_key(name) || columns.iter().all(|column| column.name != *name) {
                 let why = format!(
-                    "its exports masked `{name}`, which is no masked column any more: put the mask back, or, if the values \
-                     may be in the files from now on, run `cdc-export mask drop {}`",
+                    "its exports masked `{name}`, which is no masked column any more: put the mask back, or, if its \
+                     values may be in the files from now on, run `cdc-export mask drop {}`",
                     dataset.name
                 );
                 self.wrong(MASK_REMOVED, Some(name), why);

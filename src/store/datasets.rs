@@ -23,6 +23,20 @@ impl Store {
         Ok(rows.into_iter().map(|(name, schema, table)| (name, Table { schema: Some(schema), name: table })).collect())
     }
 
+    /// Returns the datasets that have positions and are none of these, with the tables that they belonged to.
+    pub async fn positions_without_dataset(&self, own: &[String]) -> Result<Vec<(String, Option<Table>)>, Error> {
+        let statement = sqlx::query_as(
+            "-- store.datasets.positions_without_dataset
+             select distinct w.dataset, d.schema_name, d.table_name
+             from watermarks w left join cdc_export.datasets d on d.name = w.dataset
+             where w.dataset <> all ($1) order by w.dataset",
+        );
+        let rows: Vec<(String, Option<String>, Option<String>)> =
+            self.with(async |conn| statement.bind(own).fetch_all(conn).await).await?;
+        let table = |schema, name: Option<String>| name.map(|name| Table { schema, name });
+        Ok(rows.into_iter().map(|(dataset, schema, name)| (dataset, table(schema, name))).collect())
+    }
+
     /// Records that this process has these datasets, unless that was recorded within the last hour.
     pub async fn record_datasets(&self, tables: &[(&str, Table)]) -> Result<(), Error> {
         let names: Vec<_> = tables.iter().map(|(name, _)| *name).collect();

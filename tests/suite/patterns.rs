@@ -42,6 +42,28 @@ async fn becomes(service: &Service, expected: &[&str]) {
     eventually(&format!("{expected:?}"), async || (listed(service).await == expected).then_some(())).await;
 }
 
+#[tokio::test]
+async fn a_block_that_takes_a_table_from_a_pattern_is_named_where_positions_are_left() {
+    let database = Database::empty_with(SHOP).await;
+    let catalog = Catalog::of(PATTERN);
+    ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
+    let service = quick(&catalog, &database).service().await;
+    export(&service, "full", "orders", "a").await;
+    ends(catalog.command(&database, &["datasets", "check"]).await, 0, "");
+    catalog.write(&format!("{PATTERN}[[dataset]]\nname = \"sales\"\ntable = \"shop.orders\"\n"));
+    let gone = eventually("the log says so", async || service.events("datasets_gone").pop()).await;
+    let why = "the [[dataset]] `sales` takes the table from the pattern";
+    assert_eq!(gone["datasets"], "orders", "{gone}");
+    assert!(gone.to_string().contains(why), "{gone}");
+    let consumers: Value = service.call("GET", "/consumers", &[]).await.json().await.unwrap();
+    assert_eq!(consumers["items"][0]["state"], "gone", "{consumers}");
+    let (_, said) = ends(catalog.command(&database, &["datasets", "check"]).await, 2, "orders: positions: ");
+    assert!(said.contains(why), "{said}");
+    let forgotten = service.call("DELETE", "/exports/watermark?dataset=orders", &[("X-Consumer-ID", "a")]).await;
+    assert_eq!(forgotten.status(), 204);
+    ends(catalog.command(&database, &["datasets", "check"]).await, 0, "");
+}
+
 /// A partition may be locked for hours. A start that locked the others meanwhile would stop their writers, too.
 #[tokio::test]
 async fn a_start_waits_for_no_locked_partition() {
