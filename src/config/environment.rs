@@ -35,7 +35,9 @@ impl Environment {
         let environment = std::env::vars_os();
         variables
             .extend(environment.map(|(k, v)| (k.to_string_lossy().into_owned(), v.to_string_lossy().into_owned())));
-        Ok(Environment(Variables(variables)))
+        let variables = Variables(variables);
+        variables.refuse_quoted()?;
+        Ok(Environment(variables))
     }
 
     /// Reads the settings of all modules.

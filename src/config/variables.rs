@@ -63,6 +63,23 @@ impl Variables {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
+    /// Refuses a setting with quotes around it, as `docker run --env-file` hands them over, and one with a control
+    /// character, as the end of a line from Windows. The error doesn't quote the value, which may be a secret.
+    pub(super) fn refuse_quoted(&self) -> Result<(), Error> {
+        for name in settings() {
+            // A key that was read from a file ends with a newline.
+            let value = self.get(name).map_or("", |value| if name == "CDC_EXPORT_KEY" { value.trim() } else { value });
+            let is_quoted = |quote| value.len() > 1 && value.starts_with(quote) && value.ends_with(quote);
+            if ['"', '\''].into_iter().any(is_quoted) {
+                return Err(invalid(name, "there are quotes around its value: take them off"));
+            }
+            if value.contains(char::is_control) {
+                return Err(invalid(name, "its value has a control character, such as a CR or LF at its end"));
+            }
+        }
+        Ok(())
+    }
+
     /// Returns the name and value of a variable. Returns `None` if the variable is unset. Used for settings that have
     /// several variables.
     pub(super) fn name_and_value(&self, name: &'static str) -> Option<(&'static str, &str)> {

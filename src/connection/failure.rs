@@ -78,11 +78,19 @@ impl SqlFailure {
     }
 }
 
-/// Returns a text in place of Postgres's message about data (class 22), which may quote a row's value.
+/// Returns a text in place of Postgres's message about data (class 22), which may quote a row's value, and in place of
+/// the driver's message about a password that it can't send, which quotes a character of it.
 ///
 /// Returns `None` for any other error.
 pub(crate) fn withheld_message(error: &(dyn std::error::Error + 'static)) -> Option<String> {
-    let code = error.downcast_ref::<sqlx::Error>()?.as_database_error()?.code()?;
+    let error = error.downcast_ref::<sqlx::Error>()?;
+    if let sqlx::Error::Configuration(cause) = error
+        && cause.to_string().starts_with("Failed to saslprep")
+    {
+        let why = "the driver can't send the user's name or the password: a character of it is forbidden by SASLprep";
+        return Some(format!("{why}; `alter role` can give another password"));
+    }
+    let code = error.as_database_error()?.code()?;
     code.starts_with("22").then(|| format!("SQLSTATE {code}, whose message may quote a value"))
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustls::CertificateError;
 
-use crate::connection::failure::sqlstate;
+use crate::connection::failure::{sqlstate, withheld_message};
 
 /// The timeout of a first connection, if its address has none.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -40,7 +40,7 @@ pub(super) fn unreachable(error: &sqlx::Error) -> String {
             };
             format!("{}{next}", reported.message())
         }
-        other => other.to_string(),
+        other => withheld_message(other).unwrap_or_else(|| other.to_string()),
     }
 }
 

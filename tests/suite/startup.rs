@@ -216,12 +216,22 @@ async fn a_bad_setting_is_named_before_anything_is_touched() {
         ("LOG_FORMAT", "xml"),
         ("AUTH", "maybe"),
         ("HOST", "here"),
+        ("MASK_SECRET", "'a secret of the tests that stays'"),
+        ("MASK_SECRET", "a secret of the tests\r"),
+        ("DATABASE_URL", "\"postgres://root:secret@localhost/db\""),
         ("DATABASE_URL", "mysql://root:secret@localhost/db"),
     ] {
         let start = Start::on(&database).with("DATA_DIR", data.display()).with("OUTPUT_DIR", output.display());
         let (code, line) = refused(start.with(name, value)).await;
         assert!(code == 2 && line.starts_with(&format!("cdc-export: {name}: ")), "{code} {line}");
         assert!(!line.contains("secret"), "{line}");
+    }
+    let folders = [format!("\"{}\"", output.display()), format!("{}\r", output.display())];
+    for name in ["OUTPUT_DIR", "DATA_DIR"] {
+        for folder in &folders {
+            let (code, line) = refused(Start::on(&database).with(name, folder)).await;
+            assert!(code == 2 && line.starts_with(&format!("cdc-export: {name}: ")), "{code} {line}");
+        }
     }
     let (code, line) = refused(Start::on(&database).with("HOST", "0.0.0.0")).await;
     assert!(code == 2 && line.starts_with("cdc-export: AUTH: ") && line.contains("0.0.0.0"), "{code} {line}");
@@ -334,6 +344,71 @@ async fn a_database_that_cant_be_used_is_named_with_its_address_and_what_to_do()
             assert!(code == 1 && line.starts_with(&format!("cdc-export: {told}")), "{url}: {line}\nnot {told}");
             assert!(!line.contains("secret") && !line.contains("at line"), "{line}");
         }
+    }
+}
+
+/// Nothing answers at these addresses, so the refusal shows how each was read.
+#[tokio::test]
+async fn an_address_is_read_as_by_libpq_or_its_mistake_is_named() {
+    for (url, words) in [
+        ("postgres://shop:a%20b@/db?host=/no/such/folder", "shop@/no/such/folder:5432/db: there is no such socket"),
+        ("postgres://shop@/db?host=/no/such/folder&client_encoding=utf8", "shop@/no/such/folder:5432/db: "),
+        ("postgres://shop@[::1]:1/db", "shop@[::1]:1/db: "),
+        ("postgres://shop@/db", "no host"),
+        ("postgres://shop@a:5432,b:5432/shop", "several hosts"),
+        ("postgres://shop@/shop?host=a,b", "several hosts"),
+        (" postgres://shop@a/shop", "blank"),
+        ("jdbc:postgresql://a/shop", "driver"),
+        ("postgresql+psycopg2://shop@a/shop", "driver"),
+        ("host=a dbname=shop", "key=value"),
+        ("postgres://shop@::1/shop", "brackets"),
+        ("postgres://shop@a:65536/shop", "port"),
+        ("postgres://shop:pa/ss@localhost/shop", "%2F"),
+        ("postgres://shop:12/ss@localhost/shop", "%2F"),
+    ] {
+        let (_, line) = refused(Start::plain().with("DATABASE_URL", url)).await;
+        assert!(line.starts_with("cdc-export: DATABASE_URL: ") && line.contains(words), "{url}: {line}");
+        assert!(!line.contains("a b") && !line.contains("ss@"), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn a_user_or_database_that_is_assumed_is_shown() {
+    let own = nix::unistd::User::from_uid(nix::unistd::Uid::effective()).unwrap().unwrap().name;
+    let both = format!("{own}@localhost:1/{own} (it names no user and no database, so the system's user is taken for both)");
+    let system = "(it names no user, so the system's is taken)";
+    for (url, pguser, shown) in [
+        ("postgres://localhost:1", None, both),
+        ("postgres://localhost:1/shop", None, format!("{own}@localhost:1/shop {system}")),
+        ("postgres://:secret@localhost:1/shop", None, format!("{own}@localhost:1/shop {system}")),
+        ("postgres:///shop?host=/run/a@b", None, format!("{own}@/run/a@b:5432/shop {system}")),
+        (
+            "postgres://shop@localhost:1",
+            None,
+            "shop@localhost:1/shop (it names no database, so the user's name is taken for it)".to_owned(),
+        ),
+        ("postgres://shop:a@b@localhost:1/x", Some("other"), "shop@localhost:1/x: ".to_owned()),
+        ("postgres://localhost:1/x?user=shop", Some("other"), "shop@localhost:1/x: ".to_owned()),
+        ("postgres://localhost:1/shop", Some("shop"), "shop@localhost:1/shop: ".to_owned()),
+    ] {
+        let start = Start::plain().with("DATABASE_URL", url);
+        let (_, line) = refused(pguser.into_iter().fold(start, |start, user| start.with("PGUSER", user))).await;
+        assert!(line.starts_with(&format!("cdc-export: DATABASE_URL: {shown}")), "{url}: {line}");
+    }
+}
+
+#[tokio::test]
+async fn a_password_that_the_driver_cant_send_is_not_quoted() {
+    let database = Database::empty().await;
+    let role = database.role().await;
+    let password = "set local password_encryption = 'scram-sha-256'; alter role";
+    database.run(&format!("begin; {password} {role} password 'p😀w'; commit")).await;
+    let url = database.url_as(&role, "p😀w");
+    for arguments in [&["serve"][..], &["status"]] {
+        let (_, _, said) = Start::plain().with("DATABASE_URL", &url).arguments(arguments).output().await;
+        assert!(!said.contains('😀') && !said.contains("1f600"), "{said}");
+        // A server that trusts its sockets asks for no password.
+        assert!(said.contains("SASLprep") || !said.contains("saslprep"), "{said}");
     }
 }
 
