@@ -18,6 +18,7 @@ psql -q -v ON_ERROR_STOP=1 -f tests/elsewhere.sql
 texts=$'uuid = "text"\ntime = "text"'
 lists=$texts$'\narrays = "list"\nunrepresentable = "null"'
 printf '[[dataset]]\nname = "%s"\ntable = "orders"\n%s\n' orders '' orders-text "$texts" orders-lists "$lists" >"$work/datasets.toml"
+printf '[[dataset]]\nname = "notes"\ntable = "notes"\ncapture = "none"\n' >>"$work/datasets.toml"
 kill "$service"
 wait "$service" || true
 start_service DATASETS="$work/datasets.toml"

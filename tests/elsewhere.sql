@@ -49,3 +49,6 @@ insert into orders (id, note, code)
 select 100 + n, word, word
 from unnest(array['NA', 'N/A', 'nan', 'None', 'null', '<NA>', 'true', '007', '1e5', '-0', '0x1F', '2026-02-26', ' spaces ', E'\t', '''', '=1+1', '#',
     '{}', 'Zoë 山田 👩‍🚀', U&'\FEFFmark', U&'\2028', E'\x7f', '\', 'a\', '"a', 'a,b', E'a\rb', '\"']) with ordinality as words (word, n);
+-- One column, whose name a header must quote. A NULL is an empty line of CSV.
+create table notes (U&"no, ""te""\000Aof it" text);
+insert into notes values ('a'), (null), ('007'), (null);
