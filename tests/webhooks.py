@@ -1,5 +1,11 @@
-"""The receiver of docs/guides/webhooks.md, which checks events by the library of Standard Webhooks: webhooks.py SERVER PORT SECRET DATASET."""
+"""The receivers of docs/guides, which take every kind of event: webhooks.py SERVER PORT SECRET DATASET.
 
+The receiver of webhooks.md checks events by the library of Standard Webhooks. The receiver of rabbitmq.md gets them from a stand-in for pika.
+"""
+
+import contextlib
+import datetime
+import io
 import json
 import os
 import pathlib
@@ -7,12 +13,71 @@ import re
 import subprocess
 import sys
 import threading
+import types
 import urllib.error
 import urllib.request
 
+from standardwebhooks import Webhook
+
 server, port, secret, dataset = sys.argv[1:]
-guide = pathlib.Path(__file__).parent.parent / "docs/guides/webhooks.md"
-(receiver,) = re.findall(r"^```python\n(.*?)^```$", guide.read_text(), re.MULTILINE | re.DOTALL)
+guides = pathlib.Path(__file__).parent.parent / "docs/guides"
+
+
+def block(page):
+    """Returns the only receiver of a page."""
+    (receiver,) = re.findall(r"^```python\n(.*?)^```$", (guides / page).read_text(), re.MULTILINE | re.DOTALL)
+    return receiver
+
+
+def export(body):
+    headers = {"X-Consumer-ID": "webhooks", "Content-Type": "application/json"}
+    request = urllib.request.Request(f"{server}/exports/full", json.dumps(body).encode(), headers)
+    return json.load(urllib.request.urlopen(request))
+
+
+def events(job, batch):
+    """Yields an event of every kind with the id that a receiver prints: of an export, of a batch, and of `deliveries test`."""
+    shown = {place: json.load(urllib.request.urlopen(f"{server}/{place}")) for place in (f"exports/{job}", f"batches/{batch}")}
+    kinds = [("test", {}, None)]
+    for end in ("completed", "failed", "cancelled", "skipped"):
+        kinds += [(f"export.{end}", shown[f"exports/{job}"], job), (f"batch.{end}", shown[f"batches/{batch}"], batch)]
+    for kind, data, id in kinds:
+        yield {"id": f"id-of-{kind}", "type": f"cdc-export.{kind}.v1", "subject": "_test", "data": data}, id
+
+
+def post(event):
+    """Posts an event as the service does. Returns the status of the answer."""
+    body, now = json.dumps(event), datetime.datetime.now(datetime.UTC)
+    signature = Webhook(secret).sign(event["id"], now, body)
+    headers = {"webhook-id": event["id"], "webhook-timestamp": str(int(now.timestamp())), "webhook-signature": signature}
+    return urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/", body.encode(), headers)).status
+
+
+def taken_by_pika(bodies):
+    """Runs the receiver of rabbitmq.md. Returns the lines that it prints, one for each message."""
+    acknowledged = []
+
+    class Channel:
+        def basic_consume(self, queue, told):
+            self.told = told
+
+        def start_consuming(self):
+            for tag, body in enumerate(bodies):
+                self.told(self, types.SimpleNamespace(delivery_tag=tag), None, body.encode())
+
+        def basic_ack(self, tag):
+            acknowledged.append(tag)
+
+    connection = types.SimpleNamespace(channel=Channel)
+    sys.modules["pika"] = types.SimpleNamespace(BlockingConnection=lambda address: connection, URLParameters=str)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(block("rabbitmq.md"), "rabbitmq.md", "exec"), {"url": "amqp://localhost"})
+    assert acknowledged == list(range(len(bodies))), acknowledged
+    return printed.getvalue().splitlines()
+
+
+receiver = block("webhooks.md")
 assert receiver.count("9000") == 1, "the guide's port"
 listening = subprocess.Popen(
     [sys.executable, "-c", receiver.replace("9000", port)],
@@ -25,12 +90,20 @@ late = threading.Timer(60, listening.kill)
 late.daemon = True
 late.start()
 try:
-    headers = {"X-Consumer-ID": "webhooks", "Content-Type": "application/json"}
-    request = urllib.request.Request(f"{server}/exports/full", json.dumps({"dataset": dataset}).encode(), headers)
-    job = json.load(urllib.request.urlopen(request))["jobId"]
+    job, batch = export({"dataset": dataset})["jobId"], export({"datasets": [dataset]})["batchId"]
     # What was exported before is told as well.
-    told = next((line.split() for line in listening.stdout if line.split()[2] == job), None)
-    assert told == ["cdc-export.export.completed.v1", f"{dataset}/webhooks", job], told
+    awaited = {job: ["cdc-export.export.completed.v1", f"{dataset}/webhooks", job]}
+    awaited[batch] = ["cdc-export.batch.completed.v1", "_batch/webhooks", batch]
+    while awaited:
+        told = next(line.split() for line in listening.stdout)
+        assert told == awaited.pop(told[2], told), told
+    sent = list(events(job, batch))
+    for event, id in sent:
+        assert post(event) == 204, event
+        # Events of the service may come between.
+        assert [event["type"], "_test", str(id)] in (line.split() for line in listening.stdout), event
+    printed = taken_by_pika([json.dumps(event) for event, _ in sent])
+    assert printed == [f"{event['type']} _test {id}" for event, id in sent], printed
     forged = {"webhook-id": "a", "webhook-timestamp": "1", "webhook-signature": "v1,AAAA"}
     try:
         urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/", b"{}", forged))
@@ -39,4 +112,4 @@ try:
         assert refused.code == 401, refused
 finally:
     listening.kill()
-print("webhooks: the guide's receiver, with the library of Standard Webhooks, takes what the service signs and nothing else")
+print("webhooks: the guides' receivers take every kind of event; that of webhooks.md takes what the service signs and nothing else")
