@@ -296,8 +296,8 @@ pub struct Dataset {
 /// The operator's choices of Parquet types for a dataset's columns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ParquetChoices {
-    /// True if a `numeric` of declared digits is a `DECIMAL`, in place of a text.
-    pub decimals: bool,
+    /// True if a `numeric` of declared digits is a text, in place of a `DECIMAL`.
+    pub numeric_texts: bool,
     /// True if a `uuid` is a text.
     pub uuid_texts: bool,
     /// True if a `time` is a text.
@@ -316,18 +316,19 @@ pub enum Unrepresentable {
     Fail,
     /// It is NULL.
     Null,
-    /// Every date and time column is written as text.
+    /// Every date, time and numeric column is written as text.
     Text,
 }
 
 impl ParquetChoices {
     /// Returns true if a column of this type is a text, though Parquet has a type for it.
     pub fn is_text(&self, kind: ColumnType) -> bool {
-        let times_are_texts = self.unrepresentable == Unrepresentable::Text;
+        let all_are_texts = self.unrepresentable == Unrepresentable::Text;
         match kind {
+            ColumnType::Numeric => self.numeric_texts || all_are_texts,
             ColumnType::Uuid => self.uuid_texts,
-            ColumnType::Time => self.time_texts || times_are_texts,
-            ColumnType::Date | ColumnType::Timestamp | ColumnType::Timestamptz => times_are_texts,
+            ColumnType::Time => self.time_texts || all_are_texts,
+            ColumnType::Date | ColumnType::Timestamp | ColumnType::Timestamptz => all_are_texts,
             _ => false,
         }
     }

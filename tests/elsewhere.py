@@ -8,6 +8,7 @@ reader whose program is missing is named and skipped, but fails if CI is `true`.
 
 import contextlib
 import datetime
+import decimal
 import json
 import os
 import re
@@ -50,6 +51,8 @@ def canonical(kind, value):
             return "\\x" + value.hex() if isinstance(value, bytes) else value
         case "uuid":
             return str(value)
+        case "numeric" if isinstance(value, decimal.Decimal):
+            return format(value, "f")
         case "date":
             return datetime.date.fromisoformat(str(value))
         case "timestamp with time zone" | "timestamp without time zone":
@@ -215,6 +218,7 @@ def in_clickhouse(block):
             database.query(statement)
         binary = "photo" if "CSVWithNames" in block else "concat('\\\\x', lower(hex(photo)))"
         exact = "output_format_json_quote_denormals = 1, output_format_json_quote_64bit_integers = 1"
+        exact += ", output_format_json_quote_decimals = 1, output_format_decimal_trailing_zeros = 1"
         rows = database.query(f"select * replace ({binary} as photo) from orders settings {exact}", "JSONEachRow")
         return [json.loads(line) for line in str(rows).splitlines()]
 

@@ -44,12 +44,12 @@ psql -q -c 'create table people ("re gion" text, id bigint, first text, last tex
     -c "insert into people select 'r' || i % 3, i, 'F' || i, 'L' || i from generate_series(1, 50) as i"
 printf '[[dataset]]\nname = "people"\ntable = "people"\n' >datasets.toml
 psql -q -f "$root/tests/decimals.sql"
-printf '[[dataset]]\nname = "amounts"\ntable = "amounts"\nupdated_at = "at"\ncapture = "timestamp"\nnumeric = "decimal"\nuuid = "text"\n' >>datasets.toml
+printf '[[dataset]]\nname = "amounts"\ntable = "amounts"\nupdated_at = "at"\ncapture = "timestamp"\nuuid = "text"\n' >>datasets.toml
 # Its exports are larger than the smallest bound of a file, in Parquet too.
 psql -q -c 'create table orders (id bigint primary key, total numeric(18, 2), note text not null)' \
     -c "insert into orders select i, i / 100.0, (select string_agg(encode(sha512((i || '-' || j)::bytea), 'base64'), '') from generate_series(1, 8) as j)
         from generate_series(1, 40000) as i"
-printf '[[dataset]]\nname = "orders"\ntable = "orders"\nnumeric = "decimal"\nmax_file_bytes = 16777216\n' >>datasets.toml
+printf '[[dataset]]\nname = "orders"\ntable = "orders"\nmax_file_bytes = 16777216\n' >>datasets.toml
 # Somebody who is told of what is exported from here on, and listens at last.
 hook_port=$("$python" -c 'import socket; free = socket.create_server(("127.0.0.1", 0)); print(free.getsockname()[1])')
 secret=whsec_$(head -c 32 /dev/urandom | base64 -w0)

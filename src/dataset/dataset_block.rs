@@ -52,7 +52,7 @@ pub(super) fn options(block: &mut Block<'_, '_>) -> Dataset {
     let updated_at = block.text("updated_at");
     let capture = capture(block, updated_at.is_some());
     let parquet = ParquetChoices {
-        decimals: block.is_second("numeric", ["text", "decimal"]),
+        numeric_texts: block.is_second("numeric", ["decimal", "text"]),
         uuid_texts: block.is_second("uuid", ["uuid", "text"]),
         time_texts: block.is_second("time", ["time", "text"]),
         lists: block.is_second("arrays", ["text", "list"]),

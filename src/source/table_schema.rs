@@ -104,10 +104,11 @@ impl ColumnRow {
         let choices = dataset.parquet;
         let wire_format = if kind.is_some() { WireFormat::Binary } else { WireFormat::Written };
         let mask = dataset.masks.rules.get(&self.name).cloned();
-        let parquet = |kind| match kind {
-            ColumnType::Numeric if choices.decimals => decimal(self.modifier).unwrap_or(ParquetType::OfKind),
-            kind if choices.is_text(kind) => ParquetType::Text,
-            _ => ParquetType::OfKind,
+        let parquet = |kind| match (kind, choices.is_text(kind)) {
+            (ColumnType::Numeric, false) => decimal(self.modifier).unwrap_or(ParquetType::OfKind),
+            // Without a declared precision it is a text anyway.
+            (ColumnType::Numeric, true) | (_, false) => ParquetType::OfKind,
+            (_, true) => ParquetType::Text,
         };
         // The type of arrays of a type of Postgres's own has its name behind a `_`. A mask takes their text.
         let element = self.own_type.as_deref().and_then(|own_type| own_type.strip_prefix('_')).and_then(binary_kind);

@@ -173,6 +173,7 @@ mod in_parquet {
         let names = columns.iter().map(|column| column.name().to_owned()).collect();
         let text = |field: &Field| match field {
             Field::Null => None,
+            Field::Int(number) => Some(number.to_string()),
             Field::Long(number) => Some(number.to_string()),
             Field::Bool(flag) => Some(flag.to_string()),
             Field::Str(text) => Some(text.clone()),
@@ -345,7 +346,7 @@ mod in_parquet {
     }
 
     #[tokio::test]
-    async fn a_numeric_is_a_decimal_and_a_uuid_a_text_where_the_dataset_says_so() {
+    async fn a_numeric_of_declared_digits_is_a_decimal_unless_the_dataset_says_text() {
         let database = Database::empty().await;
         let nines = "9".repeat(38);
         // Postgres has such scales since 15.
@@ -365,7 +366,9 @@ mod in_parquet {
             .await;
         let catalog = Catalog::of(
             "[[dataset]]\nname = \"amounts\"\ntable = \"amounts\"\nupdated_at = \"at\"\nexclude = [\"at\"]
-             capture = \"timestamp\"\nnumeric = \"decimal\"\nuuid = \"text\"\n",
+             capture = \"timestamp\"\nuuid = \"text\"
+             [[dataset]]\nname = \"texts\"\ntable = \"amounts\"\nupdated_at = \"at\"\nexclude = [\"at\", \"key\"]
+             capture = \"timestamp\"\nnumeric = \"text\"\n",
         );
         let service = catalog.start(&database).service().await;
         let ask = |format: &str| json!({"dataset": "amounts", "format": format});
@@ -402,7 +405,13 @@ mod in_parquet {
         database.run("insert into amounts (id, price) values (5, 'NaN')").await;
         let failed = ended(&service, "/exports/full", Some("b"), ask("parquet")).await;
         assert_eq!(failed["error"]["code"], "not_in_format", "{failed}");
-        assert!(failed["error"]["detail"].as_str().unwrap().starts_with("column `price`"), "{failed}");
+        let detail = failed["error"]["detail"].as_str().unwrap();
+        assert!(detail.starts_with("column `price`") && detail.contains("`unrepresentable`"), "{failed}");
+        let texts = |format: &str| json!({"dataset": "texts", "format": format});
+        let csv = ended(&service, "/exports/full", Some("a"), texts("csv")).await;
+        let parquet = ended(&service, "/exports/full", Some("b"), texts("parquet")).await;
+        let (_, rows) = read(&service.path(&parquet));
+        assert_eq!(sorted(rows), sorted(values_of_csv(&std::fs::read_to_string(service.path(&csv)).unwrap())));
     }
 
     #[tokio::test]
@@ -416,7 +425,7 @@ mod in_parquet {
         let choices = [
             ("fail", ""),
             ("times", "time = \"text\""),
-            ("null", "unrepresentable = \"null\"\nnumeric = \"decimal\""),
+            ("null", "unrepresentable = \"null\""),
             ("text", "unrepresentable = \"text\""),
         ];
         let block =
@@ -491,7 +500,7 @@ mod in_parquet {
               ('{2}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}')";
         database.run(changes).await;
         database.run("insert into lists (key) values ('{3,null}')").await;
-        let options = "mask = { secret = \"fixed *\" }\nnumeric = \"decimal\"\nuuid = \"text\"\narrays = \"list\"";
+        let options = "mask = { secret = \"fixed *\" }\nuuid = \"text\"\narrays = \"list\"";
         let catalog = Catalog::of(&format!("[[dataset]]\nname = \"lists\"\ntable = \"lists\"\n{options}\n"));
         let service = catalog.serving(&database, &["lists"]).await;
         let body = json!({"dataset": "lists", "format": "parquet"});

@@ -122,7 +122,8 @@ pub enum Error {
     },
     /// The format has no form for a value.
     #[error(
-        "column `{column}` holds {value}, for which the format has no form: csv and ndjson have one for every value"
+        "column `{column}` holds {value}, for which the format has no form: csv and ndjson have one for every value, \
+         and in Parquet the dataset's `unrepresentable` makes it NULL or a text"
     )]
     NotInFormat {
         /// The column's name.
