@@ -10,6 +10,7 @@ use anyhow::{Context, ensure};
 use crate::config::{self, CatalogFile, Config};
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::{Fault, Faults};
+use crate::dataset::name;
 use crate::dataset::pattern::{LeftOut, Reason, UsedNames};
 use pg_rows::column::ColumnType;
 
@@ -241,7 +242,8 @@ async fn draft_pattern(config: &Config, database: &Database, schema: &str) -> an
     let quoted = |text: String| toml::Value::String(text).to_string();
     let escaped = Table { schema: Some(schema.to_owned()), name: "*".to_owned() };
     Ok(format!(
-        "[[tables]]\nmatch = [{}]\n# exclude = [{}]\n# updated_at = \"updated_at\"  # of the tables that have it, with an index\n",
+        "[[tables]]\nmatch = [{}]\n# exclude = [{}]\n# updated_at = \"updated_at\"  # of the tables that have it, with an index\n\
+         # deleted = \"is_deleted\"  # of the tables that have it; left out, marked rows are live\n",
         quoted(escaped.to_string()),
         quoted(Table { name: "tmp_*".to_owned(), ..escaped }.to_string()),
     ))
@@ -289,8 +291,7 @@ async fn list(config: &Config, database: &Database) -> anyhow::Result<()> {
 
 /// Derives the name of a dataset from the name of its table.
 fn derived_name(table: &Table) -> String {
-    let allowed = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '_' };
-    let name: String = table.name.to_lowercase().chars().map(allowed).take(63).collect();
+    let name: String = name::derived(&table.name).chars().take(63).collect();
     if name.starts_with(|c: char| c.is_ascii_lowercase()) { name } else { "dataset".to_owned() }
 }
 

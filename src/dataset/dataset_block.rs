@@ -94,7 +94,7 @@ fn header(block: &mut Block<'_, '_>) -> FileHeader {
 }
 
 /// Refuses a mask of the column that a member of the block names.
-fn refuse_mask(block: &mut Block<'_, '_>, masks: &Masks, member: &str, column: Option<&String>) {
+pub(super) fn refuse_mask(block: &mut Block<'_, '_>, masks: &Masks, member: &str, column: Option<&String>) {
     if let Some(name) = column.filter(|name| masks.rules.contains_key(*name)) {
         block.wrong("mask", format!("`{name}` is the column of {member}, which can't be masked"));
     }

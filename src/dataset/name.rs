@@ -1,9 +1,18 @@
 //! Names of datasets, and suggestions for names that don't exist.
 
+use deunicode::deunicode;
+
 /// Returns true if a text is a valid name of a dataset: 1 to 63 characters of `a-z 0-9 _ -`, beginning with a letter.
 pub fn is_name(text: &str) -> bool {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
     text.starts_with(|c: char| c.is_ascii_lowercase()) && text.len() <= 63 && text.chars().all(allowed)
+}
+
+/// Makes the characters of a dataset's name of a table's or schema's name: Latin letters of other scripts, small letters
+/// of capitals, and `_` of all else. The result may begin with another character than a letter.
+pub fn derived(text: &str) -> String {
+    let allowed = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' { c } else { '_' };
+    deunicode(text).trim().to_lowercase().chars().map(allowed).collect()
 }
 
 /// The end of a message that a name doesn't exist: it suggests the most similar one, if one is similar.
@@ -29,6 +38,16 @@ fn nearest<'n>(name: &str, among: impl IntoIterator<Item = (&'n str, &'n str)>) 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_in_any_script_make_names_of_datasets() {
+        for (table, name) in [("Order Lines", "order_lines"), ("Ünder", "under"), ("заказы", "zakazy"), ("a-1", "a-1")] {
+            assert_eq!(derived(table), name);
+        }
+        for table in ["注文", "παραγγελίες", "الطلبات", "주문"] {
+            assert!(is_name(&derived(table)), "{table}: {}", derived(table));
+        }
+    }
 
     #[test]
     fn the_nearest_name_is_near() {

@@ -11,7 +11,7 @@ use wildmatch::WildMatch;
 use crate::dataset::block::{Block, OperatorFile};
 use crate::dataset::header::FileHeader;
 use crate::dataset::mask::Masks;
-use crate::dataset::name::is_name;
+use crate::dataset::name::{derived, is_name};
 use crate::dataset::{Capture, Dataset, Owners, Table, dataset_block};
 
 /// The kind of block that has a pattern.
@@ -40,6 +40,8 @@ pub struct Candidate {
     pub has_key: bool,
     /// The time columns with which an index begins.
     pub indexed_times: Vec<String>,
+    /// Its columns that a pattern names as `deleted`.
+    pub deleted_columns: Vec<String>,
 }
 
 /// The reason why a table that a pattern matches is no dataset.
@@ -134,7 +136,8 @@ pub(super) struct Pattern {
     exclude: Vec<NamePattern>,
     /// The name of a dataset, with `{table}` and perhaps `{schema}`.
     name: String,
-    /// The options of its datasets. `updated_at` is theirs if the table has such a column, with an index.
+    /// The options of its datasets. `updated_at` is theirs if the table has such a column, with an index, and `deleted`
+    /// if the table has such a column.
     options: Dataset,
 }
 
@@ -179,13 +182,15 @@ fn pattern(block: &mut Block<'_, '_>) -> Option<Pattern> {
     });
     let owners = block.list("owners", str::parse::<String>).map_or(Owners::Default, Owners::Named);
     let options = dataset_block::options(block);
+    let deleted = block.text("deleted");
+    dataset_block::refuse_mask(block, &options.masks, "deleted", deleted.as_ref());
     let masks = Masks { are_optional: true, ..options.masks };
     let header = FileHeader { renames_are_optional: true, ..options.header };
     let tracks = block.flag("track", false);
     if tracks && options.capture != Capture::Triggers {
         block.wrong("track", "only with capture = \"triggers\"");
     }
-    let options = Dataset { owners, masks, header, tracks, ..options };
+    let options = Dataset { deleted, owners, masks, header, tracks, ..options };
     let (texts, matches): (Vec<_>, Vec<_>) = matches?.into_iter().unzip();
     Some(Pattern { text: texts.join(", "), matches, exclude, name: name?, options })
 }
@@ -196,6 +201,11 @@ impl Pattern {
         fits(&self.matches) && !fits(&self.exclude)
     }
 
+    /// The column of its datasets that says whether a row is deleted.
+    pub(super) fn deleted(&self) -> Option<&str> {
+        self.options.deleted.as_deref()
+    }
+
     /// The masks of its datasets.
     pub(super) fn masks(&self) -> &Masks {
         &self.options.masks
@@ -203,19 +213,16 @@ impl Pattern {
 
     /// The name of a table's dataset. Characters that no name has become `_`.
     fn name_of(&self, relation: &Candidate) -> String {
-        let word = |text: &str| -> String {
-            let allowed = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' { c } else { '_' };
-            text.to_lowercase().chars().map(allowed).collect()
-        };
-        self.name.replace("{schema}", &word(&relation.schema)).replace("{table}", &word(&relation.name))
+        self.name.replace("{schema}", &derived(&relation.schema)).replace("{table}", &derived(&relation.name))
     }
 
     fn dataset(&self, relation: &Candidate) -> Dataset {
-        let Dataset { updated_at, .. } = &self.options;
+        let Dataset { updated_at, deleted, .. } = &self.options;
         Dataset {
             name: self.name_of(relation),
             table: table_of(relation),
             updated_at: updated_at.clone().filter(|time| relation.indexed_times.contains(time)),
+            deleted: deleted.clone().filter(|column| relation.deleted_columns.contains(column)),
             ..self.options.clone()
         }
     }
@@ -311,6 +318,7 @@ mod tests {
             is_unlogged: false,
             has_key: true,
             indexed_times: Vec::new(),
+            deleted_columns: Vec::new(),
         }
     }
 
@@ -372,6 +380,19 @@ mod tests {
         assert_eq!(left_out, expected);
         let few = Catalog::from_toml(text).unwrap().expanded(&relations[..1], &UsedNames::new());
         assert_eq!(few.idle_patterns(), ["sales.*"]);
+    }
+
+    #[test]
+    fn deleted_is_of_the_tables_that_have_the_column() {
+        let relations = [
+            Candidate { deleted_columns: vec!["gone".to_owned()], ..table("a", "orders") },
+            Candidate { deleted_columns: vec!["other".to_owned()], ..table("a", "stock") },
+        ];
+        let text = "[[tables]]\nmatch = [\"a.*\"]\ndeleted = \"gone\"\n";
+        let catalog = Catalog::from_toml(text).unwrap().expanded(&relations, &UsedNames::new());
+        assert_eq!(catalog.deleted_columns(), ["gone"]);
+        let deleted: Vec<_> = catalog.iter().map(|it| (&*it.name, it.deleted.as_deref())).collect();
+        assert_eq!(deleted, [("orders", Some("gone")), ("stock", None)]);
     }
 
     #[test]
