@@ -104,9 +104,14 @@ impl LaneFacts {
         match (self.behind, unloaded) {
             (Some(age), _) if too_old(age) => Some(LaneState::Behind),
             (_, Some(age)) if too_old(age) => Some(LaneState::NotLoaded),
-            (Some(_), _) => Some(LaneState::Fresh),
-            (None, _) => None,
+            (Some(age), _) if age <= LEAST || self.knows_limit() => Some(LaneState::Fresh),
+            (_, _) => None,
         }
+    }
+
+    /// Returns true if the operator or two exports tell how old a change may be.
+    fn knows_limit(&self) -> bool {
+        self.fresh_within.is_some() || self.history.usual_interval.is_some()
     }
 
     /// Returns the age of a change up to which the lane is fresh.
@@ -150,7 +155,8 @@ mod tests {
         assert_eq!(state(LaneFacts { history: often, ..behind(60) }), Some(LaneState::Fresh));
         assert_eq!(state(LaneFacts { history: often, ..behind(61) }), Some(LaneState::Behind));
         let once = LaneHistory { usual_interval: None, ..facts().history };
-        assert_eq!(state(LaneFacts { history: once, ..behind(86_400) }), Some(LaneState::Fresh));
+        assert_eq!(state(LaneFacts { history: once, ..behind(60) }), Some(LaneState::Fresh));
+        assert_eq!(state(LaneFacts { history: once, ..behind(86_400) }), None, "nobody knows if it is too old");
         assert_eq!(state(LaneFacts { history: once, ..behind(86_401) }), Some(LaneState::Behind));
         assert_eq!(state(LaneFacts { fresh_within: Some(LEAST), ..behind(61) }), Some(LaneState::Behind));
     }

@@ -187,7 +187,7 @@ impl Service {
             _ if lag.continuity.is_some_and(|why| !why.keeps_live_rows() || why.is_manual()) => last_export,
             // Without a position in the log, the table was empty at the last export.
             capture => match (capture, logged, lag.rows_waiting) {
-                (Capture::Triggers, Some(LoggedChanges { exist: true, age, .. }), _) => age.or(last_export),
+                (Capture::Triggers, Some(LoggedChanges { exist: true, age, .. }), _) => *age,
                 (Capture::Triggers, Some(_), _) | (_, _, Waiting::Exactly(0)) => Some(Duration::ZERO),
                 _ => lag.waiting_since.map(age).or(last_export),
             },

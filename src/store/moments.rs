@@ -25,7 +25,7 @@ pub struct LoggedChanges {
     /// True if there are any.
     pub exist: bool,
     /// The time for which the oldest one is committed, to within a second; of older ones, ten seconds or five minutes.
-    /// None: there is none, or no moment tells it.
+    /// None: there is none, or nobody knows it.
     pub age: Option<Duration>,
 }
 

@@ -15,8 +15,11 @@ const TABLES: &str = "
 fn file() -> String {
     let block = |name: &str, rest: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n{rest}");
     block("logged", "")
-        + &block("polled", "updated_at = \"at\"\ncapture = \"timestamp\"\noverlap = \"1s\"\n")
-        + &block("whole", "capture = \"none\"\n")
+        + &block(
+            "polled",
+            "updated_at = \"at\"\ncapture = \"timestamp\"\noverlap = \"1s\"\nfresh_within = \"1d\"\n",
+        )
+        + &block("whole", "capture = \"none\"\nfresh_within = \"1d\"\n")
 }
 
 async fn started(database: &Database, file: &str) -> (Catalog, Service) {
@@ -134,6 +137,27 @@ async fn a_change_beside_a_stopped_process_counts_from_its_last_look() {
     let told = lane(&other, "a", "logged").await["behindSeconds"].as_u64();
     service.signal(nix::sys::signal::Signal::SIGCONT);
     assert!((4..9).contains(&told.unwrap()), "{told:?}");
+}
+
+#[tokio::test]
+async fn the_age_of_a_change_is_unknown_while_the_worker_is_dead() {
+    let database = Database::empty().await;
+    let (catalog, service) = started(&database, &file()).await;
+    export(&service, "full", "logged", "a").await;
+    let other = catalog.start(&database).arguments(&["serve", "--no-workers"]).service().await;
+    service.signal(nix::sys::signal::Signal::SIGKILL);
+    let sessions = "select exists (select from pg_stat_activity
+                    where datname = current_database() and application_name ~ ' at [0-9a-f]{32}$')";
+    until("its sessions end", async || !database.one::<bool>(sessions).await).await;
+    let unchanged = lane(&other, "a", "logged").await;
+    assert_eq!((&unchanged["state"], &unchanged["behindSeconds"]), (&json!("fresh"), &json!(0)), "{unchanged}");
+    database.run("update logged set n = 0 where id = 1").await;
+    let changed = lane(&other, "a", "logged").await;
+    assert_eq!((&changed["state"], &changed["behindSeconds"]), (&json!(null), &json!(null)), "{changed}");
+    let started = now(&database).await;
+    let again = catalog.start(&database).sharing_output(&other).service().await;
+    let (told, _) = behind(&database, &again, "logged", started, 1).await;
+    assert!(told > 0, "{told}");
 }
 
 #[tokio::test]

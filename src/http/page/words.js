@@ -50,7 +50,7 @@ const STATES = {
   fresh: ["good", ""],
   new: ["notice", "It has no export yet."],
   gone: ["quiet", "There is no dataset of this name any more: its table was renamed or dropped, or the dataset file has it no longer."],
-  unknown: ["warning", "The table can't be read now."],
+  unknown: ["warning", "How fresh it is isn't known now: its table can't be read, no worker looks, or one export tells nothing of the usual time."],
   not_loaded: ["warning", "Its loader has not acknowledged an export for too long."],
   behind: ["warning", "A change waits longer than it should."],
   not_tracked: ["bad", ""],

@@ -2,7 +2,10 @@
 -- earlier.
 cross join lateral (
   select
-    case when seen.at is null then greatest(unseen.at, last_look.at) else coalesce(seen.since, unseen.at) end as since,
+    case
+      when seen.at is not null then coalesce(seen.since, unseen.at, seen.at)
+      when last_look.at is not null then greatest(unseen.at, last_look.at)
+    end as since,
     coalesce(unseen.next_xid, '0'::xid8) as bound
   from last_look
   left join lateral (

@@ -1,6 +1,6 @@
 -- store.moments.waiting
 -- For each lane: whether the change log has changes that the lane's exports don't, and since when they are committed.
--- That time is null if no moment tells it.
+-- That time is null if nobody knows it.
 -- $1 text[]: the consumer of each lane; null: the lanes whose last exports are the oldest
 -- $2 text[]: the dataset of each lane, or all datasets
 -- $3 bigint: the limit on lanes
@@ -12,16 +12,13 @@ with recursive lanes as materialized (
   order by w.saved_at
   limit $3),
 
--- About when a process last looked if the log had moved, or earlier. It looks each second.
+-- About when a process last looked if the log had moved, or earlier. It looks each second. Null: nobody knows, because
+-- no process is there, or the role doesn't see when it used its session.
 last_look as materialized (
-  select max(least(known.at, statement_timestamp() - interval '1 second')) as at
-  from (
-    select d.seen_at from cdc_export.destinations d
-    union all
-    select session.used_at from
-      -- include destinations/sessions.sql
-  ) known (at)
-  where known.at <= statement_timestamp())
+  select max(least(session.looked_at, statement_timestamp() - interval '1 second')) as at
+  from
+    -- include destinations/sessions.sql
+  where session.looked_at <= statement_timestamp())
 select lanes.consumer_id, lanes.dataset, waiting.xids > 0 as has_changes,
   extract(epoch from clock_timestamp() - waiting.since)::float8 as seconds
 from lanes
