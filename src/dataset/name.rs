@@ -40,16 +40,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_in_any_script_make_names_of_datasets() {
-        for (table, name) in [("Order Lines", "order_lines"), ("Ünder", "under"), ("заказы", "zakazy"), ("a-1", "a-1")] {
-            assert_eq!(derived(table), name);
-        }
-        for table in ["注文", "παραγγελίες", "الطلبات", "주문"] {
-            assert!(is_name(&derived(table)), "{table}: {}", derived(table));
-        }
-    }
-
-    #[test]
     fn the_nearest_name_is_near() {
         assert_eq!(hint("totl", ["id", "total", "tax"]), "; is it `total`?");
         assert_eq!(hint("ID", ["id", "total"]), "; is it `id`?");

@@ -383,19 +383,6 @@ mod tests {
     }
 
     #[test]
-    fn deleted_is_of_the_tables_that_have_the_column() {
-        let relations = [
-            Candidate { deleted_columns: vec!["gone".to_owned()], ..table("a", "orders") },
-            Candidate { deleted_columns: vec!["other".to_owned()], ..table("a", "stock") },
-        ];
-        let text = "[[tables]]\nmatch = [\"a.*\"]\ndeleted = \"gone\"\n";
-        let catalog = Catalog::from_toml(text).unwrap().expanded(&relations, &UsedNames::new());
-        assert_eq!(catalog.deleted_columns(), ["gone"]);
-        let deleted: Vec<_> = catalog.iter().map(|it| (&*it.name, it.deleted.as_deref())).collect();
-        assert_eq!(deleted, [("orders", Some("gone")), ("stock", None)]);
-    }
-
-    #[test]
     fn a_name_is_one_tables_and_never_passes_to_another() {
         let text = "[[dataset]]\nname = \"stock\"\ntable = \"a.stock\"\n[[tables]]\nmatch = [\"*.*\"]";
         let relations = ["orders", "stock", "users"].map(|name| [table("a", name), table("b", name)]).concat();

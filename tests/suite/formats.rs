@@ -3,6 +3,9 @@
 use std::io::Read;
 use std::path::Path;
 
+use pg_rows::column::{Column, ColumnType};
+use pg_rows::encoding::{Compression, Encoding, Format};
+use pg_rows::{Assembler, Encoder, Layout};
 use serde_json::{Value, json};
 
 use crate::harness::{Csv, Database, Service, Start, lacks, refusal, serving_users};
@@ -745,6 +748,45 @@ async fn a_job_of_an_unknown_format_is_left_to_other_processes() {
     assert_eq!(status, "pending");
 }
 
+/// The text of the first frame of a file, as readers have it that know no second one.
+fn first_frame(compression: &str, file: &[u8]) -> String {
+    let mut text = String::new();
+    if compression == "gzip" {
+        flate2::read::GzDecoder::new(file).read_to_string(&mut text).unwrap();
+    } else {
+        zstd::Decoder::new(file).unwrap().single_frame().read_to_string(&mut text).unwrap();
+        let size = zstd::zstd_safe::get_frame_content_size(file).unwrap();
+        assert_eq!(size, Some(text.len() as u64));
+    }
+    text
+}
+
+#[test]
+fn first_frame_begins_with_the_header_and_has_all_of_a_file_of_a_mebibyte() {
+    for compression in [Compression::Gzip, Compression::Zstd] {
+        let encoding = Encoding { format: Format::Csv, compression };
+        let layout = Layout::new(encoding, vec![Column::new("v", ColumnType::Text)], None).unwrap();
+        // Each value is a piece.
+        let file = |values: &[&str]| {
+            let (mut assembler, mut file) = Assembler::begin(&layout).unwrap();
+            for value in values {
+                let mut encoder = Encoder::new(&layout);
+                encoder.row(&[Some(value.as_bytes())]).unwrap();
+                file.extend(assembler.append(encoder.pack().unwrap()).unwrap());
+            }
+            file.extend(assembler.finish().unwrap());
+            file
+        };
+        let first = |values: &[&str]| first_frame(compression.as_str(), &file(values));
+        assert_eq!(first(&[]), "v\n");
+        assert_eq!(first(&["a", "b"]), "v\na\nb\n");
+        let rest = "b".repeat((1 << 20) - "v\na\n\n".len());
+        assert!(first(&["a", &rest]) == format!("v\na\n{rest}\n"), "{compression}");
+        let more = rest.clone() + "b";
+        assert!(first(&["a", &more, "c"]) == format!("v\na\n{more}\n"), "{compression}");
+    }
+}
+
 #[tokio::test]
 async fn a_small_compressed_file_is_one_gzip_member_or_zstd_frame() {
     let (database, service) = serving_users(300).await;
@@ -755,12 +797,7 @@ async fn a_small_compressed_file_is_one_gzip_member_or_zstd_frame() {
     for export_type in ["delta", "full"] {
         for compression in ["gzip", "zstd"] {
             let job = export(&service, export_type, compression, &json!({ "compression": compression })).await;
-            let file = std::fs::read(service.path(&job)).unwrap();
-            let mut first = String::new();
-            match compression {
-                "gzip" => flate2::read::GzDecoder::new(&file[..]).read_to_string(&mut first).unwrap(),
-                _ => zstd::Decoder::new(&file[..]).unwrap().single_frame().read_to_string(&mut first).unwrap(),
-            };
+            let first = first_frame(compression, &std::fs::read(service.path(&job)).unwrap());
             let rows = job["rowsExported"].as_u64().unwrap();
             assert!(rows > 150);
             assert_eq!(first.lines().count() as u64, 1 + rows, "{export_type} {compression}");

@@ -6,6 +6,7 @@
 mod batches;
 mod users;
 
+use cdc_export::schedule::timing::{self, Timing};
 use chrono::{DateTime, Utc};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -14,6 +15,22 @@ use crate::catalog::Catalog;
 use crate::harness::{Database, Service, eventually, until};
 use crate::keys::bearer;
 use crate::schedules::users::{USERS, ended, jobs, schedule, users};
+
+/// In both time zones the clocks go from 23:00 on a Saturday to 00:00 on Sunday, 28 March 2027 at 01:00 UTC.
+#[test]
+fn slot_of_a_named_day_survives_a_gap_that_ends_on_the_next_day() {
+    let at = |text: &str| format!("{text}:00Z").parse::<DateTime<Utc>>().unwrap();
+    let gap_ends = at("2027-03-28T01:00");
+    for zone in ["America/Nuuk", "America/Scoresbysund"] {
+        for pattern in ["0 23 * * 6", "30 23 * * SAT", "0 23 27 * *", "30 23 27 3 *"] {
+            let timing = Timing::cron(pattern, timing::zone(zone).unwrap()).unwrap();
+            assert_eq!(timing.next(at("2027-03-27T12:00")), Some(gap_ends), "{pattern} {zone}");
+            assert_eq!(timing.latest(gap_ends), Some(gap_ends), "{pattern} {zone}");
+            assert!(timing.latest(at("2027-03-28T00:59")) < Some(at("2027-03-27T12:00")), "{pattern} {zone}");
+            assert!(timing.next(gap_ends) > Some(at("2027-03-28T12:00")), "{pattern} {zone}");
+        }
+    }
+}
 
 /// Makes this number of slots due again, by setting the last used slot back.
 async fn set_back(database: &Database, name: &str, slots: i32) {

@@ -221,36 +221,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn first_frame_begins_with_the_header_and_has_all_of_a_small_file() {
-        let columns = vec![Column::new("v", ColumnType::Text)];
-        for format in [Format::Csv, Format::Ndjson] {
-            for compression in format.spec().compressions {
-                let layout = layout(format, *compression, columns.clone()).unwrap();
-                let piece = |value: &str| {
-                    let mut encoder = Encoder::new(&layout);
-                    encoder.row(&[Some(value.as_bytes())]).unwrap();
-                    encoder.pack().unwrap()
-                };
-                let content = |file: &[u8]| compress::unpacked(*compression, file);
-                let first = |file: &[u8]| compress::first_unpacked(*compression, file);
-                // The bytes around the last value make the file exactly as large as a frame.
-                let others = if format == Format::Csv { "v\na\n\n" } else { "{'v':'a'}\n{'v':''}\n" };
-                let last = "b".repeat(compress::FRAME_BYTES - others.len());
-                let files: [&[&str]; 3] = [&[], &["a"], &["a", &last]];
-                for values in files {
-                    let file = file(&layout, values.iter().map(|value| piece(value)));
-                    assert!(first(&file) == content(&file), "{format} {compression}: {} rows", values.len());
-                }
-                let large = "b".repeat(compress::FRAME_BYTES);
-                let file = file(&layout, [piece(&large), piece("c"), piece("d")]);
-                let (content, first) = (content(&file), first(&file));
-                assert!(content.starts_with(&first) && first.len() > large.len(), "{format} {compression}");
-                assert_eq!(first.len() == content.len(), *compression == Compression::None, "{format} {compression}");
-            }
-        }
-    }
-
     fn text(format: Format, kind: ColumnType, field: &[u8]) -> String {
         String::from_utf8(row(format, kind, field).unwrap()).unwrap()
     }

@@ -57,11 +57,11 @@ impl<L: Lines> FormatWriter for TextWriter<L> {
     fn begin(&self) -> Result<(Box<dyn FileAssembler>, Vec<u8>), Error> {
         let mut header = Vec::new();
         self.lines.header(&self.columns, &mut header);
-        let (first, begin) = match self.compression {
-            Compression::None => (None, header),
-            _ => (Some(header), Vec::new()),
-        };
-        Ok((Box::new(TextAssembler { compressor: self.compressor()?, first }), begin))
+        if self.compression == Compression::None {
+            return Ok((Box::new(TextAssembler { first: None }), header));
+        }
+        let first = Some((self.compressor()?, header));
+        Ok((Box::new(TextAssembler { first }), Vec::new()))
     }
 }
 
@@ -113,17 +113,16 @@ impl<L: Lines> RowEncoder for TextEncoder<L> {
 
 /// Joins the header and the first pieces in one frame, and passes further pieces on unchanged.
 struct TextAssembler {
-    compressor: Compressor,
     /// The text of the first frame. `None` once that frame is complete, and in a file that is not compressed.
-    first: Option<Vec<u8>>,
+    first: Option<(Compressor, Vec<u8>)>,
 }
 
 impl TextAssembler {
     /// Returns the first frame, or nothing if it is already complete.
     fn end_first_frame(&mut self) -> Result<Vec<u8>, Error> {
         let mut frame = Vec::new();
-        if let Some(text) = self.first.take() {
-            self.compressor.frame(&text, &mut frame)?;
+        if let Some((mut compressor, text)) = self.first.take() {
+            compressor.frame(&text, &mut frame)?;
         }
         Ok(frame)
     }
@@ -131,8 +130,8 @@ impl TextAssembler {
 
 impl FileAssembler for TextAssembler {
     fn append(&mut self, piece: Piece) -> Result<Vec<u8>, Error> {
-        let Some(text) = &mut self.first else { return Ok(piece.bytes) };
-        self.compressor.unpack(&piece.bytes, piece.text_bytes, text)?;
+        let Some((compressor, text)) = &mut self.first else { return Ok(piece.bytes) };
+        compressor.unpack(&piece.bytes, piece.text_bytes, text)?;
         if text.len() > compress::FRAME_BYTES { self.end_first_frame() } else { Ok(Vec::new()) }
     }
 
