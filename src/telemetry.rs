@@ -5,7 +5,7 @@ pub mod log_throttle;
 pub mod metrics;
 pub mod spans;
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -62,11 +62,29 @@ pub fn start(settings: &Settings, least: LevelFilter) {
     let layer = fmt::layer().with_writer(std::io::stderr);
     let layer = match settings.format {
         Format::Json => layer.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed(),
-        Format::Pretty => layer.with_target(false).boxed(),
+        Format::Pretty => layer.with_target(false).with_writer(|| OneLine).boxed(),
     };
     // The filter is applied to the registry instead of the layer. A layer filter would lose an event after each
     // `enabled!` check of a library, such as those of sqlx.
     tracing_subscriber::registry().with(layer).with(targets).init();
+}
+
+/// Writes each event to standard error as one line. A value with a line end could forge a line otherwise.
+struct OneLine;
+
+impl Write for OneLine {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        io::stderr().write_all(one_line(&String::from_utf8_lossy(event)).as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn one_line(event: &str) -> String {
+    event.trim_end_matches('\n').replace('\n', "\\n").replace('\r', "\\r") + "\n"
 }
 
 /// Logs an event of a job at a level, with the job's id, consumer, dataset and type, and with further fields.
@@ -126,6 +144,11 @@ mod tests {
     #[derive(Debug, thiserror::Error)]
     #[error("{0}")]
     struct ChainedError(&'static str, #[source] Option<Box<ChainedError>>);
+
+    #[test]
+    fn event_is_one_line() {
+        assert_eq!(one_line("INFO a=\"x\r\n{y}\"\n"), "INFO a=\"x\\r\\n{y}\"\n");
+    }
 
     #[test]
     fn chain_contains_each_text_once() {
