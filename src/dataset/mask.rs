@@ -1,6 +1,6 @@
 //! The masks of a dataset: what its files have in place of a column's values.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -13,6 +13,9 @@ const MOST_SHOWN: u8 = 64;
 
 /// The fewest characters of a secret.
 const SHORTEST_SECRET: usize = 16;
+
+/// The fewest different characters of a secret.
+const FEWEST_DIFFERENT: usize = 8;
 
 /// The masks of a dataset, by the names of columns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -114,8 +117,11 @@ impl FromStr for MaskSecret {
 
     fn from_str(text: &str) -> Result<MaskSecret, String> {
         // The message doesn't quote the text, which is a secret.
-        if text.chars().filter(|c| !c.is_whitespace()).count() < SHORTEST_SECRET {
-            return Err(format!("a secret of at least {SHORTEST_SECRET} characters is expected"));
+        let characters = || text.chars().filter(|c| !c.is_whitespace());
+        if characters().count() < SHORTEST_SECRET || characters().collect::<HashSet<_>>().len() < FEWEST_DIFFERENT {
+            return Err(format!(
+                "a secret of at least {SHORTEST_SECRET} characters, {FEWEST_DIFFERENT} of them different, is expected"
+            ));
         }
         let key = hmac::Key::new(hmac::HMAC_SHA256, text.as_bytes());
         let tag = hmac::sign(&key, b"cdc-export: the fingerprint of MASK_SECRET");
@@ -143,6 +149,7 @@ mod tests {
         assert!(!MaskRule::Last(4).takes(ColumnType::Bool) && !MaskRule::Last(4).takes(ColumnType::Bytea));
         assert!(MaskRule::Year.takes(ColumnType::Date) && !MaskRule::Year.takes(ColumnType::Text));
         assert!("                    ".parse::<MaskSecret>().is_err());
+        assert!("aaaaaaaaaaaaaaaaaaaa".parse::<MaskSecret>().is_err());
     }
 
     #[test]
