@@ -104,6 +104,8 @@ pg_rows::words! {
         UriTooLong = "uri_too_long",
         /// The body's content type is not `application/json`.
         UnsupportedMediaType = "unsupported_media_type",
+        /// `If-Match` names another `ETag` than the file has.
+        PreconditionFailed = "precondition_failed",
         /// The range begins beyond the end of the file; `Content-Range` contains the file's size.
         RangeNotSatisfiable = "range_not_satisfiable",
         /// The idempotency key was already used for another request.
@@ -190,6 +192,7 @@ impl Code {
             Code::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Code::UriTooLong => StatusCode::URI_TOO_LONG,
             Code::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Code::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
             Code::RangeNotSatisfiable => StatusCode::RANGE_NOT_SATISFIABLE,
             Code::IdempotencyKeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Code::RateLimited | Code::TooManyOpenJobs => StatusCode::TOO_MANY_REQUESTS,

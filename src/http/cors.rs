@@ -72,6 +72,7 @@ impl Origins {
                 header::AUTHORIZATION,
                 header::CONTENT_TYPE,
                 header::RANGE,
+                header::IF_MATCH,
                 header::IF_RANGE,
                 header::IF_NONE_MATCH,
                 CONSUMER,

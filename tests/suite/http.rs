@@ -527,6 +527,15 @@ async fn a_download_obeys_its_conditions() {
         assert_eq!(past_the_end.status, 200, "{other}");
     }
 
+    for tags in [etag, "*", &format!("\"other\", {etag}")] {
+        let answer = call(&service, "GET", &path, &[("If-Match", tags), ("Range", "bytes=1-2")]).await;
+        assert_eq!((answer.status, &answer.body[..]), (206, &file[1..=2]), "{tags}");
+    }
+    for tags in ["\"other\"", &format!("W/{etag}"), etag.trim_matches('"')] {
+        let answer = call(&service, "GET", &path, &[("If-Match", tags), ("Range", "bytes=1-2")]).await;
+        answer.problem_of(412, "precondition_failed", "If-Match");
+    }
+
     for tags in [etag, "*", &format!("\"other\", {etag}"), &format!("W/{etag}")] {
         let answer = call(&service, "GET", &path, &[("If-None-Match", tags), ("Range", "bytes=0-1")]).await;
         assert_eq!((answer.status, answer.body.len()), (304, 0), "{tags}");

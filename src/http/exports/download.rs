@@ -30,7 +30,7 @@ const READ_BYTES: usize = 64 * 1024;
     params(PathJob, FileHeaders), responses(FileAnswer),
     extensions(("x-codes" = json!([
         Code::NotCompleted, Code::NoFile, Code::SeveralFiles, Code::FileGone, Code::RangeNotSatisfiable,
-        Code::FileOnOtherHost, Code::OutputMissing, Code::OutputFailed,
+        Code::PreconditionFailed, Code::FileOnOtherHost, Code::OutputMissing, Code::OutputFailed,
         Code::StorageFull, Code::StorageReadonly,
     ]))),
 )]
@@ -56,7 +56,7 @@ pub(crate) async fn download(
     responses(FileAnswer),
     extensions(("x-codes" = json!([
         Code::NotCompleted, Code::NoFile, Code::NoPart, Code::FileGone, Code::RangeNotSatisfiable,
-        Code::FileOnOtherHost, Code::OutputMissing, Code::OutputFailed,
+        Code::PreconditionFailed, Code::FileOnOtherHost, Code::OutputMissing, Code::OutputFailed,
         Code::StorageFull, Code::StorageReadonly,
     ]))),
 )]
@@ -80,6 +80,9 @@ struct FileHeaders {
     /// The requested range; an invalid range is ignored
     #[param(rename = "Range", example = "bytes=0-1023")]
     range: Option<String>,
+    /// The `ETag` that the file must have. If the file differs, the answer is 412
+    #[param(rename = "If-Match")]
+    if_match: Option<String>,
     /// The `ETag` of the file that the client has a part of. If the file differs, the range is ignored
     #[param(rename = "If-Range")]
     if_range: Option<String>,
@@ -162,6 +165,11 @@ async fn answer(
         set(header::LAST_MODIFIED, time.format("%a, %d %b %Y %H:%M:%S GMT").to_string());
     }
 
+    // A tag with `W/` never matches (RFC 9110, section 13.1.1).
+    let is_wanted = |tags: &str| tags.split(',').map(str::trim).any(|tag| tag == "*" || tag == etag);
+    if text(headers, header::IF_MATCH).is_some_and(|tags| !is_wanted(tags)) {
+        return Err(Problem::bad_input(Code::PreconditionFailed, "If-Match", format!("the file's ETag is {etag}")));
+    }
     if input::matches_etag(headers, etag.as_bytes()) {
         return Ok((StatusCode::NOT_MODIFIED, response_headers).into_response());
     }
