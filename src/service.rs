@@ -341,7 +341,7 @@ const DATASETS_CACHE_TIME: Duration = Duration::from_secs(5);
 /// other calls.
 const MAX_LOOKS: usize = 1;
 
-/// Time limit for counting the changes that wait for consumers. Only this call may exceed [`CALL_TIMEOUT`].
+/// Time limit of a look at a table. Only such a call may exceed [`CALL_TIMEOUT`].
 pub const COUNTING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The settings of the service.

@@ -11,18 +11,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::job::{ConsumerId, Continuity};
 
-/// The count of waiting rows stops here.
-pub const COUNTED_ROWS: u64 = 10_000;
-
-/// A count of waiting rows.
+/// The changes that wait for a consumer, as the table's rows and times tell it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waiting {
-    /// The exact number of rows.
-    Exactly(u64),
-    /// A lower bound. The count stopped at [`COUNTED_ROWS`], or some changes are older than the part of the change log
-    /// that was searched.
-    AtLeast(u64),
-    /// The number is unknown: the table does not match its dataset, or the dataset is no longer in the catalog.
+    /// None wait.
+    Nothing,
+    /// The earliest time of a row after the watermark.
+    Since(DateTime<Utc>),
+    /// It is unknown: only the change log tells it, no index has the times, or the table could not be read.
     Unknown,
 }
 
@@ -36,10 +32,10 @@ pub struct ConsumerLag {
     pub last_exported_at: Option<DateTime<Utc>>,
     /// The dataset's name.
     pub dataset: String,
-    /// The number of rows that changed since the consumer's last export.
-    pub rows_waiting: Waiting,
-    /// The earliest time of a row after the watermark, if the table's times alone decide and an index has it.
-    pub waiting_since: Option<DateTime<Utc>>,
+    /// True if the table could be read.
+    pub is_read: bool,
+    /// The changes that wait by the table's times.
+    pub waiting: Waiting,
     /// The guard's verdict: the reason why the next export can't continue from the position.
     pub continuity: Option<Continuity>,
 }

@@ -69,8 +69,8 @@ fn show(status: &Value, json: bool, clear: bool) -> anyhow::Result<()> {
     let mut text = String::from(if clear { "\x1b[2J\x1b[H" } else { "" });
     writeln!(
         text,
-        "{:<24} {:<16} {:<12} {:>10} {:>8}  {:<20} LAST JOB",
-        "CONSUMER", "DATASET", "STATE", "BEHIND", "WAITING", "CONTINUITY"
+        "{:<24} {:<16} {:<12} {:>10}  {:<20} LAST JOB",
+        "CONSUMER", "DATASET", "STATE", "BEHIND", "CONTINUITY"
     )?;
     for consumer in items("consumers") {
         writeln!(text, "{}", consumer_line(consumer))?;
@@ -98,10 +98,6 @@ fn show(status: &Value, json: bool, clear: bool) -> anyhow::Result<()> {
 
 fn consumer_line(consumer: &Value) -> String {
     let cell = |name| cell(consumer, name);
-    let waiting = match consumer["rowsWaiting"].as_u64() {
-        Some(rows) => format!("{rows}{}", if consumer["rowsWaitingCapped"] == true { "+" } else { "" }),
-        None => "?".to_owned(),
-    };
     let behind = match consumer["behindSeconds"].as_u64() {
         Some(seconds) => humantime::format_duration(Duration::from_secs(seconds)).to_string().replace(' ', ""),
         None => "?".to_owned(),
@@ -115,7 +111,7 @@ fn consumer_line(consumer: &Value) -> String {
         false => format!("  ({} not acknowledged since {})", cell("/unacknowledged"), cell("/unacknowledgedSince")),
     };
     format!(
-        "{:<24} {:<16} {:<12} {behind:>10} {waiting:>8}  {:<20} {job}{acknowledges}",
+        "{:<24} {:<16} {:<12} {behind:>10}  {:<20} {job}{acknowledges}",
         cell("/consumerId"),
         cell("/dataset"),
         cell("/state"),

@@ -1,4 +1,4 @@
-//! `/consumers`: the watermarks of all consumers and the changes that wait for each.
+//! `/consumers`: the watermarks and the states of all consumers.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,6 @@ use crate::job::lane::Lane;
 use crate::job::{ConsumerId, Continuity};
 use crate::service::Service;
 use crate::service::consumers::ListedConsumer;
-use crate::watermark::Waiting;
 
 /// The query of `/consumers`.
 #[derive(Deserialize, IntoParams)]
@@ -36,7 +35,7 @@ pub(crate) struct ConsumerQuery {
     cursor: Option<String>,
 }
 
-/// A consumer's watermark in a dataset, and the changes that wait for the consumer.
+/// A consumer's watermark and state in a dataset.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Consumer)]
@@ -51,12 +50,7 @@ pub(crate) struct ConsumerBody {
     /// The consumer's watermark
     #[schema(required, format = DateTime)]
     last_exported_at: Option<String>,
-    /// The number of rows changed since the consumer's last export, exact up to 10,000; null if it cannot be counted
-    #[schema(required, maximum = 10000)]
-    rows_waiting: Option<u64>,
-    /// True if `rowsWaiting` is a lower bound, because there are more than 10,000 rows or too many changes to read
-    rows_waiting_capped: bool,
-    /// The time of this count. It is older than the answer if counting takes long
+    /// The time when the table was read. It is older than the answer if reading takes long
     #[schema(format = DateTime)]
     as_of: String,
     /// `fresh`, `behind`, `failing`, `needs_full`, `not_tracked`, `not_loaded`, `new`, or `gone` if there is no such
@@ -137,12 +131,7 @@ pub(crate) struct SummaryBody {
     /// The largest `behindSeconds` of its datasets; null if none is known
     #[schema(required)]
     behind_seconds: Option<u64>,
-    /// The number of rows that wait in all datasets; null if it is known of none
-    #[schema(required)]
-    rows_waiting: Option<u64>,
-    /// True if `rowsWaiting` is a lower bound
-    rows_waiting_capped: bool,
-    /// The time of the oldest of these counts
+    /// The time of the oldest read of a table
     #[schema(format = DateTime)]
     as_of: String,
     /// The number of exports that failed since the last completed ones
@@ -161,11 +150,6 @@ pub(crate) struct SummaryBody {
 pub(crate) async fn get(service: Service, PathParameter(id): PathParameter) -> Result<Json<SummaryBody>, Problem> {
     let consumer = consumer_of(&service, &id)?;
     let lanes = service.consumer(&consumer).await?;
-    let known = || lanes.iter().map(|listed| &listed.lag.rows_waiting);
-    let counted = |waiting: &Waiting| match waiting {
-        Waiting::Exactly(rows) | Waiting::AtLeast(rows) => Some(*rows),
-        Waiting::Unknown => None,
-    };
     let mut states = BTreeMap::new();
     for state in lanes.iter().filter_map(|listed| listed.state) {
         *states.entry(state.as_str()).or_default() += 1;
@@ -176,8 +160,6 @@ pub(crate) async fn get(service: Service, PathParameter(id): PathParameter) -> R
         datasets: lanes.len() as u64,
         states,
         behind_seconds: lanes.iter().filter_map(|listed| listed.behind).max().map(|age| age.as_secs()),
-        rows_waiting: known().filter_map(counted).reduce(|sum, rows| sum + rows),
-        rows_waiting_capped: known().any(|waiting| !matches!(waiting, Waiting::Exactly(_))),
         as_of: rfc3339(lanes.iter().map(|listed| listed.as_of).min().unwrap_or_default()),
         failures: lanes.iter().map(|listed| listed.history.failures).sum(),
         failing_since: lanes.iter().filter_map(|listed| listed.history.failing_since).min().map(rfc3339),
@@ -215,18 +197,11 @@ fn read_cursor(cursor: &str) -> Result<(ConsumerId, &str), Problem> {
 
 fn body(listed: ListedConsumer, capture: Option<&'static str>) -> ConsumerBody {
     let ListedConsumer { lag, as_of, last_job, unacknowledged, log_use, history, behind, state } = listed;
-    let (rows_waiting, rows_waiting_capped) = match lag.rows_waiting {
-        Waiting::Exactly(rows) => (Some(rows), false),
-        Waiting::AtLeast(rows) => (Some(rows), true),
-        Waiting::Unknown => (None, false),
-    };
     ConsumerBody {
         consumer_id: lag.consumer.to_string(),
         dataset: lag.dataset,
         capture,
         last_exported_at: lag.last_exported_at.map(rfc3339),
-        rows_waiting,
-        rows_waiting_capped,
         as_of: rfc3339(as_of),
         state: state.map(LaneState::as_str),
         behind_seconds: behind.map(|age| age.as_secs()),

@@ -22,12 +22,6 @@ use crate::store::watermarks::{ConsumerPosition, ConsumerRemoval, WatermarkRemov
 use crate::telemetry::chain;
 use crate::watermark::{ConsumerLag, LogUse, Waiting};
 
-/// Maximum number of changes read for a page. [`MAX_CHANGES`] is the limit per dataset, enough for 10,000 rows that
-/// changed once and some repeated changes.
-const MAX_CHANGES_PER_PAGE: u64 = 36_000;
-const MAX_CHANGES: u64 = 15_000;
-const MIN_CHANGES: u64 = 1_000;
-
 /// Maximum number of lanes of a consumer that are looked at together.
 const MAX_LANES: usize = 1_000;
 const LANES_PER_PAGE: u32 = 200;
@@ -38,9 +32,9 @@ const MARKERS_TIMEOUT: Duration = Duration::from_millis(500);
 /// A consumer's state in a dataset, as a list shows it.
 #[derive(Clone, Debug)]
 pub struct ListedConsumer {
-    /// The consumer's watermark and the changes that wait for it.
+    /// The consumer's watermark and the verdict on its position.
     pub lag: ConsumerLag,
-    /// The time when the changes were counted.
+    /// The time when the table was read.
     pub as_of: DateTime<Utc>,
     /// The consumer's last job.
     pub last_job: Option<Job>,
@@ -56,8 +50,8 @@ pub struct ListedConsumer {
     pub state: Option<LaneState>,
 }
 
-/// A dataset, and the consumers of it that a page has, each with its position: if there is one, and its watermark.
-pub(super) type LagKey = (String, Vec<(ConsumerId, bool, Option<DateTime<Utc>>)>);
+/// A dataset, and the consumers of it that a page has, each with whether it has a position.
+pub(super) type LagKey = (String, Vec<(ConsumerId, bool)>);
 
 impl Service {
     /// Returns a consumer's watermark.
@@ -91,7 +85,7 @@ impl Service {
         let (mut histories, now) = with_timeout(self.store.histories(&ids, &datasets)).await?;
         let changes = with_timeout(self.store.logged_changes(&ids, &datasets)).await?;
         let (lags, log_use, readable) = tokio::join!(
-            self.lags(&positions, &jobs),
+            self.lags(&positions),
             self.log_use(&ids, &datasets),
             self.readable_without_capture(&datasets)
         );
@@ -108,7 +102,7 @@ impl Service {
             let is_its = |of: &&ConsumerPosition| of.consumer == lag.consumer && of.dataset == lag.dataset;
             let capture = self.catalog.get(&lag.dataset).map(|dataset| dataset.capture);
             let facts = LaneFacts {
-                is_read: lag.rows_waiting != Waiting::Unknown || readable.contains(&lag.dataset),
+                is_read: lag.is_read || readable.contains(&lag.dataset),
                 history,
                 has_position: positions.iter().find(is_its).is_some_and(|position| position.is_saved),
                 export_type: last_job.as_ref().map(|job| job.export_type),
@@ -186,10 +180,11 @@ impl Service {
             Capture::None => last_export,
             _ if lag.continuity.is_some_and(|why| !why.keeps_live_rows() || why.is_manual()) => last_export,
             // Without a position in the log, the table was empty at the last export.
-            capture => match (capture, logged, lag.rows_waiting) {
+            capture => match (capture, logged, lag.waiting) {
                 (Capture::Triggers, Some(LoggedChanges { exist: true, age, .. }), _) => *age,
-                (Capture::Triggers, Some(_), _) | (_, _, Waiting::Exactly(0)) => Some(Duration::ZERO),
-                _ => lag.waiting_since.map(age).or(last_export),
+                (Capture::Triggers, Some(_), _) | (_, _, Waiting::Nothing) => Some(Duration::ZERO),
+                (_, _, Waiting::Since(at)) => Some(age(at)),
+                (_, _, Waiting::Unknown) => last_export,
             },
         }
     }
@@ -221,27 +216,21 @@ impl Service {
         Ok(consumers.iter().map(|id| id.as_str()).zip(markers).collect())
     }
 
-    /// Returns the states of consumers as looks at the tables find them. A state is unknown if its table can't be read,
-    /// or if no look at it has ended in time. `jobs` are the last jobs of the consumers.
-    async fn lags(&self, positions: &[ConsumerPosition], jobs: &[Job]) -> Vec<Looked<ConsumerLag>> {
+    /// Returns the states of consumers as looks at the tables find them. If looks take long, returns what earlier ones
+    /// found, up to a minute ago. A state is unknown if its table can't be read, or if no look at it has ended in time.
+    async fn lags(&self, positions: &[ConsumerPosition]) -> Vec<Looked<ConsumerLag>> {
         let datasets: BTreeSet<_> = positions.iter().map(|position| &*position.dataset).collect();
-        let changes = MAX_CHANGES_PER_PAGE / datasets.len().max(1) as u64;
-        let changes = changes.clamp(MIN_CHANGES, MAX_CHANGES);
         let known = self.catalog.iter().filter(|dataset| datasets.contains(&*dataset.name));
         // Without capture, nobody knows the changes.
         let known = known.filter(|dataset| dataset.capture != Capture::None);
         let looks = known.map(|dataset| async move {
             let its = positions.iter().filter(|position| position.dataset == dataset.name);
-            // A look from before a position was removed or set by hand is of no use.
-            let lanes = its.clone().map(|it| (it.consumer.clone(), it.is_saved, it.last_exported_at)).collect();
+            // A look from before a position was saved or removed is of no use.
+            let lanes = its.clone().map(|position| (position.consumer.clone(), position.is_saved)).collect();
             let consumers: Vec<_> = its.map(|position| position.consumer.clone()).collect();
-            let ends = jobs.iter().filter(|job| {
-                job.dataset == dataset.name && consumers.iter().any(|it| job.consumer.as_ref() == Some(it))
-            });
-            let last_end = ends.filter_map(|job| job.finished_at).max();
-            let look = self.clone().look_at_lags(Arc::clone(dataset), consumers, changes);
+            let look = self.clone().look_at_lags(Arc::clone(dataset), consumers);
             let key = (dataset.name.clone(), lanes);
-            let seen = self.seen_lags.get(key, Duration::ZERO, last_end, look);
+            let seen = self.seen_lags.get(key, Duration::ZERO, None, look);
             (dataset, tokio::time::timeout(COUNTING_TIMEOUT, seen).await)
         });
         let (mut found, mut unread) = (Vec::new(), Vec::new());
@@ -268,8 +257,8 @@ impl Service {
                     consumer: position.consumer.clone(),
                     dataset: position.dataset.clone(),
                     last_exported_at: position.last_exported_at,
-                    rows_waiting: Waiting::Unknown,
-                    waiting_since: None,
+                    is_read: false,
+                    waiting: Waiting::Unknown,
                     continuity: None,
                 },
                 as_of: Utc::now(),
@@ -302,12 +291,11 @@ impl Service {
         self,
         dataset: Arc<Dataset>,
         consumers: Vec<ConsumerId>,
-        changes: u64,
     ) -> Result<Vec<ConsumerLag>, Error> {
         let _permit = self.looks.acquire().await;
         let consumers: Vec<_> = consumers.iter().collect();
         let consumers = self.with_markers(&dataset, &consumers).await?;
-        on_table(self.source.lags(&dataset, &consumers, changes)).await
+        on_table(self.source.lags(&dataset, &consumers)).await
     }
 
     /// Deletes a consumer's watermark, if there is one.

@@ -3,11 +3,9 @@
 #[path = "../suite/waiting/page.rs"]
 mod page;
 
-use serde_json::json;
-
 use crate::harness::{Start, serving_users};
 use crate::plans::{cost_of, log_plans, plans};
-use crate::waiting::page::{consumers, copy_position, waiting};
+use crate::waiting::page::{consumers, copy_position};
 
 #[tokio::test]
 async fn a_page_of_consumers_costs_the_same_whatever_waits() {
@@ -34,19 +32,15 @@ async fn a_page_of_consumers_costs_the_same_whatever_waits() {
     let service = Start::on(&database).arguments(&["serve", "--no-workers"]).service().await;
     let page = consumers(&service).await;
     assert_eq!(page["items"].as_array().unwrap().len(), 195);
-    for far in ["far-0", "far-0-1", "far-0-95", "far-3"] {
-        assert_eq!(waiting(&page, far), json!([10_000, true]), "{far}");
-    }
-    assert_eq!(waiting(&page, "near"), json!([4, false]));
     // By the plan of a statement that was run before, too.
     for _ in 0..5 {
         consumers(&service).await;
     }
     for plan in plans(&service, "-- source.lag.list") {
         let (read, filtered) = cost_of(&plan, "change_log");
-        assert!((15_000..40_000).contains(&read) && filtered < 100, "{read} {filtered} {plan}");
+        assert!(read + filtered < 1_000, "{read} {filtered} {plan}");
         let (read, filtered) = cost_of(&plan, "users");
-        assert!(read + filtered < 40_000, "{read} {filtered} {plan}");
+        assert!(read + filtered < 1_000, "{read} {filtered} {plan}");
     }
     // Whom a page is of is found side by side.
     for plan in plans(&service, "-- store.watermarks.positions") {

@@ -436,9 +436,9 @@ async fn a_changed_table_is_told_of_and_never_half_exported() {
         "{described}"
     );
     let consumers: Value = service.call("GET", "/consumers", &[]).await.json().await.unwrap();
-    let waiting: Vec<_> =
-        consumers["items"].as_array().unwrap().iter().map(|it| (&it["dataset"], &it["rowsWaiting"])).collect();
-    assert_eq!(waiting, [(&json!("a"), &json!(0)), (&json!("b"), &Value::Null)]);
+    let states: Vec<_> =
+        consumers["items"].as_array().unwrap().iter().map(|it| (&it["dataset"], &it["state"])).collect();
+    assert_eq!(states, [(&json!("a"), &json!("fresh")), (&json!("b"), &json!("failing"))]);
     service.stop().await;
     // Mended: it goes on where it was.
     catalog.write(&both.replace(", \"x\"]", "]"));

@@ -223,10 +223,10 @@ async fn connections_that_fell_silent_while_they_were_idle_cost_no_caller_an_ans
     service.stop().await;
 }
 
-/// Returns the number of rows that wait for the only consumer, as `GET /consumers` tells it.
-async fn waiting(service: &Service) -> serde_json::Value {
+/// Returns the state of the only consumer, as `GET /consumers` tells it.
+async fn state(service: &Service) -> serde_json::Value {
     let answer: serde_json::Value = service.call("GET", "/consumers", &[]).await.json().await.unwrap();
-    answer["items"][0]["rowsWaiting"].clone()
+    answer["items"][0]["state"].clone()
 }
 
 #[tokio::test]
@@ -241,12 +241,12 @@ async fn a_call_that_was_never_answered_keeps_no_place_in_its_pool() {
         proxy.silence("source.lag.list");
         // A call that comes just before the end of a look shares its failure, and sends nothing.
         eventually("a look is not answered", async || {
-            assert_eq!(waiting(&service).await, serde_json::Value::Null);
+            assert_eq!(state(&service).await, serde_json::Value::Null);
             proxy.has_silenced().then_some(())
         })
         .await;
     }
-    until("a look is answered", async || waiting(&service).await == 0).await;
+    until("a look is answered", async || state(&service).await == "fresh").await;
     service.stop().await;
 }
 

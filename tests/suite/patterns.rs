@@ -308,7 +308,7 @@ async fn a_table_that_another_role_put_in_the_place_of_one_is_not_read() {
         assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("table_missing")), "{job}");
     }
     let consumers: Value = service.call("GET", "/consumers", &[]).await.json().await.unwrap();
-    assert_eq!(consumers["items"][0]["rowsWaiting"], Value::Null, "{consumers}");
+    assert_eq!(consumers["items"][0]["state"], "failing", "{consumers}");
     assert_eq!(listed(&service).await[0], "lines shop.lines dataset_mismatch");
     let filtered = json!({ "dataset": "lines", "filter": [{ "column": "id", "op": "gt", "value": 1 }] });
     let refused = post(&service, "/exports", None, &filtered).await;

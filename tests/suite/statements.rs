@@ -13,19 +13,9 @@ use crate::harness::Database;
 use crate::source_files::files_below;
 
 /// An example of each piece that the code makes for a statement: the file, the piece's name and its SQL.
-const MADE_PIECES: [(&str, &str, &str); 7] = [
+const MADE_PIECES: [(&str, &str, &str); 5] = [
     ("store/activity/hours.sql", "key", "e.export_type || ' ' || e.status"),
-    (
-        "source/lag.sql",
-        "behind",
-        ", behind as (select null as consumer_id, 0 as rows, false as is_capped, now() as since)",
-    ),
-    (
-        "source/lag.sql",
-        "set_back",
-        ", set_back as (select null as consumer_id, 0 as rows, false as is_capped, now() as since)",
-    ),
-    ("source/lag.sql", "everything", ", everything as (select $8 as rows)"),
+    ("source/lag.sql", "waiting", "select now() as since, lane.by_log as is_none"),
     ("store/deliveries/list.sql", "receiver", "(select * from cdc_export.deliveries where endpoint = $2)"),
     ("store/deliveries/list.sql", "condition", "d.delivered_at is null and d.dead_at is null"),
     ("store/lists/jobs.sql", "key", "e.consumer_id || ' ' || e.dataset || ' ' || e.export_type || ' ' || e.status"),

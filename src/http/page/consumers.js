@@ -11,7 +11,7 @@ import { bytes, count, duration, elapsed, rows, utc, when } from "./figures.js";
 import { askForExport } from "./start.js";
 import { CONSUMER_ID, STATUS, consumerPath, datasetPath, isConsumerId, isFaulty, needsFull, standing, urgency } from "./words.js";
 
-const COLUMNS = (of) => [[of, "key"], ["State", "state"], ["Behind", "number"], ["Rows waiting", "number"], ["Last export", "latest"], ["Actions", "does"]];
+const COLUMNS = (of) => [[of, "key"], ["State", "state"], ["Behind", "number"], ["Last export", "latest"], ["Actions", "does"]];
 const DAY = ["Last day", "day"];
 const CONSUMER_SECONDS = 15;
 // Of an answer, and of all.
@@ -97,7 +97,7 @@ export function byUrgency(lanes) {
 }
 
 export function consumersSection() {
-  const columns = COLUMNS("Consumer").toSpliced(4, 0, DAY);
+  const columns = COLUMNS("Consumer").toSpliced(3, 0, DAY);
   const list = table("Consumers and where they stand", columns);
   list.node.classList.add("lanes");
   let shown = STEP;
@@ -207,8 +207,6 @@ function over(consumerId, lanes, day) {
     day,
     state: lanes[0].state,
     behindSeconds: known.length === 0 ? null : Math.max(...known),
-    rowsWaiting: lanes.reduce((sum, { rowsWaiting }) => sum + (rowsWaiting ?? 0), 0),
-    rowsWaitingCapped: lanes.some(({ rowsWaitingCapped }) => rowsWaitingCapped),
     lastJob: newest(lanes),
   };
 }
@@ -242,16 +240,15 @@ function groupRow(columns, { consumerId }, toggle) {
 
 function restRow({ consumerId }) {
   const link = el("a", { href: consumerPath(consumerId) });
-  const node = el("tr", { role: "row", class: "inner" }, el("td", { role: "cell", class: "key", colspan: 7 }, link));
+  const node = el("tr", { role: "row", class: "inner" }, el("td", { role: "cell", class: "key", colspan: 6 }, link));
   return { node, update: ({ rest }) => text(link, `${count(rest)} more datasets of ${consumerId}`) };
 }
 
-// The cells of a lane or a consumer: state and its reason, how far behind, what waits, its last day and the last export.
+// The cells of a lane or a consumer: state and its reason, how far behind, its last day and the last export.
 function laneFacts(columns, reasonOf) {
   const badge = el("span", { class: "badge" });
   const meaning = el("span", { class: "meaning" });
   const behind = el("span", {});
-  const waiting = el("span", {});
   const last = el("a", {});
   const lastAt = when();
   // By which its loader knows how far it is.
@@ -261,7 +258,7 @@ function laneFacts(columns, reasonOf) {
   const unloadedSince = when();
   const toLoad = el("span", { class: "meaning", hidden: true, title: "Published exports that it has not acknowledged" }, unloaded, unloadedSince);
   const day = columns.includes(DAY) ? sparkline() : null;
-  const cells = [el("div", {}, badge, meaning), behind, waiting, ...(day ? [day.node] : []), el("div", { class: "last" }, last, number, lastAt, never, toLoad)];
+  const cells = [el("div", {}, badge, meaning), behind, ...(day ? [day.node] : []), el("div", { class: "last" }, last, number, lastAt, never, toLoad)];
   const update = (of) => {
     const says = standing(of);
     text(badge, says.label);
@@ -273,11 +270,10 @@ function laneFacts(columns, reasonOf) {
     const isKnown = of.behindSeconds !== null && ![null, "gone"].includes(of.state);
     text(behind, isKnown ? duration(of.behindSeconds) : "–");
     set(behind, "class", of.behindSeconds === 0 ? "quiet" : null);
-    set(behind, "title", !isKnown ? "unknown" : of.lastExportedAt ? `watermark: ${utc(of.lastExportedAt)}` : null);
-    const known = of.capture === "none" || of.state === "gone" ? null : of.rowsWaiting;
-    text(waiting, known === null ? "–" : `${count(known)}${of.rowsWaitingCapped ? "+" : ""}`);
-    set(waiting, "title", of.logBytes ? `${bytes(of.logBytes)} of the change log are kept for it, ${bytes(of.logBytesMax)} may be` : null);
-    set(waiting, "class", known === 0 ? "quiet" : null);
+    const kept = of.logBytes ? `${bytes(of.logBytes)} of the change log are kept for it, ${bytes(of.logBytesMax)} may be` : null;
+    const watermark = of.lastExportedAt ? `watermark: ${utc(of.lastExportedAt)}` : null;
+    const facts = [isKnown ? null : "unknown", watermark, kept, of.asOf ? `as of ${utc(of.asOf)}` : null];
+    set(behind, "title", facts.filter(Boolean).join("; ") || null);
     // Null as well of a consumer that acknowledges nothing.
     day?.update(of.day ?? null);
     const since = of.unacknowledgedSince ?? null;
