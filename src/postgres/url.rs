@@ -45,6 +45,8 @@ const NOT_A_URL: BadUrl = BadUrl::Form(
 );
 const NOT_A_TIME: &str = "not a number of seconds from 1 to 600";
 const NOT_A_MODE: &str = "not one of disable, allow, prefer, require, verify-ca and verify-full";
+const NO_MODE: BadUrl =
+    BadUrl::Form("the parameter sslmode is not one of disable, allow, prefer, require, verify-ca and verify-full");
 const MODES: [&str; 2] = ["sslmode", "ssl-mode"];
 /// The names of `sslrootcert`.
 const ROOTS: [&str; 3] = ["sslrootcert", "ssl-root-cert", "ssl-ca"];
@@ -76,9 +78,6 @@ pub enum BadUrl {
     /// The value of a parameter is invalid.
     #[error("the parameter {0} has a value that can't be read")]
     Value(String),
-    /// A value of `sslmode` that does not exist.
-    #[error("the parameter {0} is {NOT_A_MODE}")]
-    Mode(String),
     /// A variable of libpq that would be ignored.
     #[error("{why}")]
     Variable {
@@ -267,7 +266,7 @@ fn check_host(host: &str) -> Result<(), BadUrl> {
 fn check_parameter(name: &str, value: &str) -> Result<(), BadUrl> {
     let is_bad = match name {
         "host" if value.contains(',') && !value.starts_with('/') => return Err(BadUrl::Form(SEVERAL_HOSTS)),
-        _ if MODES.contains(&name) && value.parse::<PgSslMode>().is_err() => return Err(BadUrl::Mode(name.to_owned())),
+        _ if MODES.contains(&name) && value.parse::<PgSslMode>().is_err() => return Err(NO_MODE),
         "port" => value.parse::<u16>().is_err(),
         "hostaddr" => value.parse::<IpAddr>().is_err(),
         "statement-cache-capacity" => value.parse::<usize>().is_err(),

@@ -61,7 +61,8 @@ impl ExportConnections {
     pub async fn open(self, purposes: &[Purpose<'_>], lease: Duration, stall: Duration) -> Result<Snapshot, Refused> {
         let mut opening = Opening { connections: self, purposes, lease, silence: (stall + lease) * 2 };
         let tables = opening.lock().await?;
-        let schemas = opening.introspect(&tables).await?;
+        let mut schemas = opening.introspect(&tables).await?;
+        opening.fold_filters(&mut schemas).await?;
         let exported = opening.export(&schemas).await?;
         opening.try_filters(&tables, &exported).await?;
         opening.finish(schemas, exported)
@@ -221,6 +222,21 @@ impl Opening<'_> {
             schema.map_err(|faults| refused(at)(Error::Mismatch(faults)))
         };
         found.into_iter().enumerate().map(schema).collect()
+    }
+
+    /// Has the guard compare how Postgres reads the filters now: the meaning of a word such as `'today'` moves.
+    async fn fold_filters(&mut self, schemas: &mut [TableSchema]) -> Result<(), Refused> {
+        let ExportConnections { leader, reader, reader_session, .. } = &mut self.connections;
+        for (at, (Purpose { dataset, consumer, .. }, schema)) in self.purposes.iter().zip(schemas).enumerate() {
+            let Some(filter) = dataset.filter.as_ref().filter(|_| consumer.is_some()) else { continue };
+            let fold = async {
+                filter::folded(reader, filter, &schema.table).await.map_err(Error::from_sql(&dataset.table))
+            };
+            if let Some(folded) = reader_session.watched(leader, self.lease, fold).await.map_err(refused(at))? {
+                schema.guard_state.set("folded", folded);
+            }
+        }
+        Ok(())
     }
 
     /// Exports the snapshot, with the consumer's positions and the guard's words of the same moment.

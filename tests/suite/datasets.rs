@@ -646,6 +646,57 @@ async fn a_call_that_names_no_dataset_means_users_or_the_only_one() {
 }
 
 #[tokio::test]
+async fn a_filter_whose_constant_moves_with_the_clock_needs_full_exports() {
+    let table =
+        "create table t (id int primary key, at timestamp not null default '2026-01-01'); insert into t values (1)";
+    let database = Database::empty_with(table).await;
+    let by = |filter: &str| format!("[[dataset]]\nname = \"t\"\ntable = \"t\"\nfilter = '''{filter}'''\n");
+    let catalog = Catalog::of(&by("true"));
+    ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
+    for (number, (filter, moves)) in [
+        ("at <= ' now'", true),
+        ("at <= E'no\\x77'", true),
+        ("at <= '2026-01-01' and at::date <@ '[2025-01-01,)'::daterange", false),
+        ("at = any ('{2026-01-01}') and lower('A') = 'a'", false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        catalog.write(&by(filter));
+        let service = catalog.start(&database).service().await;
+        let (consumer, body) = (format!("c{number}"), json!({ "dataset": "t" }));
+        let full = ended(&service, "/exports/full", Some(&consumer), body.clone()).await;
+        assert_eq!(full["rowsExported"], 1, "{filter}: {full}");
+        for export_type in ["incremental", "delta"] {
+            let job = ended(&service, &format!("/exports/{export_type}"), Some(&consumer), body.clone()).await;
+            match moves {
+                true => needs_full(&job, "dataset_changed"),
+                false => assert_eq!((&job["status"], &job["continuity"]), (&json!("completed"), &Value::Null), "{job}"),
+            }
+        }
+        service.stop().await;
+    }
+}
+
+/// The check of a filter makes a temporary table, which an event trigger of the database may forbid.
+#[tokio::test]
+async fn an_event_trigger_that_forbids_ddl_is_not_blamed_on_the_filter() {
+    let database =
+        Database::empty_with("create table t (id int primary key, x int); insert into t values (1, 1)").await;
+    let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\nfilter = \"x > 0\"\n");
+    catalog.track(&database, "t").await;
+    let service = catalog.start(&database).service().await;
+    let forbid = "create function public.no_ddl() returns event_trigger language plpgsql as
+                    $$ begin raise exception 'DDL only by the migration tool'; end $$;
+                  create event trigger no_ddl on ddl_command_start execute function public.no_ddl()";
+    database.run(forbid).await;
+    ends(catalog.command(&database, &["datasets", "check"]).await, 0, "");
+    assert_eq!(export(&service, "full", "t", "a").await["rowsExported"], 1);
+    service.stop().await;
+    database.run("drop event trigger no_ddl").await;
+}
+
+#[tokio::test]
 async fn another_key_wants_other_triggers() {
     let database = Database::empty_with(
         "create table t (id int primary key, code text not null unique, x int); insert into t values (1, 'a', 1)",

@@ -86,6 +86,7 @@ verdict as materialized (
       when evidence.contradicts then 'database_restored'
       when w.definition_hash <> md5(wanted.definition) then 'dataset_changed'
       when w.guard_state ->> 'filter' <> wanted.guard_state ->> 'filter' then 'dataset_changed'
+      when w.guard_state ->> 'folded' <> wanted.guard_state ->> 'folded' then 'dataset_changed'
       when wanted.guard_state ? 'needs_secret'
         and w.guard_state ->> 'mask_secret' <> now.guard_state ->> 'mask_secret' then 'dataset_changed'
       when difference.is_other_database then 'database_restored'
