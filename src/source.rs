@@ -342,7 +342,6 @@ impl Error {
     }
 }
 
-/// Returns the message of Postgres, which names the relation beneath a view or inside a function.
 /// Says which right Postgres misses. A function of the table may raise the same error with a text of its own, in which
 /// a row may be. Only Postgres's own checks are quoted.
 fn missing_right(cause: &sqlx::Error) -> String {

@@ -61,10 +61,6 @@ const CLAIMS_FAIL_AFTER: Duration = Duration::from_secs(60);
 /// The pause between two checks that the listener's connection still works.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(30);
 
-fn listen_timeout() -> Duration {
-    failpoint::time("store.listening", LISTEN_TIMEOUT)
-}
-
 /// The reason why a statement failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -343,7 +339,7 @@ impl Store {
         let listening = self.in_time(async {
             let mut listener = PgListener::connect_with(&own).await?;
             listener.listen(CHANNEL).await?;
-            Ok(Notifications { listener, store: self.clone(), ping_at: tokio::time::Instant::now() + listen_timeout() })
+            Ok(Notifications { listener, store: self.clone(), ping_at: Instant::now() })
         });
         listening.await
     }
@@ -432,7 +428,7 @@ pub struct Notifications {
     listener: PgListener,
     store: Store,
     /// The time of the next check of the connection.
-    ping_at: tokio::time::Instant,
+    ping_at: Instant,
 }
 
 impl Notifications {
@@ -443,13 +439,13 @@ impl Notifications {
     /// If the connection can't be restored, or doesn't answer each half minute.
     pub async fn next(&mut self) -> Result<Notification, Error> {
         loop {
-            match tokio::time::timeout_at(self.ping_at, self.listener.try_recv()).await {
+            match tokio::time::timeout_at(self.ping_at.into(), self.listener.try_recv()).await {
                 Ok(received) => {
                     let job = received?.and_then(|hint| hint.payload().parse::<uuid::Uuid>().ok());
                     return Ok(job.map_or(Notification::Work, |job| Notification::Cancel(job.into())));
                 }
                 Err(_) => {
-                    self.ping_at = tokio::time::Instant::now() + listen_timeout();
+                    self.ping_at = Instant::now() + failpoint::time("store.listening", LISTEN_TIMEOUT);
                     let is_failing = self.store.claims_fail().is_some();
                     let name = if is_failing { session_name::of_failing() } else { session_name::of_process() };
                     let ping = sqlx::query("-- store.listening\n select set_config('application_name', $1, false)");

@@ -95,7 +95,7 @@ async fn holders(conn: &mut PgConnection, process: i32) -> Result<Option<String>
     sqlx::query_scalar(
         "-- apply.lock.holders
          select string_agg(case when blocking.pid = 0 then 'a prepared transaction (pg_prepared_xacts)'
-           else format('process %s of role %s (%s)', a.pid, a.usename, a.application_name) end, ', ')
+           else format('process %s of role %s (%s)', blocking.pid, a.usename, a.application_name) end, ', ')
          from unnest(pg_blocking_pids($1)) as blocking (pid)
          left join pg_stat_activity a on a.pid = blocking.pid",
     )

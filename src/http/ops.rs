@@ -103,7 +103,7 @@ pub(crate) async fn ready(
     body.checks.insert("datasets", datasets);
     if health.failing_processes > 0 {
         let others = health.failing_processes;
-        let others = format!("{others} other processes can claim no job: `claim_failed` in their logs says why");
+        let others = format!("{others} other process(es) can claim no job: `claim_failed` in their logs says why");
         body.checks.entry("workers").or_insert(others);
     }
     if let Some(why) = health.stale_catalog {

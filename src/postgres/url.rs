@@ -134,16 +134,11 @@ impl NamedDatabase {
             let host = variable("PGHOST").ok_or(BadUrl::Form("it names no host, behind the `@` or as `host=`"))?;
             parsed.query_pairs_mut().append_pair("host", host);
         }
+        let bad = BadUrl::Form("the parameter connect_timeout is not a number of seconds from 1 to 600");
+        let of_variable = BadUrl::Variable { name: "PGCONNECT_TIMEOUT", why: NOT_A_TIME };
         let connect_timeout = match (last(&["connect_timeout"]), variable("PGCONNECT_TIMEOUT")) {
-            (Some(text), _) => {
-                let bad = BadUrl::Form("the parameter connect_timeout is not a number of seconds from 1 to 600");
-                Some(seconds(text).ok_or(bad)?)
-            },
-            (None, Some(text)) => {
-                let bad = BadUrl::Variable { name: "PGCONNECT_TIMEOUT", why: NOT_A_TIME };
-                Some(seconds(text).ok_or(bad)?)
-            }
-            (None, None) => None,
+            (Some(text), _) => Some(seconds(text).ok_or(bad)?),
+            (None, text) => text.map(|text| seconds(text).ok_or(of_variable)).transpose()?,
         };
         if variable("PGPORT").is_some_and(|port| port.parse::<u16>().is_err()) {
             return Err(BadUrl::Variable { name: "PGPORT", why: "not a port" });

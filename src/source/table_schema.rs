@@ -68,6 +68,8 @@ struct ColumnRow {
     /// The base type with the length that it was declared with.
     declared_base: String,
     is_enum: bool,
+    /// The schema of its type, quoted, if the role may not use it.
+    closed_schema: Option<String>,
     /// The name of the type, if it is Postgres's own.
     own_type: Option<String>,
     /// No row of its table has a null there.
@@ -358,6 +360,12 @@ impl<'a> Fitting<'a> {
                 self.wrong("key", self.dataset.key.is_some().then_some(&found.name), why);
             }
         }
+        for found in key.iter().filter(|_| self.dataset.capture != Capture::None) {
+            if let Some(schema) = &found.closed_schema {
+                let why = format!("the type of `{}` needs `grant usage on schema {schema}` to the role", found.name);
+                self.faults.push(Fault { dataset: self.dataset.name.clone(), member: "key", item: None, why });
+            }
+        }
         let is_indexed = key.iter().any(|found| found.key_is_deterministic.is_some());
         if !is_indexed && !key.is_empty() && self.faults.is_empty() {
             let names: Vec<_> = key.iter().map(|found| &*found.name).collect();
@@ -640,9 +648,7 @@ impl<'a> FittingTable<'a> {
 
 /// Returns the masked columns of a dataset that the database doesn't remember yet.
 fn newly_masked(dataset: &Dataset, columns: &[ColumnRow]) -> Vec<String> {
-    let is_new = |column: &&ColumnRow| {
-        dataset.masks.rules.contains_key(&column.name) && !column.masked.contains(&column.name)
-    };
+    let is_new = |it: &&ColumnRow| dataset.masks.rules.contains_key(&it.name) && !it.masked.contains(&it.name);
     columns.iter().filter(is_new).map(|column| column.name.clone()).collect()
 }
 

@@ -114,13 +114,13 @@ impl Error {
                 source::Error::TableMissing { .. } => fail(FailureCode::TableMissing),
                 source::Error::NotTracked(_) => fail(FailureCode::NotTracked),
                 source::Error::FullOnly(_) => fail(FailureCode::FullOnly),
-                source::Error::Mismatch(faults) if faults.0.iter().any(Fault::is_of_removed_mask) => {
-                    Settlement::Fail(failure(FailureCode::DatasetMismatch, Some(Continuity::MaskRemoved)))
-                }
-                source::Error::Mismatch(faults) => fail(match faults.0.as_slice() {
-                    [fault] if fault.member == "table" => FailureCode::TableMissing,
-                    _ => FailureCode::DatasetMismatch,
-                }),
+                source::Error::Mismatch(faults) => match faults.0.as_slice() {
+                    faults if faults.iter().any(Fault::is_of_removed_mask) => {
+                        Settlement::Fail(failure(FailureCode::DatasetMismatch, Some(Continuity::MaskRemoved)))
+                    }
+                    [fault] if fault.member == "table" => fail(FailureCode::TableMissing),
+                    _ => fail(FailureCode::DatasetMismatch),
+                },
                 source::Error::CantPlan(_) => fail(FailureCode::DatasetMismatch),
                 source::Error::InvalidText { .. } => fail(FailureCode::InvalidText),
                 source::Error::RowTooLarge { .. } | source::Error::RowBeyondPostgres { .. } => {

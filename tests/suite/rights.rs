@@ -171,6 +171,27 @@ async fn role_apart(database: &Database) -> String {
     role
 }
 
+/// The statements of an export of changes name the operators of the key's type.
+#[tokio::test]
+async fn a_schema_of_the_keys_type_that_the_role_may_not_use_is_found_by_the_check() {
+    let tables = "create schema types; create domain types.code as text;
+                  create table coded (id types.code primary key); insert into coded values ('a')";
+    let database = Database::empty_with(tables).await;
+    let catalog = Catalog::of("[[dataset]]\nname = \"coded\"\ntable = \"coded\"\n");
+    catalog.track(&database, "coded").await;
+    let role = role_apart(&database).await;
+    let url = database.url_as(&role, "pass");
+    let check = async || {
+        catalog.start(&database).with("DATABASE_URL", &url).arguments(&["datasets", "check"]).output().await
+    };
+    ends(check().await, 2, "`grant usage on schema types`");
+    database.run(&format!("grant usage on schema types to {role}")).await;
+    ends(check().await, 0, "");
+    let service = catalog.start(&database).with("DATABASE_URL", &url).service().await;
+    export(&service, "full", "coded", "a").await;
+    export(&service, "delta", "coded", "a").await;
+}
+
 #[tokio::test]
 async fn open_transactions_of_other_roles_are_counted_and_their_age_needs_a_right() {
     let (database, service) = serving_users(1).await;

@@ -44,7 +44,10 @@ types as materialized (
     case when base.typnamespace = 'pg_catalog'::regnamespace then base.typname::text end as own_type,
     format_type(base.oid, base.modifier) as declared_base,
     case when base.oid <> its.atttypid then cdc_export.type_of_role(base.oid, base.modifier) end as domain_base,
-    base.typtype = 'e' as is_enum
+    base.typtype = 'e' as is_enum,
+    (select min(quote_ident(n.nspname)) from pg_namespace n
+     where n.oid in (base.typnamespace, (select t.typnamespace from pg_type t where t.oid = its.atttypid))
+       and not has_schema_privilege(n.oid, 'usage')) as closed_schema
   from (select distinct a.atttypid, a.atttypmod from columns a) its
   -- The base type of a domain; any other type is its own base.
   cross join lateral (
@@ -58,7 +61,7 @@ types as materialized (
     select oid, typname, typnamespace, typelem, typtype, modifier from base where typtype <> 'd') base)
 
 select a.place, a.attname::text as name, a.attnum as number, base.base_type, base.type_name, base.saved_type,
-  base.operators, base.own_type, base.modifier, base.declared_base, base.domain_base, base.is_enum,
+  base.operators, base.own_type, base.modifier, base.declared_base, base.domain_base, base.is_enum, base.closed_schema,
   -- A constraint that isn't validated holds for new rows only.
   a.attnotnull and not exists (
     select from pg_constraint n
