@@ -252,7 +252,7 @@ impl Store {
     /// or if a session of ours has waited for five seconds.
     pub async fn failing_processes(&self) -> Result<i64, Error> {
         let statement = sqlx::query_as(include_str!("store/failing_processes.sql")).bind(session_name::of_failing());
-        let (processes, awaits_standby) = self.with(async |conn| statement.fetch_one(conn).await).await?;
+        let (processes, awaits_standby): (i64, bool) = self.with(async |conn| statement.fetch_one(conn).await).await?;
         if awaits_standby { Err(Error::StandbyMissing) } else { Ok(processes) }
     }
 

@@ -69,7 +69,7 @@ impl Variables {
         for name in settings() {
             // A key that was read from a file ends with a newline.
             let value = self.get(name).map_or("", |value| if name == "CDC_EXPORT_KEY" { value.trim() } else { value });
-            let is_quoted = |quote| value.len() > 1 && value.starts_with(quote) && value.ends_with(quote);
+            let is_quoted = |quote: char| value.len() > 1 && value.starts_with(quote) && value.ends_with(quote);
             if ['"', '\''].into_iter().any(is_quoted) {
                 return Err(invalid(name, "there are quotes around its value: take them off"));
             }

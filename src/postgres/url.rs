@@ -14,8 +14,8 @@ use url::Url;
 
 use crate::postgres::Database;
 
-/// The parameters that sqlx or this module supports. All texts are UTF-8, whatever `client_encoding` says. The service sets `application_name` to a name of its own, by which
-/// it knows its sessions.
+/// The parameters that sqlx or this module supports. The service sets `application_name` to a name of its own, by which
+/// it knows its sessions, and `client_encoding` to UTF-8.
 const KNOWN: [&str; 20] = [
     "application_name",
     "client_encoding",
@@ -147,7 +147,8 @@ impl NamedDatabase {
         let names_user = !parsed.username().is_empty() || last(&["user"]).is_some_and(|user| !user.is_empty());
         let is_users_own = !names_user && variable("PGUSER").is_none();
         if is_users_own {
-            let user = User::from_uid(Uid::effective()).ok().flatten().ok_or(BadUrl::Form("it names no user: postgres://USER:PASSWORD@HOST:PORT/DATABASE"))?;
+            let no_user = BadUrl::Form("it names no user: postgres://USER:PASSWORD@HOST:PORT/DATABASE");
+            let user = User::from_uid(Uid::effective()).ok().flatten().ok_or(no_user)?;
             parsed.query_pairs_mut().append_pair("user", &user.name);
         }
         let mut options = PgConnectOptions::from_url(&parsed).map_err(|_| NOT_A_URL)?;

@@ -49,7 +49,7 @@ pub(crate) async fn check(
 
 /// Returns the filter as Postgres reads it now, with the constants that it makes of words such as `'today'`. Returns
 /// `None` if it refuses the filter.
-pub(crate) async fn folded(conn: &mut PgConnection, filter: &str, table: &Table) -> Result<Option<String>, sqlx::Error> {
+pub(crate) async fn fold(conn: &mut PgConnection, text: &str, table: &Table) -> Result<Option<String>, sqlx::Error> {
     let mut tx = conn.begin().await?;
     let path = "select set_config('search_path', current_setting('cdc_export.role_path'), true)";
     sqlx::raw_sql(AssertSqlSafe(format!("-- source.filter.path\n {NO_WAIT}; {path}"))).execute(&mut *tx).await?;
@@ -57,7 +57,7 @@ pub(crate) async fn folded(conn: &mut PgConnection, filter: &str, table: &Table)
     let explain = format!(
         "-- source.filter.folded
          explain (verbose, costs off, format json)
-         with data as materialized (select * from {}) select (\n{filter}\n) from data",
+         with data as materialized (select * from {}) select (\n{text}\n) from data",
         relation(table)
     );
     let plan: Result<Json<Value>, _> = sqlx::query_scalar(AssertSqlSafe(explain)).fetch_one(&mut *tx).await;

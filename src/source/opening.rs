@@ -229,9 +229,8 @@ impl Opening<'_> {
         let ExportConnections { leader, reader, reader_session, .. } = &mut self.connections;
         for (at, (Purpose { dataset, consumer, .. }, schema)) in self.purposes.iter().zip(schemas).enumerate() {
             let Some(filter) = dataset.filter.as_ref().filter(|_| consumer.is_some()) else { continue };
-            let fold = async {
-                filter::folded(reader, filter, &schema.table).await.map_err(Error::from_sql(&dataset.table))
-            };
+            let fold = filter::fold(reader, filter, &schema.table);
+            let fold = async { fold.await.map_err(Error::from_sql(&dataset.table)) };
             if let Some(folded) = reader_session.watched(leader, self.lease, fold).await.map_err(refused(at))? {
                 schema.guard_state.set("folded", folded);
             }

@@ -361,10 +361,9 @@ impl<'a> Fitting<'a> {
             }
         }
         for found in key.iter().filter(|_| self.dataset.capture != Capture::None) {
-            if let Some(schema) = &found.closed_schema {
-                let why = format!("the type of `{}` needs `grant usage on schema {schema}` to the role", found.name);
-                self.faults.push(Fault { dataset: self.dataset.name.clone(), member: "key", item: None, why });
-            }
+            let Some(schema) = &found.closed_schema else { continue };
+            let why = format!("the type of `{}` needs `grant usage on schema {schema}` to the role", found.name);
+            self.wrong("key", None, why);
         }
         let is_indexed = key.iter().any(|found| found.key_is_deterministic.is_some());
         if !is_indexed && !key.is_empty() && self.faults.is_empty() {
