@@ -116,18 +116,19 @@ pub(crate) enum Command {
     Verify(Verify),
     /// Check that the service on HOST and PORT is ready
     Healthcheck,
-    /// Install the triggers that capture the changes of a dataset's table, so that it can be exported
+    /// Install the triggers that capture the changes of a dataset's table, so that it can be exported. Uses DATABASE_URL
+    /// and DATASETS
     Track(Track),
     /// Remove the capture triggers from the table of a dataset, from a named table, or from all tables. A dataset
     /// without them can't be exported
     Untrack(Untrack),
-    /// Check, list or add datasets: the tables that may be exported
+    /// Check, list or add datasets: the tables that may be exported. Uses DATABASE_URL and DATASETS
     #[command(subcommand)]
     Datasets(DatasetsCommand),
     /// Try the receivers of export events
     #[command(subcommand)]
     Deliveries(DeliveriesCommand),
-    /// Create, list and revoke API keys
+    /// Create, list and revoke API keys. Uses DATABASE_URL
     #[command(subcommand)]
     Keys(KeysCommand),
     /// Accept a new secret of masks, or the end of a mask

@@ -51,7 +51,8 @@ pub enum Error {
     Standby,
     /// The search_path finds a table of another owner that has the name of one of the service's tables.
     #[error(
-        "the database has a table `{0}` that this service did not make: give the service a database or a search_path of its own"
+        "the database has a table `{0}` that this service did not make: give the service a database or a search_path of its own; \
+         if somebody dropped the schema cdc_export, drop `{0}` too"
     )]
     Foreign(String),
     /// The role lacks a privilege.
