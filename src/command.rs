@@ -116,8 +116,8 @@ pub(crate) enum Command {
     Verify(Verify),
     /// Check that the service on HOST and PORT is ready
     Healthcheck,
-    /// Install the triggers that capture the changes of a dataset's table, so that it can be exported. Uses DATABASE_URL
-    /// and DATASETS
+    /// Install the triggers that capture the changes of a dataset's table, so that it can be exported. Uses
+    /// DATABASE_URL and DATASETS
     Track(Track),
     /// Remove the capture triggers from the table of a dataset, from a named table, or from all tables. A dataset
     /// without them can't be exported

@@ -52,7 +52,7 @@ pub enum Error {
     /// The search_path finds a table of another owner that has the name of one of the service's tables.
     #[error(
         "the database has a table `{0}` that this service did not make: give the service a database or a search_path of its own; \
-         if somebody dropped the schema cdc_export, drop `{0}` too"
+         a service's own table that is left of a dropped schema cdc_export can be dropped"
     )]
     Foreign(String),
     /// The role lacks a privilege.

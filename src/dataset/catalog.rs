@@ -209,11 +209,6 @@ impl Catalog {
         (ready, left_out)
     }
 
-    /// The columns that patterns name as `deleted`.
-    pub fn deleted_columns(&self) -> Vec<&str> {
-        self.patterns.iter().filter_map(Pattern::deleted).collect()
-    }
-
     /// Returns true if a dataset or a pattern masks a column by `hmac`.
     pub fn masks_by_hmac(&self) -> bool {
         let of_patterns = self.patterns.iter().map(Pattern::masks);

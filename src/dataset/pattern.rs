@@ -40,8 +40,8 @@ pub struct Candidate {
     pub has_key: bool,
     /// The time columns with which an index begins.
     pub indexed_times: Vec<String>,
-    /// Its columns that a pattern names as `deleted`.
-    pub deleted_columns: Vec<String>,
+    /// The names of its columns.
+    pub columns: Vec<String>,
 }
 
 /// The reason why a table that a pattern matches is no dataset.
@@ -201,11 +201,6 @@ impl Pattern {
         fits(&self.matches) && !fits(&self.exclude)
     }
 
-    /// The column of its datasets that says whether a row is deleted.
-    pub(super) fn deleted(&self) -> Option<&str> {
-        self.options.deleted.as_deref()
-    }
-
     /// The masks of its datasets.
     pub(super) fn masks(&self) -> &Masks {
         &self.options.masks
@@ -222,7 +217,7 @@ impl Pattern {
             name: self.name_of(relation),
             table: table_of(relation),
             updated_at: updated_at.clone().filter(|time| relation.indexed_times.contains(time)),
-            deleted: deleted.clone().filter(|column| relation.deleted_columns.contains(column)),
+            deleted: deleted.clone().filter(|column| relation.columns.contains(column)),
             ..self.options.clone()
         }
     }
@@ -318,7 +313,7 @@ mod tests {
             is_unlogged: false,
             has_key: true,
             indexed_times: Vec::new(),
-            deleted_columns: Vec::new(),
+            columns: Vec::new(),
         }
     }
 

@@ -19,7 +19,7 @@ struct RelationRow {
     is_unlogged: bool,
     has_key: bool,
     indexed_times: Vec<String>,
-    deleted_columns: Vec<String>,
+    columns: Vec<String>,
 }
 
 /// Reads all relations but those of Postgres and of the service, in the order of their names. Only those that a dataset
@@ -28,8 +28,7 @@ pub async fn read(pool: &PgPool, catalog: &Catalog) -> Result<Vec<Candidate>, sq
     let without_schema = catalog.iter().filter(|dataset| dataset.table.schema.is_none());
     let names: Vec<_> = without_schema.map(|dataset| dataset.table.name.as_str()).collect();
     let statement = with_pieces(include_str!("relations.sql"), &[MEMBERS]);
-    let query = sqlx::query_as(AssertSqlSafe(statement)).bind(names).bind(catalog.deleted_columns());
-    let rows: Vec<RelationRow> = query.fetch_all(pool).await?;
+    let rows: Vec<RelationRow> = sqlx::query_as(AssertSqlSafe(statement)).bind(names).fetch_all(pool).await?;
     let relation = |row: RelationRow| Candidate {
         schema: row.schema_name,
         name: row.table_name,
@@ -41,7 +40,7 @@ pub async fn read(pool: &PgPool, catalog: &Catalog) -> Result<Vec<Candidate>, sq
         is_unlogged: row.is_unlogged,
         has_key: row.has_key,
         indexed_times: row.indexed_times,
-        deleted_columns: row.deleted_columns,
+        columns: row.columns,
     };
     Ok(rows.into_iter().map(relation).collect())
 }
