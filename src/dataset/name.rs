@@ -8,8 +8,8 @@ pub fn is_name(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_lowercase()) && text.len() <= 63 && text.chars().all(allowed)
 }
 
-/// Makes the characters of a dataset's name of a table's or schema's name: Latin letters of other scripts, small letters
-/// of capitals, and `_` of all else. The result may begin with another character than a letter.
+/// Converts the name of a table or schema to the characters of a dataset's name: letters of any script to small Latin
+/// ones, and all else but digits and `-` to `_`. The result may begin with another character than a letter.
 pub fn derived(text: &str) -> String {
     let allowed = |c: char| if c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' { c } else { '_' };
     deunicode(text).trim().to_lowercase().chars().map(allowed).collect()

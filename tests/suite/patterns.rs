@@ -146,7 +146,8 @@ async fn deleted_of_a_pattern_leaves_marked_rows_out_of_full_exports() {
         create table shop.orders (id int primary key, gone boolean not null default false);
         create table shop.\"заказы\" (id int primary key);
         create table shop.wrong (id int primary key, gone int);
-        insert into shop.orders select n, n = 2 from generate_series(1, 3) n; insert into shop.\"заказы\" values (1), (2)";
+        insert into shop.orders select n, n = 2 from generate_series(1, 3) n;
+        insert into shop.\"заказы\" values (1), (2)";
     let database = Database::empty_with(schema).await;
     let catalog = Catalog::of("[[tables]]\nmatch = [\"shop.*\"]\nexclude = [\"shop.wrong\"]\ndeleted = \"gone\"\n");
     ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
