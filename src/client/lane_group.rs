@@ -110,7 +110,7 @@ impl LaneGroup {
 
     /// Removes a lane whose table belongs to another lane.
     pub(super) async fn leave(&self, dataset: &str) {
-        self.change(|lanes| drop(lanes.running.remove(dataset))).await;
+        self.change(|lanes| _ = lanes.running.remove(dataset)).await;
     }
 
     /// Returns the batch to which a lane's export belongs. Returns `None` if the export is to be applied by itself.

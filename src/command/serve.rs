@@ -10,6 +10,7 @@ use crate::command::BadUsage;
 use crate::config::{self, CatalogFile, Config};
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::{Fault, Faults};
+use crate::dataset::pattern::Reason;
 use crate::demo;
 use crate::http::{self, Access, ConnectionLimits};
 use crate::job::Retention;
@@ -233,7 +234,9 @@ async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()
 
 /// Warns of the tables of patterns that can't be exported, in one line: there may be hundreds.
 fn warn_of_pattern_tables(catalog: &Catalog, found: BTreeSet<String>) {
-    let left_out = catalog.left_out().iter().map(|it| it.table.to_string());
+    // The rows of a partition are exported with those of its table.
+    let left_out = catalog.left_out().iter().filter(|it| it.reason != Reason::Partition);
+    let left_out = left_out.map(|it| it.table.to_string());
     let tables: Vec<_> = found.into_iter().chain(left_out).collect();
     if let [first, ..] = tables.as_slice() {
         tracing::warn!(

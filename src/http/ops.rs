@@ -13,7 +13,8 @@ use crate::dataset::Description;
 use crate::http::access::{Access, has_own_key};
 use crate::http::datasets::problems;
 use crate::job::json::rfc3339;
-use crate::service::{Looked, Service};
+use crate::service::{self, Looked, Service};
+use crate::telemetry::chain;
 use crate::telemetry::metrics::CONTENT_TYPE;
 
 /// The health of this process.
@@ -91,7 +92,12 @@ pub(crate) async fn ready(
         Some(Looked { value, as_of }) => (ready_or_why(&value.datasets, are_named), Some(rfc3339(as_of))),
         None => ("no look at their tables has ended in the last minute".to_owned(), None),
     };
-    let checks = [("postgres", word(health.postgres)), ("output", word(health.output))];
+    // The folder and the missing bytes of a full disk are in the causes.
+    let output = match health.output {
+        Err(error) if are_named && matches!(*error, service::Error::OutputFull(_)) => Err(chain(&*error)),
+        output => word(output),
+    };
+    let checks = [("postgres", word(health.postgres)), ("output", output)];
     let workers = health.claims_fail.map(|time| {
         let seconds = time.as_secs();
         ("workers", Err(format!("no job could be claimed for {seconds} seconds: `claim_failed` in the log says why")))

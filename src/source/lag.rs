@@ -152,8 +152,8 @@ pub(crate) async fn have_index(conn: &mut PgConnection, columns: &[(&Table, &str
     sqlx::query_scalar(include_str!("lag/have_index.sql")).bind(tables).bind(columns).fetch_all(conn).await
 }
 
-/// Returns the statement of `lag.sql` with the piece that depends on the table. `has_index`: an index finds the earliest
-/// time after a watermark.
+/// Returns the statement of `lag.sql` with the piece that depends on the table. `has_index`: an index has the rows by
+/// their times.
 fn statement(select: &Select<'_>, has_index: bool) -> String {
     let table = select.table();
     let since = match select.schema.updated_at.as_ref().filter(|_| has_index) {

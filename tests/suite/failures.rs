@@ -87,6 +87,25 @@ async fn a_limit_of_postgres_that_an_export_meets_is_quoted() {
 }
 
 #[tokio::test]
+async fn a_full_disk_is_reported_with_its_folder_and_the_missing_bytes() {
+    let database = Database::new().await;
+    let start = || Start::on(&database).with("FAILPOINTS", "sink.room=error");
+    let output = async |service: &Service| {
+        let ready = service.call("GET", "/health/ready", &[]).await;
+        assert_eq!(ready.status(), 503);
+        ready.json::<Value>().await.unwrap()["checks"]["output"].as_str().unwrap().to_owned()
+    };
+    let service = start().service().await;
+    let full = output(&service).await;
+    let folder = service.output().file_name().unwrap().to_str().unwrap().to_owned();
+    assert!(full.contains(&folder) && full.contains("more bytes"), "{full}");
+    service.stop().await;
+    // Anybody may look where calls need keys.
+    let service = start().with("AUTH", "keys").service().await;
+    assert_eq!(output(&service).await, "the output folder or bucket has no room left");
+}
+
+#[tokio::test]
 async fn without_an_output_folder_a_job_fails_and_moves_nothing() {
     let (database, service) = serving_users(5).await;
     service.export("full", "a").await;

@@ -84,8 +84,7 @@ async fn a_start_waits_for_no_locked_partition() {
     let service = catalog.start(&database).service().await;
     let datasets = ["some shop.some ready", "parts shop.parts ready", "slow shop.slow ready"];
     assert_eq!(listed(&service).await, [&datasets[..], &["parts_1 shop.parts_1 partition"]].concat());
-    let not_ready = service.events("tables_not_ready");
-    assert_eq!((&not_ready[0]["tables"], &not_ready[0]["first"]), (&json!(1), &json!("shop.parts_1")));
+    assert!(service.events("tables_not_ready").is_empty(), "a partition is no table that waits for somebody");
     tx.rollback().await.unwrap();
     export(&service, "full", "parts", "a").await;
 }

@@ -1,12 +1,14 @@
 // One consumer: where it stands in each dataset, and its exports with the numbers by which they are to be loaded.
 
+import { acting, complaints } from "./actions.js";
 import { aside } from "./aside.js";
-import { Problem, get } from "./api.js";
+import { Problem, call, get } from "./api.js";
 import { activity } from "./chart.js";
 import { laneTable, lanesAgain, withFailures } from "./consumers.js";
 import { el, show, text } from "./dom.js";
 import { jobsSection } from "./jobs.js";
 import { OPEN_SECONDS, QUIET_SECONDS } from "./pulse.js";
+import { question } from "./question.js";
 
 export function consumerView(id) {
   const list = laneTable("Dataset");
@@ -15,6 +17,8 @@ export function consumerView(id) {
   const jobs = jobsSection({ consumer: id });
   const day = activity("datasets", { consumer: id });
   const heading = el("h1", {}, id);
+  const { node: complaint, complain } = complaints();
+  const remove = acting("Remove this consumer…", id, complain, removed, { class: "danger", hidden: true });
   const node = el(
     "div",
     {},
@@ -30,7 +34,22 @@ export function consumerView(id) {
     ),
     day.node,
     jobs.node,
+    el("div", { class: "actions" }, remove, complaint),
   );
+
+  async function removed() {
+    const asked = question({
+      title: `Remove ${id}?`,
+      text: "Its positions in all datasets are forgotten, so its next export is a first one. Files and exports stay until retention removes them.",
+      yes: "Remove it",
+      no: "Keep it",
+      weight: "danger",
+    });
+    if (!(await asked.answer)) return null;
+    await call("DELETE", `/consumers/${encodeURIComponent(id)}`);
+    location.hash = "#/";
+    return `removed: ${id}`;
+  }
 
   async function lookAtLanes(signal) {
     let items = [];
@@ -45,6 +64,7 @@ export function consumerView(id) {
     }
     list.update(items);
     show(empty, items.length === 0);
+    show(remove, items.length > 0);
     text(empty, none);
     return lanesAgain(items);
   }

@@ -25,9 +25,10 @@ const strip = el("ul", { class: "strip", "aria-label": "At a glance" });
 const unreadyCount = el("summary", {});
 const unreadyList = el("ul", { class: "listed" });
 const unready = el("details", { class: "notice", hidden: true, role: "group", "aria-label": "Datasets that can't be exported now" }, unreadyCount, unreadyList);
+const unwritable = el("p", { class: "error", role: "alert", hidden: true });
 const stuck = el("p", { class: "notice", hidden: true, role: "status" });
 const heading = el("h1", { class: "unseen" }, "Overview");
-const node = el("div", {}, heading, stuck, strip, unready, consumers.node, present.node, day.node, deliveries.node, schedules.node);
+const node = el("div", {}, heading, unwritable, stuck, strip, unready, consumers.node, present.node, day.node, deliveries.node, schedules.node);
 
 async function lookAtConsumers(signal) {
   const seconds = await consumers.refresh(signal);
@@ -52,9 +53,11 @@ async function lookAtDatasets(signal) {
   return DATASET_SECONDS;
 }
 
-// What the service itself says of its workers: here a process that can claim no job, or that others can't.
+// What the service itself says of its output, and of its workers: here a process that can claim no job, or that others can't.
 async function lookAtHealth(signal) {
-  const { workers } = (await getHealth(signal)).checks;
+  const { output, workers } = (await getHealth(signal)).checks;
+  show(unwritable, output !== undefined && output !== "ok");
+  text(unwritable, `No export can be written: ${output}.`);
   show(stuck, workers !== undefined);
   text(stuck, `Workers: ${workers}.`);
   return QUIET_SECONDS;

@@ -223,7 +223,7 @@ impl Draft for FolderDraft {
             self.write_ahead()?;
             rest = self.block.fill(rest);
         }
-        if self.size / CHECK_EVERY_BYTES == looked { Ok(()) } else { require_room(&self.file) }
+        if self.size / CHECK_EVERY_BYTES == looked { Ok(()) } else { Ok(require_room(&self.file)?) }
     }
 
     fn size(&self) -> u64 {

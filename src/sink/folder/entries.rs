@@ -77,7 +77,7 @@ impl Dir {
         let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
         rustix::fs::accessat(&self.fd, ".", access, AtFlags::empty())
             .map_err(cannot("write to", self.path.display()))?;
-        require_room(&self.fd)
+        require_room(&self.fd).map_err(cannot("write to", self.path.display()))
     }
 
     /// Lists the names of all entries.
@@ -174,10 +174,16 @@ impl Dir {
 }
 
 /// Checks that an ordinary user can still write more than the bytes which have to stay free.
-pub(super) fn require_room(place: &impl AsFd) -> Result<(), Error> {
+pub(super) fn require_room(place: &impl AsFd) -> io::Result<()> {
     let disk = rustix::fs::fstatvfs(place)?;
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    if free < FREE_MIN_BYTES { Err(Error::Full(Errno::NOSPC.into())) } else { Ok(()) }
+    failpoint!("sink.room", Err(no_room(free)));
+    if free < FREE_MIN_BYTES { Err(no_room(free)) } else { Ok(()) }
+}
+
+fn no_room(free: u64) -> io::Error {
+    let missing = FREE_MIN_BYTES.saturating_sub(free);
+    io::Error::new(io::ErrorKind::StorageFull, format!("{missing} more bytes of its disk have to be free"))
 }
 
 /// Opens the file with this name. Doesn't follow a link, and doesn't wait for the writer of a pipe.
