@@ -243,8 +243,8 @@ impl Config {
             maintenance: maintenance::Settings {
                 publisher,
                 lease,
-                retain_files: vars.retention("RETAIN_FILES")?,
-                retain_jobs: vars.retention("RETAIN_JOBS")?,
+                retain_files: vars.retention("RETAIN_FILES", None)?,
+                retain_jobs: vars.retention("RETAIN_JOBS", Some("90d,10000"))?,
                 retain_unacked: vars.age("RETAIN_UNACKED", 30 * DAY)?,
                 log_caps: purge::Caps {
                     bytes: vars.bytes("CHANGE_LOG_MAX_BYTES", 10 << 30, 1 << 10..=1 << 60)?,
@@ -306,6 +306,8 @@ mod tests {
         assert_eq!(config.worker.compression_level, None);
         assert_eq!(read(&[("COMPRESSION_LEVEL", "19")]).unwrap().worker.compression_level, Some(19));
         assert_eq!(config.maintenance.retain_unacked, 30 * DAY);
+        let retained = Retention { age: Some(90 * DAY), count: Some(10_000) };
+        assert_eq!((config.maintenance.retain_files, config.maintenance.retain_jobs), (Retention::default(), retained));
         assert_eq!(read(&[("RETAIN_UNACKED", "12h")]).unwrap().maintenance.retain_unacked, DAY / 2);
         for (text, age, count) in [
             ("30d, 500", Some(30 * DAY), Some(500)),

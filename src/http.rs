@@ -40,7 +40,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request};
-use axum::http::{HeaderName, HeaderValue, Method, Uri, header};
+use axum::http::{HeaderName, HeaderValue, Method, Uri, Version, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -190,7 +190,7 @@ fn with_layers(routes: OpenApiRouter, service: Service, access: Access, settings
         .layer(middleware::from_fn(connections::acquire_active_slot))
         .layer(middleware::from_fn(finish_change))
         .layer(middleware::from_fn_with_state(control, access::check))
-        .layer(middleware::from_fn(refuse_long_heads))
+        .layer(middleware::from_fn(refuse_bad_heads))
         .layer(CatchPanicLayer::custom(problem::panic_response))
         .layer(middleware::map_response(problem::replace_foreign_errors));
     // This layer is outside access control for two reasons. Browsers send the CORS preflight request without a key. Web
@@ -279,7 +279,7 @@ pub fn answer_from_json<T: serde::de::DeserializeOwned>(text: &[u8]) -> Option<T
     serde_json::from_slice(text).ok()
 }
 
-async fn refuse_long_heads(request: Request, next: Next) -> Result<Response, Problem> {
+async fn refuse_bad_heads(request: Request, next: Next) -> Result<Response, Problem> {
     let path_and_query = request.uri().path_and_query().map_or(0, |p| p.as_str().len());
     if path_and_query > MAX_URI_BYTES {
         return Err(Problem::new(Code::UriTooLong, "a path with its query has 8 KB at most"));
@@ -288,6 +288,13 @@ async fn refuse_long_heads(request: Request, next: Next) -> Result<Response, Pro
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     if headers.len() > MAX_HEADERS || bytes > MAX_HEADER_BYTES {
         return Err(Problem::new(Code::HeadersTooLarge, "a request has 100 headers and 32 KB of them at most"));
+    }
+    // RFC 9112, sections 3.2 and 6.1. A proxy in front may understand such a request in another way.
+    if request.version() == Version::HTTP_11 && !headers.contains_key(header::HOST) {
+        return Err(Problem::bad_input(Code::BadRequest, "Host", "a request of HTTP/1.1 has the header Host"));
+    }
+    if headers.get_all(header::TRANSFER_ENCODING).iter().count() > 1 {
+        return Err(Problem::bad_input(Code::BadRequest, "Transfer-Encoding", "it may be given once"));
     }
     Ok(next.run(request).await)
 }

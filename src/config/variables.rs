@@ -104,9 +104,9 @@ impl Variables {
     }
 
     /// Parses a retention: an age such as `30d`, a count such as `500`, or both, as `30d,500`.
-    pub(super) fn retention(&self, name: &'static str) -> Result<Retention, Error> {
+    pub(super) fn retention(&self, name: &'static str, default: Option<&str>) -> Result<Retention, Error> {
         let mut retention = Retention::default();
-        for part in self.get(name).into_iter().flat_map(|value| value.split(',')) {
+        for part in self.get(name).or(default).into_iter().flat_map(|value| value.split(',')) {
             match (part.trim().parse(), duration::parse(part.trim())) {
                 (Ok(count), _) if retention.count.is_none() => retention.count = Some(count),
                 (Err(_), Some(age)) if retention.age.is_none() => retention.age = Some(age),

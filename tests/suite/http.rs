@@ -781,6 +781,20 @@ async fn bytes_that_are_no_request_hold_up_nobody() {
     assert!(!service.log().contains("panicked") && service.events("request_failed").is_empty());
 }
 
+#[tokio::test]
+async fn a_request_that_a_proxy_may_understand_otherwise_is_refused() {
+    let (_, service) = serving_users(0).await;
+    let twice = "Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n";
+    for (head, status) in [
+        ("GET /health/live HTTP/1.1\r\nConnection: close\r\n\r\n".to_owned(), "400"),
+        (format!("POST /exports HTTP/1.1\r\nHost: localhost\r\n{twice}Connection: close\r\n\r\n0\r\n\r\n"), "400"),
+        ("GET /health/live HTTP/1.0\r\nHost: localhost\r\n\r\n".to_owned(), "200"),
+    ] {
+        let answer = rest(connected(&service, &head).await).await;
+        assert_eq!(answer.split(' ').nth(1), Some(status), "{head}: {answer}");
+    }
+}
+
 /// The client would send its next request into a connection that is being closed, and get no answer.
 #[tokio::test]
 async fn an_answer_says_whether_its_connection_stays_open() {
