@@ -16,8 +16,6 @@ export class Problem extends Error {
     this.status = answer.status;
     this.code = body?.code ?? null;
     this.field = body?.field ?? null;
-    // Of a health check.
-    this.checks = body?.checks ?? null;
     this.requestId = answer.headers.get("X-Request-Id");
     const seconds = Number(answer.headers.get("Retry-After"));
     this.retryAfter = seconds > 0 ? seconds : null;
