@@ -171,7 +171,7 @@ impl Store {
             Err(Full::All) => return Ok(Err(SubmitOutcome::QueueFull(terms.max_open))),
             Err(Full::OfKey) => return Ok(Err(SubmitOutcome::KeyFull(key_max(terms.max_open)))),
         };
-        let new = NewJobs { batch, destination, terms, now, turn: turn(slots.current_turn, last_turn) };
+        let new = NewJobs { batch, destination, terms, now, turn: self.turn(slots.current_turn, last_turn) };
         let jobs = self.insert_named(tx, requests, lane_sequences, &new).await?;
         Ok(Ok(MadeJobs { jobs, slots }))
     }
@@ -273,6 +273,21 @@ impl Store {
             (Some(consumer), _) => consumer.as_str().to_owned(),
             (None, Some(share)) => format!(":{}", share.prefix.as_str()),
             (None, None) => String::new(),
+        }
+    }
+
+    /// Returns the turn of a new job, which decides when it is claimed.
+    ///
+    /// `current` is the turn of the jobs that were claimed last, and `last` is the last turn of the consumer's open jobs.
+    /// Each further job of a consumer is two steps behind the one before it. The first job of another consumer is one
+    /// step behind the current turn, so it overtakes those. With a key, it is also one step behind the last first job
+    /// that the key asked this process for. So a key with many consumers goes on with one of them at a time.
+    fn turn(&self, current: DateTime<Utc>, last: Option<DateTime<Utc>>) -> DateTime<Utc> {
+        let first = current + TURN_STEP;
+        match (last, &self.key_share) {
+            (Some(last), _) => first.max(last + TURN_STEP * 2),
+            (None, Some(share)) => share.first_turn(first, TURN_STEP),
+            (None, None) => first,
         }
     }
 
@@ -431,16 +446,6 @@ async fn check_last_export(conn: &mut PgConnection, request: &Request) -> Result
         ExportType::Full => Ok(None),
         ExportType::Incremental | ExportType::Delta => out_of_step(conn, Lane { consumer, dataset }, after).await,
     }
-}
-
-/// Returns the turn of a new job, which decides when it is claimed.
-///
-/// `current` is the turn of the jobs that were claimed last, and `last` is the last turn of the consumer's open jobs.
-/// Each further job of a consumer is two steps behind the one before it. The first job of another consumer is one step
-/// behind the current turn, so it overtakes those. A job is overtaken by no more than the first jobs of two turns.
-fn turn(current: DateTime<Utc>, last: Option<DateTime<Utc>>) -> DateTime<Utc> {
-    let first = current + TURN_STEP;
-    last.map_or(first, |last| first.max(last + TURN_STEP * 2))
 }
 
 /// Notifies the workers that a client requested the cancellation of this job.

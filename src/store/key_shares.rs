@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::key::Prefix;
@@ -19,12 +20,21 @@ pub(super) struct KeyShare {
     connections: Arc<Semaphore>,
     /// The open jobs that the key asked for.
     pub(super) open_jobs: OpenJobs,
+    /// The last turn of a consumer's first job.
+    last_first_turn: Mutex<DateTime<Utc>>,
 }
 
 impl KeyShare {
     /// Waits until the key may use one more connection of the pool.
     pub(super) async fn connection(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.connections).acquire_owned().await.ok()
+    }
+
+    /// Returns the turn of a consumer's first job: `earliest`, or one step behind the last one.
+    pub(super) fn first_turn(&self, earliest: DateTime<Utc>, step: TimeDelta) -> DateTime<Utc> {
+        let mut last = self.last_first_turn.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = earliest.max(*last + step);
+        *last
     }
 }
 
@@ -36,7 +46,12 @@ impl Store {
         let mut shares = self.key_shares.lock().unwrap_or_else(PoisonError::into_inner);
         let share = shares.entry(key.clone()).or_insert_with(|| {
             let connections = Arc::new(Semaphore::new(connections.max(1)));
-            Arc::new(KeyShare { prefix: key.clone(), connections, open_jobs: OpenJobs::default() })
+            Arc::new(KeyShare {
+                prefix: key.clone(),
+                connections,
+                open_jobs: OpenJobs::default(),
+                last_first_turn: Mutex::default(),
+            })
         });
         Store { key_share: Some(Arc::clone(share)), ..self.clone() }
     }

@@ -121,6 +121,28 @@ async fn a_newcomer_goes_before_the_second_job_of_a_consumer_that_waits() {
     assert_eq!(order.iter().position(|consumer| consumer == "new"), Some(2), "after the one that ran: {order:?}");
 }
 
+#[tokio::test]
+async fn a_key_with_many_consumers_takes_turns_with_other_keys() {
+    let (database, catalog) = two_tables().await;
+    close_queue(&database).await;
+    let (greedy, other) = (bearer(&database, "greedy", &[], &[]).await, bearer(&database, "other", &[], &[]).await);
+    let service = catalog.start(&database).with("AUTH", "keys").with("WORKERS", 1).service().await;
+    let ask = async |key: &str, consumer: &str| {
+        let headers = [("Authorization", key), ("X-Consumer-ID", consumer)];
+        let answer = service.post("/exports/full", &headers, &serde_json::json!({ "dataset": "users" })).await;
+        assert_eq!(answer.status(), 202);
+    };
+    for n in 0..12 {
+        ask(&greedy, &format!("made-{n}")).await;
+    }
+    ask(&other, "partner").await;
+    open_queue(&database).await;
+    all_ended(&database).await;
+    let started = "select array_agg(consumer_id order by started_at) from exports";
+    let order: Vec<String> = database.one(started).await;
+    assert!(order.iter().position(|consumer| consumer == "partner").unwrap() <= 2, "{order:?}");
+}
+
 /// A key can neither stop the exports of another key in other datasets, nor learn the idempotency keys that it sent.
 #[tokio::test]
 async fn the_open_jobs_of_a_key_are_no_limit_of_another_key() {
