@@ -68,9 +68,13 @@ impl AccessControl {
     /// Returns the key of a request and its grant.
     async fn key(&self, headers: &HeaderMap, address: IpAddr) -> Result<(PresentedKey, Arc<Grant>), Problem> {
         let key = bearer(headers);
-        // A request with an unknown key is charged to its address, before the lookup in the database. This limits
-        // attempts to guess keys.
-        if !key.as_ref().is_ok_and(|key| self.service.keyring().knows(key)) {
+        // A guess is charged to its address. A key that exists isn't, so that guesses from a shared address lock out
+        // nobody who has one.
+        let is_known = match &key {
+            Ok(key) => self.service.keyring().is_known(key).await,
+            Err(_) => false,
+        };
+        if !is_known {
             self.charge(RateKey::Address(address))?;
         }
         let key = key?;

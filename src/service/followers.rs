@@ -21,8 +21,6 @@ use crate::store::transitions::{Ending, Endings};
 /// Maximum number of followers in total. It leaves a third of the connections of one address, such as a proxy's, to
 /// other calls.
 const MAX_FOLLOWERS: usize = 500;
-/// Maximum number of followers per key or address. Two subscribers can use up the total.
-const MAX_PER_SUBSCRIBER: usize = 250;
 /// Maximum interval between polls of followed jobs.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval before the first poll. A newly followed job may be short, so the interval starts small and doubles with
@@ -109,11 +107,11 @@ impl Followers {
     ///
     /// # Errors
     ///
-    /// If the subscriber's followers, or all followers, have reached their maximum.
+    /// If the subscriber has half as many followers as there are places left, so that others always find some.
     pub(super) fn join(&self, subscriber: Subscriber, job: JobId) -> Result<Follower, Error> {
         let mut followed = self.shared.followed();
         let per_subscriber = followed.per_subscriber.get(&subscriber).copied().unwrap_or(0);
-        if followed.followers >= MAX_FOLLOWERS || per_subscriber >= MAX_PER_SUBSCRIBER {
+        if 2 * per_subscriber >= MAX_FOLLOWERS.saturating_sub(followed.followers) {
             return Err(Error::TooManyFollowers);
         }
         followed.followers += 1;

@@ -4,6 +4,7 @@
 //! unavailable, expired results are not used.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,14 +16,19 @@ use crate::failpoint;
 use crate::key::{Grant, Prefix, PresentedKey, StoredKey};
 use crate::service::Error;
 use crate::service::deadline::with_timeout;
-use crate::store::Store;
+use crate::service::scrape::ReadCache;
+use crate::store::{self, Store};
 
 /// Time for which a cached result is used.
 const CACHE_TIME: Duration = Duration::from_secs(2);
 /// Interval at which the key of a long request is verified again.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(2);
-/// Maximum number of cached keys. The same maximum applies to cached prefixes without a key.
+/// Number of keys above which old lookups are removed. At most as many prefixes without a key are cached.
 const MAX_CACHED: usize = 1_000;
+/// Interval between two reads of all usable keys, for keys that this process hasn't seen.
+const LOAD_INTERVAL: Duration = Duration::from_secs(1);
+/// Time limit of such a read. The lookup that follows has the rest of the call's time.
+const LOAD_TIMEOUT: Duration = Duration::from_millis(500);
 /// Maximum number of concurrent lookups. It is small, so that enough connections remain for the API.
 const MAX_LOOKUPS: usize = 2;
 
@@ -31,6 +37,8 @@ const MAX_LOOKUPS: usize = 2;
 pub(crate) struct Keyring {
     store: Store,
     cache: Mutex<KeyCache>,
+    /// The last read of all usable keys.
+    loaded: ReadCache<()>,
     /// Lookups of unknown keys have separate permits, so that attempts to guess keys do not delay known keys.
     known_permits: Semaphore,
     unknown_permits: Semaphore,
@@ -76,12 +84,33 @@ impl<T> LookupCache<T> {
 impl Keyring {
     pub(crate) fn new(store: Store) -> Keyring {
         let [known_permits, unknown_permits] = [MAX_LOOKUPS; 2].map(Semaphore::new);
-        Keyring { store, cache: Mutex::default(), known_permits, unknown_permits }
+        Keyring { store, cache: Mutex::default(), loaded: ReadCache::default(), known_permits, unknown_permits }
     }
 
-    /// Returns true if the last lookup of this key succeeded, however long ago. This distinguishes a known key from a
-    /// guess, but does not grant access.
-    pub(crate) fn knows(&self, key: &PresentedKey) -> bool {
+    /// Returns true if the key exists or existed. This distinguishes a key from a guess, but does not grant access.
+    ///
+    /// Reads all usable keys for that, once a second at most. If the database does not answer, a key that this process
+    /// hasn't seen before counts as a guess.
+    pub(crate) async fn is_known(&self, key: &PresentedKey) -> bool {
+        if !self.knows(key) {
+            let Ok(()) = self.loaded.get_or_read(LOAD_INTERVAL, async { Ok::<_, Infallible>(self.load().await) }).await;
+        }
+        self.knows(key)
+    }
+
+    async fn load(&self) {
+        let Ok(keys) = store::with_timeout(LOAD_TIMEOUT, self.store.usable_keys(None)).await else { return };
+        // The first use of a key looks it up all the same, and records the use.
+        let Some(long_ago) = Instant::now().checked_sub(cache_time()) else { return };
+        self.with_cache(|cache| {
+            for key in keys {
+                cache.found.0.entry(key.grant.prefix.clone()).or_insert((long_ago, key));
+            }
+        });
+    }
+
+    /// Returns true if a lookup of this key has succeeded, however long ago.
+    fn knows(&self, key: &PresentedKey) -> bool {
         self.with_cache(|cache| cache.found.0.get(key.prefix()).is_some_and(|(_, stored)| key.is(stored)))
     }
 
@@ -142,7 +171,7 @@ impl Keyring {
             }
             // The time before the query, because the result may be old when it arrives.
             let queried_at = Instant::now();
-            let stored = self.store.usable_key(key.prefix()).await?;
+            let stored = self.store.usable_keys(Some(key.prefix())).await?.pop();
             self.store_result(key.prefix(), queried_at, stored.clone());
             Ok(stored)
         });

@@ -59,6 +59,7 @@ impl From<KeyRow> for KeyInfo {
 
 #[derive(sqlx_macros::FromRow)]
 struct UsableRow {
+    prefix: String,
     consumers: Option<Vec<String>>,
     datasets: Option<Vec<String>>,
     scopes: Vec<String>,
@@ -143,21 +144,23 @@ impl Store {
         Ok(info)
     }
 
-    /// Returns the key with this prefix. Returns `None` if there is no such key, or if it is revoked or expired.
-    pub async fn usable_key(&self, prefix: &Prefix) -> Result<Option<StoredKey>, Error> {
+    /// Returns the keys that are neither revoked nor expired: the one with this prefix, or all.
+    pub async fn usable_keys(&self, prefix: Option<&Prefix>) -> Result<Vec<StoredKey>, Error> {
         let statement = sqlx::query_as(
             "-- store.keys.usable
-             select consumers, datasets, scopes, hash, coalesce(last_used_at < clock_timestamp() - interval '1 minute', true) as is_use_due
+             select prefix, consumers, datasets, scopes, hash,
+               coalesce(last_used_at < clock_timestamp() - interval '1 minute', true) as is_use_due
              from cdc_export.keys
-             where prefix = $1 and revoked_at is null and (expires_at is null or expires_at > clock_timestamp())",
+             where ($1::text is null or prefix = $1) and revoked_at is null and (expires_at is null or expires_at > clock_timestamp())",
         )
-        .bind(prefix.as_str());
-        let row: Option<UsableRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
-        Ok(row.map(|row| StoredKey {
-            grant: grant(prefix.as_str().to_owned(), row.consumers, row.datasets, &row.scopes).into(),
+        .bind(prefix.map(Prefix::as_str));
+        let rows: Vec<UsableRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
+        let key = |row: UsableRow| StoredKey {
+            grant: grant(row.prefix, row.consumers, row.datasets, &row.scopes).into(),
             hash: row.hash,
             is_use_due: row.is_use_due,
-        }))
+        };
+        Ok(rows.into_iter().map(key).collect())
     }
 
     /// Records the current time as the last use of a key.

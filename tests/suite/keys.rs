@@ -628,6 +628,18 @@ async fn a_key_has_a_rate_of_its_own() {
 }
 
 #[tokio::test]
+async fn guesses_lock_out_no_key_of_their_address_after_a_start() {
+    let database = Database::new().await;
+    let key = bearer(&database, "partner", &[], &[]).await;
+    let service = Start::on(&database).with("AUTH", "keys").with("RATE_LIMIT", "6/h").service().await;
+    let guess = format!("Bearer cdcx_000000000000_{}", "0".repeat(64));
+    until("guesses are limited", async || call_as(&service, &guess, "GET", "/exports").await.status() == 429).await;
+    assert_eq!(call_as(&service, &key, "GET", "/exports").await.status(), 200, "its first use since the start");
+    let later = bearer(&database, "later", &[], &[]).await;
+    until("a key made since", async || call_as(&service, &later, "GET", "/exports").await.status() == 200).await;
+}
+
+#[tokio::test]
 async fn without_keys_an_address_has_the_rate() {
     let database = Database::new().await;
     let service = Start::on(&database).with("RATE_LIMIT", "3/h").service().await;
