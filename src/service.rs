@@ -233,7 +233,7 @@ pub enum Error {
     #[error("{0} exports of this consumer and dataset are open, the maximum: wait for some to end")]
     TooManyOpen(i64),
     /// The caller's key has reached its maximum of open jobs.
-    #[error("{0} exports that this key asked for are open, the maximum of a key: wait for some to end")]
+    #[error("{0} exports that this key asked for are open, half as many as may be added: wait for some to end")]
     KeyFull(u32),
     /// The maximum of open jobs of all consumers is reached.
     #[error("{0} exports are open, the maximum of all consumers: wait for some to end")]

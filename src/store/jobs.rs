@@ -15,7 +15,7 @@ use crate::job::{After, ExportType, Job, JobId, Request, Status, Terms};
 use crate::store::files::names_taken;
 use crate::store::job_row::{JobRow, skip_unreadable, with_job_columns};
 use crate::store::lanes::{OutOfStep, out_of_step};
-use crate::store::open_jobs::{Full, Slots, key_max};
+use crate::store::open_jobs::{Full, Slots};
 use crate::store::transitions::transition;
 use crate::store::{CHANNEL, Error, Store};
 
@@ -42,7 +42,7 @@ pub enum SubmitOutcome {
     TooManyOpen(i64),
     /// This many jobs are open in all, which is the limit.
     QueueFull(u32),
-    /// The caller's key asked for this many open jobs, which is the limit.
+    /// The caller's key asked for this many open jobs, half as many as there are places left.
     KeyFull(u32),
 }
 
@@ -169,7 +169,7 @@ impl Store {
         let slots = match self.slots(tx, terms.max_open, of_key).await? {
             Ok(slots) => slots,
             Err(Full::All) => return Ok(Err(SubmitOutcome::QueueFull(terms.max_open))),
-            Err(Full::OfKey) => return Ok(Err(SubmitOutcome::KeyFull(key_max(terms.max_open)))),
+            Err(Full::OfKey(max)) => return Ok(Err(SubmitOutcome::KeyFull(max))),
         };
         let new = NewJobs { batch, destination, terms, now, turn: self.turn(slots.current_turn, last_turn) };
         let jobs = self.insert_named(tx, requests, lane_sequences, &new).await?;

@@ -52,6 +52,12 @@ enum Reservation {
 }
 
 impl OpenCount {
+    /// Returns the number of open jobs, with those that this process is creating.
+    fn total(&self) -> u32 {
+        let counted = self.counted.map_or(0, |(counted, _)| counted);
+        counted.saturating_add(self.made).saturating_add(self.making)
+    }
+
     /// Reserves a slot if fewer than `max` jobs are open, by a count that is not older than `age`.
     fn reserve(&mut self, max: u32, age: Duration) -> Reservation {
         match self.counted {
@@ -59,7 +65,7 @@ impl OpenCount {
                 if counted >= max {
                     return Reservation::Full;
                 }
-                if counted.saturating_add(self.made).saturating_add(self.making) >= max {
+                if self.total() >= max {
                     return Reservation::CountAgain;
                 }
                 self.making += 1;
@@ -136,8 +142,8 @@ impl Slots<'_> {
 pub(super) enum Full {
     /// The limit on all open jobs.
     All,
-    /// The limit on the open jobs of the caller's key.
-    OfKey,
+    /// This limit on the open jobs of the caller's key, as long as as many places are left as now.
+    OfKey(u32),
 }
 
 impl OpenJobs {
@@ -169,37 +175,34 @@ impl OpenJobs {
 }
 
 impl Store {
-    /// Reserves the slots of one more job, unless `max` jobs are open, or the caller's key asked for half of `max` open
-    /// jobs. `of_key` is the key and its open jobs.
+    /// Reserves the slots of one more job, unless `max` jobs are open, or the caller's key has half as many open jobs as
+    /// there are places left. `of_key` is the key and its open jobs.
     pub(super) async fn slots<'s>(
         &'s self,
         conn: &mut PgConnection,
         max: u32,
         of_key: Option<(&Prefix, &'s OpenJobs)>,
     ) -> Result<Result<Slots<'s>, Full>, Error> {
-        let of_key = match of_key {
-            Some((prefix, open_jobs)) => {
-                let max = key_max(max);
-                let Some(slot) = open_jobs.slot(max, async || open_of_key(conn, prefix, max).await).await? else {
-                    return Ok(Err(Full::OfKey));
-                };
-                Some(slot)
-            }
-            None => None,
-        };
         let count = async || {
             let (open, turn) = open(conn, max).await?;
             self.open_jobs.count().current_turn = turn;
             Ok(open)
         };
         let Some(all) = self.open_jobs.slot(max, count).await? else { return Ok(Err(Full::All)) };
+        let of_key = match of_key {
+            Some((prefix, open_jobs)) => {
+                // This job has its place among all already.
+                let left = (max + 1).saturating_sub(self.open_jobs.count().total());
+                let max = left.div_ceil(2).max(1);
+                let Some(slot) = open_jobs.slot(max, async || open_of_key(conn, prefix, max).await).await? else {
+                    return Ok(Err(Full::OfKey(max)));
+                };
+                Some(slot)
+            }
+            None => None,
+        };
         Ok(Ok(Slots { all, of_key, current_turn: self.open_jobs.count().current_turn }))
     }
-}
-
-/// Returns the limit on the open jobs of one key, where `max` jobs may be open in all.
-pub(super) fn key_max(max: u32) -> u32 {
-    (max / 2).max(1)
 }
 
 /// Counts the open jobs up to `max`, and returns the turn of the jobs that were claimed last.
