@@ -278,7 +278,7 @@ impl Store {
 
     /// Returns the turn of a new job, which decides when it is claimed.
     ///
-    /// `current` is the turn of the jobs that were claimed last, and `last` is the last turn of the consumer's open jobs.
+    /// `current` is the turn of the jobs that were claimed last. `last` is the last turn of the consumer's open jobs.
     /// Each further job of a consumer is two steps behind the one before it. The first job of another consumer is one
     /// step behind the current turn, so it overtakes those. With a key, it is also one step behind the last first job
     /// that the key asked this process for. So a key with many consumers goes on with one of them at a time.

@@ -151,7 +151,8 @@ impl Store {
              select prefix, consumers, datasets, scopes, hash,
                coalesce(last_used_at < clock_timestamp() - interval '1 minute', true) as is_use_due
              from cdc_export.keys
-             where ($1::text is null or prefix = $1) and revoked_at is null and (expires_at is null or expires_at > clock_timestamp())",
+             where ($1::text is null or prefix = $1)
+               and revoked_at is null and (expires_at is null or expires_at > clock_timestamp())",
         )
         .bind(prefix.map(Prefix::as_str));
         let rows: Vec<UsableRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;

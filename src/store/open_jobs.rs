@@ -142,7 +142,7 @@ impl Slots<'_> {
 pub(super) enum Full {
     /// The limit on all open jobs.
     All,
-    /// This limit on the open jobs of the caller's key, as long as as many places are left as now.
+    /// This limit on the open jobs of the caller's key, which follows from the places that are left.
     OfKey(u32),
 }
 
@@ -175,8 +175,8 @@ impl OpenJobs {
 }
 
 impl Store {
-    /// Reserves the slots of one more job, unless `max` jobs are open, or the caller's key has half as many open jobs as
-    /// there are places left. `of_key` is the key and its open jobs.
+    /// Reserves the slots of one more job, unless `max` jobs are open, or the caller's key has half as many open jobs
+    /// as there are places left. `of_key` is the key and its open jobs.
     pub(super) async fn slots<'s>(
         &'s self,
         conn: &mut PgConnection,
