@@ -8,8 +8,11 @@ impl Store {
     /// # Errors
     /// If the database fails.
     pub async fn forget_masks(&self, dataset: &str) -> Result<u64, Error> {
-        let statement = "-- store.mask_secret.forget_masks\n delete from cdc_export.masked_columns where dataset = $1";
-        self.execute(sqlx::query(statement).bind(dataset)).await
+        let statement = sqlx::query(
+            "-- store.mask_secret.forget_masks
+             delete from cdc_export.masked_columns where dataset = $1",
+        );
+        self.execute(statement.bind(dataset)).await
     }
 
     /// Returns true if the database accepts the secret with this fingerprint. It accepts the first one that it gets.

@@ -368,7 +368,7 @@ async fn an_address_is_read_as_by_libpq_or_its_mistake_is_named() {
     ] {
         let (_, line) = refused(Start::plain().with("DATABASE_URL", url)).await;
         assert!(line.starts_with("cdc-export: DATABASE_URL: ") && line.contains(words), "{url}: {line}");
-        assert!(!line.contains("a b") && !line.contains("ss@"), "{line}");
+        assert!(!line.contains("ss@"), "{line}");
     }
 }
 
