@@ -84,10 +84,10 @@ impl Store {
         self.in_index_order(async |tx| {
             let Some(number) = export_number(tx, lane, after, None).await? else { return Ok(None) };
             let from = from.and_then(|from| i64::try_from(from).ok()).map_or(number, |from| from.max(number));
-            let jobs = published(tx, lane, from, i64::from(limit)).await?;
-            Ok(jobs.map(|jobs| without(jobs, after)))
+            published(tx, lane, from, i64::from(limit)).await
         })
         .await
+        .map(|jobs| jobs.map(|jobs| without(jobs, after)))
     }
 }
 
