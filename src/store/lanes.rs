@@ -82,12 +82,13 @@ impl Store {
         limit: u32,
     ) -> Result<Option<Vec<Job>>, Error> {
         self.in_index_order(async |tx| {
+            // A restored database may publish this export again now, with a greater number. The caller has it.
             let Some(number) = export_number(tx, lane, after, None).await? else { return Ok(None) };
             let from = from.and_then(|from| i64::try_from(from).ok()).map_or(number, |from| from.max(number));
             published(tx, lane, from, i64::from(limit)).await
         })
         .await
-        .map(|jobs| jobs.map(|jobs| without(jobs, after)))
+        .map(|jobs| jobs.map(|jobs| jobs.into_iter().filter(|job| job.id != after).collect()))
     }
 }
 
@@ -105,17 +106,7 @@ pub(super) async fn out_of_step(
     let Some(number) = number else { return Ok(Some(OutOfStep::Unknown)) };
     let Some(mut jobs) = published(conn, lane, number, MAX_LISTED).await? else { return Ok(Some(OutOfStep::Unknown)) };
     jobs.extend(under_way(conn, lane).await?);
-    if let After::Export { job, .. } = after {
-        jobs = without(jobs, *job);
-    }
     Ok(if jobs.is_empty() { None } else { Some(OutOfStep::NewerExports(jobs)) })
-}
-
-/// Removes the export that the caller has. It is among the newer ones if the caller got its file before the database
-/// was restored to a moment before its publication.
-fn without(mut jobs: Vec<Job>, loaded: JobId) -> Vec<Job> {
-    jobs.retain(|job| job.id != loaded);
-    jobs
 }
 
 /// Returns the number of a completed export, or the last number of the lane if the export has no number yet. A skipped

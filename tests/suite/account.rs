@@ -164,9 +164,8 @@ async fn a_start_survives_a_crash_a_setgid_folder_and_a_strict_umask() {
 #[test]
 fn a_message_has_no_control_characters() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cdc-export"));
-    command.env_clear().env("DATABASE_URL", "postgres://nobody@127.0.0.1:1/nothing");
-    // The name of a file that isn't there.
-    let output = command.env("DATASETS", "/tmp/\u{1b}]0;title\u{7}.toml").output().unwrap();
+    // The name of a folder that isn't there.
+    let output = command.env_clear().args(["verify", "/tmp/\u{1b}]0;title\u{7}"]).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(said.contains("]0;title") && said.trim_end().chars().all(|letter| !letter.is_control()), "{said:?}");
 }
