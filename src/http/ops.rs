@@ -81,11 +81,7 @@ pub(crate) async fn live() -> HealthAnswer {
 /// the status, because exports of other datasets can start. `workers` is listed if a process could claim no job for a
 /// minute; that process alone has the status 503 then.
 #[utoipa::path(get, path = "/health/ready", operation_id = "getReadiness", tag = "service", responses(HealthAnswer))]
-pub(crate) async fn ready(
-    Extension(access): Extension<Access>,
-    headers: HeaderMap,
-    service: Service,
-) -> HealthAnswer {
+pub(crate) async fn ready(Extension(access): Extension<Access>, headers: HeaderMap, service: Service) -> HealthAnswer {
     let health = service.health().await;
     let are_named = access != Access::Keys && !has_own_key(&headers);
     let (datasets, as_of) = match health.tables {

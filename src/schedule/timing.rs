@@ -5,8 +5,8 @@ use std::fmt;
 use chrono::{DateTime, NaiveDateTime, SubsecRound, TimeDelta, TimeZone, Utc};
 use chrono_tz::Tz;
 use croner::errors::CronError;
-use croner::{Cron, JobType};
 use croner::parser::{CronParser, Seconds, Year};
+use croner::{Cron, JobType};
 
 use crate::duration;
 

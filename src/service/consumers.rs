@@ -287,11 +287,7 @@ impl Service {
     }
 
     /// Looks at the states of these consumers of a dataset, when fewer than [`MAX_LOOKS`] others go on.
-    async fn look_at_lags(
-        self,
-        dataset: Arc<Dataset>,
-        consumers: Vec<ConsumerId>,
-    ) -> Result<Vec<ConsumerLag>, Error> {
+    async fn look_at_lags(self, dataset: Arc<Dataset>, consumers: Vec<ConsumerId>) -> Result<Vec<ConsumerLag>, Error> {
         let _permit = self.looks.acquire().await;
         let consumers: Vec<_> = consumers.iter().collect();
         let consumers = self.with_markers(&dataset, &consumers).await?;

@@ -15,10 +15,7 @@ const TABLES: &str = "
 fn file() -> String {
     let block = |name: &str, rest: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n{rest}");
     block("logged", "")
-        + &block(
-            "polled",
-            "updated_at = \"at\"\ncapture = \"timestamp\"\noverlap = \"1s\"\nfresh_within = \"1d\"\n",
-        )
+        + &block("polled", "updated_at = \"at\"\ncapture = \"timestamp\"\noverlap = \"1s\"\nfresh_within = \"1d\"\n")
         + &block("whole", "capture = \"none\"\nfresh_within = \"1d\"\n")
 }
 

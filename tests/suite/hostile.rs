@@ -223,10 +223,9 @@ fn signing_key(byte: &str) -> (String, String) {
 #[tokio::test]
 async fn with_a_key_nothing_goes_back_to_an_older_export() {
     let (seed, public) = signing_key("07");
-    let pair = Pair::started(
-        "create table t (id int primary key); insert into t values (1)",
-        |start| start.with("MANIFEST_KEY", &seed),
-    )
+    let pair = Pair::started("create table t (id int primary key); insert into t values (1)", |start| {
+        start.with("MANIFEST_KEY", &seed)
+    })
     .await;
     let full = export(&pair.service, "full", "t", "a").await;
     pair.source.run("insert into t values (9)").await;
@@ -234,9 +233,8 @@ async fn with_a_key_nothing_goes_back_to_an_older_export() {
     let folder = reachable_folder();
     let (to, into) = (pair.target.url(), folder.path().to_str().unwrap());
     let key = ["--consumer", "a", "--dataset", "t", "--request", "none", "--public-key", &public];
-    let call = async |server: &str, command: &[&str]| {
-        far(&[command, &key, &["--server", server]].concat()).output().await
-    };
+    let call =
+        async |server: &str, command: &[&str]| far(&[command, &key, &["--server", server]].concat()).output().await;
     let server = lying(&pair.service, move |path, value| {
         if path.contains("after=") {
             *value = json!({ "items": [full], "nextCursor": null });

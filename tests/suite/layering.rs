@@ -317,8 +317,7 @@ fn every_statement_is_headed_by_its_name() {
 #[test]
 fn a_statement_in_code_has_at_most_ten_lines() {
     // Pieces and functions that depend on the table, and what runs before there is a schema.
-    let longer =
-        [("apply/position.rs", 1), ("connection.rs", 1), ("source/capture/function_text.rs", 2)];
+    let longer = [("apply/position.rs", 1), ("connection.rs", 1), ("source/capture/function_text.rs", 2)];
     let words = ["select ", "insert into ", "update ", "delete from ", "create "];
     let mut found = BTreeMap::new();
     for SourceFile { name, code, .. } in source_files() {

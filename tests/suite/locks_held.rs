@@ -128,7 +128,8 @@ async fn a_dead_synchronous_standby_holds_no_lock_and_nothing_is_handed_out() {
     let catalog = Catalog::of(&[block("orders"), block("later")].concat());
     catalog.track(&database, "orders").await;
     for consumer in [Some("a"), None] {
-        let service = catalog.start(&database).with("FAILPOINTS", "worker.staged=hold,service.call=time:5000").service().await;
+        let service =
+            catalog.start(&database).with("FAILPOINTS", "worker.staged=hold,service.call=time:5000").service().await;
         let body = json!({ "exportType": "full", "dataset": "orders" });
         let answer: Value = post(&service, "/exports", consumer, &body).await.json().await.unwrap();
         let id = answer["jobId"].as_str().unwrap();

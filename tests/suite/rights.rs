@@ -181,9 +181,8 @@ async fn a_schema_of_the_keys_type_that_the_role_may_not_use_is_found_by_the_che
     catalog.track(&database, "coded").await;
     let role = role_apart(&database).await;
     let url = database.url_as(&role, "pass");
-    let check = async || {
-        catalog.start(&database).with("DATABASE_URL", &url).arguments(&["datasets", "check"]).output().await
-    };
+    let check =
+        async || catalog.start(&database).with("DATABASE_URL", &url).arguments(&["datasets", "check"]).output().await;
     ends(check().await, 2, "`grant usage on schema types`");
     database.run(&format!("grant usage on schema types to {role}")).await;
     ends(check().await, 0, "");

@@ -375,7 +375,8 @@ async fn an_address_is_read_as_by_libpq_or_its_mistake_is_named() {
 #[tokio::test]
 async fn a_user_or_database_that_is_assumed_is_shown() {
     let own = nix::unistd::User::from_uid(nix::unistd::Uid::effective()).unwrap().unwrap().name;
-    let both = format!("{own}@localhost:1/{own} (it names no user and no database, so the system's user is taken for both)");
+    let both =
+        format!("{own}@localhost:1/{own} (it names no user and no database, so the system's user is taken for both)");
     let system = "(it names no user, so the system's is taken)";
     for (url, pguser, shown) in [
         ("postgres://localhost:1", None, both),
