@@ -93,20 +93,22 @@ impl Keyring {
     /// hasn't seen before counts as a guess.
     pub(crate) async fn is_known(&self, key: &PresentedKey) -> bool {
         if !self.knows(key) {
-            let Ok(()) = self.loaded.get_or_read(LOAD_INTERVAL, async { Ok::<_, Infallible>(self.load().await) }).await;
+            let Ok(()) = self.loaded.get_or_read(LOAD_INTERVAL, self.load()).await;
         }
         self.knows(key)
     }
 
-    async fn load(&self) {
-        let Ok(keys) = store::with_timeout(LOAD_TIMEOUT, self.store.usable_keys(None)).await else { return };
+    async fn load(&self) -> Result<(), Infallible> {
+        let keys = store::with_timeout(LOAD_TIMEOUT, self.store.usable_keys(None)).await.unwrap_or_default();
         // The first use of a key looks it up all the same, and records the use.
-        let Some(long_ago) = Instant::now().checked_sub(cache_time()) else { return };
-        self.with_cache(|cache| {
-            for key in keys {
-                cache.found.0.entry(key.grant.prefix.clone()).or_insert((long_ago, key));
-            }
-        });
+        if let Some(long_ago) = Instant::now().checked_sub(cache_time()) {
+            self.with_cache(|cache| {
+                for key in keys {
+                    cache.found.0.entry(key.grant.prefix.clone()).or_insert((long_ago, key));
+                }
+            });
+        }
+        Ok(())
     }
 
     /// Returns true if a lookup of this key has succeeded, however long ago.
