@@ -219,7 +219,7 @@ async fn a_process_whose_claims_fail_is_not_ready_and_the_others_say_so() {
         let (status, body): (_, Value) = (answer.status().as_u16(), answer.json().await.unwrap());
         (status, body["checks"]["workers"].as_str().map(str::to_owned))
     };
-    database.run(&format!("revoke update on exports from {role}")).await;
+    database.run(&format!("revoke update on cdc_export.exports from {role}")).await;
     let id = api.submit("full", "a").await;
     let (_, why) = eventually("the process is not ready", async || {
         let (status, why) = ready(&worker).await;
@@ -237,7 +237,7 @@ async fn a_process_whose_claims_fail_is_not_ready_and_the_others_say_so() {
     let metrics = worker.call("GET", "/metrics", &[]).await.text().await.unwrap();
     assert!(metrics.contains("\ncdc_export_workers_ready 0\n"), "{metrics}");
 
-    database.run(&format!("grant update on exports to {role}")).await;
+    database.run(&format!("grant update on cdc_export.exports to {role}")).await;
     api.completes(&id).await;
     for service in [&worker, &api] {
         until("all is well", async || ready(service).await == (200, None)).await;
