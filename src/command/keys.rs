@@ -120,9 +120,6 @@ async fn create(store: &Store, config: &Config, new: CreateKey) -> anyhow::Resul
     for name in datasets.iter().filter(|name| catalog.get(name).is_none()) {
         eprintln!("cdc-export: warning: there is no dataset `{name}`: the key opens nothing until there is");
     }
-    if let Some(Access::LocalCallers | Access::Everybody) = config.http.access {
-        eprintln!("cdc-export: warning: AUTH lets in callers without a key: AUTH=keys lets in only those with one");
-    }
     let bounds = Bounds {
         consumers: Some(consumers).filter(|consumers| !consumers.is_empty()),
         datasets: Some(datasets).filter(|datasets| !datasets.is_empty()),
@@ -135,6 +132,9 @@ async fn create(store: &Store, config: &Config, new: CreateKey) -> anyhow::Resul
             bail!("there is a key `{}` already: take another name, or revoke it", new_key.name.as_str())
         }
     };
+    if let Some(Access::LocalCallers | Access::Everybody) = config.http.access {
+        eprintln!("cdc-export: warning: AUTH lets in callers without a key: AUTH=keys lets in only those with one");
+    }
     if json {
         let mut shown = as_json(&info);
         shown["key"] = text.into();
