@@ -247,7 +247,6 @@ async fn a_parameter_that_would_be_ignored_stops_the_start() {
         ("keepalives_count=3", "keepalives_count"),
         ("tcp_user_timeout=1000", "tcp_user_timeout"),
         ("load_balance_hosts=random", "load_balance_hosts"),
-        ("client_encoding=latin1", "client_encoding"),
         ("replication=database", "replication"),
         ("schema=secret", "schema"),
         ("options[search_path", "options"),
