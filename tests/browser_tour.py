@@ -87,7 +87,6 @@ def test_the_tour_goes_on_to_a_delta(watch, service):
     service.call("DELETE", "/users/42")
     service.sql("update users set name = 'Renamed', updated_at = now() where id = 43")
     page.reload()
-    expect(row.get_by_role("cell").nth(3)).to_have_text("2")
     # It asks before it moves the position, and what is done without thinking moves nothing.
     jobs = len(service.call("GET", "/exports")["items"])
     form = asked(page, row, "delta")
@@ -111,7 +110,6 @@ def test_the_tour_goes_on_to_a_delta(watch, service):
     first = started(page, row, "delta")
     expect(first).to_contain_text("delta users")
     expect(first).to_have_attribute("data-status", "completed")
-    expect(row.get_by_role("cell").nth(3)).to_have_text("0")
     wait_for("the watermark moves", lambda: row.locator("time").first.get_attribute("datetime") > before)
     with page.expect_download() as download:
         first.get_by_role("link", name="Download").click()

@@ -60,7 +60,7 @@ async function lookAtHealth(signal) {
   text(unwritable, `No export can be written: ${output}.`);
   show(stuck, workers !== undefined);
   text(stuck, `Workers: ${workers}.`);
-  return QUIET_SECONDS;
+  return DATASET_SECONDS;
 }
 
 const besides = [aside(lookAtConsumers, consumers.complain), aside(lookAtDatasets), aside(schedules.refresh), aside(deliveries.refresh), day, aside(lookAtHealth)];
