@@ -45,8 +45,6 @@ const NOT_A_URL: BadUrl = BadUrl::Form(
 );
 const NOT_A_TIME: &str = "not a number of seconds from 1 to 600";
 const NOT_A_MODE: &str = "not one of disable, allow, prefer, require, verify-ca and verify-full";
-const NO_MODE: BadUrl =
-    BadUrl::Form("the parameter sslmode is not one of disable, allow, prefer, require, verify-ca and verify-full");
 const MODES: [&str; 2] = ["sslmode", "ssl-mode"];
 /// The names of `sslrootcert`.
 const ROOTS: [&str; 3] = ["sslrootcert", "ssl-root-cert", "ssl-ca"];
@@ -75,6 +73,9 @@ pub enum BadUrl {
     /// A parameter that would be ignored.
     #[error("the parameter {0} is not known here, and none is ignored: take it out of the URL")]
     Unknown(String),
+    /// A parameter with another value than the modes of TLS.
+    #[error("the parameter {0} is {NOT_A_MODE}")]
+    Mode(String),
     /// The value of a parameter is invalid.
     #[error("the parameter {0} has a value that can't be read")]
     Value(String),
@@ -262,7 +263,7 @@ fn check_host(host: &str) -> Result<(), BadUrl> {
 fn check_parameter(name: &str, value: &str) -> Result<(), BadUrl> {
     let is_bad = match name {
         "host" if value.contains(',') && !value.starts_with('/') => return Err(BadUrl::Form(SEVERAL_HOSTS)),
-        _ if MODES.contains(&name) && value.parse::<PgSslMode>().is_err() => return Err(NO_MODE),
+        _ if MODES.contains(&name) && value.parse::<PgSslMode>().is_err() => return Err(BadUrl::Mode(name.to_owned())),
         "port" => value.parse::<u16>().is_err(),
         "hostaddr" => value.parse::<IpAddr>().is_err(),
         "statement-cache-capacity" => value.parse::<usize>().is_err(),

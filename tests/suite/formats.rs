@@ -470,7 +470,9 @@ mod in_parquet {
         catalog.track(&database, "fail").await;
 
         // The time alone.
-        database.run("delete from odd where id = 3; update odd set d = null, ts = null, tz = null, amount = null").await;
+        database
+            .run("delete from odd where id = 3; update odd set d = null, ts = null, tz = null, amount = null")
+            .await;
         let times = export("times", "parquet").await;
         let file = SerializedFileReader::new(std::fs::File::open(service.path(&times)).unwrap()).unwrap();
         let types =
