@@ -245,12 +245,13 @@ impl Store {
         since.map(|since| since.elapsed()).filter(|time| *time >= limit)
     }
 
-    /// Returns the number of other processes whose claims fail.
+    /// Checks what [`Store::ping`] checks. Returns the number of other processes whose claims fail.
     ///
     /// # Errors
-    /// [`Error::StandbyMissing`] if commits wait for a standby. It counts as missing if no standby at all is connected,
-    /// or if a session of ours has waited for five seconds.
+    /// If [`Store::ping`] fails. [`Error::StandbyMissing`] if commits wait for a standby: no standby at all is
+    /// connected, or a session of ours has waited for five seconds.
     pub async fn failing_processes(&self) -> Result<i64, Error> {
+        self.ping().await?;
         let statement = sqlx::query_as(include_str!("store/failing_processes.sql")).bind(session_name::of_failing());
         let (processes, awaits_standby): (i64, bool) = self.with(async |conn| statement.fetch_one(conn).await).await?;
         if awaits_standby { Err(Error::StandbyMissing) } else { Ok(processes) }

@@ -146,6 +146,11 @@ impl Catalog {
         self.datasets.iter().filter_map(|dataset| Some((&*dataset.name, located(dataset)?))).collect()
     }
 
+    /// Returns the names of columns that patterns have as `deleted`.
+    pub fn deleted_columns(&self) -> Vec<&str> {
+        self.patterns.iter().filter_map(|pattern| pattern.options.deleted.as_deref()).collect()
+    }
+
     /// Returns the reason why a dataset that belonged to this table is not in the catalog any more.
     pub fn why_gone(&self, name: &str, table: Option<&Table>) -> String {
         let takes = |dataset: &&Arc<Dataset>| {

@@ -40,7 +40,7 @@ pub struct Candidate {
     pub has_key: bool,
     /// The time columns with which an index begins.
     pub indexed_times: Vec<String>,
-    /// The names of its columns.
+    /// The columns that it has of those that patterns name as `deleted`.
     pub columns: Vec<String>,
 }
 
@@ -138,7 +138,7 @@ pub(super) struct Pattern {
     name: String,
     /// The options of its datasets. `updated_at` is theirs if the table has such a column, with an index, and `deleted`
     /// if the table has such a column.
-    options: Dataset,
+    pub(super) options: Dataset,
 }
 
 /// A pattern of a schema's name and a table's.

@@ -279,7 +279,8 @@ fn check_parameter(name: &str, value: &str) -> Result<(), BadUrl> {
     }
     if (name, value) == ("channel_binding", "require") {
         return Err(BadUrl::Form(
-            "the parameter channel_binding can't be `require` here, since the driver has no channel binding: write `prefer`, and sslmode=verify-full to know who answers",
+            "the parameter channel_binding can't be `require` here, since the driver has no channel binding: write `prefer`, \
+             and sslmode=verify-full to know who answers",
         ));
     }
     let name = if name.starts_with("options[") { "options" } else { name };

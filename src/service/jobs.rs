@@ -297,11 +297,7 @@ impl Service {
         if !matches!(&written, Err(Error::DatabaseUnavailable(cause)) if cause.is_wait_timeout()) {
             return written;
         }
-        let diagnosis = async {
-            self.probe.ping().await?;
-            self.probe.failing_processes().await
-        };
-        match tokio::time::timeout(DIAGNOSIS_TIMEOUT, diagnosis).await {
+        match tokio::time::timeout(DIAGNOSIS_TIMEOUT, self.probe.failing_processes()).await {
             Ok(Err(cause @ (store::Error::XidsSetBack(_) | store::Error::StandbyMissing))) => Err(cause.into()),
             _ => written,
         }

@@ -47,8 +47,7 @@ impl Source {
             widen(dataset, &schema, None)
         );
         let widened = sqlx::raw_sql(AssertSqlSafe(plan)).fetch_one(&mut *tx).await.map_err(&failed)?;
-        // The statement doesn't name the schemas of all functions, and others may have functions in the
-        // role's path.
+        // The statement doesn't name the schemas of all functions, and others may have functions in the role's path.
         if widened.try_get(0).map_err(&failed)? {
             return Err(Error::CantPlan(format!(
                 "what waits of `{}` can't be looked up: an index needs the role's search_path",

@@ -28,7 +28,8 @@ pub async fn read(pool: &PgPool, catalog: &Catalog) -> Result<Vec<Candidate>, sq
     let without_schema = catalog.iter().filter(|dataset| dataset.table.schema.is_none());
     let names: Vec<_> = without_schema.map(|dataset| dataset.table.name.as_str()).collect();
     let statement = with_pieces(include_str!("relations.sql"), &[MEMBERS]);
-    let rows: Vec<RelationRow> = sqlx::query_as(AssertSqlSafe(statement)).bind(names).fetch_all(pool).await?;
+    let rows: Vec<RelationRow> =
+        sqlx::query_as(AssertSqlSafe(statement)).bind(names).bind(catalog.deleted_columns()).fetch_all(pool).await?;
     let relation = |row: RelationRow| Candidate {
         schema: row.schema_name,
         name: row.table_name,

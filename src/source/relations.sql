@@ -1,6 +1,7 @@
 -- source.relations.read
 -- Returns the relations that patterns may match, in the order of their names.
 -- $1 text[]: the names that are looked up by the role's search_path
+-- $2 text[]: the names of columns that patterns ask for
 select n.nspname::text as schema_name, c.relname::text as table_name, members.owners, members.are_owners_trusted,
   c.relname = any ($1) and coalesce(cdc_export.table_of_role(quote_ident(c.relname)) = c.oid, false) as is_visible,
   c.relkind in ('r', 'p') and not c.relhasrules as is_plain_table,
@@ -8,7 +9,7 @@ select n.nspname::text as schema_name, c.relname::text as table_name, members.ow
   exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary) as has_key,
   coalesce(times.names, '{}') as indexed_times,
   array(select a.attname::text from pg_attribute a
-        where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped) as columns
+        where a.attrelid = c.oid and a.attname = any ($2) and not a.attisdropped) as columns
 from pg_class c
 join pg_namespace n on n.oid = c.relnamespace
 cross join lateral (

@@ -82,12 +82,12 @@ impl Store {
         limit: u32,
     ) -> Result<Option<Vec<Job>>, Error> {
         self.in_index_order(async |tx| {
-            // A restored database may publish this export again now, with a greater number. The caller has it.
             let Some(number) = export_number(tx, lane, after, None).await? else { return Ok(None) };
             let from = from.and_then(|from| i64::try_from(from).ok()).map_or(number, |from| from.max(number));
             published(tx, lane, from, i64::from(limit)).await
         })
         .await
+        // A restored database may publish this export again now, with a greater number. The caller has it.
         .map(|jobs| jobs.map(|jobs| jobs.into_iter().filter(|job| job.id != after).collect()))
     }
 }

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use crate::harness::{Database, Service, Start, eventually, refusal, until};
 use crate::keys::{bearer, call_as};
 
-/// Of one key or address alone: a third of all, because it may have half as many as are left.
+/// The most followers of one key or address if there are no others: half as many as there are places left.
 const MOST: usize = 166;
 
 /// A connection on which a path was asked for.

@@ -600,7 +600,7 @@ async fn a_download_is_fetched_from_the_bucket_without_the_key() {
         assert!(code == 1 && said.contains(why) && !path.exists(), "{status}: {code} {said}");
         let asked = asked.lock().unwrap();
         assert!(asked.len() == 1 && !asked[0].contains_key("range"), "{status}: {asked:?}");
-        // What came before the mistake is kept.
+        // The client keeps the bytes that came before the mistake.
         let _ = std::fs::remove_file(folder.path().join(format!(".users.csv.{id}.part")));
     }
     for elsewhere in ["ftp://127.0.0.1", "http://name:password@127.0.0.1", "/there"] {
