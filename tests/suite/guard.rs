@@ -8,7 +8,7 @@ use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::continuity::{
-    command, exported, full_heals, log_becomes, logged, operations, passes, position, refused, track,
+    command, exported, full_heals, log_becomes, operations, passes, position, refused, track,
 };
 use crate::harness::{
     Csv, Database, Start, connect_options, embedded_settings_with_cluster, ends, eventually, reachable_folder, refusal,
@@ -198,7 +198,6 @@ async fn a_position_that_is_too_old_is_given_up_deletions_first() {
                         deletions_saved_at = deletions_saved_at - interval '25 hours'";
     database.run("delete from users where id = 3; update users set name = 'x' where id <= 11").await;
     database.run(make_older).await;
-    let held = logged(&database).await;
 
     let service = start().service().await;
     until("the deletions are given up", async || {
@@ -212,7 +211,9 @@ async fn a_position_that_is_too_old_is_given_up_deletions_first() {
     assert_eq!(passes(&service, "incremental", "a", Some("deletes_expired")).await.1.ids(), changed, "exact as ever");
     assert!(passes(&service, "incremental", "a", Some("deletes_expired")).await.1.rows.is_empty());
     refused(&database, &service, "delta", "a", "deletes_expired").await;
-    assert!(logged(&database).await >= held, "b still needs it");
+    // The rows of the first inserts may have been purged or not.
+    let needed = "select count(*) from cdc_export.change_log where operation in ('D', 'U')";
+    assert_eq!(database.one::<i64>(needed).await, 11, "b still needs them");
     service.stop().await;
 
     database.run("update users set name = name || '!' where id <= 11").await;
