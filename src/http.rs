@@ -69,11 +69,11 @@ pub use rate::Rate;
 
 use crate::http::access::{AccessControl, Peer};
 use crate::http::code::Code;
-use crate::http::connections::{Connection, Connections};
+use crate::http::connections::{Connections, RequestShares};
 use crate::http::openapi::RouterDocument;
 use crate::http::problem::Problem;
 use crate::http::query::Parameters;
-use crate::http::stream::{AnswerBody, ClientStream, RequestBody};
+use crate::http::stream::{ClientStream, RequestBody};
 use crate::key;
 use crate::service::Service;
 use crate::telemetry::log_throttle::LogThrottle;
@@ -187,7 +187,7 @@ fn with_layers(routes: OpenApiRouter, service: Service, access: Access, settings
         .layer(middleware::from_fn_with_state(parameters, query::check))
         .layer(Extension(RouterDocument::new(api)))
         .layer(Extension(access))
-        .layer(middleware::from_fn(connections::acquire_active_slot))
+        .layer(middleware::from_fn(connections::count_requests))
         .layer(middleware::from_fn(finish_change))
         .layer(middleware::from_fn_with_state(control, access::check))
         .layer(middleware::from_fn(refuse_bad_heads))
@@ -319,30 +319,33 @@ pub async fn serve(listener: TcpListener, router: Router, limits: ConnectionLimi
     let mut http1 = hyper::server::conn::http1::Builder::new();
     http1.timer(TokioTimer::new()).header_read_timeout(REQUEST_TIMEOUT).max_headers(MAX_HEADERS_READ);
     http1.max_buf_size(CONNECTION_BUFFER_BYTES);
-    let connections = Connections::new(limits);
-    let throttle = LogThrottle::default();
-    let next = async || {
-        let (stream, peer) = listener.accept().await?;
-        let connection = connections.admit(peer.ip()).await;
-        std::io::Result::Ok((stream, Peer(peer.ip()), connection))
-    };
+    let connections = Connections::new(limits).await;
+    let (failures, refusals) = (LogThrottle::default(), LogThrottle::default());
     loop {
-        let accepted = tokio::select! { accepted = next() => accepted, () = shutdown.cancelled() => break };
-        let (stream, peer, connection) = match accepted {
-            Ok(accepted) => accepted,
+        let accepted = tokio::select! { accepted = listener.accept() => accepted, () = shutdown.cancelled() => break };
+        let (stream, peer) = match accepted {
+            Ok((stream, peer)) => (stream, peer.ip()),
             Err(error) => {
                 // The usual cause is that no file descriptors are left. Connections that end release some.
-                if let Some(times) = throttle.should_log(error.to_string()) {
+                if let Some(times) = failures.should_log(error.to_string()) {
                     tracing::warn!(event = "accept_failed", error = %error, times);
                 }
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
-        let served = graceful.watch(serve_connection(&http1, &router, stream, peer, &connection));
+        let Some(share) = connections.admit(peer) else {
+            if let Some(times) = refusals.should_log(peer.to_string()) {
+                tracing::warn!(event = "connection_refused", address = %peer, times);
+            }
+            connections.refuse(stream);
+            continue;
+        };
+        let served = graceful.watch(serve_connection(&http1, &router, stream, Peer(peer), connections.requests()));
         tokio::spawn(async move {
             // Errors caused by a client that disconnects are not logged.
-            tokio::select! { _ = served => {}, () = connection.closed() => {} }
+            let _ = served.await;
+            drop(share);
         });
     }
     drop(listener);
@@ -354,20 +357,16 @@ fn serve_connection(
     router: &Router,
     stream: TcpStream,
     peer: Peer,
-    connection: &Arc<Connection>,
+    requests: RequestShares,
 ) -> impl GracefulConnection<Error = hyper::Error> + use<> {
     stream::prepare(&stream);
-    let answered = Arc::new(AtomicBool::new(false));
-    let stream = ClientStream::new(stream, Arc::clone(connection), Arc::clone(&answered));
-    let (routes, connection) = (TowerToHyperService::new(router.clone()), Arc::clone(connection));
+    let routes = TowerToHyperService::new(router.clone());
     let service = service_fn(move |mut request: axum::http::Request<Incoming>| {
-        connection.begin_request();
-        answered.store(false, Ordering::Relaxed);
         request.extensions_mut().insert(peer);
-        request.extensions_mut().insert(Arc::clone(&connection));
+        request.extensions_mut().insert(requests.clone());
         let is_read = Arc::<AtomicBool>::default();
         let request = request.map(|body| RequestBody::new(body, Arc::clone(&is_read)));
-        let (answer, answered) = (routes.call(request), Arc::clone(&answered));
+        let answer = routes.call(request);
         async move {
             let mut answer = answer.await?;
             // hyper closes a connection whose request body was not read. The client must know that before it sends
@@ -375,10 +374,10 @@ fn serve_connection(
             if !is_read.load(Ordering::Relaxed) {
                 answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok::<_, Infallible>(answer.map(|body| AnswerBody::new(body, answered)))
+            Ok::<_, Infallible>(answer)
         }
     });
-    http1.serve_connection(TokioIo::new(stream), service)
+    http1.serve_connection(TokioIo::new(ClientStream::new(stream)), service)
 }
 
 #[cfg(test)]

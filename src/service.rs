@@ -13,6 +13,7 @@ mod keys;
 mod last_seen;
 pub mod schedules;
 mod scrape;
+mod shares;
 
 use std::slice;
 use std::sync::Arc;
@@ -49,6 +50,7 @@ use crate::watermark::{ConsumerLag, LogUse};
 
 pub use followers::Subscriber;
 pub use last_seen::Looked;
+pub use shares::{Share, Shares};
 
 /// The reasons why the service cannot complete a request.
 #[derive(Debug, thiserror::Error)]

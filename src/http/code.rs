@@ -139,7 +139,7 @@ pg_rows::words! {
         /// The maximum number of clients that follow or wait for exports is reached: for the key, the address or in
         /// total.
         TooManyFollowers = "too_many_followers",
-        /// The maximum number of concurrent requests is reached: for the key, the address or in total.
+        /// The maximum number of connections or open requests is reached: for the key, the address or in total.
         TooManyConnections = "too_many_connections",
     }
 }

@@ -8,14 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::Body;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
 use crate::failpoint;
-use crate::http::connections::Connection;
 
 /// Time after which a connection is closed if its client reads nothing.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -43,16 +41,13 @@ pub(crate) fn prepare(stream: &TcpStream) {
 /// A client's stream whose writes fail if they make no progress.
 pub(crate) struct ClientStream {
     stream: TcpStream,
-    connection: Arc<Connection>,
-    /// True if hyper has taken the whole response. A part of it may still be unwritten.
-    answered: Arc<AtomicBool>,
     /// The deadline of the pending write.
     stall_deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl ClientStream {
-    pub(crate) fn new(stream: TcpStream, connection: Arc<Connection>, answered: Arc<AtomicBool>) -> ClientStream {
-        ClientStream { stream, connection, answered, stall_deadline: None }
+    pub(crate) fn new(stream: TcpStream) -> ClientStream {
+        ClientStream { stream, stall_deadline: None }
     }
 
     /// Fails a write that has made no progress for [`STALL_TIMEOUT`].
@@ -95,11 +90,7 @@ impl AsyncWrite for ClientStream {
         self.stream.is_write_vectored()
     }
 
-    /// hyper flushes after it has written everything that it has.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        if self.answered.swap(false, Ordering::Relaxed) {
-            self.connection.end_request();
-        }
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
@@ -114,44 +105,6 @@ impl Drop for ClientStream {
             // Otherwise the kernel would keep the unread bytes for a while.
             let _ = self.stream.set_zero_linger();
         }
-    }
-}
-
-/// A response body that sets `answered` when hyper has taken the whole body or dropped it.
-pub(crate) struct AnswerBody {
-    body: Body,
-    answered: Arc<AtomicBool>,
-}
-
-impl AnswerBody {
-    pub(crate) fn new(body: Body, answered: Arc<AtomicBool>) -> AnswerBody {
-        AnswerBody { body, answered }
-    }
-}
-
-impl HttpBody for AnswerBody {
-    type Data = <Body as HttpBody>::Data;
-    type Error = <Body as HttpBody>::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<std::result::Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Drop for AnswerBody {
-    fn drop(&mut self) {
-        self.answered.store(true, Ordering::Relaxed);
     }
 }
 

@@ -15,11 +15,11 @@ use crate::job::{Job, JobId};
 use crate::key::Prefix;
 use crate::service::Error;
 use crate::service::deadline::with_timeout;
+use crate::service::shares::{Share, Shares};
 use crate::store::Store;
 use crate::store::transitions::{Ending, Endings};
 
-/// Maximum number of followers in total. It leaves a third of the connections of one address, such as a proxy's, to
-/// other calls.
+/// Maximum number of followers in total. It leaves half of the open requests to other calls.
 const MAX_FOLLOWERS: usize = 500;
 /// Maximum interval between polls of followed jobs.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -67,6 +67,7 @@ pub(super) struct Followers {
 #[derive(Debug)]
 struct Shared {
     store: Store,
+    places: Arc<Shares<Subscriber>>,
     followed: Mutex<Followed>,
     /// Notified when a follower joins.
     joined: Notify,
@@ -75,8 +76,6 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Followed {
     jobs: HashMap<JobId, PolledJob>,
-    per_subscriber: HashMap<Subscriber, usize>,
-    followers: usize,
 }
 
 #[derive(Debug)]
@@ -89,7 +88,7 @@ struct PolledJob {
 #[derive(Debug)]
 pub(super) struct Follower {
     shared: Arc<Shared>,
-    subscriber: Subscriber,
+    _place: Share<Subscriber>,
     job: JobId,
     polls: watch::Receiver<Poll>,
 }
@@ -98,7 +97,8 @@ impl Followers {
     /// Creates an empty set of followers, and starts a task that polls their jobs until the set is dropped.
     pub(super) fn new(store: Store) -> Followers {
         let endings = store.endings();
-        let shared = Arc::new(Shared { store, followed: Mutex::default(), joined: Notify::new() });
+        let places = Shares::new(MAX_FOLLOWERS);
+        let shared = Arc::new(Shared { store, places, followed: Mutex::default(), joined: Notify::new() });
         let polling = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&shared).poll_continuously(endings)));
         Followers { shared, _polling: polling }
     }
@@ -107,15 +107,10 @@ impl Followers {
     ///
     /// # Errors
     ///
-    /// If the subscriber has half as many followers as there are places left, so that others always find some.
+    /// If the subscriber has its share of the places.
     pub(super) fn join(&self, subscriber: Subscriber, job: JobId) -> Result<Follower, Error> {
+        let place = self.shared.places.take(subscriber).ok_or(Error::TooManyFollowers)?;
         let mut followed = self.shared.followed();
-        let per_subscriber = followed.per_subscriber.get(&subscriber).copied().unwrap_or(0);
-        if 2 * per_subscriber >= MAX_FOLLOWERS.saturating_sub(followed.followers) {
-            return Err(Error::TooManyFollowers);
-        }
-        followed.followers += 1;
-        followed.per_subscriber.insert(subscriber.clone(), per_subscriber + 1);
         let polled = followed.jobs.entry(job).or_insert_with(|| {
             let unknown = Poll { begun: Instant::now(), outcome: PollOutcome::Failed };
             PolledJob { polls: watch::Sender::new(unknown), followers: 0 }
@@ -124,7 +119,7 @@ impl Followers {
         let polls = polled.polls.subscribe();
         drop(followed);
         self.shared.joined.notify_one();
-        Ok(Follower { shared: Arc::clone(&self.shared), subscriber, job, polls })
+        Ok(Follower { shared: Arc::clone(&self.shared), _place: place, job, polls })
     }
 }
 
@@ -142,13 +137,6 @@ impl Follower {
 impl Drop for Follower {
     fn drop(&mut self) {
         let mut followed = self.shared.followed();
-        followed.followers -= 1;
-        if let Some(number) = followed.per_subscriber.get_mut(&self.subscriber) {
-            *number -= 1;
-            if *number == 0 {
-                followed.per_subscriber.remove(&self.subscriber);
-            }
-        }
         if let Some(polled) = followed.jobs.get_mut(&self.job) {
             polled.followers -= 1;
             if polled.followers == 0 {
@@ -164,7 +152,7 @@ impl Shared {
         let (mut backoff, mut failed) = (POLL_BACKOFF, 0);
         let mut next = Instant::now();
         loop {
-            if self.followed().followers == 0 {
+            if self.followed().jobs.is_empty() {
                 self.joined.notified().await;
                 (backoff, next) = (POLL_BACKOFF, Instant::now() + FIRST_POLL);
                 continue;

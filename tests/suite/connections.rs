@@ -34,7 +34,7 @@ async fn one_key_leaves_places_to_others_of_its_address() {
     service.client = client_of(&other);
     let (download, _) = large_file(&database, &service).await;
     let path = "/exports?limit=1";
-    let (hanging, ()) = enough(&service, 510, &with_key(&download, &greedy), async || {
+    let (hanging, ()) = enough(&service, 340, &with_key(&download, &greedy), async || {
         let answer = call_as(&service, &greedy, "GET", path).await;
         let is_taken = answer.status() != 200 && refusal(answer).await == (503, "too_many_connections".to_owned());
         is_taken.then_some(())

@@ -7,9 +7,7 @@ use std::process::Stdio;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
-use crate::continuity::{
-    command, exported, full_heals, log_becomes, operations, passes, position, refused, track,
-};
+use crate::continuity::{command, exported, full_heals, log_becomes, operations, passes, position, refused, track};
 use crate::harness::{
     Csv, Database, Start, connect_options, embedded_settings_with_cluster, ends, eventually, reachable_folder, refusal,
     server_lacks, serving_users, until,

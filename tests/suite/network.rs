@@ -336,7 +336,7 @@ async fn an_api_without_a_free_connection_says_so_and_is_healthy() {
     let database = Database::new().await;
     let service = Start::on(&database).with("API_CONNECTIONS", 4).with("FAILPOINTS", PROMPT).service().await;
     let held = database.open("lock table cdc_export.lanes in access exclusive mode").await;
-    let consumers: Vec<String> = (0..500).map(|n| format!("c{n}")).collect();
+    let consumers: Vec<String> = (0..300).map(|n| format!("c{n}")).collect();
     let posts = consumers
         .iter()
         .map(async |consumer| service.call("POST", "/exports/full", &[("X-Consumer-ID", consumer)]).await);
