@@ -171,9 +171,9 @@ class Watched:
         assert not complaints, complaints
 
 
-def accessible(page, where):
+def accessible(page, where, **options):
     """That axe finds nothing that keeps somebody out."""
-    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    found = Axe().run(page, options={"resultTypes": ["violations"], **options}).response["violations"]
     told = [f"{v['id']}: {v['help']}: {[n['html'][:160] + ' ' + n['failureSummary'] for n in v['nodes']][:3]}" for v in found]
     assert not told, f"{where}: {told}"
 

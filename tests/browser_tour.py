@@ -466,6 +466,7 @@ def test_keys(watch, service):
     call.get_by_role("button", name="Execute").click()
     expect(call.locator(".live-responses-table .response-col_status").last).to_contain_text("200")
     expect(call.locator(".curl-command")).to_contain_text("Bearer $CDC_EXPORT_KEY")
+    accessible(page, "the API's page", runOnly=["color-contrast"])
     assert keys["reader"] not in page.content()
     page.goto(service.url)
     expect(row).to_be_visible()
