@@ -97,7 +97,7 @@ def pull(which):
 loads = check("a first load")
 assert all(types(load) == ["delta"] for load in loads.values()), loads
 loads = check("nothing new")
-assert all(load == [("delta", 0)] for load in loads.values()), loads
+assert not any(loads.values()), loads
 
 psql("-f", ROOT / "seeds/awkward.sql")
 psql("-f", ROOT / "seeds/changes.sql")
@@ -179,7 +179,7 @@ with psycopg.connect("") as holding:
         os.killpg(script.pid, signal.SIGKILL)
         script.communicate()
 loads = check("a script that was killed while its export ran")
-assert all(types(load) == ["delta"] * 2 for load in loads.values()), loads
+assert all(types(load) == ["delta"] for load in loads.values()), loads
 
 # Two runs at the same time, as cron begins them: nothing is loaded twice.
 run(["update users set name = 'overlap', updated_at = now() where id % 53 = 0"])

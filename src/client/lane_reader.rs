@@ -81,8 +81,6 @@ pub(crate) struct LaneReader<'b> {
     pub(crate) request: Option<ExportType>,
     /// The encoding of the exports that are submitted.
     pub(crate) encoding: Encoding,
-    /// True if a submitted export makes no file if it finds nothing.
-    pub(crate) skips_empty: bool,
     /// True if an export of the type was submitted for this round already, as the member of a batch.
     pub(crate) is_submitted: bool,
     /// True if each written export is acknowledged.
@@ -336,7 +334,7 @@ impl LaneReader<'_> {
         let after = (!is_full).then(|| last.map_or(After::Nothing, LanePosition::after));
         let consumer = Some(self.consumer.clone());
         let request = Request::new(consumer, self.dataset.clone(), export_type, self.encoding);
-        let request = Request { after, skip_empty: self.skips_empty.then_some(true), ..request };
+        let request = Request { after, skip_empty: Some(true), ..request };
         for _ in 0..MAX_SUBMISSIONS {
             let refused = match self.api.submit(&request).await {
                 Ok(id) => return self.outcome(id).await,

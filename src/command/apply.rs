@@ -43,7 +43,7 @@ pub(crate) struct Apply {
     #[arg(long, value_name = "SCHEMA.TABLE")]
     table: Option<Table>,
     /// The type of export to submit once all are applied. With `delta`, a full export is submitted if only a full
-    /// export can follow
+    /// export can follow. A delta that finds nothing makes no file
     #[arg(long, default_value = "delta", value_parser = ["delta", "none"], conflicts_with = "from")]
     request: String,
     /// Keep the columns of the dataset's `meta`, such as `_order`, in the table. They are left out otherwise
@@ -77,7 +77,7 @@ impl Apply {
         let settings = Settings { table: self.table, keeps_meta: self.meta, adopts };
         let connections =
             Arc::new(TargetConnections::new(named.database.options().clone(), named.database.connect_timeout()));
-        let (consumer, skips_empty) = (self.lanes.consumer.clone(), self.lanes.skips_empty());
+        let consumer = self.lanes.consumer.clone();
         let request = (self.request == "delta").then_some(ExportType::Delta);
         let encoding = Encoding::new(Format::Csv, None).context("csv can be unpacked")?;
         let implied = async || match &api {
@@ -98,8 +98,7 @@ impl Apply {
             let api = api.as_ref().context("clap requires --server or --from")?.observed_by(terminal);
             let acks = self.ack;
             let api = &api;
-            let lane =
-                LaneReader { api, consumer, dataset, request, encoding, skips_empty, is_submitted, acks, adopts };
+            let lane = LaneReader { api, consumer, dataset, request, encoding, is_submitted, acks, adopts };
             Ok(lane.round(&mut mirror).await?)
         };
         let wanted = request.map(|export_type| RoundRequest { export_type, encoding });

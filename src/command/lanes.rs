@@ -104,11 +104,6 @@ impl LaneOptions {
         self.all_datasets || self.dataset.iter().any(|name| *name != self.dataset[0])
     }
 
-    /// Returns true if an export that finds nothing is to make no file.
-    pub(super) fn skips_empty(&self) -> bool {
-        self.every.is_some()
-    }
-
     /// Reads all lanes with `read`, and with `--every` again after each pause, until a signal stops it. `implied`
     /// returns the dataset if the options name none, and `recorded` the datasets that have copies. Of several lanes,
     /// submits the requested exports as one batch.
@@ -170,7 +165,7 @@ impl LaneOptions {
     ) {
         let RoundRequest { export_type, encoding } = request;
         let wanted = Request::new(Some(self.consumer.clone()), String::new(), export_type, encoding);
-        let wanted = Request { skip_empty: self.skips_empty().then_some(true), ..wanted };
+        let wanted = Request { skip_empty: Some(true), ..wanted };
         batch.members = datasets.difference(&batch.apart).cloned().collect();
         for _ in 0..MAX_BATCHES {
             if batch.members.len() < 2 {

@@ -35,8 +35,8 @@ pub(crate) struct Pull {
     /// other files may be moved away. With several datasets, each has a folder of its name within this one
     #[arg(long, value_name = "FOLDER")]
     into: PathBuf,
-    /// The type of export to submit once all are downloaded. Unless it is `none`, a full export is submitted if only a
-    /// full export can follow
+    /// The type of export to submit once all are downloaded. If it finds nothing, it makes no file. Unless it is
+    /// `none`, a full export is submitted if only a full export can follow
     #[arg(long, value_name = "TYPE", default_value = "none", value_parser = request())]
     request: RequestedType,
     /// The format of the submitted exports [default: csv]. A file of another format, for which somebody else has asked,
@@ -74,7 +74,7 @@ impl Pull {
             Encoding::new(format.unwrap_or(Format::Csv), compression).map_err(|why| BadUsage(why.to_string()))?;
         let terminal = Terminal::shared();
         let api = remote_api(&server, Arc::clone(&terminal))?.requiring(public_key);
-        let (consumer, skips_empty, adopts) = (lanes.consumer.clone(), lanes.skips_empty(), lanes.adopt);
+        let (consumer, adopts) = (lanes.consumer.clone(), lanes.adopt);
         let implied = async || match read_dataset(&into)? {
             Some(recorded) => Ok(recorded),
             None => Ok(api.implied_dataset().await?),
@@ -90,8 +90,7 @@ impl Pull {
             let mut folder = spawn_blocking(open).await??;
             let acks = ack;
             let api = &api;
-            let lane =
-                LaneReader { api, consumer, dataset, request, encoding, skips_empty, is_submitted, acks, adopts };
+            let lane = LaneReader { api, consumer, dataset, request, encoding, is_submitted, acks, adopts };
             Ok(lane.round(&mut folder).await?)
         };
         let wanted = request.map(|export_type| RoundRequest { export_type, encoding });

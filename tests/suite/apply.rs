@@ -49,8 +49,9 @@ async fn the_copy_equals_the_source_after_each_export() {
     // A full export makes good what somebody did to the copy. What is applied may be acknowledged.
     pair.target.run("delete from t where id < 10; update t set name = 'mine'; insert into t values (-1)").await;
     export(&pair.service, "full", "t", "a").await;
+    // The delta that it asks for finds nothing, so it makes no file.
     let lines = pair.applied(&["--ack"]).await;
-    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert_eq!(lines.len(), 1, "{lines:?}");
     let consumers: serde_json::Value = pair.service.call("GET", "/consumers", &[]).await.json().await.unwrap();
     assert_eq!(consumers["items"][0]["unacknowledged"], 0, "{consumers}");
     pair.require_equal("replaced").await;
@@ -59,7 +60,7 @@ async fn the_copy_equals_the_source_after_each_export() {
             .fetch_one(&pair.target.pool)
             .await
             .unwrap();
-    assert_eq!((number, at), (8, true));
+    assert_eq!((number, at), (7, true));
 }
 
 const TYPES: &str = r#"

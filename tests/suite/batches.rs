@@ -582,6 +582,7 @@ async fn a_pull_of_several_datasets_asks_for_one_batch_without_those_that_fail()
         crate::harness::far(&arguments).output().await
     };
     let batches = "select count(distinct batch_id) || ' ' || count(batch_id) || ' ' || count(*) from exports";
+    let others = "update alpha set n = n + 1; update gamma set n = n + 1";
     for (change, expected) in [
         ("select 1", "1 3 3"),
         ("update beta set n = 1 where k = 1", "2 6 6"),
@@ -589,13 +590,13 @@ async fn a_pull_of_several_datasets_asks_for_one_batch_without_those_that_fail()
         ("truncate beta", "3 9 9"),
         ("insert into beta values (1, 2)", "4 12 12"),
     ] {
-        database.run(change).await;
+        database.run(&format!("{change}; {others}")).await;
         let (code, _, errors) = pull().await;
         assert_eq!((code, &*errors), (0, ""), "{change}");
         assert_eq!(database.one::<String>(batches).await, expected, "{change}");
     }
     // A member with a value that is too large fails the batch. The others have the next one.
-    database.run("alter table beta add t text; update beta set t = repeat('x', 70000)").await;
+    database.run(&format!("alter table beta add t text; update beta set t = repeat('x', 70000); {others}")).await;
     let (code, printed, errors) = pull().await;
     assert_eq!((code, printed.lines().count()), (1, 2), "{errors}");
     let (left_out, failed) = ("the other 2 datasets are exported without it", "1 of 3 datasets failed: beta");
