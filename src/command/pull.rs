@@ -36,7 +36,8 @@ pub(crate) struct Pull {
     #[arg(long, value_name = "FOLDER")]
     into: PathBuf,
     /// The type of export to submit once all are downloaded. If it finds nothing, it makes no file. Unless it is
-    /// `none`, a full export is submitted if only a full export can follow
+    /// `none`, a full export is submitted if only a full export can follow. A first delta has all soft-deleted rows:
+    /// begin with `full` to leave them out
     #[arg(long, value_name = "TYPE", default_value = "none", value_parser = request())]
     request: RequestedType,
     /// The format of the submitted exports [default: csv]. A file of another format, for which somebody else has asked,
