@@ -495,8 +495,8 @@ impl Worker {
         current: &CurrentJob,
     ) -> Result<WrittenAttempt, Failed> {
         let mut markers = Vec::new();
-        for (at, job) in lease.jobs().enumerate() {
-            markers.push(self.marker(lease, job).await.map_err(Failed::at(at))?);
+        for job in lease.jobs() {
+            markers.push(self.marker(lease, job).await?);
         }
         let marked = |(job, marker): (_, &Option<Marker>)| Some((job, marker.as_ref()?.order));
         let ahead: Vec<_> = lease.jobs().zip(&markers).filter_map(marked).collect();
@@ -673,7 +673,7 @@ impl Worker {
     /// are committed.
     async fn settle(&self, lease: &Lease, failed: Failed, shutdown: &CancellationToken) -> AttemptEnd {
         let (settlement, cause) = (failed.error.settlement(), chain(&failed.error));
-        let member = failed.at.first().filter(|_| lease.members.len() > 1).map(|at| &lease.members[*at].job);
+        let member = failed.member().filter(|_| lease.members.len() > 1).map(|at| &lease.members[at].job);
         let need_full: Vec<_> = failed.need_full_exports().iter().map(|at| lease.members[*at].job.id).collect();
         let settle = || self.store.settle(lease, member, &need_full, &settlement, &cause);
         let left = match self.retry_while_leased(lease, shutdown, settle).await {

@@ -79,7 +79,8 @@ impl CallError {
         match self {
             CallError::Invalid(_) | CallError::UnsafeRedirect { .. } => false,
             CallError::Unreachable { .. } | CallError::Broken { .. } => true,
-            CallError::Refused { status, .. } => matches!(status, 429 | 503),
+            // An operator has to bring a missing folder or bucket back.
+            CallError::Refused { status, .. } => matches!(status, 429 | 503) && !self.has_code("output_missing"),
             CallError::Bucket { status, .. } => matches!(status, 429 | 500 | 502..=504),
             // A proxy answers with these while the service behind it restarts.
             CallError::Foreign { status, .. } => matches!(status, 502..=504),

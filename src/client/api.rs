@@ -19,7 +19,7 @@ use crate::client::observer::Observer;
 use crate::client::remote::RemoteService;
 use crate::client::{About, Error};
 use crate::http::in_process::InProcess;
-use crate::job::{After, ConsumerId, Filter, JobId, Request, Status};
+use crate::job::{After, ConsumerId, FailureCode, Filter, JobId, Request, Status};
 use crate::manifest::Manifest;
 use crate::manifest::seal::PublicKey;
 use crate::tls;
@@ -79,6 +79,7 @@ pub(crate) struct BatchView {
 
 #[derive(Deserialize)]
 struct BatchError {
+    code: PlainText,
     detail: PlainText,
     member: Option<PlainText>,
 }
@@ -102,6 +103,14 @@ impl BatchView {
     /// Returns the dataset whose export ended the batch.
     pub(crate) fn failed_member(&self) -> Option<&str> {
         self.error.as_ref()?.member.as_deref()
+    }
+
+    /// Returns true if the batch failed because the service's output folder or bucket takes no file.
+    pub(crate) fn is_of_destination(&self) -> bool {
+        use FailureCode::{OutputMissing, StorageFull, StorageReadonly, StorageUnavailable};
+        let codes = [OutputMissing, StorageFull, StorageReadonly, StorageUnavailable];
+        let is_of_it = |error: &BatchError| codes.iter().any(|code| &*error.code == code.as_str());
+        self.failed_member().is_none() && self.error.as_ref().is_some_and(is_of_it)
     }
 
     /// Returns the reason why the batch is not completed. `None`: it is.

@@ -132,10 +132,11 @@ impl LaneOptions {
                         }
                         None => named.clone(),
                     };
-                    if let (Some(api), Some(request)) = (api, request.filter(|_| !self.adopt)) {
-                        self.submit_batch(api, request, &datasets, &mut batch).await;
-                    }
-                    self.round(&datasets, &mut batch, terminal, &read).await
+                    let submitted = match (api, request.filter(|_| !self.adopt)) {
+                        (Some(api), Some(request)) => self.submit_batch(api, request, &datasets, &mut batch).await,
+                        _ => Ok(()),
+                    };
+                    self.round(&datasets, &mut batch, terminal, &read).await.and(submitted)
                 };
                 let done = round.await;
                 let Some(every) = self.every else { return done };
@@ -156,13 +157,17 @@ impl LaneOptions {
 
     /// Submits an export of each dataset, all at one snapshot, and waits for them. If the export of one dataset ends
     /// the batch, submits another batch without it. The batch has no members if none can be completed.
+    ///
+    /// # Errors
+    /// If the service's output folder or bucket takes no file. The batch keeps its members, so that they don't submit
+    /// exports of their own.
     async fn submit_batch(
         &self,
         api: &Api,
         request: RoundRequest,
         datasets: &BTreeSet<String>,
         batch: &mut RoundBatch,
-    ) {
+    ) -> anyhow::Result<()> {
         let RoundRequest { export_type, encoding } = request;
         let wanted = Request::new(Some(self.consumer.clone()), String::new(), export_type, encoding);
         let wanted = Request { skip_empty: Some(true), ..wanted };
@@ -175,9 +180,11 @@ impl LaneOptions {
             let ended = async { api.ended_batch(api.submit_batch(&wanted, &names).await?).await };
             let (why, member) = match ended.await {
                 Ok(ended) => match ended.failure() {
+                    Some(why) if ended.is_of_destination() => bail!("{why}"),
                     Some(why) => (why, ended.failed_member().map(str::to_owned)),
-                    None => return,
+                    None => return Ok(()),
                 },
+                Err(error) if error.has_code("output_missing") => return Err(error.into()),
                 Err(error) => (error.to_string(), None),
             };
             let Some(member) = member.and_then(|member| batch.members.take(&member)) else {
@@ -191,6 +198,7 @@ impl LaneOptions {
             batch.apart.insert(member);
         }
         batch.members.clear();
+        Ok(())
     }
 
     /// Reads each lane once.

@@ -102,7 +102,7 @@ pub(crate) async fn cancel(service: Service, PathBatch(id): PathBatch) -> Result
     responses((status = 202, description = "The batch is queued and survives a crash of this process.", body = SubmittedBatch)),
     extensions(("x-codes" = json!([
         Code::NotFailed, Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::FullOnly, Code::OutOfStep, Code::DatabaseRestored, Code::NoDataset, Code::TooManyOpenJobs,
-        Code::TableUnreadable, Code::DatasetMismatch,
+        Code::TableUnreadable, Code::DatasetMismatch, Code::OutputMissing,
     ]))),
 )]
 pub(crate) async fn retry(

@@ -35,7 +35,8 @@ impl Service {
     /// # Errors
     ///
     /// If the dataset does not exist, or its table is missing, unreadable, untracked for a consumer or unsuitable for
-    /// the selection. If the key was used for another request, if too many jobs are open, or if the database fails.
+    /// the selection. If the key was used for another request, if too many jobs are open, if the destination is
+    /// missing, or if the database fails.
     pub async fn submit(&self, request: &Request) -> Result<Job, Error> {
         let dataset = self.dataset(&request.dataset)?;
         if let Err(bad) = self.check(dataset, request).await {
@@ -58,8 +59,11 @@ impl Service {
         requests: &[Request],
         batch: Option<&BatchRequest>,
     ) -> Result<(Vec<Job>, bool), Error> {
-        // The worker reports a broken destination: the jobs fail with the reason.
-        let destination = self.destination.id().await.ok();
+        let destination = match self.destination.id().await.map_err(Error::from) {
+            Err(missing @ Error::OutputMissing(_)) => return Err(missing),
+            // Another failure may pass before a worker begins.
+            found => found.ok(),
+        };
         let submitted = with_timeout(self.store.submit(requests, batch, destination, self.terms)).await;
         match self.diagnose_timeout(submitted).await? {
             SubmitOutcome::Accepted(jobs) => {

@@ -60,6 +60,18 @@ impl From<Refused> for Failed {
 }
 
 impl Failed {
+    /// Returns the place of the member that ended the attempt. Returns `None` if the error concerns all members. Most
+    /// errors of the destination do, but a full one may have room for the other members.
+    pub(super) fn member(&self) -> Option<usize> {
+        let concerns_all = match &self.error {
+            Error::Sink(cause) | Error::Pipeline(pipeline::Error::Sink(cause)) => {
+                !matches!(cause, sink::Error::Full(_) | sink::Error::TooLarge(_))
+            }
+            _ => false,
+        };
+        self.at.first().copied().filter(|_| !concerns_all)
+    }
+
     /// Returns the places of the members that a full export would help.
     pub(super) fn need_full_exports(&self) -> &[usize] {
         match &self.error {

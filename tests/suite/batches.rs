@@ -604,6 +604,26 @@ async fn a_pull_of_several_datasets_asks_for_one_batch_without_those_that_fail()
     assert_eq!(database.one::<String>(batches).await, "6 17 18");
 }
 
+#[tokio::test]
+async fn a_destination_that_goes_fails_a_batch_as_a_whole_and_is_said_once() {
+    let (database, catalog) = tables().await;
+    let service = catalog.start(&database).service().await;
+    let held = database.open("lock table alpha in access exclusive mode").await;
+    let folder = reachable_folder();
+    let into = folder.path().to_str().unwrap();
+    let pull = ["pull", "--consumer", "a", "--all-datasets", "--request", "delta", "--into", into];
+    let pull = crate::harness::far(&[&pull[..], &["--server", &service.address]].concat());
+    let pull = tokio::spawn(async { pull.output().await });
+    let running = "select count(*) from exports where status = 'processing'";
+    until("the batch runs", async || database.one::<i64>(running).await == 3).await;
+    std::fs::remove_file(service.output().join(".cdc-export-store")).unwrap();
+    held.rollback().await.unwrap();
+    let (code, printed, said) = pull.await.unwrap();
+    assert_eq!((code, &*printed, said.lines().count()), (1, "", 1), "{said}");
+    let errors = "select count(*) || ' ' || string_agg(distinct error_code, ' ') from exports";
+    assert_eq!(database.one::<String>(errors).await, "3 output_missing");
+}
+
 /// Whoever finds no room for a lock fails, also a user's own application.
 #[tokio::test]
 async fn a_batch_leaves_half_of_the_room_for_locks_to_others() {

@@ -5,6 +5,7 @@ use std::path::Path;
 use rustix::process::{Resource, Rlimit};
 use serde_json::{Value, json};
 
+use crate::catalog::post;
 use crate::harness::{Csv, Database, Service, Start, eventually, refusal, serving_users, until};
 
 #[tokio::test]
@@ -106,31 +107,37 @@ async fn a_full_disk_is_reported_with_its_folder_and_the_missing_bytes() {
 }
 
 #[tokio::test]
-async fn without_an_output_folder_a_job_fails_and_moves_nothing() {
+async fn without_an_output_folder_a_job_fails_and_no_other_is_accepted() {
     let (database, service) = serving_users(5).await;
     service.export("full", "a").await;
     let watermark = service.watermark("a").await;
     database.add_users(6, 7).await;
 
+    let held = database.hold_exports().await;
+    let id = service.submit("delta", "a").await;
+    service.becomes(&id, "processing").await;
     let elsewhere = service.output().with_extension("elsewhere");
     std::fs::rename(service.output(), &elsewhere).unwrap();
-    let mut failed = vec![service.submit("delta", "a").await];
-    service.ended(&failed[0]).await;
+    held.rollback().await.unwrap();
+    let job = service.ended(&id).await;
+    assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("output_missing")));
+    assert_eq!((&job["watermarkTo"], &job["sha256"]), (&Value::Null, &Value::Null));
+    assert!(!job["error"]["detail"].as_str().unwrap().contains('/'), "no path: {job}");
+    assert!(service.says("export_failed", &id).await["error"].is_string());
     assert_eq!(service.call("GET", "/health/ready", &[]).await.status(), 503);
+    let refuses = async || {
+        for body in [json!({}), json!({ "datasets": "*" })] {
+            let answer = post(&service, "/exports/delta", Some("a"), &body).await;
+            assert_eq!(refusal(answer).await, (503, "output_missing".to_owned()), "{body}");
+        }
+    };
+    refuses().await;
     std::fs::write(service.output(), "a file").unwrap();
-    failed.push(service.submit("delta", "a").await);
-    service.ended(&failed[1]).await;
+    refuses().await;
     // As an unmounted disk leaves its mount point: what was written there would be hidden by the disk's return.
     std::fs::remove_file(service.output()).unwrap();
     std::fs::create_dir(service.output()).unwrap();
-    failed.push(service.submit("delta", "a").await);
-    for id in failed {
-        let job = service.ended(&id).await;
-        assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("output_missing")));
-        assert_eq!((&job["watermarkTo"], &job["sha256"]), (&Value::Null, &Value::Null));
-        assert!(!job["error"]["detail"].as_str().unwrap().contains('/'), "no path: {job}");
-        assert!(service.says("export_failed", &id).await["error"].is_string());
-    }
+    refuses().await;
     assert_eq!(service.watermark("a").await, watermark);
     // The folder is there, so it isn't called missing.
     let ready = service.call("GET", "/health/ready", &[]).await.json::<Value>().await.unwrap();

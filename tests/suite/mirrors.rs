@@ -232,6 +232,22 @@ async fn a_dataset_that_fails_is_named_and_stops_its_batch_alone() {
 }
 
 #[tokio::test]
+async fn a_lost_output_folder_is_one_refusal_for_all_datasets() {
+    let tables = ["t1", "t2", "t3"];
+    let mirror = Mirror::of(&tables).await;
+    mirror.applies_all("before").await;
+    mirror.change(&tables, "changed").await;
+    let (output, lost) = (mirror.service.output(), mirror.service.output().with_extension("lost"));
+    std::fs::rename(output, &lost).unwrap();
+    let (printed, said) = ends(mirror.apply(&["--all-datasets"]).output().await, 1, "");
+    assert_eq!((&*printed, &*said), ("", "cdc-export: the output folder or bucket is missing\n"));
+    assert_eq!(mirror.source.one::<i64>("select count(*) from exports").await, 3, "those of before");
+    std::fs::rename(lost, output).unwrap();
+    mirror.applies_all("afterwards").await;
+    mirror.require_all_equal(&tables).await;
+}
+
+#[tokio::test]
 async fn a_second_dataset_of_a_table_fails_alone_and_can_be_left_out() {
     let second = "[[dataset]]\nname = \"t3\"\ntable = \"sales.t1\"\nmask = { name = \"null\" }\n";
     let made = "create schema sales; create table sales.t1 (id int primary key, name text);

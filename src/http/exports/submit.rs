@@ -33,8 +33,7 @@ use crate::service::{self, Service};
     params(Submission<MaybeConsumer, NewExport>), request_body = NewExport, responses(Submitted),
     extensions(("x-codes" = json!([
         Code::ColumnMasked, Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::FullOnly, Code::NothingReady, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
-        Code::TableUnreadable,
-        Code::DatasetMismatch,
+        Code::TableUnreadable, Code::DatasetMismatch, Code::OutputMissing,
     ]))),
 )]
 pub(crate) async fn create(
@@ -52,7 +51,7 @@ pub(crate) async fn create(
     post, path = "/exports/full", operation_id = "startFull", tag = "exports",
     params(Submission<Consumer, ExportOptions>), request_body = ExportOptions, responses(Submitted),
     extensions(("x-codes" = json!([Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::NothingReady, Code::TooManyOpenJobs,
-        Code::TableUnreadable, Code::DatasetMismatch,
+        Code::TableUnreadable, Code::DatasetMismatch, Code::OutputMissing,
     ]))),
 )]
 pub(crate) async fn full(
@@ -68,7 +67,7 @@ pub(crate) async fn full(
     params(Submission<Consumer, ExportOptions>), request_body = ExportOptions, responses(Submitted),
     extensions(("x-codes" = json!([
         Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::FullOnly, Code::NothingReady, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
-        Code::TableUnreadable, Code::DatasetMismatch,
+        Code::TableUnreadable, Code::DatasetMismatch, Code::OutputMissing,
     ]))),
 )]
 pub(crate) async fn incremental(
@@ -86,7 +85,7 @@ pub(crate) async fn incremental(
     params(Submission<Consumer, ExportOptions>), request_body = ExportOptions, responses(Submitted),
     extensions(("x-codes" = json!([
         Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::FullOnly, Code::NothingReady, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
-        Code::TableUnreadable, Code::DatasetMismatch,
+        Code::TableUnreadable, Code::DatasetMismatch, Code::OutputMissing,
     ]))),
 )]
 pub(crate) async fn delta(
@@ -105,7 +104,7 @@ pub(crate) async fn delta(
     params(Submission<PathConsumer, ExportOptions>), request_body = ExportOptions, responses(Submitted),
     extensions(("x-codes" = json!([
         Code::NotFound, Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::FullOnly, Code::NothingReady, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
-        Code::TableUnreadable, Code::DatasetMismatch,
+        Code::TableUnreadable, Code::DatasetMismatch, Code::OutputMissing,
     ]))),
 )]
 pub(crate) async fn incremental_of(
@@ -150,7 +149,7 @@ pub(crate) async fn submit_batch(service: &Service, order: &BatchOrder) -> Resul
     params(Submission<PathJob, EmptyBody>), request_body = EmptyBody, responses(Submitted),
     extensions(("x-codes" = json!([
         Code::NotFailed, Code::BatchMember, Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::FullOnly, Code::OutOfStep, Code::DatabaseRestored, Code::NoDataset, Code::TooManyOpenJobs,
-        Code::TableUnreadable, Code::DatasetMismatch,
+        Code::TableUnreadable, Code::DatasetMismatch, Code::OutputMissing,
     ]))),
 )]
 pub(crate) async fn retry(
