@@ -1,5 +1,6 @@
 //! `datasets`: checks the catalog against the tables, lists it, and adds a block to its file.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -31,6 +32,9 @@ use crate::command::start::{Logs, block_on, settings};
 use crate::command::wiring::wire_service;
 use crate::command::words::dataset_name;
 
+/// The number of names that a line lists.
+const LISTED_NAMES: usize = 5;
+
 /// The actions on datasets.
 #[derive(Subcommand)]
 pub(crate) enum DatasetsCommand {
@@ -53,9 +57,9 @@ pub(crate) struct AddDatasets {
     #[arg(value_name = "TABLE", required_unless_present = "schema")]
     tables: Vec<Table>,
     /// Add a pattern that makes a dataset of each table in this schema, now and later. Tables and views that it leaves
-    /// out can be named beside it
+    /// out can be named beside it. Can be given several times
     #[arg(long, conflicts_with = "name")]
-    schema: Option<String>,
+    schema: Vec<String>,
     /// The name of the dataset, if there is one table [default: derived from the table's name]
     #[arg(long, value_parser = dataset_name)]
     name: Option<String>,
@@ -109,14 +113,10 @@ async fn datasets(config: &Config, database: &Database, command: DatasetsCommand
             } = found;
             faults.extend(unreadable.into_iter().chain(broken));
             stalling.iter().for_each(|fault| eprintln!("cdc-export: {fault}"));
-            for name in &untracked {
-                eprintln!(
-                    "cdc-export: {name}: its changes are not captured: `cdc-export track {name}` comes before its exports"
-                );
-            }
-            for Fault { dataset, why, .. } in &remarks {
-                eprintln!("cdc-export: {dataset}: {why}");
-            }
+            let track = if let [name] = &*untracked { name.as_str() } else { "--all" };
+            let why = format!("the changes are not captured: `cdc-export track {track}` comes before exports");
+            print_by_cause(untracked.iter().map(|name| (name.clone(), why.clone())));
+            print_by_cause(remarks.into_iter().map(|Fault { dataset, why, .. }| (dataset, why)));
             for table in &without_dataset {
                 eprintln!("cdc-export: {table}: {}", untrack_hint(table));
             }
@@ -124,13 +124,9 @@ async fn datasets(config: &Config, database: &Database, command: DatasetsCommand
                 eprintln!("cdc-export: no table matches the pattern {}", plain(pattern));
             }
             // The rows of a partition are in the dataset of its table.
-            for left_out in catalog.left_out().iter().filter(|it| it.reason != Reason::Partition) {
-                eprintln!(
-                    "cdc-export: {}: no dataset: {}",
-                    plain(&left_out.table.to_string()),
-                    plain(&left_out.to_string())
-                );
-            }
+            let left_out = catalog.left_out().iter().filter(|it| it.reason != Reason::Partition);
+            let why = |it: &LeftOut| format!("no dataset: {}", plain(&it.to_string()));
+            print_by_cause(left_out.map(|it| (plain(&it.table.to_string()), why(it))));
             for schedule in catalog.schedules() {
                 for dataset in schedule.datasets.names().iter().filter(|name| catalog.get(name).is_none()) {
                     eprintln!(
@@ -181,6 +177,19 @@ async fn datasets(config: &Config, database: &Database, command: DatasetsCommand
     }
 }
 
+/// Prints a line for each cause, with the names of the datasets or tables that have it.
+fn print_by_cause(causes: impl Iterator<Item = (String, String)>) {
+    let mut names_by_cause: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    causes.for_each(|(name, cause)| names_by_cause.entry(cause).or_default().push(name));
+    for (cause, mut names) in names_by_cause {
+        let more = match names.split_off(names.len().min(LISTED_NAMES)).len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        eprintln!("cdc-export: {}{more}: {cause}", names.join(", "));
+    }
+}
+
 /// Adds blocks to the file, and prints them.
 async fn add(config: &Config, database: &Database, add: &AddDatasets) -> anyhow::Result<()> {
     let (mut blocks, mut captured) = (Vec::new(), Vec::new());
@@ -189,7 +198,7 @@ async fn add(config: &Config, database: &Database, add: &AddDatasets) -> anyhow:
         blocks.push(block);
         captured.extend(Some(name).filter(|_| is_captured));
     }
-    if let Some(schema) = &add.schema {
+    for schema in &add.schema {
         blocks.push(draft_pattern(config, database, schema).await?);
     }
     let text = blocks.join("\n");
@@ -198,13 +207,13 @@ async fn add(config: &Config, database: &Database, add: &AddDatasets) -> anyhow:
         None => Catalog::from_toml(&text)?,
     };
     if let Some(file) = &config.catalog_file {
-        let next = match (&add.schema, &*captured) {
-            (Some(_), _) => {
-                "`cdc-export datasets list` shows its tables, and `cdc-export track --all` captures their changes"
+        let next = match (&*add.schema, &*captured) {
+            ([_, ..], _) => {
+                "`cdc-export datasets list` shows the tables, and `cdc-export track --all` captures their changes"
                     .to_owned()
             }
-            (None, []) => "There are full exports alone, and nothing to track".to_owned(),
-            (None, names) => {
+            ([], []) => "There are full exports alone, and nothing to track".to_owned(),
+            ([], names) => {
                 format!(
                     "Check the members that were guessed from column names, also in the comments, then run `cdc-export track {}`",
                     names.join(" ")
@@ -213,10 +222,7 @@ async fn add(config: &Config, database: &Database, add: &AddDatasets) -> anyhow:
         };
         eprintln!("Added to {}. {next}.", file.display());
     }
-    let left_out = match &add.schema {
-        Some(schema) => left_out(database, &catalog, schema).await?,
-        None => Vec::new(),
-    };
+    let left_out = if add.schema.is_empty() { Vec::new() } else { left_out(database, &catalog, &add.schema).await? };
     if !left_out.is_empty() {
         eprintln!(
             "The pattern leaves out what is no plain table, is unlogged or has no key: `cdc-export datasets add {}` adds \
@@ -249,14 +255,14 @@ async fn draft_pattern(config: &Config, database: &Database, schema: &str) -> an
     ))
 }
 
-/// Returns the names, as arguments of a shell, of the relations in a schema that only a block of their own would make
-/// datasets.
-async fn left_out(database: &Database, catalog: &Catalog, schema: &str) -> anyhow::Result<Vec<String>> {
+/// Returns the names, as arguments of a shell, of the relations in these schemas that only a block of their own would
+/// make datasets.
+async fn left_out(database: &Database, catalog: &Catalog, schemas: &[String]) -> anyhow::Result<Vec<String>> {
     let relations = relations::read(&database.pool(1), catalog).await?;
     let expanded = catalog.expanded(&relations, &UsedNames::new());
     let needs_block = |it: &&LeftOut| {
         let is_reason = matches!(it.reason, Reason::NeedsBlock | Reason::Unlogged | Reason::NoKey);
-        is_reason && it.table.schema.as_deref() == Some(schema)
+        is_reason && it.table.schema.as_ref().is_some_and(|schema| schemas.contains(schema))
     };
     let argument = |it: &LeftOut| {
         let name = it.table.to_string();

@@ -465,4 +465,13 @@ async fn commands_add_tables_and_list_them() {
     }
     let (code, listed, said) = catalog.command(&database, &["datasets", "list"]).await;
     assert!(code == 0 && listed.contains("it has no primary key"), "{listed}{said}");
+    // Each schema has a pattern of its own, and one line says what many tables lack.
+    let made = "do $$ begin for n in 1..7 loop execute format('create table side.t%s (id int primary key)', n); end loop; end $$";
+    database.run(&format!("create schema side; {made}")).await;
+    catalog.write("");
+    let (printed, _) = ends(add(&["--schema", "shop", "--schema", "side"]).await, 0, "cdc-export track --all");
+    assert_eq!(printed.matches("[[tables]]").count(), 2, "{printed}");
+    catalog.write("[[tables]]\nmatch = [\"side.*\"]\n");
+    let (_, said) = ends(catalog.command(&database, &["datasets", "check"]).await, 0, "");
+    assert!(said.contains(" and 2 more: the changes are not captured: `cdc-export track --all`"), "{said}");
 }
