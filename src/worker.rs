@@ -82,6 +82,10 @@ const MAX_STAGING: usize = 8;
 /// The number of exports of a batch that are published at the same time.
 const MAX_PUBLISHING: usize = 4;
 
+/// The detail of a batch's members whose attempt gave way to another session.
+const GAVE_WAY_IN_BATCH: &str = "a session waited for an ACCESS EXCLUSIVE lock that the export prevents, so the export ended and is tried \
+     again later: the service's log names the session and its table";
+
 /// The worker's settings.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -672,7 +676,13 @@ impl Worker {
     /// Settles the jobs of an attempt that failed. If only the response to the commit was lost, detects that the jobs
     /// are committed.
     async fn settle(&self, lease: &Lease, failed: Failed, shutdown: &CancellationToken) -> AttemptEnd {
-        let (settlement, cause) = (failed.error.settlement(), chain(&failed.error));
+        let (mut settlement, cause) = (failed.error.settlement(), chain(&failed.error));
+        if let Settlement::GiveWay(failure) = &mut settlement
+            && lease.members.len() > 1
+        {
+            // A caller that may see one dataset must not learn the table of another one. The log names it.
+            GAVE_WAY_IN_BATCH.clone_into(&mut failure.detail);
+        }
         let member = failed.member().filter(|_| lease.members.len() > 1).map(|at| &lease.members[at].job);
         let need_full: Vec<_> = failed.need_full_exports().iter().map(|at| lease.members[*at].job.id).collect();
         let settle = || self.store.settle(lease, member, &need_full, &settlement, &cause);

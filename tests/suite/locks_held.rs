@@ -19,6 +19,13 @@ async fn lock(database: &Database, table: &str) -> Duration {
     begun.elapsed()
 }
 
+/// Waits until a reader is in a row that takes a second.
+async fn reader_reads(database: &Database) {
+    let reads = "select exists (select from pg_stat_activity
+                 where datname = current_database() and application_name like '%reader' and wait_event = 'PgSleep')";
+    until("the reader reads", async || database.one::<bool>(reads).await).await;
+}
+
 #[tokio::test]
 async fn an_export_gives_way_to_a_session_that_waits_for_its_table() {
     let tables = "create table orders (k int primary key); insert into orders select generate_series(1, 60);
@@ -30,9 +37,7 @@ async fn an_export_gives_way_to_a_session_that_waits_for_its_table() {
     let answer: Value = answer.json().await.unwrap();
     let id = answer["jobId"].as_str().unwrap();
     for attempt in 0..6 {
-        let reads = "select exists (select from pg_stat_activity
-                     where datname = current_database() and application_name like '%reader' and wait_event = 'PgSleep')";
-        until("the reader reads", async || database.one::<bool>(reads).await).await;
+        reader_reads(&database).await;
         let waited = lock(&database, "orders").await;
         assert!(waited < Duration::from_secs(8), "{waited:?}");
         if attempt == 5 {
@@ -59,6 +64,31 @@ async fn an_export_gives_way_to_a_session_that_waits_for_its_table() {
     assert_eq!(service.events("export_gave_way").len(), 5);
     let metrics = service.call("GET", "/metrics", &[]).await.text().await.unwrap();
     assert!(metrics.contains("cdc_export_exports_gave_way_total 6"));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_batch_that_gives_way_names_the_table_in_the_log_alone() {
+    let tables = "create table orders (k int primary key); insert into orders select generate_series(1, 60);
+                  create view slow as select k, pg_sleep(1)::text as nothing from orders;
+                  create view quick as select k from orders where k < 3";
+    let database = Database::empty_with(tables).await;
+    let catalog = Catalog::of(
+        "[[dataset]]\nname = \"slow\"\ntable = \"slow\"\ncapture = \"none\"\n[[dataset]]\nname = \"quick\"\ntable = \"quick\"\ncapture = \"none\"\n",
+    );
+    let service = catalog.start(&database).with("GIVE_WAY_SECONDS", 1).with("WORKERS", 1).service().await;
+    let body = json!({ "exportType": "full", "datasets": ["slow", "quick"] });
+    let answer: Value = post(&service, "/exports", Some("a"), &body).await.json().await.unwrap();
+    reader_reads(&database).await;
+    lock(&database, "orders").await;
+    let batch = format!("/batches/{}", answer["batchId"].as_str().unwrap());
+    let gave_way = async || {
+        let batch: Value = service.call("GET", &batch, &[]).await.json().await.unwrap();
+        (batch["jobs"][0]["error"]["code"] == "gave_way").then_some(batch)
+    };
+    let batch = eventually("the batch waits", gave_way).await.to_string();
+    assert!(!batch.contains("orders") && !batch.contains("of role"), "{batch}");
+    assert!(service.events("export_gave_way")[0]["error"].as_str().unwrap().contains("orders"));
     service.stop().await;
 }
 
