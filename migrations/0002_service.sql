@@ -72,6 +72,7 @@ create table {schema}.exports (
   after_job uuid, -- that export; null if has_after: none was loaded yet
   after_sha256 text, -- the SHA-256 that the request gave of that export; null: it gave none
   skip_empty boolean, -- true: make no file if there is nothing to export; null: as the dataset has it
+  heals boolean not null default false, -- true: where only a full export goes on, make one in place of another one
   retry_of uuid, -- the job that this one repeats
   idempotency_key text collate "C",
   key_prefix text collate "C", -- of the key that asked for the job; null: none
@@ -383,8 +384,6 @@ create table cdc_export.schedules (
   timing text not null, -- the interval or cron expression that the file had last
   last_job uuid, -- the last job that was made for it; retention may have removed that job since
   last_run_at timestamptz,
-  -- The last full export that the schedule made because its incremental or delta export had failed and asked for one.
-  healed_by uuid,
   skipped bigint not null default 0, -- slots since last_run_at whose lane was busy
   skipped_at timestamptz,
   refused text, -- why the slot that is due has no job yet; null: none is due, or nobody has tried

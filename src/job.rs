@@ -270,6 +270,8 @@ pub struct Request {
     pub max_file_bytes: Option<u64>,
     /// True to make no file if an incremental export or a delta finds nothing. `None` uses the dataset's choice.
     pub skip_empty: Option<bool>,
+    /// True if a full export is made where only one goes on.
+    pub heals: bool,
     /// The export that the caller loaded last, if the caller sent it.
     pub after: Option<After>,
     /// The job that this request repeats.
@@ -291,6 +293,7 @@ impl Request {
             encoding,
             max_file_bytes: None,
             skip_empty: None,
+            heals: false,
             after: None,
             retry_of: None,
             key: None,
@@ -308,6 +311,7 @@ impl Request {
             encoding: job.encoding,
             max_file_bytes: job.max_file_bytes,
             skip_empty: job.skip_empty,
+            heals: job.heals,
             after: job.after.clone(),
             retry_of: job.retry_of,
             key: None,
@@ -340,6 +344,8 @@ pub struct Job {
     pub max_file_bytes: Option<u64>,
     /// True to make no file if the export finds nothing. `None` uses the dataset's choice.
     pub skip_empty: Option<bool>,
+    /// True if a full export is made where only one goes on.
+    pub heals: bool,
     /// The status. It is [`Status::Processing`] until the files of a committed job are published.
     pub status: Status,
     /// The progress, 0 to 100. It is 100 only if the job is completed.

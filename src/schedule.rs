@@ -32,7 +32,7 @@ pub struct Schedule {
     pub encoding: Encoding,
     /// The times of its slots.
     pub timing: Timing,
-    /// True if a full export follows an export that failed with `full_export_needed`, or is in the batch instead.
+    /// True if a full export is made where only one goes on.
     pub heals: bool,
     /// True if a new schedule runs at once. A schedule with `false` waits for its next slot.
     pub runs_at_start: bool,
@@ -113,8 +113,6 @@ pub struct ScheduleState {
     pub last_job: Option<JobId>,
     /// The time at which that job was submitted.
     pub last_run_at: Option<DateTime<Utc>>,
-    /// True if that job failed with `full_export_needed`.
-    pub needs_full: bool,
     /// The number of slots that were skipped since that job, because an export of the lane was still open.
     pub skipped: u64,
     /// The time at which the last slot was skipped.
@@ -127,7 +125,7 @@ impl Schedule {
     /// Builds the request for an export. It has no `after`, because the service does not know the consumer's last load.
     pub fn request(&self, dataset: &str, export_type: ExportType) -> Request {
         let request = Request::new(Some(self.consumer.clone()), dataset.to_owned(), export_type, self.encoding);
-        Request { skip_empty: self.skip_empty, ..request }
+        Request { skip_empty: self.skip_empty, heals: self.heals, ..request }
     }
 
     /// Returns the action that is due now. `last` is the last used slot.

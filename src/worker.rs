@@ -718,8 +718,8 @@ impl Worker {
                 tracing::info!(event = "export_released", jobId = %id, error = cause);
             }
             (Status::Pending, Settlement::Fail(_)) => {
-                let (members, dataset) = (need_full.len(), member.map(|job| &*job.dataset));
-                tracing::warn!(event = "batch_healed", batchId = %id, members, dataset, error = cause);
+                let first = failed.need_full_exports().first().map(|at| &*lease.members[*at].job.dataset);
+                tracing::warn!(event = "export_healed", jobId = %id, dataset = first, datasets = need_full.len(), error = cause);
             }
             (Status::Pending, Settlement::Retry(_) | Settlement::RetryLocked(_)) => {
                 let (attempt, dataset) = (lease.first().attempt, member.map(|job| &*job.dataset));

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::audit::{Action, Origin};
 use crate::job::batch::{BatchRequest, MOST_MEMBERS, Omitted};
-use crate::job::{ExportType, Job};
+use crate::job::Job;
 use crate::maintenance::{Error, Maintenance};
 use crate::schedule::{Due, Refusal, Schedule, ScheduleState, ScheduledDatasets};
 use crate::sink::Destination;
@@ -37,7 +37,7 @@ impl Scheduling {
         Scheduling { maintenance, adopted: Mutex::default(), throttle: LogThrottle::default() }
     }
 
-    /// Performs the next action of a schedule: adopts a changed timing, submits a healing export, or runs the due slot.
+    /// Performs the next action of a schedule: adopts a changed timing, or runs the due slot.
     async fn advance(&self, schedule: &Schedule, state: ScheduleState, now: DateTime<Utc>) -> Result<(), Error> {
         let timing = schedule.timing.to_string();
         if self.adopted().get(&schedule.name) != Some(&timing) {
@@ -50,14 +50,6 @@ impl Scheduling {
                 // The next round reads the new state.
                 return Ok(());
             }
-        }
-        // The healing export precedes the next slot, which would fail like the last one.
-        if let ScheduledDatasets::One(dataset) = &schedule.datasets
-            && schedule.heals
-            && state.needs_full
-            && self.heal(schedule, dataset).await?
-        {
-            return Ok(());
         }
         match schedule.due(state.slot, now) {
             Due::Nothing => Ok(()),
@@ -92,7 +84,10 @@ impl Scheduling {
                 metrics::schedule_slot(&schedule.name, "run");
                 log_changes(schedule, &jobs);
                 match &exports.batch {
-                    None => log_submitted(schedule, &jobs[0], Some(slot)),
+                    None => {
+                        let (job, slot) = (&jobs[0], rfc3339(slot));
+                        job_event!(info, job, "export_submitted", schedule = schedule.name, slot);
+                    }
                     Some(_) => tracing::info!(
                         event = "batch_submitted",
                         batchId = %jobs[0].id,
@@ -150,24 +145,6 @@ impl Scheduling {
             );
         }
         Ok(())
-    }
-
-    /// Submits a full export after an export that failed with `full_export_needed`. Returns false if the full export
-    /// can't be submitted yet, or another process has submitted it.
-    async fn heal(&self, schedule: &Schedule, dataset: &str) -> Result<bool, Error> {
-        if self.refusal(schedule, dataset).await?.is_some() {
-            return Ok(false);
-        }
-        let full = ScheduledExports { requests: vec![schedule.request(dataset, ExportType::Full)], batch: None };
-        let destination = self.destination_id().await;
-        let Maintenance { store, terms, .. } = &self.maintenance;
-        let RunOutcome::Jobs(jobs) = store.heal(schedule, &full, destination, *terms).await? else {
-            return Ok(false);
-        };
-        metrics::schedule_slot(&schedule.name, "healed");
-        log_changes(schedule, &jobs);
-        log_submitted(schedule, &jobs[0], None);
-        Ok(true)
     }
 
     /// Returns the exports of a slot, or the reason why they would be refused.
@@ -280,12 +257,6 @@ fn needs_adoption(schedule: &Schedule, state: &ScheduleState, now: DateTime<Utc>
 fn log_changes(schedule: &Schedule, jobs: &[Job]) {
     let origin = Origin::schedule(&schedule.name);
     jobs.iter().for_each(|job| origin.log_job(Action::Export, job));
-}
-
-/// Logs the job that a schedule has submitted. `slot` is `None` for a healing export.
-fn log_submitted(schedule: &Schedule, job: &Job, slot: Option<DateTime<Utc>>) {
-    let heals = slot.is_none();
-    job_event!(info, job, "export_submitted", schedule = schedule.name, slot = slot.map(rfc3339), heals);
 }
 
 fn rfc3339(time: DateTime<Utc>) -> String {

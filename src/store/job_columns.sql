@@ -1,7 +1,7 @@
 -- The columns of `job_row::JobRow`, of a job `e`: the job as clients see it. A completed job whose files have no final
 -- names yet is still processing, at 99 percent.
 e.id, e.consumer_id, e.dataset, e.lane_sequence, e.export_type, e.compression, e.selection, e.max_file_bytes,
-e.skip_empty, e.batch_id,
+e.skip_empty, e.heals, e.batch_id,
 -- Without the prefix of a batch's member.
 e.format,
 e.has_after, e.after_job, e.after_sha256, e.retry_of, e.traceparent, e.output_filename,

@@ -43,6 +43,7 @@ pub(crate) struct JobRow {
     digest: Option<String>,
     max_file_bytes: Option<i64>,
     skip_empty: Option<bool>,
+    heals: bool,
     error_code: Option<String>,
     error_detail: Option<String>,
     selection: Option<Json<Selection>>,
@@ -122,6 +123,7 @@ impl TryFrom<JobRow> for Job {
             digest: row.digest,
             max_file_bytes: row.max_file_bytes.map(i64::unsigned_abs),
             skip_empty: row.skip_empty,
+            heals: row.heals,
             attempt: row.attempt.unsigned_abs(),
             error: error.transpose()?,
             report: SnapshotReport {

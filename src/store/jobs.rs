@@ -227,6 +227,7 @@ impl Store {
                 .bind(batch.map(|_| ids[0]))
                 .bind(batch.map(Json))
                 .bind(first.encoding.extension())
+                .bind(first.heals)
                 .fetch_all(&mut *tx)
                 .await?;
             for row in rows {

@@ -250,7 +250,7 @@ impl Store {
     /// them, or `None` if the lease was lost.
     ///
     /// `cause` is the error of the attempt with its causes, for the log. `member` is the member of a batch that it is
-    /// of, if it is not of all. A batch that heals makes full exports of the members that `need_full`, and is pending.
+    /// of, if it is not of all. If jobs that heal `need_full` exports, they become full exports, and all are pending.
     ///
     /// Waits for a running commit of this attempt, because that commit holds the row's lock. So after `Some`, such a
     /// commit can't happen any more.

@@ -49,7 +49,6 @@ struct StateRow {
     timing: Option<String>,
     last_job: Option<Uuid>,
     last_run_at: Option<DateTime<Utc>>,
-    needs_full: bool,
     skipped: Option<i64>,
     skipped_at: Option<DateTime<Utc>>,
     refused: Option<String>,
@@ -66,13 +65,9 @@ impl Store {
         let states = sqlx::query_as(
             "-- store.schedules.states
              select clock_timestamp() as now, s.name, s.slot, s.timing, s.last_job, s.last_run_at,
-               s.skipped, s.skipped_at, s.refused, s.refused_at,
-               coalesce(e.status = 'failed' and e.error_code = 'full_export_needed' and e.export_type <> 'full'
-                 -- Without triggers, the delta after a full export would fail as well.
-                 and e.continuity is distinct from 'trigger_missing', false) as needs_full
+               s.skipped, s.skipped_at, s.refused, s.refused_at
              from (select) one
-             left join cdc_export.schedules s on s.name = any($1)
-             left join exports e on e.id = s.last_job",
+             left join cdc_export.schedules s on s.name = any($1)",
         )
         .bind(names);
         let rows: Vec<StateRow> = self.with(async |conn| states.fetch_all(conn).await).await?;
@@ -85,7 +80,6 @@ impl Store {
                 timing: row.timing,
                 last_job: row.last_job.map(JobId::from),
                 last_run_at: row.last_run_at,
-                needs_full: row.needs_full,
                 skipped: row.skipped.unwrap_or(0).unsigned_abs(),
                 skipped_at: row.skipped_at,
                 refused: refused.zip(row.refused_at),
@@ -133,34 +127,6 @@ impl Store {
             };
             failpoint!("schedules.claimed");
             finish(tx, inserted).await
-        })
-        .await
-    }
-
-    /// Requests a full export if the last export of the schedule failed because it needs one. Requests it once, and
-    /// only if no later job is in the lane. `full` is the request.
-    ///
-    /// If a full export didn't help, requests the next one an hour later.
-    pub async fn heal(
-        &self,
-        schedule: &Schedule,
-        full: &ScheduledExports,
-        destination: Option<Uuid>,
-        terms: Terms,
-    ) -> Result<RunOutcome, Error> {
-        let (consumer, dataset) = (&schedule.consumer, &full.requests[0].dataset);
-        // The statement locks the schedule's row. A process that waited for the lock finds a newer last job and gets no
-        // row.
-        let statement =
-            sqlx::query(include_str!("schedules/heal.sql")).bind(&schedule.name).bind(consumer.as_str()).bind(dataset);
-        self.require_xids().await?;
-        self.with(async |conn| {
-            let mut tx = conn.begin().await?;
-            let made = match statement.fetch_optional(&mut *tx).await? {
-                Some(_) => self.insert_scheduled(&mut tx, schedule, full, destination, terms).await?,
-                None => Err(RunOutcome::Settled),
-            };
-            finish(tx, made).await
         })
         .await
     }
@@ -285,13 +251,11 @@ async fn record_last_job(conn: &mut PgConnection, schedule: &Schedule, job: &Job
     sqlx::query(
         "-- store.schedules.record_last_job
          update cdc_export.schedules s
-         set last_job = $2, last_run_at = clock_timestamp(), skipped = 0, skipped_at = null, refused = null, refused_at = null,
-           healed_by = case when $3 then $2 else s.healed_by end
+         set last_job = $2, last_run_at = clock_timestamp(), skipped = 0, skipped_at = null, refused = null, refused_at = null
          where s.name = $1",
     )
     .bind(&schedule.name)
     .bind(job.id.as_uuid())
-    .bind(job.export_type != schedule.export_type)
     .execute(conn)
     .await?;
     Ok(())

@@ -87,11 +87,11 @@ static SCHEDULE_SLOTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
     counter(metric(
         "cdc_export_schedule_slots_total",
         &["schedule", "outcome"],
-        "Slots of schedules by outcome: run, skipped because an export of the lane was open, or refused for now; and full exports that healed a lane.",
+        "Slots of schedules by outcome: run, skipped because an export of the lane was open, or refused for now.",
     ))
 });
 /// The outcomes of a schedule's slot.
-const SLOT_OUTCOMES: [&str; 4] = ["run", "skipped", "refused", "healed"];
+const SLOT_OUTCOMES: [&str; 3] = ["run", "skipped", "refused"];
 static CHANGE_LOG_MAX_BYTES: LazyLock<GaugeVec> = LazyLock::new(|| {
     gauge(
         &REGISTRY,
@@ -301,7 +301,7 @@ pub fn init_schedule(schedule: &str) {
     SLOT_OUTCOMES.iter().for_each(|outcome| drop(SCHEDULE_SLOTS.with_label_values(&[schedule, outcome])));
 }
 
-/// Counts a slot of a schedule by outcome: `run`, `skipped`, `refused`, or `healed` for a full export after a failure.
+/// Counts a slot of a schedule by outcome: `run`, `skipped` or `refused`.
 pub fn schedule_slot(schedule: &str, outcome: &str) {
     SCHEDULE_SLOTS.with_label_values(&[schedule, outcome]).inc();
 }

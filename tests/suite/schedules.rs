@@ -171,55 +171,30 @@ async fn a_slot_waits_while_too_many_exports_are_open() {
 }
 
 #[tokio::test]
-async fn an_export_that_needs_a_full_export_is_healed_once() {
+async fn an_export_that_needs_a_full_export_becomes_one() {
     let database = Database::empty().await;
     database.run("create table notes (id int primary key, note text); insert into notes values (1, 'a')").await;
     let notes = "[[dataset]]\nname = \"users\"\ntable = \"notes\"\n";
-    let heals = schedule("heals", "c", "type = \"delta\"\nheal = true");
-    let catalog =
-        Catalog::of(&(notes.to_owned() + &heals + &schedule("other", "o", "type = \"full\"\nrun_at_start = false")));
+    let catalog = Catalog::of(&(notes.to_owned() + &schedule("heals", "c", "type = \"delta\"\nheal = true")));
     catalog.track(&database, "users").await;
     let service = catalog.start(&database).with("CELL_MAX_BYTES", 1024).service().await;
     let mut expected = vec!["delta completed"];
     assert_eq!(ended(&database, 1).await, expected);
-    database.run("truncate notes; insert into notes values (2, 'b')").await;
-    set_back(&database, "heals", 1).await;
-    expected.extend(["delta failed", "full completed"]);
-    assert_eq!(ended(&database, 3).await, expected);
-    let healed = shown(&service, "heals").await;
-    assert_eq!(healed["lastJob"]["exportType"], "full");
-    set_back(&database, "heals", 1).await;
-    expected.push("delta completed");
-    assert_eq!(ended(&database, 4).await, expected);
-
-    // A full export that fails is no reason for another one, each time that a delta fails.
-    database.run("truncate notes; insert into notes values (3, repeat('x', 2000))").await;
-    set_back(&database, "heals", 1).await;
-    expected.extend(["delta failed", "full failed"]);
-    assert_eq!(ended(&database, 6).await, expected);
-    set_back(&database, "heals", 1).await;
-    expected.push("delta failed");
-    assert_eq!(ended(&database, 7).await, expected);
-    database.run("update notes set note = 'x'").await;
-    for _ in 0..2 {
-        set_back(&database, "other", 1).await;
-        expected.push("full completed");
-        assert_eq!(ended(&database, expected.len()).await, expected);
+    // A full export that fails, as the last one, is made at each slot again.
+    for (change, export) in [
+        ("truncate notes; insert into notes values (2, 'b')", "full completed"),
+        ("update notes set note = 'c'", "delta completed"),
+        ("truncate notes; insert into notes values (3, repeat('x', 2000))", "full failed"),
+        ("", "full failed"),
+        ("update notes set note = 'x'", "full completed"),
+        ("", "delta completed"),
+    ] {
+        database.run(change).await;
+        set_back(&database, "heals", 1).await;
+        expected.push(export);
+        assert_eq!(ended(&database, expected.len()).await, expected, "{change}");
     }
-    // An hour later.
-    database.run("update exports set created_at = created_at - interval '2 hours', finished_at = finished_at - interval '2 hours', started_at = started_at - interval '2 hours'").await;
-    ended(&database, expected.len() + 1).await;
-    assert_eq!(shown(&service, "heals").await["lastJob"]["exportType"], "full");
-    // Of a full export in times to come, from before the clock was set back, nobody knows how long ago it was.
-    let made = expected.len() + 1;
-    database.run("truncate notes").await;
-    set_back(&database, "heals", 1).await;
-    assert_eq!(ended(&database, made + 1).await.last().map(String::as_str), Some("delta failed"));
-    database.run("update exports set created_at = created_at + interval '2 hours', finished_at = finished_at + interval '2 hours', started_at = started_at + interval '2 hours'").await;
-    ended(&database, made + 2).await;
-    assert_eq!(shown(&service, "heals").await["lastJob"]["exportType"], "full");
-    let healed = service.events("export_submitted").into_iter().filter(|event| event["heals"] == true).count();
-    assert_eq!(healed, 4);
+    assert_eq!(service.events("export_healed").len(), 4);
 }
 
 #[tokio::test]

@@ -389,7 +389,7 @@ impl NewExport {
         let encoding = encoding_of(self.format, self.compression)?;
         let (max_file_bytes, skip_empty, heals) = (self.max_file_bytes, self.skip_empty, self.heal == Some(true));
         let of_each = Request::new(consumer, String::new(), export_type, encoding);
-        let of_each = Request { max_file_bytes, skip_empty, key, trace, ..of_each };
+        let of_each = Request { max_file_bytes, skip_empty, heals, key, trace, ..of_each };
         Ok(Asked::Batch(BatchOrder { of_each, datasets, heals, after }))
     }
 

@@ -27,14 +27,15 @@
 -- $24 uuid: the batch, which is its first job; null: none
 -- $25 jsonb: the request for the batch, of its first job
 -- $26 text: the extension of the files
+-- $27 boolean: true to make full exports where only these go on
 insert into exports as e (
   id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, destination_id,
   created_at, retry_of, idempotency_key, compression, selection, has_after, after_job, after_sha256,
-  max_file_bytes, traceparent, turn, key_prefix, skip_empty, batch_id, batch)
+  max_file_bytes, traceparent, turn, key_prefix, skip_empty, batch_id, batch, heals)
 select its.id, $2, its.dataset, its.lane_sequence, its.export_type, $6, $7, its.name, $9, $10, its.retry_of,
   case when its.id = coalesce($24, its.id) then $12 end, $13, $14, its.has_after, its.after_job, its.after_sha256,
   $19, $20, case when its.id = coalesce($24, its.id) then $21 else 'infinity' end, $22, $23, $24,
-  case its.id when $24 then $25 end
+  case its.id when $24 then $25 end, $27
 from unnest($1, $3, $4, $5, $8, $11, $15, $16, $17)
   as its (id, dataset, lane_sequence, export_type, name, retry_of, has_after, after_job, after_sha256)
 cross join lateral (select lower(left(its.name, -length($26)) collate "C") as bare) own

@@ -12,14 +12,11 @@
 -- $10 uuid: the member of a batch that ended the attempt; null: none did, the cause concerns each
 -- $11 text: the error's code of the other members
 -- $12 text: the error's detail of the other members
--- $13 uuid[]: the members that a full export would help
+-- $13 uuid[]: the jobs that a full export would help
 -- $14 float8[]: the pauses in seconds after attempts that give way; null: this one did not
 with batch as (
-  -- A batch may turn such members into full exports. That is no attempt, and happens to each of them once at most.
-  select exists (
-    select from exports b
-    where b.id = $1 and (b.batch ->> 'heals')::boolean and exists (
-      select from exports m where m.id = any ($13) and m.export_type <> 'full')) as heals
+  -- Such jobs may become full exports. That is no attempt, and happens to each of them once at most.
+  select exists (select from exports where id = any ($13) and heals and export_type <> 'full') as heals
 ),
 held as (
   -- The row lock waits for a commit of this attempt that is under way.
