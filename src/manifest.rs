@@ -249,6 +249,9 @@ pub enum InvalidManifest {
     /// The text is not JSON, or the JSON does not have the form of a manifest.
     #[error("{0}")]
     Form(#[from] serde_json::Error),
+    /// A name has the character that no text of Postgres has.
+    #[error("it has a NUL")]
+    Nul,
     /// The manifest has another version, so a later version of this program wrote it.
     #[error("it has version {0:?}, and this program reads version {VERSION:?}")]
     Version(String),
@@ -291,6 +294,10 @@ impl Manifest {
     /// If the text is not a manifest of this version.
     pub fn read(text: &[u8]) -> Result<Manifest, InvalidManifest> {
         let manifest: Manifest = serde_json::from_slice(text)?;
+        // JSON has a NUL in no other form.
+        if text.windows(6).any(|bytes| bytes == br"\u0000") {
+            return Err(InvalidManifest::Nul);
+        }
         if manifest.export.version == VERSION {
             Ok(manifest)
         } else {
@@ -455,6 +462,8 @@ mod tests {
         let manifest = Manifest::new(1, Chained { version: "2".to_owned(), ..chained() }, Vec::new());
         assert!(matches!(Manifest::read(manifest.text().as_bytes()), Err(InvalidManifest::Version(two)) if two == "2"));
         assert!(matches!(Manifest::read(b"{}"), Err(InvalidManifest::Form(_))));
+        let nul = Manifest::new(1, Chained { consumer: "\0".to_owned(), ..chained() }, Vec::new());
+        assert!(matches!(Manifest::read(nul.text().as_bytes()), Err(InvalidManifest::Nul)));
         // The digest would not cover an unknown member.
         let text = Manifest::new(1, chained(), Vec::new()).text();
         for (known, and) in [

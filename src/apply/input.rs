@@ -78,8 +78,13 @@ impl<R: Read> Read for ChecksumReader<R> {
             .checked_sub(read as u64)
             .ok_or_else(|| io::Error::other("it is not the file that was exported: it has more bytes"))?;
         self.hash.update(&buffer[..read]);
-        if read == 0 && !buffer.is_empty() && hex::encode(self.hash.clone().finish()) != self.sha256 {
-            return Err(io::Error::other("it is not the file that was exported: it has another SHA-256"));
+        if read == 0 && !buffer.is_empty() {
+            if hex::encode(self.hash.clone().finish()) != self.sha256 {
+                return Err(io::Error::other("it is not the file that was exported: it has another SHA-256"));
+            }
+            if self.left > 0 {
+                return Err(io::Error::other("it is not the file that was exported: it has fewer bytes"));
+            }
         }
         Ok(read)
     }
@@ -116,6 +121,7 @@ mod tests {
                 (&*"0".repeat(64), rows, bytes, "SHA-256"),
                 (&sha256, rows - 1, bytes, "more than"),
                 (&sha256, rows, bytes - 1, "more bytes"),
+                (&sha256, rows, bytes + 1, "fewer bytes"),
             ] {
                 let error = read(sha256, rows, bytes).unwrap_err().to_string();
                 assert!(error.contains(why), "{compression} {why}: {error}");

@@ -4,7 +4,7 @@
 //! retried while the network fails, or while the service restarts or is busy.
 
 use std::fmt::{self, Display};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -65,10 +65,22 @@ impl ServiceAddress {
     }
 
     /// Makes a client for calls to this address. It follows no redirect, because another server must not get the key.
-    fn client(&self) -> reqwest::Result<reqwest::Client> {
+    fn builder(&self) -> reqwest::ClientBuilder {
         let client = tls::client(&self.0).connect_timeout(ANSWER_TIMEOUT).read_timeout(ANSWER_TIMEOUT);
         // A proxy can't reach this machine.
-        if self.is_loopback_address() { client.no_proxy().build() } else { client.build() }
+        if self.is_loopback_address() { client.no_proxy() } else { client }
+    }
+
+    /// Returns the addresses of the host. Returns none if they aren't known here.
+    async fn resolve(&self) -> Vec<SocketAddr> {
+        let Ok(url) = Url::parse(&self.0) else { return Vec::new() };
+        let found = tokio::net::lookup_host((self.host(), url.port_or_known_default().unwrap_or_default())).await;
+        found.map_or(Vec::new(), Iterator::collect)
+    }
+
+    fn host(&self) -> String {
+        let uri = self.0.parse::<Uri>().ok();
+        uri.and_then(|uri| uri.host().map(|host| host.trim_matches(['[', ']']).to_owned())).unwrap_or_default()
     }
 
     /// Returns the address of a URL to which the service redirects, without the query, which has a signature. Returns
@@ -82,12 +94,10 @@ impl ServiceAddress {
 
     /// Returns true if the address is a loopback or link-local one, in any notation of URLs. Doesn't resolve names.
     fn is_local(&self) -> bool {
-        let is_local_v4 = |ip: Ipv4Addr| ip.is_loopback() || ip.is_link_local() || ip.is_unspecified();
-        let is_local_v6 = |ip: Ipv6Addr| ip.is_loopback() || ip.is_unicast_link_local() || ip.is_unspecified();
         match Url::parse(&self.0).as_ref().map(Url::host) {
             Ok(Some(Host::Domain(name))) => name.trim_end_matches('.').rsplit('.').next() == Some("localhost"),
-            Ok(Some(Host::Ipv4(ip))) => is_local_v4(ip),
-            Ok(Some(Host::Ipv6(ip))) => is_local_v6(ip) || ip.to_ipv4_mapped().is_some_and(is_local_v4),
+            Ok(Some(Host::Ipv4(ip))) => is_local(ip.into()),
+            Ok(Some(Host::Ipv6(ip))) => is_local(ip.into()),
             Ok(None) | Err(_) => false,
         }
     }
@@ -100,11 +110,16 @@ impl ServiceAddress {
 
     /// Returns true if the address is a loopback address.
     fn is_loopback_address(&self) -> bool {
-        let host =
-            self.0.parse::<Uri>().ok().and_then(|uri| uri.host().map(|host| host.trim_matches(['[', ']']).to_owned()));
-        host.is_some_and(|host| {
-            host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
-        })
+        let host = self.host();
+        host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    }
+}
+
+/// Returns true for loopback, link-local and unspecified addresses.
+fn is_local(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local() || ip.is_unspecified(),
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local() || ip.is_unspecified(),
     }
 }
 
@@ -135,7 +150,7 @@ impl RemoteService {
         key: Option<SecretKeyText>,
         observer: Arc<dyn Observer>,
     ) -> Result<RemoteService, Error> {
-        let http = server.client().map_err(|why| Error::refused(tls::reason(&why))).about(|| &server)?;
+        let http = server.builder().build().map_err(|why| Error::refused(tls::reason(&why))).about(|| &server)?;
         let (has_answered, has_warned) = (AtomicBool::new(false), AtomicBool::new(false));
         Ok(RemoteService { http, server, key, observer, bucket: OnceLock::new(), has_answered, has_warned })
     }
@@ -165,7 +180,16 @@ impl RemoteService {
         let client = match self.bucket.get() {
             Some(client) => client,
             None => {
-                let client = address.client().map_err(|cause| unreachable(&cause))?;
+                let mut client = address.builder();
+                if !self.server.is_local() {
+                    // A name may stand for this machine. Without an answer, a proxy may know the name.
+                    let resolved: Vec<_> = address.resolve().await;
+                    if resolved.iter().any(|found| is_local(found.ip())) {
+                        return Err(unsafe_redirect());
+                    }
+                    client = client.resolve_to_addrs(&address.host(), &resolved);
+                }
+                let client = client.build().map_err(|cause| unreachable(&cause))?;
                 self.bucket.get_or_init(|| client)
             }
         };

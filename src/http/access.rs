@@ -262,8 +262,10 @@ fn bearer_token(value: &str) -> Option<&str> {
 
 /// Returns true if a request has a key of this service, valid or not. Other authorizations are those of a proxy.
 pub(crate) fn has_own_key(headers: &HeaderMap) -> bool {
-    let values = headers.get_all(header::AUTHORIZATION).iter().filter_map(|value| value.to_str().ok());
-    values.filter_map(bearer_token).any(|token| token.starts_with(key::SCHEME))
+    headers.get_all(header::AUTHORIZATION).iter().any(|value| {
+        let value = String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase();
+        value.split([' ', '\t', ',']).any(|part| part.starts_with(key::SCHEME))
+    })
 }
 
 /// Ends a streamed response, such as a download or events, when its key is revoked or expires.
@@ -319,8 +321,10 @@ mod tests {
         let headers = |value: &str| HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())]);
         let has_own = |value: &str| has_own_key(&headers(value));
         let (_, key) = PresentedKey::random();
-        assert!(has_own(&format!("bearer  {key}")) && has_own("Bearer cdcx_0"));
-        for other in ["", "Bearer eyJhbGciOiJIUzI1NiJ9.e30.x", "Basic dXNlcjpwYXNz", &key] {
+        for own in [&format!("bearer  {key}"), "Bearer cdcx_0", "Bearer\tCDCX_0", "Basic x, Bearer cdcx_0", &*key] {
+            assert!(has_own(own), "{own}");
+        }
+        for other in ["", "Bearer eyJhbGciOiJIUzI1NiJ9.e30.xcdcx_", "Basic dXNlcjpwYXNz"] {
             assert!(!has_own(other), "{other}");
         }
     }

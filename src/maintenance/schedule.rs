@@ -11,8 +11,8 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::audit::{Action, Origin};
-use crate::job::batch::{BatchRequest, MOST_MEMBERS, Omitted};
 use crate::job::Job;
+use crate::job::batch::{BatchRequest, MOST_MEMBERS, Omitted};
 use crate::maintenance::{Error, Maintenance};
 use crate::schedule::{Due, Refusal, Schedule, ScheduleState, ScheduledDatasets};
 use crate::sink::Destination;

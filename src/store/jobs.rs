@@ -279,10 +279,11 @@ impl Store {
 
     /// Returns the turn of a new job, which decides when it is claimed.
     ///
-    /// `current` is the turn of the jobs that were claimed last. `last` is the last turn of the consumer's open jobs.
-    /// Each further job of a consumer is two steps behind the one before it. The first job of another consumer is one
-    /// step behind the current turn, so it overtakes those. With a key, it is also one step behind the last first job
-    /// that the key asked this process for. So a key with many consumers goes on with one of them at a time.
+    /// `current` is the turn of the jobs that were claimed last. `last` is the last turn of the consumer's open jobs that
+    /// the same key asked for. Each further job of a consumer is two steps behind the one before it. The first job of
+    /// another consumer is one step behind the current turn, so it overtakes those. With a key, it is also one step
+    /// behind the last first job that the key asked this process for. So a key with many consumers goes on with one of
+    /// them at a time, and holds up no job that another key asks for as one of these consumers.
     fn turn(&self, current: DateTime<Utc>, last: Option<DateTime<Utc>>) -> DateTime<Utc> {
         let first = current + TURN_STEP;
         match (last, &self.key_share) {
@@ -304,7 +305,8 @@ impl Store {
     }
 
     /// Returns the number of open jobs of the fullest of the requests' lanes, or of the open ad-hoc jobs of the
-    /// caller's key in the dataset; the last turn of the consumer's or key's open jobs; and the time of new jobs.
+    /// caller's key in the dataset; the last turn of the consumer's open jobs that the key asked for; and the time of
+    /// new jobs.
     ///
     /// Counts no further than the limit. The lanes' rows must be locked.
     async fn lane_state(
@@ -316,7 +318,8 @@ impl Store {
             .bind(MAX_OPEN)
             .bind(requests[0].consumer.as_ref().map(|consumer| consumer.as_str()))
             .bind(requests.iter().map(|request| &*request.dataset).collect::<Vec<_>>())
-            .bind(self.requester(&requests[0]));
+            .bind(self.requester(&requests[0]))
+            .bind(self.key_share.as_ref().map(|share| share.prefix.as_str()));
         Ok(statement.fetch_one(conn).await?)
     }
 

@@ -127,15 +127,17 @@ async fn a_key_with_many_consumers_takes_turns_with_other_keys() {
     close_queue(&database).await;
     let (greedy, other) = (bearer(&database, "greedy", &[], &[]).await, bearer(&database, "other", &[], &[]).await);
     let service = catalog.start(&database).with("AUTH", "keys").with("WORKERS", 1).service().await;
-    let ask = async |key: &str, consumer: &str| {
+    let ask = async |key: &str, consumer: &str, dataset: &str| {
         let headers = [("Authorization", key), ("X-Consumer-ID", consumer)];
-        let answer = service.post("/exports/full", &headers, &serde_json::json!({ "dataset": "users" })).await;
+        let answer = service.post("/exports/full", &headers, &serde_json::json!({ "dataset": dataset })).await;
         assert_eq!(answer.status(), 202);
     };
     for n in 0..12 {
-        ask(&greedy, &format!("made-{n}")).await;
+        ask(&greedy, &format!("made-{n}"), "users").await;
     }
-    ask(&other, "partner").await;
+    // A job in the partner's name gives the partner's own jobs no later turn.
+    ask(&greedy, "partner", "users").await;
+    ask(&other, "partner", "other").await;
     open_queue(&database).await;
     all_ended(&database).await;
     let started = "select array_agg(consumer_id order by started_at) from exports";
