@@ -48,6 +48,7 @@ use crate::store::{self, Store};
 use crate::telemetry::metrics;
 use crate::watermark::{ConsumerLag, LogUse};
 
+pub use crate::store::OtherProcesses;
 pub use followers::Subscriber;
 pub use last_seen::Looked;
 pub use shares::{Share, Shares};
@@ -301,8 +302,8 @@ pub struct Health {
     pub output: Result<(), Arc<Error>>,
     /// The time for which this process could claim no job, if that is a minute or more.
     pub claims_fail: Option<Duration>,
-    /// The number of other processes for which that is so.
-    pub failing_processes: i64,
+    /// The processes that run exports.
+    pub others: OtherProcesses,
     /// True if the process starts no more exports because it is shutting down.
     pub is_draining: bool,
     /// The state of the datasets' tables. A dataset that is not ready does not affect exports of other datasets. `None`
@@ -611,10 +612,10 @@ impl Service {
         Ok(user)
     }
 
-    /// Checks that Postgres responds in time and accepts commits. Counts the other processes whose claims fail.
-    pub async fn ping(&self) -> Result<i64, Arc<Error>> {
+    /// Checks that Postgres responds in time and accepts commits. Looks at the processes that run exports.
+    pub async fn ping(&self) -> Result<OtherProcesses, Arc<Error>> {
         let probe = self.probe.clone();
-        checked(&self.seen_postgres, async move { with_timeout(probe.failing_processes()).await }).await
+        checked(&self.seen_postgres, async move { with_timeout(probe.other_processes()).await }).await
     }
 
     /// Checks that the destination can take a file.
@@ -632,11 +633,11 @@ impl Service {
     pub async fn health(&self) -> Health {
         let datasets = tokio::time::timeout(call_timeout(), self.datasets(DATASETS_CACHE_TIME));
         let (postgres, output, datasets) = tokio::join!(self.ping(), self.require_room(), datasets);
-        let failing_processes = *postgres.as_ref().unwrap_or(&0);
+        let others = postgres.as_ref().copied().unwrap_or_default();
         let (postgres, claims_fail) = (postgres.map(drop), self.store.claims_fail());
         let is_draining = self.is_draining();
         let tables = datasets.ok().and_then(Result::ok);
         let stale_catalog = self.current.stale();
-        Health { postgres, output, claims_fail, failing_processes, is_draining, tables, stale_catalog }
+        Health { postgres, output, claims_fail, others, is_draining, tables, stale_catalog }
     }
 }

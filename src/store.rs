@@ -38,18 +38,20 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use sqlx::postgres::{PgArguments, PgListener, PgPoolOptions};
 use sqlx::query::Query;
-use sqlx::{Connection, PgConnection, Postgres};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, broadcast};
 use uuid::Uuid;
 
 use crate::connection::failure::{self, SqlFailure};
 use crate::connection::pool::{Pool, Pooled};
+use crate::connection::statement::with_pieces;
 use crate::connection::{self, session_name};
 use crate::database::{BadDatabaseId, DatabaseId};
 use crate::event::Listener;
 use crate::failpoint;
 use crate::job::JobId;
+use crate::store::destinations::SESSIONS;
 
 /// The channel on which Postgres notifies processes of new jobs and requested cancellations. A process that misses a
 /// notification finds the job by polling.
@@ -57,6 +59,15 @@ const CHANNEL: &str = "cdc_export";
 
 /// The time after which a process whose claims all fail is not ready.
 const CLAIMS_FAIL_AFTER: Duration = Duration::from_secs(60);
+
+/// The processes that run exports on this database.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OtherProcesses {
+    /// The number of those, other than this one, whose claims fail.
+    pub failing: i64,
+    /// True if none has looked for jobs for a minute.
+    pub are_none: bool,
+}
 
 /// The pause between two checks that the listener's connection still works.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -154,6 +165,7 @@ pub struct Store {
     claims_fail_since: Arc<Mutex<Option<Instant>>>,
     /// True if a worker has claimed a job since this process recorded its destination.
     has_claimed: Arc<AtomicBool>,
+    begun: Instant,
     /// The limit on open jobs.
     open_jobs: Arc<open_jobs::OpenJobs>,
     key_shares: Arc<key_shares::KeyShares>,
@@ -183,6 +195,7 @@ impl Store {
             unused: Arc::default(),
             claims_fail_since: Arc::default(),
             has_claimed: Arc::default(),
+            begun: Instant::now(),
             open_jobs: Arc::default(),
             key_shares: Arc::default(),
             key_share: None,
@@ -245,16 +258,21 @@ impl Store {
         since.map(|since| since.elapsed()).filter(|time| *time >= limit)
     }
 
-    /// Checks what [`Store::ping`] checks. Returns the number of other processes whose claims fail.
+    /// Checks what [`Store::ping`] checks. Returns what is wrong with the processes that run exports.
     ///
     /// # Errors
     /// If [`Store::ping`] fails. [`Error::StandbyMissing`] if commits wait for a standby: no standby at all is
     /// connected, or a session of ours has waited for five seconds.
-    pub async fn failing_processes(&self) -> Result<i64, Error> {
+    pub async fn other_processes(&self) -> Result<OtherProcesses, Error> {
         self.ping().await?;
-        let statement = sqlx::query_as(include_str!("store/failing_processes.sql")).bind(session_name::of_failing());
-        let (processes, awaits_standby): (i64, bool) = self.with(async |conn| statement.fetch_one(conn).await).await?;
-        if awaits_standby { Err(Error::StandbyMissing) } else { Ok(processes) }
+        let statement = with_pieces(include_str!("store/other_processes.sql"), &[SESSIONS]);
+        let statement = sqlx::query_as(AssertSqlSafe(statement)).bind(session_name::of_failing());
+        let (failing, are_none, awaits_standby): (i64, bool, bool) =
+            self.with(async |conn| statement.fetch_one(conn).await).await?;
+        // A process that has just started may not have looked yet.
+        let limit = failpoint::time("store.claims_fail", CLAIMS_FAIL_AFTER);
+        let are_none = are_none && self.begun.elapsed() >= limit;
+        if awaits_standby { Err(Error::StandbyMissing) } else { Ok(OtherProcesses { failing, are_none }) }
     }
 
     /// Fails if transaction ids were set back. Asks the database only if they were when this process last looked, which

@@ -13,7 +13,7 @@ use crate::dataset::Description;
 use crate::http::access::{Access, has_own_key};
 use crate::http::datasets::problems;
 use crate::job::json::rfc3339;
-use crate::service::{self, Looked, Service};
+use crate::service::{self, Looked, OtherProcesses, Service};
 use crate::telemetry::chain;
 use crate::telemetry::metrics::CONTENT_TYPE;
 
@@ -79,7 +79,7 @@ pub(crate) async fn live() -> HealthAnswer {
 /// Checks Postgres, the output folder or bucket, and the free space on a folder's disk. `datasets` lists the datasets
 /// that are not ready, with the reasons, as `/datasets` does; if calls need keys, only their number. They do not change
 /// the status, because exports of other datasets can start. `workers` is listed if a process could claim no job for a
-/// minute; that process alone has the status 503 then.
+/// minute, which alone has the status 503 then, or if no process has looked for jobs for a minute.
 #[utoipa::path(get, path = "/health/ready", operation_id = "getReadiness", tag = "service", responses(HealthAnswer))]
 pub(crate) async fn ready(Extension(access): Extension<Access>, headers: HeaderMap, service: Service) -> HealthAnswer {
     let health = service.health().await;
@@ -103,10 +103,17 @@ pub(crate) async fn ready(Extension(access): Extension<Access>, headers: HeaderM
     let mut answer = answer(checks.into_iter().chain(stops).chain(workers));
     let (HealthAnswer::Healthy(body) | HealthAnswer::Unhealthy(body)) = &mut answer;
     body.checks.insert("datasets", datasets);
-    if health.failing_processes > 0 {
-        let others = health.failing_processes;
-        let others = format!("{others} other process(es) can claim no job: `claim_failed` in their logs says why");
-        body.checks.entry("workers").or_insert(others);
+    let others = match health.others {
+        OtherProcesses { failing: 1.., .. } => {
+            Some("another process can claim no job: `claim_failed` in its log says why")
+        }
+        OtherProcesses { are_none: true, .. } => {
+            Some("no process has looked for jobs for a minute: none runs, or it hangs")
+        }
+        OtherProcesses { .. } => None,
+    };
+    if let Some(others) = others {
+        body.checks.entry("workers").or_insert_with(|| others.to_owned());
     }
     if let Some(why) = health.stale_catalog {
         let why = if are_named { &*why } else { "the log says why" };

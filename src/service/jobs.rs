@@ -301,7 +301,7 @@ impl Service {
         if !matches!(&written, Err(Error::DatabaseUnavailable(cause)) if cause.is_wait_timeout()) {
             return written;
         }
-        match tokio::time::timeout(DIAGNOSIS_TIMEOUT, self.probe.failing_processes()).await {
+        match tokio::time::timeout(DIAGNOSIS_TIMEOUT, self.probe.other_processes()).await {
             Ok(Err(cause @ (store::Error::XidsSetBack(_) | store::Error::StandbyMissing))) => Err(cause.into()),
             _ => written,
         }

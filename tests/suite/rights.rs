@@ -209,7 +209,8 @@ async fn open_transactions_of_other_roles_are_counted_and_their_age_needs_a_righ
 #[tokio::test]
 async fn a_process_whose_claims_fail_is_not_ready_and_the_others_say_so() {
     let database = Database::new().await;
-    let api = Start::on(&database).arguments(&["serve", "--no-workers"]).service().await;
+    let api = Start::on(&database).arguments(&["serve", "--no-workers"]);
+    let api = api.with("FAILPOINTS", "store.claims_fail=time:1000").service().await;
     let role = role_apart(&database).await;
     let times = "store.claims_fail=time:1000,store.listening=time:300";
     let start = Start::on(&database).sharing_output(&api).with("FAILPOINTS", times);
@@ -233,7 +234,7 @@ async fn a_process_whose_claims_fail_is_not_ready_and_the_others_say_so() {
         others
     })
     .await;
-    assert!(others.starts_with("1 other process"), "{others}");
+    assert!(others.starts_with("another process"), "{others}");
     let metrics = worker.call("GET", "/metrics", &[]).await.text().await.unwrap();
     assert!(metrics.contains("\ncdc_export_workers_ready 0\n"), "{metrics}");
 
@@ -242,6 +243,10 @@ async fn a_process_whose_claims_fail_is_not_ready_and_the_others_say_so() {
     for service in [&worker, &api] {
         until("all is well", async || ready(service).await == (200, None)).await;
     }
+    worker.stop().await;
+    let (_, nobody) =
+        eventually("nobody works", async || Some(ready(&api).await).filter(|(_, why)| why.is_some())).await;
+    assert_eq!(nobody.as_deref(), Some("no process has looked for jobs for a minute: none runs, or it hangs"));
 }
 
 #[tokio::test]

@@ -1,16 +1,20 @@
--- store.failing_processes
--- Returns the number of processes whose sessions say that their claims fail, and true if commits wait for a synchronous
--- standby that is not there.
+-- store.other_processes
+-- Returns the number of processes whose sessions say that their claims fail, true if no process has looked for jobs for
+-- a minute, and true if commits wait for a synchronous standby that is not there.
 -- $1 text: the name of such a session of this process
 select (
     select count(*) from pg_stat_activity a
     where a.datname = current_database() and a.application_name ~ '^cdc-export [0-9a-f]{8} failing$'
       and a.application_name <> $1
       -- Any role may give its sessions such names.
-      and has_table_privilege(a.usesysid, 'cdc_export.destinations', 'update')),
+      and has_table_privilege(a.usesysid, 'cdc_export.destinations', 'update')) as failing,
+  not exists (
+    select from
+      -- include destinations/sessions.sql
+    where session.used_at > clock_timestamp() - interval '1 minute') as are_none,
   current_setting('synchronous_standby_names') <> '' and current_setting('synchronous_commit') <> 'local'
     and (not exists (select from pg_stat_replication)
       or exists (
         select from pg_stat_activity a
         where a.wait_event = 'SyncRep' and a.application_name like 'cdc-export %'
-          and a.state_change < clock_timestamp() - interval '5 seconds'))
+          and a.state_change < clock_timestamp() - interval '5 seconds')) as awaits_standby
