@@ -146,7 +146,6 @@ fn routes() -> OpenApiRouter {
         .routes(routes!(batches::get))
         .routes(routes!(batches::cancel))
         .routes(routes!(batches::retry))
-        .routes(routes!(batches::manifest))
         .routes(routes!(exports::download::download))
         .routes(routes!(exports::download::download_part))
         .routes(routes!(exports::manifest::manifest))

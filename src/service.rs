@@ -160,9 +160,6 @@ pub enum Error {
     /// The job has no manifest.
     #[error("it has no manifest, because it is an ad-hoc export or because retention removed the manifest")]
     NoManifest,
-    /// The batch has no manifest yet, and may never have one.
-    #[error("the batch is {0}, so it has no manifest")]
-    NoBatchManifest(Status),
     /// The file was removed or replaced.
     #[error("the file of this export was removed or replaced: request a full export to continue")]
     FileGone,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{FromRequestParts, Query};
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use utoipa::IntoParams;
 use utoipa::openapi::Required;
@@ -61,20 +61,6 @@ pub(crate) async fn get(
 ) -> Result<Json<BatchJson>, Problem> {
     let wait = wait_of(query)?.unwrap_or(Duration::ZERO);
     Ok(Json(service.ended_batch(id, wait, subscriber).await?.into()))
-}
-
-/// Get a batch's manifest
-///
-/// It names the digest of each export's manifest. The service writes the same text behind those if `MANIFESTS` is on.
-#[utoipa::path(
-    get, path = "/batches/{batchId}/manifest", operation_id = "getBatchManifest", tag = "exports",
-    params(PathBatch),
-    responses((status = 200, description = "The manifest.", content((serde_json::Value = "application/json")))),
-    extensions(("x-codes" = json!([Code::NotCompleted, Code::NoFile, Code::NoManifest]))),
-)]
-pub(crate) async fn manifest(service: Service, PathBatch(id): PathBatch) -> Result<Response, Problem> {
-    let text = service.batch_manifest(id).await?;
-    Ok(([(header::CONTENT_TYPE, "application/json")], text).into_response())
 }
 
 /// Cancel a batch

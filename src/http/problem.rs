@@ -254,9 +254,7 @@ impl From<Arc<service::Error>> for Problem {
             }
             Error::NoWatermark => Problem::new(Code::NoWatermark, detail),
             Error::NoConsumer(_) => Problem::not_found(&detail),
-            Error::NoFile(_) | Error::NoBatchManifest(_) | Error::NotPublished(_) => {
-                Problem::new(Code::NotCompleted, detail)
-            }
+            Error::NoFile(_) | Error::NotPublished(_) => Problem::new(Code::NotCompleted, detail),
             Error::Skipped => Problem::new(Code::NoFile, detail),
             Error::AdHoc => Problem::new(Code::AdHoc, detail),
             Error::NoUrl => Problem::new(Code::NoUrl, detail),

@@ -254,25 +254,6 @@ impl Service {
         }
     }
 
-    /// Returns the text of a completed batch's manifest.
-    ///
-    /// # Errors
-    ///
-    /// If the batch does not exist, is not completed, has no export with files, or if retention has removed the
-    /// manifest.
-    pub async fn batch_manifest(&self, id: JobId) -> Result<String, Error> {
-        let batch = self.batch(id).await?;
-        match batch.status() {
-            Status::Completed => {}
-            other => return Err(Error::NoBatchManifest(other)),
-        }
-        match with_timeout(self.store.batch_manifest(id)).await? {
-            Some(text) => Ok(text),
-            None if batch.jobs.iter().all(|job| job.status == Status::Skipped) => Err(Error::Skipped),
-            None => Err(Error::NoManifest),
-        }
-    }
-
     /// Cancels a batch, or asks its worker to stop. The returned flag is true if the batch was already cancelled.
     ///
     /// # Errors

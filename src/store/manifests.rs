@@ -126,17 +126,6 @@ impl Store {
         self.with(async |conn| statement.fetch_optional(conn).await).await
     }
 
-    /// Returns the text of a batch's manifest, or `None` if it has none, or is not completed.
-    pub async fn batch_manifest(&self, batch: JobId) -> Result<Option<String>, Error> {
-        let statement = sqlx::query_scalar(
-            "-- store.manifests.get_of_batch
-             select batch_manifest from exports
-             where batch_id = $1 and published_at is not null and batch_manifest is not null",
-        )
-        .bind(batch.as_uuid());
-        self.with(async |conn| statement.fetch_optional(conn).await).await
-    }
-
     /// Waits until the synchronous standby has the commit of this record, if the settings of the server and the role
     /// require that of a commit. The wait is that of a later commit.
     pub async fn await_standby(&self, record: &FileRecord) -> Result<(), Error> {

@@ -74,7 +74,6 @@ const CALLS: [(&str, &str, Subject); 38] = [
     ("cancelExport", "export:write", Subject::Job),
     ("retryExport", "export:write", Subject::Job),
     ("getBatch", "export:read", Subject::Job),
-    ("getBatchManifest", "export:read", Subject::Job),
     ("cancelBatch", "export:write", Subject::Job),
     ("retryBatch", "export:write", Subject::Job),
     ("deleteExportFile", "export:write", Subject::Job),

@@ -1,8 +1,7 @@
 // One batch: exports of several datasets that are read at one moment, and complete together or not at all.
 
 import { actions } from "./actions.js";
-import { Problem, get, hasKey } from "./api.js";
-import { describing } from "./curl.js";
+import { Problem, get } from "./api.js";
 import { el, keyed, once, show, table, text } from "./dom.js";
 import { bytes, count, rows, when } from "./figures.js";
 import { columns, jobRow, keyOf, progressBar, statusBadge } from "./jobrow.js";
@@ -104,14 +103,7 @@ function factsOf(batch, all) {
     ["Ended", ended],
     ["Retry of", batch.retryOf && el("a", { href: batchPath(batch.retryOf) }, batch.retryOf)],
     ["Left out", batch.leftOut.length === 0 ? null : batch.leftOut.map(({ dataset, reason }) => `${dataset} (${reason})`).join(", ")],
-    ["Manifest", batch.status === "completed" && !all.skipped ? manifestOf(batch.batchId) : null],
     ["Id", el("code", {}, batch.batchId)],
   ];
   return list.filter(([, value]) => value !== null).map(([term, value]) => el("div", {}, el("dt", {}, term), el("dd", {}, value)));
-}
-
-// A link can't carry a key.
-function manifestOf(id) {
-  const path = `/batches/${id}`;
-  return hasKey() ? el("code", {}, describing(path)) : el("a", { href: `${path}/manifest` }, "manifest.json");
 }

@@ -43,9 +43,8 @@ export function checking(job) {
   return `printf '%s\\n' ${job.files.map((file) => quoted(`${file.sha256}  ${file.name}`)).join(" ")} | sha256sum -c`;
 }
 
-// `path` is an export's or a batch's.
-export function describing(path) {
-  return curl([quoted(`${location.origin}${path}/manifest`)]);
+export function describing(job) {
+  return curl([quoted(`${location.origin}/exports/${job.jobId}/manifest`)]);
 }
 
 export function retrying(job) {

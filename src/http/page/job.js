@@ -264,7 +264,7 @@ function commandsOf(job) {
   if (hasFile(job)) {
     const [its, the] = job.files.length > 1 ? ["Fetch its files", "Check the files"] : ["Fetch its file", "Check the file"];
     list.push([its, downloading(job)], [the, checking(job)]);
-    if (job.digest !== null) list.push(["See its manifest", describing(jobPath(job.jobId))]);
+    if (job.digest !== null) list.push(["See its manifest", describing(job)]);
   }
   if (!isHealed && ["failed", "cancelled"].includes(job.status)) list.push([job.batchId === null ? "Retry it" : "Retry its batch", retrying(job)]);
   const made = list.map(([label, command]) => el("div", { class: "command" }, el("h3", {}, label), el("pre", { tabindex: "0" }, el("code", {}, command)), copying(label, () => command)));
