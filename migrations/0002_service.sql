@@ -86,10 +86,6 @@ create table {schema}.exports (
   -- The first member has it, as `job::batch::BatchRequest` in JSON: what was asked for, the datasets of all members,
   -- and those that were left out. Null: of every other job.
   batch jsonb,
-  -- The text of the batch's manifest, which its last member with files has. It is saved before anybody sees it, so
-  -- that each process that publishes the member writes the same. Null: not published yet, a file was lost, or
-  -- retention has removed it.
-  batch_manifest text,
 
   -- The database that the job was made in. In a copy of that database, or after a restore, the job's file may belong
   -- to another database.

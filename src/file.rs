@@ -167,19 +167,8 @@ pub struct FileRecord {
     pub awaits_standby: bool,
     /// The trace context of the job.
     pub trace: Option<TraceParent>,
-    /// The batch that the job is a member of. `None` if it is a job of its own, or is published.
-    pub batch: Option<BatchMember>,
-}
-
-/// The place of a committed job in its batch.
-#[derive(Clone, Debug)]
-pub struct BatchMember {
-    /// The batch's id.
-    pub id: JobId,
-    /// True if it is the last member with files. It is published when all others have ended, with the batch's manifest.
-    pub is_last: bool,
-    /// The text of the batch's manifest, if it is recorded. Only the last member has it.
-    pub manifest: Option<String>,
+    /// The batch that the job is a member of. `None` if it is a job of its own.
+    pub batch: Option<JobId>,
 }
 
 impl FileRecord {

@@ -1,10 +1,7 @@
 //! Gives committed files their final names, writes the manifest beside them, and records both.
 //!
-//! Several processes may publish the same export at once, and again after a crash at any point.
-//!
-//! The last member of a batch is published when all others have ended, and the batch's manifest is written before it is
-//! recorded. Batches can't wait for each other: a batch is claimed only if no lane of it has an unpublished export. So
-//! its members are the only unpublished exports of their lanes, and the last one waits for these alone.
+//! Several processes may publish the same export at once, and again after a crash at any point. The members of a batch
+//! are published in any order: each is the only unpublished export of its lane.
 
 use std::time::Duration;
 
@@ -12,11 +9,10 @@ use crate::failpoint;
 use crate::file::FileRecord;
 use crate::job::lane::Lane;
 use crate::job::{JobId, Status};
-use crate::manifest::batch::{self, BatchContent, BatchManifest, BatchedExport};
 use crate::manifest::signing::SigningKey;
 use crate::manifest::{Chained, Manifest};
 use crate::sink::{self, Destination, Limited, MarkerFile, Published, WrittenManifest, path_from_manifest};
-use crate::store::manifests::{BatchEnd, Planned};
+use crate::store::manifests::Planned;
 use crate::store::{self, Store, lease};
 use crate::telemetry::chain;
 use crate::telemetry::spans::{Kind, Span};
@@ -24,8 +20,7 @@ use crate::telemetry::spans::{Kind, Span};
 /// The result of a publication.
 #[derive(Debug)]
 pub enum Publication {
-    /// The files are published, the job ended in another way, or another export must be published first: an earlier one
-    /// of the lane, or another one of the batch.
+    /// The files are published, the job ended in another way, or an earlier export of the lane must be published first.
     Done,
     /// A file is not at the destination. Another process may be renaming it at this moment.
     Missing(Box<FileRecord>),
@@ -69,7 +64,7 @@ enum PublishStep {
     NumberTaken(u64, u64),
     /// A file is missing under both of its names.
     Gone,
-    /// Another process has renamed the export, or planned its manifest anew, since its record was read.
+    /// Another process has renamed the export since its record was read.
     Renamed,
     /// There is nothing to publish: the export was published or given up, or an earlier one comes first.
     NotNow,
@@ -118,21 +113,10 @@ impl Publisher {
             self.store.await_standby(&record).await?;
         }
         loop {
-            let batch = match &record.batch {
-                Some(batch) if batch.is_last => match self.store.batch_end(batch.id, record.job).await? {
-                    BatchEnd::Open => return Ok(Publication::Done),
-                    BatchEnd::Failed => None,
-                    BatchEnd::Whole { others, skipped } => Some((others, skipped)),
-                },
-                _ => None,
-            };
             // The marker beside the files comes first: the database may be restored to a state in which it knows
             // nothing of this export.
             self.write_marker(&record).await?;
-            let mut step = self.publish_files(&mut record).await?;
-            if let (PublishStep::All, Some((others, skipped))) = (&step, batch) {
-                step = self.publish_batch(&mut record, others, skipped).await?;
-            }
+            let step = self.publish_files(&mut record).await?;
             match step {
                 PublishStep::All if self.set_published(&record).await? => return Ok(Publication::Done),
                 // Another has done it, perhaps under another name, which is the file's then.
@@ -203,47 +187,6 @@ impl Publisher {
                 Ok(if last == 0 { PublishStep::NameTaken } else { PublishStep::NumberTaken(number, last) })
             }
         }
-    }
-
-    /// Writes the manifest of the batch whose last member is this record, after the manifest of that member.
-    async fn publish_batch(
-        &self,
-        record: &mut FileRecord,
-        mut exports: Vec<BatchedExport>,
-        skipped: Vec<String>,
-    ) -> Result<PublishStep, Error> {
-        failpoint!("publisher.last", Ok(PublishStep::NotNow));
-        let own = record.manifest.as_ref().and_then(|text| Manifest::read(text.as_bytes()).ok());
-        let (Some(own), Some(batch)) = (own, &record.batch) else { return Ok(PublishStep::All) };
-        exports.push(BatchedExport {
-            dataset: record.dataset.clone(),
-            job: record.job.to_string(),
-            number: own.number.to_string(),
-            digest: own.digest,
-        });
-        let content = BatchContent {
-            version: batch::VERSION.to_owned(),
-            id: batch.id.to_string(),
-            source: own.export.source,
-            consumer: own.export.consumer,
-            exports,
-            skipped,
-        };
-        let manifest = BatchManifest::new(content, self.settings.key.as_ref());
-        let Some(text) = self.store.plan_batch_manifest(record, &manifest.text()).await? else {
-            return Ok(PublishStep::Renamed);
-        };
-        if self.settings.writes_manifests
-            && self.destination.write_batch_manifest(record, &text).await? == WrittenManifest::Taken
-        {
-            // The database was restored, and has forgotten the batch whose manifest has the name.
-            tracing::warn!(event = "batch_manifest_taken", batchId = %batch.id, jobId = %record.job);
-        }
-        if let Some(batch) = &mut record.batch {
-            batch.manifest = Some(text);
-        }
-        failpoint!("publisher.batch", Ok(PublishStep::NotNow));
-        Ok(PublishStep::All)
     }
 
     /// Returns the number and the text of the manifest. Records them in the database if they are not recorded yet.

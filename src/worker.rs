@@ -333,11 +333,10 @@ impl Worker {
         connections
     }
 
-    /// Publishes committed exports, some at the same time, and the last one of a batch after the others. Stops at the
-    /// first one that can't be published.
+    /// Publishes committed exports, some at the same time. Stops at the first one that can't be published.
     async fn publish(
         &self,
-        mut records: Vec<FileRecord>,
+        records: Vec<FileRecord>,
         place: Option<TraceParent>,
         shutdown: &CancellationToken,
     ) -> Result<(), String> {
@@ -347,15 +346,11 @@ impl Worker {
             let publishing = async { publisher.publish(FileRecord { trace, ..record }).await.map(drop) };
             self.within_lease(publishing, shutdown).await
         };
-        let last = records.pop();
         let mut published = pin!(stream::iter(records).map(publish).buffer_unordered(MAX_PUBLISHING));
         while let Some(done) = published.next().await {
             done?;
         }
-        match last {
-            Some(last) => publish(last).await,
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// Publishes the exports of an attempt that was committed although the answer was lost.
@@ -470,9 +465,6 @@ impl Worker {
                 records.push(FileRecord { manifest: found.manifest.as_ref().map(Manifest::text), ..record });
             }
             inputs.push(found);
-        }
-        if let Some(batch) = records.last_mut().and_then(|record| record.batch.as_mut()) {
-            batch.is_last = true;
         }
         let commits = lease.jobs().zip(&inputs).zip(&*exports);
         let commits: Vec<_> = commits.map(|((job, found), exported)| Commit { job, found, exported }).collect();

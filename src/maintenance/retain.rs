@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::job::{JobId, Retention};
 use crate::maintenance::{Error, Maintenance, Settings};
 use crate::sink::Destination;
-use crate::store::retention::{LaneCursor, PastBatchManifest, PastFile, PastManifest, Retained, RetentionPage};
+use crate::store::retention::{LaneCursor, PastFile, PastManifest, Retained, RetentionPage};
 
 /// The time after which a round ends. What is left is the next round's.
 const ROUND_TIME: Duration = Duration::from_secs(60);
@@ -81,8 +81,7 @@ pub(super) async fn round(maintenance: &Maintenance) -> Result<bool, Error> {
     outcome.map(|()| !time.is_over)
 }
 
-/// Removes manifests in their order, so that no lane has a gap, until one can't be removed. Then removes those of the
-/// batches that have no other manifest left: so a batch's manifest is there as long as one that it names.
+/// Removes manifests in their order, so that no lane has a gap, until one can't be removed.
 async fn remove_manifests(
     Maintenance { store, destination, .. }: &Maintenance,
     past: &[PastManifest],
@@ -95,22 +94,7 @@ async fn remove_manifests(
         }
         removed.push(record.job);
     }
-    if removed.is_empty() {
-        return Ok(outcome?);
-    }
-    let mut removed_of_batches = Vec::new();
-    for PastBatchManifest { last, batch, consumer, text } in store.batch_manifests_past(&removed).await? {
-        match destination.remove_batch_manifest(&consumer, batch, &text).await {
-            Ok(()) => removed_of_batches.push(last),
-            // The manifests of its exports stay in the database, so the next round tries again.
-            Err(error) => {
-                outcome = Err(error);
-                removed.clear();
-                break;
-            }
-        }
-    }
-    store.manifests_removed(&removed, &removed_of_batches).await?;
+    store.manifests_removed(&removed).await?;
     Ok(outcome?)
 }
 

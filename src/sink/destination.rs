@@ -11,7 +11,7 @@ use crate::file::hidden::HiddenFile;
 use crate::file::name::FileName;
 use crate::file::{FileLocation, FileRecord, StagedFile};
 use crate::job::marker::Marker;
-use crate::job::{ConsumerId, JobId};
+use crate::job::JobId;
 use crate::sink::{Draft, Error, MarkerFile, PublishedFile};
 
 /// The state of a destination before [`Destination::prepare`].
@@ -55,9 +55,8 @@ pub enum WrittenManifest {
 /// # Durability
 /// - After [`Draft::stage`], the bytes and the hidden name survive a crash of this host.
 /// - After [`publish`](Destination::publish) returns [`Published::Done`], the final name does too.
-/// - After [`write_lane_marker`](Destination::write_lane_marker), [`write_manifest`](Destination::write_manifest) and
-///   [`write_batch_manifest`](Destination::write_batch_manifest) return, so do the marker and the manifest. The
-///   publisher writes the marker before it gives a file its name.
+/// - After [`write_lane_marker`](Destination::write_lane_marker) and [`write_manifest`](Destination::write_manifest)
+///   return, so do the marker and the manifest. The publisher writes the marker before it gives a file its name.
 /// - If a call fails, its effect may have happened, and may be lost in a crash. The caller repeats the call.
 ///
 /// # Idempotence
@@ -164,12 +163,6 @@ pub trait Destination: fmt::Debug + Send + Sync {
     /// Removes a manifest if it has this text.
     async fn remove_manifest(&self, record: &FileRecord, text: &str) -> Result<(), Error>;
 
-    /// Makes the manifest of the record's batch durable under its name, unless something else has that name.
-    async fn write_batch_manifest(&self, record: &FileRecord, text: &str) -> Result<WrittenManifest, Error>;
-
-    /// Removes the manifest of a batch if it has this text.
-    async fn remove_batch_manifest(&self, consumer: &ConsumerId, batch: JobId, text: &str) -> Result<(), Error>;
-
     /// Returns the largest number of a manifest in the file's lane, and 0 if there is none or the names of manifests
     /// have no numbers.
     async fn last_manifest(&self, record: &FileRecord) -> Result<u64, Error>;
@@ -186,14 +179,9 @@ pub trait Destination: fmt::Debug + Send + Sync {
         Ok(())
     }
 
-    /// Removes the files of an export that nobody may publish any more, and the manifests that name it. A file that
-    /// can't be removed does not prevent the removal of the others.
+    /// Removes the files of an export that nobody may publish any more, and its manifest. A file that can't be removed
+    /// does not prevent the removal of the others.
     async fn discard(&self, record: &FileRecord) -> Result<(), Error> {
-        if let Some((consumer, batch)) = record.consumer.as_ref().zip(record.batch.as_ref())
-            && let Some(text) = &batch.manifest
-        {
-            self.remove_batch_manifest(consumer, batch.id, text).await?;
-        }
         if let Some(text) = &record.manifest {
             self.remove_manifest(record, text).await?;
         }

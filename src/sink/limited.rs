@@ -16,7 +16,7 @@ use crate::file::hidden::HiddenFile;
 use crate::file::name::FileName;
 use crate::file::{FileLocation, FileRecord, StagedFile};
 use crate::job::marker::Marker;
-use crate::job::{ConsumerId, JobId};
+use crate::job::JobId;
 use crate::sink::{Destination, Draft, Error, MarkerFile, Prepared, Published, PublishedFile, WrittenManifest};
 
 /// The number of operations that the workers of a process have under way: twice as many as there may be workers,
@@ -190,14 +190,6 @@ impl Destination for Limited {
 
     async fn remove_manifest(&self, record: &FileRecord, text: &str) -> Result<(), Error> {
         self.limit.run(self.destination.remove_manifest(record, text)).await
-    }
-
-    async fn write_batch_manifest(&self, record: &FileRecord, text: &str) -> Result<WrittenManifest, Error> {
-        self.limit.run(self.destination.write_batch_manifest(record, text)).await
-    }
-
-    async fn remove_batch_manifest(&self, consumer: &ConsumerId, batch: JobId, text: &str) -> Result<(), Error> {
-        self.limit.run(self.destination.remove_batch_manifest(consumer, batch, text)).await
     }
 
     async fn last_manifest(&self, record: &FileRecord) -> Result<u64, Error> {

@@ -9,10 +9,10 @@ use uuid::Uuid;
 
 use crate::connection::statement::with_pieces;
 use crate::file::name::{numbered, stem_and_number, stem_of};
-use crate::file::{BatchMember, FileIdentity, FileRecord, Part, StagedFile};
+use crate::file::{FileIdentity, FileRecord, Part, StagedFile};
 use crate::job::marker::Marker;
 use crate::job::{Continuity, FailureCode, JobId};
-use crate::store::job_row::{JOB_COLUMNS, StoredFile};
+use crate::store::job_row::{StoredFile, with_job_columns};
 use crate::store::transitions::Transition;
 use crate::store::{Error, Store};
 use pg_rows::encoding::Encoding;
@@ -20,17 +20,9 @@ use pg_rows::encoding::Encoding;
 /// The columns of [`FileRow`], of a completed job `e`.
 pub(super) const FILE_COLUMNS: (&str, &str) = ("files/columns.sql", include_str!("files/columns.sql"));
 
-/// The condition that a committed job is the last member of its batch to end, which the columns above have.
-pub(super) const ENDS_BATCH: (&str, &str) = ("files/ends_batch.sql", include_str!("files/ends_batch.sql"));
-
 /// Returns a statement with the columns of [`FileRow`] in place of the line that includes them.
 fn with_file_columns(statement: &'static str) -> AssertSqlSafe<String> {
-    AssertSqlSafe(with_pieces(statement, &[FILE_COLUMNS, ENDS_BATCH]))
-}
-
-/// Returns a statement that ends committed jobs, with the columns of a job and the condition above.
-fn with_end_columns(statement: &'static str) -> AssertSqlSafe<String> {
-    AssertSqlSafe(with_pieces(statement, &[JOB_COLUMNS, ENDS_BATCH]))
+    AssertSqlSafe(with_pieces(statement, &[FILE_COLUMNS]))
 }
 
 /// The time after which a committed file that is missing at its destination counts as lost. A process that was renaming
@@ -103,24 +95,23 @@ impl Store {
         locations: &[Option<String>],
     ) -> Result<Option<Transition>, Error> {
         let places: Vec<_> = record.parts.iter().map(|part| Json(&part.staged.identity.location)).collect();
-        let statement = sqlx::query_as(with_end_columns(include_str!("files/published.sql")))
+        let statement = sqlx::query_as(with_job_columns(include_str!("files/published.sql")))
             .bind(record.job.as_uuid())
             .bind(&record.name)
             .bind(places)
             .bind(locations)
             .bind(&record.manifest);
-        Ok(self.transition(statement, None).await?.pop())
+        Ok(self.transition(record.batch, statement, None).await?.pop())
     }
 
     /// Fails a committed job whose file was lost before it was published, and blocks its consumer's position. Only a
     /// full export continues from there.
     ///
-    /// Returns `None` if the export was published, was committed too recently, or has ended otherwise. Also returns
-    /// `None` for the last member of a batch while another one is unpublished, so that its end is the end of the batch.
+    /// Returns `None` if the export was published, was committed too recently, or has ended otherwise.
     pub async fn give_up(&self, record: &FileRecord) -> Result<Option<Transition>, Error> {
         // A file that belongs to another database is given up at once.
         let after = if record.is_own { LOST_AFTER } else { Duration::ZERO };
-        let statement = sqlx::query_as(with_end_columns(include_str!("files/give_up.sql")))
+        let statement = sqlx::query_as(with_job_columns(include_str!("files/give_up.sql")))
         .bind(record.job.as_uuid())
         .bind(&record.name)
         .bind(after.as_secs_f64())
@@ -130,7 +121,7 @@ impl Store {
             false => "this database is a copy, and the file belongs to the original database, which publishes it: request a full export",
         })
         .bind(Continuity::FileLost.as_str());
-        Ok(self.transition(statement, None).await?.pop())
+        Ok(self.transition(record.batch, statement, None).await?.pop())
     }
 
     /// Gives a committed file another final name, because its name is taken at the destination. Does nothing if another
@@ -151,7 +142,7 @@ impl Store {
             }
             sqlx::query(
                 "-- store.files.rename_output
-                 update exports set output_filename = $3, manifest = null, digest = null, batch_manifest = null
+                 update exports set output_filename = $3, manifest = null, digest = null
                  where id = $1 and output_filename = $2 and status = 'completed' and published_at is null",
             )
             .bind(record.job.as_uuid())
@@ -223,8 +214,6 @@ pub(crate) struct FileRow {
     sha256: String,
     manifest: Option<String>,
     batch_id: Option<Uuid>,
-    batch_manifest: Option<String>,
-    is_last_of_batch: bool,
     files: Json<Vec<StoredFile>>,
 }
 
@@ -254,11 +243,7 @@ impl TryFrom<FileRow> for FileRecord {
             is_published: row.is_published,
             awaits_standby: row.awaits_standby,
             trace: row.traceparent.and_then(|text| text.parse().ok()),
-            batch: row.batch_id.map(|id| BatchMember {
-                id: id.into(),
-                is_last: row.is_last_of_batch,
-                manifest: row.batch_manifest,
-            }),
+            batch: row.batch_id.map(JobId::from),
         })
     }
 }

@@ -5,12 +5,10 @@
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use sqlx::types::Json;
-use uuid::Uuid;
 
-use crate::file::{BatchMember, Exported, FileRecord, content_sha256};
+use crate::file::{Exported, FileRecord, content_sha256};
 use crate::job::columns::FileColumns;
 use crate::job::{Job, JobId};
-use crate::manifest::batch::BatchedExport;
 use crate::manifest::{self, Chained, Manifest, ManifestBatch};
 use crate::store::commit::CommitInput;
 use crate::store::job_row::{JobRow, with_job_columns};
@@ -38,33 +36,6 @@ struct PlannedRow {
     file_columns: Json<FileColumns>,
 }
 
-/// The state of a batch whose last member is to be published.
-#[derive(Debug)]
-pub enum BatchEnd {
-    /// Other members are not published yet.
-    Open,
-    /// The file of a member was lost, so the batch has no manifest.
-    Failed,
-    /// The other members are published.
-    Whole {
-        /// The exports with files but the last one, in the order of their datasets' names.
-        others: Vec<BatchedExport>,
-        /// The datasets of which nothing was to be exported.
-        skipped: Vec<String>,
-    },
-}
-
-#[derive(sqlx_macros::FromRow)]
-struct BatchMemberRow {
-    id: Uuid,
-    dataset: String,
-    number: Option<i64>,
-    digest: Option<String>,
-    is_failed: bool,
-    is_open: bool,
-    datasets: Option<Json<Vec<String>>>,
-}
-
 impl Store {
     /// Returns the planned manifest of a committed export.
     ///
@@ -85,45 +56,6 @@ impl Store {
                 Planned::New(number, Box::new(chained(Job::try_from(job)?, record, file_columns.0, previous, batched)))
             }
         }))
-    }
-
-    /// Returns the state of a batch, of which `last` is the last member with files.
-    pub async fn batch_end(&self, batch: JobId, last: JobId) -> Result<BatchEnd, Error> {
-        let statement =
-            sqlx::query_as(include_str!("manifests/batch_members.sql")).bind(batch.as_uuid()).bind(last.as_uuid());
-        let mut members: Vec<BatchMemberRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
-        let datasets = members.iter_mut().find_map(|member| member.datasets.take());
-        let mut skipped = datasets.map(|Json(datasets)| datasets).unwrap_or_default();
-        skipped.retain(|dataset| !members.iter().any(|member| member.dataset == *dataset));
-        members.retain(|member| member.id != last.as_uuid());
-        if members.iter().any(|member| member.is_open) {
-            return Ok(BatchEnd::Open);
-        }
-        if members.iter().any(|member| member.is_failed) {
-            return Ok(BatchEnd::Failed);
-        }
-        let export = |member: BatchMemberRow| BatchedExport {
-            dataset: member.dataset,
-            job: member.id.to_string(),
-            number: member.number.unwrap_or_default().to_string(),
-            digest: member.digest.unwrap_or_default(),
-        };
-        Ok(BatchEnd::Whole { others: members.into_iter().map(export).collect(), skipped })
-    }
-
-    /// Saves the manifest of the batch whose last member is this record, unless one is saved. Returns the saved one, or
-    /// `None` if another process has published the member, given it up, or plans its manifest anew.
-    pub async fn plan_batch_manifest(&self, record: &FileRecord, text: &str) -> Result<Option<String>, Error> {
-        let statement = sqlx::query_scalar(
-            "-- store.manifests.plan_batch
-             update exports set batch_manifest = coalesce(batch_manifest, $3)
-             where id = $1 and status = 'completed' and published_at is null and manifest = $2
-             returning batch_manifest",
-        )
-        .bind(record.job.as_uuid())
-        .bind(&record.manifest)
-        .bind(text);
-        self.with(async |conn| statement.fetch_optional(conn).await).await
     }
 
     /// Waits until the synchronous standby has the commit of this record, if the settings of the server and the role
@@ -160,7 +92,7 @@ impl Store {
         let statement = sqlx::query(
             "-- store.manifests.skip_to
              with replanned as (
-               update exports set manifest = null, digest = null, batch_manifest = null
+               update exports set manifest = null, digest = null
                where id = $1 and status = 'completed' and published_at is null and manifest = $3
                returning consumer_id, dataset)
              update cdc_export.lanes l set last_number = $2
@@ -212,7 +144,7 @@ pub fn uncommitted(
         is_published: false,
         awaits_standby: false,
         trace: job.trace,
-        batch: job.batch.map(|id| BatchMember { id, is_last: false, manifest: None }),
+        batch: job.batch,
     };
     let chained = link.as_ref().map(|link| {
         let job = Job {

@@ -285,7 +285,7 @@ impl Store {
             .bind(failure.map(|_| format!("another member ended the attempt: GET /batches/{} names it", lease.id())))
             .bind(need_full.iter().copied().map(JobId::as_uuid).collect::<Vec<_>>())
             .bind(matches!(settlement, Settlement::GiveWay(_)).then_some(GIVE_WAY_PAUSES.as_slice()));
-        let settled = self.transition(statement, Some(cause)).await?;
+        let settled = self.transition(None, statement, Some(cause)).await?;
         Ok(settled.into_iter().min_by_key(|transition| transition.job.id.as_uuid()))
     }
 
@@ -355,7 +355,7 @@ impl Store {
     pub async fn reap(&self) -> Result<Vec<Transition>, Error> {
         let statement = sqlx::query_as(with_job_columns(include_str!("queue/reap.sql")))
             .bind(FailureCode::AttemptsExhausted.as_str());
-        self.transition(statement, None).await
+        self.transition(None, statement, None).await
     }
 
     /// Fails the waiting jobs of datasets that no process has: for at least ten minutes, since replicas may get the
@@ -368,7 +368,7 @@ impl Store {
             .bind("no process has the dataset any more: it left the datasets file, or its table is gone")
             .bind(FailureCode::BatchMemberFailed.as_str())
             .bind("no process has the dataset of another member any more");
-        self.transition(statement, None).await.map(drop)
+        self.transition(None, statement, None).await.map(drop)
     }
 
     /// Returns those of these hidden files that are left over from attempts that ended without completing their jobs.

@@ -12,8 +12,8 @@ use uuid::Uuid;
 
 use crate::connection::statement::with_pieces;
 use crate::file::FileRecord;
-use crate::job::{ConsumerId, JobId, Retention};
-use crate::store::files::{ENDS_BATCH, FILE_COLUMNS, FileRow};
+use crate::job::{JobId, Retention};
+use crate::store::files::{FILE_COLUMNS, FileRow};
 use crate::store::{Error, Store};
 
 /// The limit on rows of one statement, so that the first clean-up of many jobs doesn't hold locks for long.
@@ -99,27 +99,6 @@ pub struct PastManifest {
     pub text: String,
 }
 
-/// The manifest of a batch that is past the retention of jobs, with those of all its exports.
-#[derive(Debug)]
-pub struct PastBatchManifest {
-    /// The member that has it in the database.
-    pub last: JobId,
-    /// The batch's id.
-    pub batch: JobId,
-    /// The batch's consumer.
-    pub consumer: ConsumerId,
-    /// The text of the manifest.
-    pub text: String,
-}
-
-#[derive(sqlx_macros::FromRow)]
-struct PastBatchRow {
-    id: Uuid,
-    batch: Uuid,
-    consumer_id: String,
-    text: String,
-}
-
 #[derive(sqlx_macros::FromRow)]
 struct PastManifestRow {
     #[sqlx(flatten)]
@@ -147,38 +126,20 @@ impl Store {
         destination: Uuid,
         after: &LaneCursor,
     ) -> Result<RetentionPage<Vec<PastManifest>>, Error> {
-        let statement =
-            with_pieces(include_str!("retention/manifests_past.sql"), &[BOUNDS_OF_JOBS, FILE_COLUMNS, ENDS_BATCH]);
+        let statement = with_pieces(include_str!("retention/manifests_past.sql"), &[BOUNDS_OF_JOBS, FILE_COLUMNS]);
         self.read_past::<PastManifestRow, _>(statement, retention, destination, after, |statement| statement).await
     }
 
-    /// Returns the manifests of the batches that have no other manifests of exports than those of these jobs.
-    pub async fn batch_manifests_past(&self, jobs: &[JobId]) -> Result<Vec<PastBatchManifest>, Error> {
-        let jobs: Vec<_> = jobs.iter().map(|job| job.as_uuid()).collect();
-        let statement = sqlx::query_as(include_str!("retention/batch_manifests_past.sql")).bind(jobs);
-        let rows: Vec<PastBatchRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
-        let past = |PastBatchRow { id, batch, consumer_id, text }: PastBatchRow| {
-            Some(PastBatchManifest { last: id.into(), batch: batch.into(), consumer: consumer_id.parse().ok()?, text })
-        };
-        Ok(rows.into_iter().filter_map(past).collect())
-    }
-
-    /// Deletes the manifests of these jobs from the database, and those of the batches whose last members are `last`.
-    pub async fn manifests_removed(&self, jobs: &[JobId], last: &[JobId]) -> Result<(), Error> {
-        let ids = |jobs: &[JobId]| jobs.iter().map(|job| job.as_uuid()).collect::<Vec<_>>();
+    /// Deletes the manifests of these jobs from the database.
+    pub async fn manifests_removed(&self, jobs: &[JobId]) -> Result<(), Error> {
+        // In the order of their ids, so that two processes that remove the same manifests don't wait for each other.
         let statement = sqlx::query(
             "-- store.retention.manifests_removed
              with removed as (
-               select id from exports
-               where id = any ($1) and manifest is not null or id = any ($2) and batch_manifest is not null
-               order by id for update)
-             update exports e
-             set manifest = case when e.id = any ($1) then null else e.manifest end,
-                 batch_manifest = case when e.id = any ($2) then null else e.batch_manifest end
-             from removed where e.id = removed.id",
+               select id from exports where id = any ($1) and manifest is not null order by id for update)
+             update exports e set manifest = null from removed where e.id = removed.id",
         )
-        .bind(ids(jobs))
-        .bind(ids(last));
+        .bind(jobs.iter().map(|job| job.as_uuid()).collect::<Vec<_>>());
         self.execute(statement).await.map(drop)
     }
 
@@ -201,7 +162,7 @@ impl Store {
         destination: Uuid,
         after: &LaneCursor,
     ) -> Result<RetentionPage<Vec<PastFile>>, Error> {
-        let pieces = [BOUNDS_OF_JOBS, FILE_COLUMNS, ENDS_BATCH, FILES_IN_BOUNDS, MAY_GO];
+        let pieces = [BOUNDS_OF_JOBS, FILE_COLUMNS, FILES_IN_BOUNDS, MAY_GO];
         let statement = match retained {
             Retained::Files => with_pieces(include_str!("retention/files_past.sql"), &pieces[1..]),
             Retained::Jobs => with_pieces(include_str!("retention/files_of_jobs_past.sql"), &pieces),
@@ -250,9 +211,8 @@ impl Store {
     /// destination that no process uses any more keeps no jobs.
     ///
     /// Spares unacknowledged exports of a consumer that acknowledges for up to `spare`, and for the same time jobs with
-    /// an open delivery. If `writes_manifests`, keeps a job until its manifest is removed, and that of its batch if the
-    /// job has it. Keeps the members of a batch until the last one is published, because its manifest names
-    /// them.
+    /// an open delivery. If `writes_manifests`, keeps a job until its manifest is removed. Keeps the members of a batch
+    /// until all are published or given up, because the manifest of each says how many have files.
     pub async fn forget_jobs_past(
         &self,
         retention: &Retention,

@@ -37,9 +37,6 @@ pub struct Transition {
 pub(super) struct TransitionRow {
     /// The status before the transition, as clients saw it.
     was: String,
-    /// False if the batch of the job has a member that ends later. `None`: it is not known.
-    #[sqlx(default)]
-    ends_batch: Option<bool>,
     /// The name of the session of an attempt that is taken back.
     #[sqlx(default)]
     session: Option<String>,
@@ -73,32 +70,58 @@ pub(super) async fn transition(
 /// Inserts the deliveries of the jobs whose status changed for clients, and of the batches that have ended with them.
 /// The status of a job whose cancellation was only requested has not changed.
 ///
-/// A batch ends in one transaction: all open members at once, or the last member with files after the others.
+/// The transaction that ends the last open member of a batch must find that all members have ended. So it ends all open
+/// members at once, or has called [`lock_batch`].
 async fn plan_deliveries(conn: &mut PgConnection, listeners: &[Listener], rows: &[TransitionRow]) -> Result<(), Error> {
     if listeners.is_empty() {
         return Ok(());
     }
     let changed: Vec<_> = rows.iter().filter(|row| row.was != row.job.status).collect();
-    let may_end = changed.iter().filter(|row| row.ends_batch != Some(false));
-    let mut batches: Vec<_> = may_end.filter_map(|row| row.job.batch_id).collect();
+    let mut batches: Vec<_> = changed.iter().filter_map(|row| row.job.batch_id).collect();
     batches.sort_unstable();
     batches.dedup();
     let jobs: Vec<_> = changed.iter().map(|row| &row.job).collect();
     deliveries::plan(conn, listeners, &jobs, &batches).await
 }
 
+/// Locks a batch until the transaction ends: transactions that end its committed members run one after the other.
+///
+/// Two processes may end the last two members at the same moment. Without the lock, each of them would see the other's
+/// member open, and neither would record the event of the batch. A statement sees what was committed before its start.
+/// So the lock is a statement before those that end the member and read the others.
+///
+/// The lock is that of the first member's row, which has the smallest id. Other transactions that lock several members,
+/// such as a cancellation that waited for the commit, lock them in the order of their ids. So there is no deadlock.
+async fn lock_batch(conn: &mut PgConnection, batch: JobId) -> Result<(), Error> {
+    sqlx::query("-- store.transitions.lock_batch\n select from exports where id = $1 for update")
+        .bind(batch.as_uuid())
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
 impl Store {
     /// Runs a statement that changes the statuses of jobs in a transaction of its own, and announces the changes.
-    /// `cause` is the error that ended the jobs, with its causes, for the log.
+    /// `batch` is the batch whose committed member the statement ends. `cause` is the error that ended the jobs, with
+    /// its causes, for the log.
     pub(super) async fn transition(
         &self,
+        batch: Option<JobId>,
         statement: Statement<'_>,
         cause: Option<&str>,
     ) -> Result<Vec<Transition>, Error> {
         let rows = match self.listeners.is_empty() {
             // Without deliveries, the statement is the whole transaction.
             true => self.with(async |conn| statement.fetch_all(conn).await).await?,
-            false => self.transaction(async |tx| transition(tx, &self.listeners, statement).await).await?,
+            false => {
+                let changed = self.transaction(async |tx| {
+                    if let Some(batch) = batch {
+                        lock_batch(tx, batch).await?;
+                    }
+                    transition(tx, &self.listeners, statement).await
+                });
+                changed.await?
+            }
         };
         Ok(rows.into_iter().filter_map(|row| skip_unreadable(self.announce(row, cause))).collect())
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use cdc_export::file::hidden::HiddenFile;
 use cdc_export::file::name::FileName;
-use cdc_export::file::{BatchMember, FileIdentity, FileRecord, Part, StagedFile};
+use cdc_export::file::{FileIdentity, FileRecord, Part, StagedFile};
 use cdc_export::job::lane::Lane;
 use cdc_export::job::marker::Marker;
 use cdc_export::job::{ConsumerId, JobId, LeaseToken};
@@ -39,7 +39,6 @@ pub(crate) async fn keeps_its_contract(open: impl Fn() -> Limited) {
     hidden_files_are_swept(&destination, &other).await;
     lane_markers_are_replaced_only_knowingly(&destination, &other).await;
     manifests_are_never_replaced(&destination, &other).await;
-    manifests_of_batches_are_never_replaced(&destination, &other).await;
 }
 
 async fn files_appear_when_they_are_published(destination: &Limited, other: &Limited) {
@@ -127,29 +126,9 @@ async fn manifests_are_never_replaced(destination: &Limited, other: &Limited) {
     assert_eq!(other.write_manifest(&record, 0, "two").await.unwrap(), WrittenManifest::Taken, "it is still one");
     destination.remove_manifest(&record, "one").await.unwrap();
     assert_eq!(other.write_manifest(&record, 0, "two").await.unwrap(), WrittenManifest::Done);
-}
-
-async fn manifests_of_batches_are_never_replaced(destination: &Limited, other: &Limited) {
-    let batch = BatchMember { id: JobId::random(), is_last: true, manifest: Some("one".to_owned()) };
-    let record = FileRecord { batch: Some(batch), ..record(Vec::new()) };
-    let id = record.batch.as_ref().unwrap().id;
-    for destination in [destination, other] {
-        assert_eq!(destination.write_batch_manifest(&record, "one").await.unwrap(), WrittenManifest::Done);
-    }
-    assert_eq!(other.write_batch_manifest(&record, "two").await.unwrap(), WrittenManifest::Taken);
-    for (consumer, id, text) in
-        [(consumer(), id, "two"), (consumer(), JobId::random(), "one"), ("other".parse().unwrap(), id, "one")]
-    {
-        destination.remove_batch_manifest(&consumer, id, text).await.unwrap();
-        assert_eq!(
-            other.write_batch_manifest(&record, "two").await.unwrap(),
-            WrittenManifest::Taken,
-            "it is still one"
-        );
-    }
-    other.discard(&record).await.unwrap();
-    assert_eq!(other.write_batch_manifest(&record, "two").await.unwrap(), WrittenManifest::Done);
-    assert_eq!(destination.last_manifest(&record).await.unwrap(), 0);
+    let discarded = FileRecord { manifest: Some("two".to_owned()), ..record.clone() };
+    other.discard(&discarded).await.unwrap();
+    assert_eq!(destination.write_manifest(&record, 0, "one").await.unwrap(), WrittenManifest::Done);
     assert!(destination.hidden_files().await.unwrap().iter().all(|hidden| hidden.job != record.job));
 }
 

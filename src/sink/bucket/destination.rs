@@ -11,7 +11,7 @@ use crate::file::hidden::HiddenFile;
 use crate::file::name::FileName;
 use crate::file::{FileLocation, FileRecord, StagedFile};
 use crate::job::marker::Marker;
-use crate::job::{ConsumerId, JobId};
+use crate::job::JobId;
 use crate::manifest::{self, Manifest};
 use crate::sink::bucket::Bucket;
 use crate::sink::{Destination, Draft, Error, MarkerFile, Prepared, Published, PublishedFile, WrittenManifest};
@@ -114,17 +114,6 @@ impl Destination for Bucket {
         let number = Manifest::read(text.as_bytes()).map_or(0, |manifest| manifest.number);
         let Some(consumer) = &record.consumer else { return Ok(()) };
         self.delete_manifest(&manifest::key(&record.dataset, consumer, number), text).await
-    }
-
-    async fn write_batch_manifest(&self, record: &FileRecord, text: &str) -> Result<WrittenManifest, Error> {
-        let Some((consumer, batch)) = record.consumer.as_ref().zip(record.batch.as_ref()) else {
-            return Ok(WrittenManifest::Done);
-        };
-        self.put_manifest(&manifest::batch::path(consumer.as_str(), &batch.id.to_string()), text.to_owned()).await
-    }
-
-    async fn remove_batch_manifest(&self, consumer: &ConsumerId, batch: JobId, text: &str) -> Result<(), Error> {
-        self.delete_manifest(&manifest::batch::path(consumer.as_str(), &batch.to_string()), text).await
     }
 
     async fn last_manifest(&self, record: &FileRecord) -> Result<u64, Error> {

@@ -15,7 +15,7 @@ use crate::file::hidden::HiddenFile;
 use crate::file::name::FileName;
 use crate::file::{FileLocation, FileRecord, StagedFile};
 use crate::job::marker::Marker;
-use crate::job::{ConsumerId, JobId};
+use crate::job::JobId;
 use crate::manifest;
 use crate::sink::error::cannot;
 use crate::sink::folder::Folder;
@@ -153,19 +153,6 @@ impl Destination for FolderDestination {
     async fn remove_manifest(&self, record: &FileRecord, text: &str) -> Result<(), Error> {
         let (name, text) = (manifest::name_in_folder(&record.name), text.to_owned());
         self.run(move |folder| folder.remove_manifest(&name, &text)).await
-    }
-
-    async fn write_batch_manifest(&self, record: &FileRecord, text: &str) -> Result<WrittenManifest, Error> {
-        let Some((consumer, batch)) = record.consumer.clone().zip(record.batch.as_ref().map(|batch| batch.id)) else {
-            return Ok(WrittenManifest::Done);
-        };
-        let (database, job, text) = (record.database.clone(), record.job, text.to_owned());
-        self.run(move |folder| folder.write_batch_manifest((&database, job), &consumer, batch, &text)).await
-    }
-
-    async fn remove_batch_manifest(&self, consumer: &ConsumerId, batch: JobId, text: &str) -> Result<(), Error> {
-        let (consumer, text) = (consumer.clone(), text.to_owned());
-        self.run(move |folder| folder.remove_batch_manifest(&consumer, batch, &text)).await
     }
 
     /// Returns 0, because the names of manifests in a folder have no numbers.

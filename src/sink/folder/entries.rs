@@ -36,27 +36,6 @@ impl Dir {
         Ok(Dir { fd, path: path.to_owned() })
     }
 
-    /// Opens a folder in this one. Returns `None` if there is none, or something else has the name.
-    pub(super) fn folder(&self, name: &str) -> Result<Option<Dir>, Error> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match rustix::fs::openat(&self.fd, name, flags, Mode::empty()) {
-            Ok(fd) => Ok(Some(Dir { fd, path: self.path.join(name) })),
-            Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => Ok(None),
-            Err(errno) => Err(self.cannot("open", name)(errno)),
-        }
-    }
-
-    /// Opens a folder in this one, and makes it if there is none. Returns `None` if something else has the name.
-    pub(super) fn make_folder(&self, name: &str) -> Result<Option<Dir>, Error> {
-        match rustix::fs::mkdirat(&self.fd, name, Mode::RWXU | Mode::RWXG | Mode::RWXO) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(self.cannot("create", name)(errno)),
-        }
-        // A process that made it may have died before the sync.
-        self.sync()?;
-        self.folder(name)
-    }
-
     /// Returns a function that converts the cause of a failed operation on an entry.
     pub(super) fn cannot<E: Into<io::Error>>(
         &self,
@@ -157,15 +136,10 @@ impl Dir {
     }
 
     pub(super) fn rename_without_replacing(&self, from: &str, to: &str) -> Result<(), Errno> {
-        self.move_without_replacing(from, self, to)
-    }
-
-    /// Renames a file into another folder of the same disk.
-    pub(super) fn move_without_replacing(&self, from: &str, folder: &Dir, to: &str) -> Result<(), Errno> {
-        match rustix::fs::renameat_with(&self.fd, from, &folder.fd, to, RenameFlags::NOREPLACE) {
+        match rustix::fs::renameat_with(&self.fd, from, &self.fd, to, RenameFlags::NOREPLACE) {
             // The file system doesn't know the flag.
             Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
-                rustix::fs::linkat(&self.fd, from, &folder.fd, to, AtFlags::empty())?;
+                rustix::fs::linkat(&self.fd, from, &self.fd, to, AtFlags::empty())?;
                 rustix::fs::unlinkat(&self.fd, from, AtFlags::empty())
             }
             renamed => renamed,

@@ -1,5 +1,4 @@
-//! Writes and removes manifests in a folder: those of exports beside the files, those of batches in a folder of each
-//! consumer.
+//! Writes and removes manifests in a folder, beside the files of their exports.
 
 use std::io::Read;
 
@@ -8,10 +7,9 @@ use rustix::io::Errno;
 use crate::database::DatabaseId;
 use crate::failpoint;
 use crate::file::hidden::HiddenFile;
-use crate::job::{ConsumerId, JobId};
-use crate::manifest::batch;
+use crate::job::JobId;
 use crate::sink::folder::Folder;
-use crate::sink::folder::entries::{Dir, open_at};
+use crate::sink::folder::entries::open_at;
 use crate::sink::{Error, Lookup, WrittenManifest};
 
 impl Folder {
@@ -29,39 +27,10 @@ impl Folder {
     ) -> Result<WrittenManifest, Error> {
         failpoint!("sink.manifest", Err(Error::Io(Errno::IO.into())));
         let (dir, _) = self.open_with_id()?;
-        self.write_into(&dir, (&dir, name), &HiddenFile::of_marker(database, job), text)
-    }
-
-    /// Writes the manifest of a batch, as [`write_manifest`](Folder::write_manifest) does. Makes its folder if there is
-    /// none.
-    pub(super) fn write_batch_manifest(
-        &self,
-        (database, job): (&DatabaseId, JobId),
-        consumer: &ConsumerId,
-        batch: JobId,
-        text: &str,
-    ) -> Result<WrittenManifest, Error> {
-        let (dir, _) = self.open_with_id()?;
-        let Some(of_batches) = dir.make_folder(batch::FOLDER)? else { return Ok(WrittenManifest::Taken) };
-        let Some(folder) = of_batches.make_folder(consumer.as_str())? else { return Ok(WrittenManifest::Taken) };
-        let name = batch::file_name(&batch.to_string());
-        // The hidden file is in the folder of the exports, where a sweep finds it.
-        let written = self.write_into(&dir, (&folder, &name), &HiddenFile::of_marker(database, job), text)?;
-        failpoint!("sink.batch_manifest.renamed", Err(Error::Io(Errno::IO.into())));
-        folder.sync()?;
-        Ok(written)
-    }
-
-    fn write_into(
-        &self,
-        dir: &Dir,
-        (folder, name): (&Dir, &str),
-        draft: &HiddenFile,
-        text: &str,
-    ) -> Result<WrittenManifest, Error> {
-        dir.write_small(draft, text, || {
-            let written = match dir.move_without_replacing(&draft.name, folder, name) {
-                Err(Errno::EXIST) if folder.is_in_the_way(name, text)? => WrittenManifest::Taken,
+        let draft = HiddenFile::of_marker(database, job);
+        dir.write_small(&draft, text, || {
+            let written = match dir.rename_without_replacing(&draft.name, name) {
+                Err(Errno::EXIST) if self.is_in_the_way(name, text)? => WrittenManifest::Taken,
                 // An existing manifest is synced too, because its writer may have died before the sync.
                 Err(Errno::EXIST) | Ok(()) => WrittenManifest::Done,
                 Err(errno) => return Err(dir.cannot("rename", &draft.name)(errno)),
@@ -73,43 +42,24 @@ impl Folder {
 
     /// Returns true if the name belongs to a file with another content, or to an entry that can't be read.
     pub(super) fn is_in_the_way(&self, name: &str, text: &str) -> Result<bool, Error> {
-        self.open_with_id()?.0.is_in_the_way(name, text)
-    }
-
-    /// Removes the manifest if its content is this text.
-    pub(super) fn remove_manifest(&self, name: &str, text: &str) -> Result<(), Error> {
-        self.open_with_id()?.0.remove_if(name, text)
-    }
-
-    /// Removes the manifest of a batch if its content is this text.
-    pub(super) fn remove_batch_manifest(&self, consumer: &ConsumerId, batch: JobId, text: &str) -> Result<(), Error> {
         let (dir, _) = self.open_with_id()?;
-        let Some(of_batches) = dir.folder(batch::FOLDER)? else { return Ok(()) };
-        let Some(folder) = of_batches.folder(consumer.as_str())? else { return Ok(()) };
-        folder.remove_if(&batch::file_name(&batch.to_string()), text)
-    }
-}
-
-impl Dir {
-    /// Returns true if the name belongs to a file with another content, or to an entry that can't be read.
-    fn is_in_the_way(&self, name: &str, text: &str) -> Result<bool, Error> {
-        let file = match open_at(&self.fd, name) {
+        let file = match open_at(&dir.fd, name) {
             Ok(Lookup::File(_, file)) => file,
             Ok(Lookup::Nothing) => return Ok(false),
             // The entry is not a regular file, or the process may not read it.
             Ok(Lookup::NoFile) | Err(Errno::ACCESS | Errno::PERM) => return Ok(true),
-            Err(errno) => return Err(self.cannot("open", name)(errno)),
+            Err(errno) => return Err(dir.cannot("open", name)(errno)),
         };
         let mut found = Vec::new();
         let read = file.take(text.len() as u64 + 1).read_to_end(&mut found);
-        read.map_err(self.cannot("read", name))?;
+        read.map_err(dir.cannot("read", name))?;
         Ok(found != text.as_bytes())
     }
 
-    /// Removes the file with this name if its content is this text.
-    fn remove_if(&self, name: &str, text: &str) -> Result<(), Error> {
+    /// Removes the manifest if its content is this text.
+    pub(super) fn remove_manifest(&self, name: &str, text: &str) -> Result<(), Error> {
         if !self.is_in_the_way(name, text)? {
-            self.remove(name)?;
+            self.open_with_id()?.0.remove(name)?;
         }
         Ok(())
     }
@@ -142,24 +92,5 @@ mod tests {
         assert!(!dir.path().join("a.manifest.json").exists());
         std::os::unix::fs::symlink("/etc/hostname", dir.path().join("a.manifest.json")).unwrap();
         assert_eq!(write("one"), WrittenManifest::Taken, "a link");
-    }
-
-    #[test]
-    fn the_folder_of_batches_is_no_link() {
-        let (dir, folder) = folder();
-        let (consumer, batch) = ("a:b".parse().unwrap(), JobId::random());
-        let database = "00000000000000ff-1".parse().unwrap();
-        let write = || folder.write_batch_manifest((&database, batch), &consumer, batch, "one").unwrap();
-        let elsewhere = tempfile::tempdir().unwrap();
-        std::os::unix::fs::symlink(elsewhere.path(), dir.path().join("_batches")).unwrap();
-        folder.remove_batch_manifest(&consumer, batch, "one").unwrap();
-        assert_eq!(write(), WrittenManifest::Taken);
-        std::fs::remove_file(dir.path().join("_batches")).unwrap();
-        assert_eq!(write(), WrittenManifest::Done);
-        let path = dir.path().join(batch::path("a:b", &batch.to_string()));
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one");
-        assert!(folder.hidden_files().unwrap().is_empty());
-        folder.remove_batch_manifest(&consumer, batch, "one").unwrap();
-        assert!(!path.exists() && std::fs::read_dir(&elsewhere).unwrap().next().is_none());
     }
 }

@@ -1,7 +1,7 @@
 -- store.deliveries.ended_batches
 -- Returns those of some batches of which each member has ended, with the datasets of all members.
 -- $1 uuid[]: the batches
-select f.id, f.consumer_id, f.batch -> 'members' as datasets, its.status
+select f.id, f.consumer_id, f.batch -> 'members' as datasets, members.status
 from exports f
 cross join lateral (
   select case
@@ -11,5 +11,5 @@ cross join lateral (
     when bool_or(m.status = 'completed') then 'completed'
     else 'skipped' end as status
   from exports m
-  where m.batch_id = f.id) its
-where f.id = any ($1) and its.status is not null
+  where m.batch_id = f.id) members
+where f.id = any ($1) and members.status is not null

@@ -1,15 +1,10 @@
 -- The columns of `files::FileRow`, of a completed job `e`.
 e.id, e.consumer_id, e.dataset, e.format, e.compression, e.destination_id,
-e.marker_seen, e.finished_at, e.traceparent,
+e.marker_seen, e.finished_at, e.traceparent, e.batch_id,
 e.output_filename as name, e.sha256, e.lane_sequence,
 (select cdc_export.database_id()) as database,
 e.database_id = (select cdc_export.database_id()) as is_own,
 e.published_at is not null as is_published,
 current_setting('synchronous_standby_names') <> '' as awaits_standby,
 case when e.published_at is null then e.manifest end as manifest,
-case when e.published_at is null then e.batch_id end as batch_id,
-case when e.published_at is null then e.batch_manifest end as batch_manifest,
-e.published_at is null and
--- include files/ends_batch.sql
-as is_last_of_batch,
 (select f.files from cdc_export.export_files f where f.job = e.id) as files

@@ -10,20 +10,11 @@ with lost as (
   update exports e
   set status = 'failed', progress = least(e.progress, 99), finished_at = greatest(clock_timestamp(), e.finished_at),
       error_code = $4, error_detail = $5, continuity = $6,
-      staged_name = null, sha256 = null, file_columns = null, manifest = null, digest = null, batch_manifest = null
+      staged_name = null, sha256 = null, file_columns = null, manifest = null, digest = null
   where e.id = $1 and e.status = 'completed' and e.published_at is null and e.output_filename = $2
     -- The age of a commit in the future is not known: the clock was set back since.
     and e.finished_at not between clock_timestamp() - make_interval(secs => $3) and clock_timestamp()
-    and not (
-      -- include files/ends_batch.sql
-      and exists (
-        select from exports other
-        where other.batch_id = e.batch_id and other.id <> e.id and other.status = 'completed'
-          and other.published_at is null))
   returning 'processing' as was,
-    (
-      -- include files/ends_batch.sql
-    ) as ends_batch,
   -- include job_columns.sql
 ),
 forgotten as (

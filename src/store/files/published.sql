@@ -29,7 +29,4 @@ set published_at = greatest(clock_timestamp(), e.finished_at), number = (select 
 from job
 where e.id = job.id
 returning 'processing' as was,
-  (
-    -- include files/ends_batch.sql
-  ) as ends_batch,
   -- include job_columns.sql

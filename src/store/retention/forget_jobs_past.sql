@@ -24,8 +24,8 @@ past as (
         select from cdc_export.lanes l
         where l.consumer_id = f.consumer_id and l.dataset = f.dataset and f.number > l.acknowledged
           and extract(epoch from clock_timestamp() - f.published_at) < $6)
-      and (not $7 or (f.manifest is null or f.number is null) and f.batch_manifest is null)
-      -- Spares the members of a batch whose last one is not published. Its manifest is going to name them.
+      and (not $7 or f.manifest is null or f.number is null)
+      -- Spares the members of a batch of which one is not published. Its manifest is going to count them.
       and (f.batch_id is null or f.batch_id not in (
         select u.batch_id from exports u
         where u.status = 'completed' and u.published_at is null and u.batch_id is not null))

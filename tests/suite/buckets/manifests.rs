@@ -103,29 +103,17 @@ async fn of_two_publishers_that_find_a_number_taken_one_goes_on_behind() {
 }
 
 #[tokio::test]
-async fn a_batch_has_a_manifest_beside_the_lanes() {
+async fn each_manifest_of_a_batch_counts_the_exports_with_files() {
     for bucket in buckets().await {
         let (database, catalog) = crate::batches::tables().await;
         let service = bucket.start(&database).with("DATASETS", catalog.path().display()).service().await;
         let batch = crate::batches::export_all(&service, "full", json!({ "datasets": "*" })).await;
-        let id = batch["batchId"].as_str().unwrap();
-        let text = service.call("GET", &format!("/batches/{id}/manifest"), &[]).await.text().await.unwrap();
-        let key = format!("exports/_batches/a/{id}.manifest.json");
-        assert_eq!(bucket.call("GET", &key, "").await.text().await.unwrap(), text, "{:?}", bucket.cloud);
-        let variables = bucket.variables();
-        let place = variables.iter().find(|(name, _)| *name == "OUTPUT_URL").unwrap().1.clone();
-        let verify = async || {
-            let start = variables.iter().filter(|(name, _)| *name != "OUTPUT_URL");
-            let start =
-                start.fold(crate::harness::far(&["verify", &place]), |start, (name, value)| start.with(name, value));
-            start.output().await
-        };
-        let (code, said, errors) = verify().await;
-        assert!(code == 0 && said.starts_with("whole: 3 lanes, 3 exports, "), "{said}{errors}");
-        bucket.call("DELETE", &key, "").await;
-        let (code, said, _) = verify().await;
-        let fault = format!("- - _batches/a/{id}.manifest.json: batch incomplete (its manifest is missing");
-        assert!(code == 1 && said.starts_with(&fault), "{said}");
+        let manifests = bucket.manifests().await;
+        assert_eq!(manifests.len(), 3, "{:?}", bucket.cloud);
+        for (key, manifest) in manifests {
+            let expected = json!({ "id": batch["batchId"], "datasets": "3" });
+            assert_eq!(manifest["export"]["batch"], expected, "{:?} {key}", bucket.cloud);
+        }
     }
 }
 
