@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicBool;
 
-use crate::manifest::{Manifest, ManifestSource};
+use crate::manifest::{Chained, Manifest};
 
 /// The bytes of a manifest's digest.
 pub type Digest = [u8; 32];
@@ -32,18 +32,14 @@ pub(super) struct LaneName {
 }
 
 impl LaneName {
-    pub(super) fn new(source: &ManifestSource, dataset: &str, consumer: &str) -> LaneName {
+    fn from_manifest(manifest: &Manifest) -> LaneName {
+        let Chained { source, dataset, consumer, .. } = &manifest.export;
         LaneName {
             cluster: source.cluster.clone(),
             database: source.database.clone(),
-            dataset: dataset.to_owned(),
-            consumer: consumer.to_owned(),
+            dataset: dataset.clone(),
+            consumer: consumer.clone(),
         }
-    }
-
-    fn from_manifest(manifest: &Manifest) -> LaneName {
-        let export = &manifest.export;
-        LaneName::new(&export.source, &export.dataset, &export.consumer)
     }
 }
 
@@ -135,11 +131,6 @@ impl Chains {
     /// Returns the exports with their digests, in an arbitrary order.
     pub fn iter(&self) -> impl Iterator<Item = (&Digest, &Link)> {
         self.links.iter()
-    }
-
-    /// Returns the index of the lane of a consumer and dataset, if it has an export.
-    pub(super) fn lane(&self, name: &LaneName) -> Option<u32> {
-        self.ids.get(name).copied()
     }
 
     /// Returns the export whose content has this digest, or whose changed manifest states this digest.

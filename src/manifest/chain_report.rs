@@ -6,8 +6,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
-use crate::manifest::batch::{BatchContent, BatchedExport};
-use crate::manifest::chain::{Chains, Digest, LaneName, Link, parse_digest};
+use crate::manifest::chain::{Chains, Digest, Link, parse_digest};
 
 /// A defect in the chain of a lane, at one export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,8 +32,6 @@ pub enum ChainFault {
 pub struct ChainReport {
     chains: Chains,
     faults: HashMap<Digest, Vec<ChainFault>>,
-    /// The smallest number of each lane, in the order of the lanes.
-    oldest: Vec<u64>,
 }
 
 /// An export whose manifest was read again.
@@ -52,8 +49,7 @@ impl ChainReport {
         let numbers = numbers_of_lanes(&chains);
         let faults = faults(&chains, &numbers);
         mark_required(&mut chains, &numbers);
-        let oldest = numbers.iter().map(|lane| lane.sorted.first().copied().unwrap_or_default()).collect();
-        ChainReport { chains, faults, oldest }
+        ChainReport { chains, faults }
     }
 
     /// Returns true if no lane has a gap or a fork.
@@ -72,18 +68,6 @@ impl ChainReport {
         let link = self.chains.links.get(&digest)?;
         let faults = if link.is_seen.swap(true, Ordering::Relaxed) { None } else { self.faults.get(&digest) };
         Some(Seen { is_required: link.is_required, faults: faults.cloned().unwrap_or_default() })
-    }
-
-    /// Returns true if the manifest of a batch's export is missing, and retention can't have removed it: it removes the
-    /// oldest manifests of a lane first, and never all of them.
-    pub fn lacks(&self, batch: &BatchContent, export: &BatchedExport) -> bool {
-        let digest = parse_digest(&export.digest);
-        if digest.is_some_and(|digest| self.chains.get(&digest).is_some()) {
-            return false;
-        }
-        let lane = self.chains.lane(&LaneName::new(&batch.source, &export.dataset, &batch.consumer));
-        let oldest = lane.map_or(0, |lane| self.oldest[lane as usize]);
-        export.number.parse().is_ok_and(|number: u64| number >= oldest)
     }
 
     /// Returns dataset, consumer and number of the exports that were not seen.
