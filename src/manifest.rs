@@ -6,7 +6,6 @@
 //!
 //! This module must not know the destination that stores a manifest, nor the database that the export comes from.
 
-pub mod batch;
 pub mod chain;
 pub mod chain_report;
 pub mod line_counter;
@@ -222,8 +221,9 @@ pub struct ManifestColumn {
 pub struct ManifestBatch {
     /// The batch's id.
     pub id: String,
-    /// The number of the batch's datasets that have an export with files. Their names are in the batch's own manifest:
-    /// a reader of one dataset need not know of the others.
+    /// The number of the batch's exports that have files, or had them at the commit. A reader that has as many manifests
+    /// of the batch has the whole batch. The names of the datasets are left out: a reader of one dataset need not know
+    /// of the others.
     pub datasets: String,
 }
 
@@ -316,18 +316,13 @@ impl Manifest {
     }
 }
 
-/// Returns the SHA-256 of the canonical form (RFC 8785) of texts and lists, in hexadecimal.
-fn canonical_digest(content: &impl Serialize) -> String {
-    let canonical = serde_json_canonicalizer::to_vec(content).expect("texts and lists have a canonical form");
-    hex::encode(digest::digest(&digest::SHA256, &canonical))
-}
-
 impl Chained {
     /// Computes the SHA-256 of the canonical form without the paths of the files, in hexadecimal.
     pub fn digest(&self) -> String {
         let mut pathless = self.clone();
         pathless.files.iter_mut().for_each(|file| file.path = None);
-        canonical_digest(&pathless)
+        let canonical = serde_json_canonicalizer::to_vec(&pathless).expect("texts and lists have a canonical form");
+        hex::encode(digest::digest(&digest::SHA256, &canonical))
     }
 
     /// Returns true if the export holds all rows, so that a reader needs no earlier export.

@@ -41,7 +41,7 @@ impl std::str::FromStr for PublicKey {
 }
 
 /// Returns true if this is the signature of these bytes, in hexadecimal, by one of the keys.
-pub(super) fn is_signed_by(keys: &[PublicKey], bytes: &[u8], signature: &str) -> bool {
+fn is_signed_by(keys: &[PublicKey], bytes: &[u8], signature: &str) -> bool {
     let Ok(signature) = hex::decode(signature) else { return false };
     keys.iter().any(|PublicKey(key)| UnparsedPublicKey::new(&ED25519, key).verify(bytes, &signature).is_ok())
 }

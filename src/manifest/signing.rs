@@ -53,12 +53,7 @@ impl SigningKey {
     pub fn sign(&self, manifest: &mut Manifest) {
         manifest.signature_version = Some(VERSION.to_owned());
         let bytes = signed_bytes(manifest).expect("this version's form is known");
-        manifest.signature = Some(self.sign_bytes(&bytes));
-    }
-
-    /// Returns the signature of these bytes, in hexadecimal.
-    pub(super) fn sign_bytes(&self, bytes: &[u8]) -> String {
-        hex::encode(self.0.sign(bytes))
+        manifest.signature = Some(hex::encode(self.0.sign(&bytes)));
     }
 }
 

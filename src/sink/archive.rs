@@ -26,11 +26,8 @@ pub trait Archive: fmt::Debug + Send + Sync {
     /// Converts an error of a file's reader.
     fn failure(&self, error: io::Error) -> Error;
 
-    /// Lists the names of the manifests of exports, in no order.
+    /// Lists the names of the manifests, in no order.
     fn manifests(&self) -> Result<Box<dyn Iterator<Item = Result<String, Error>> + '_>, Error>;
-
-    /// Lists the names of the manifests of batches, in no order.
-    fn batch_manifests(&self) -> Result<Vec<String>, Error>;
 
     /// Opens the file with this name. Follows no link out of the folder.
     fn open_file(&self, name: &str) -> Result<Lookup<Box<dyn Read + Send>>, Error>;
@@ -202,15 +199,7 @@ mod tests {
         }
         let names: Vec<_> = archive.manifests().unwrap().map(Result::unwrap).collect();
         assert_eq!(names, ["pipe.manifest.json"]);
-        assert!(archive.batch_manifests().unwrap().is_empty());
-        std::fs::create_dir_all(at("_batches/a:b")).unwrap();
-        for name in ["_batches/x.manifest.json", "_batches/a:b/.x.manifest.json", "_batches/a:b/x.json"] {
-            std::fs::write(at(name), "").unwrap();
-        }
-        std::fs::write(at("_batches/a:b/x.manifest.json"), "x").unwrap();
-        std::os::unix::fs::symlink("a:b", at("_batches/linked")).unwrap();
-        assert_eq!(archive.batch_manifests().unwrap(), ["_batches/a:b/x.manifest.json"]);
-        assert_eq!(archive.text("_batches/a:b/x.manifest.json").unwrap().unwrap(), b"x");
+        assert_eq!(archive.text("sub/a.csv").unwrap().unwrap(), b"abc");
         assert!(archive.text("pipe.manifest.json").is_err());
         assert!(archive.text("none").unwrap().is_none());
     }

@@ -8,7 +8,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use object_store::{GetOptions, ObjectStore};
 use tokio::runtime::Handle;
 
-use crate::manifest::{self, batch};
+use crate::manifest;
 use crate::sink::bucket::Bucket;
 use crate::sink::bucket::failure::is_no_object;
 use crate::sink::bucket::objects::path;
@@ -28,18 +28,18 @@ impl BucketArchive {
     /// Opens the bucket, if it can be listed. `runtime` runs the requests.
     pub(in crate::sink) fn open(bucket: Bucket, runtime: Handle) -> Result<BucketArchive, Error> {
         let archive = BucketArchive { bucket, runtime };
-        match archive.list("").next() {
+        match archive.list().next() {
             Some(Err(error)) => Err(error),
             _ => Ok(archive),
         }
     }
 
-    /// Lists the keys of a folder, below the prefix. The empty folder has all of them.
-    fn list(&self, folder: &str) -> impl Iterator<Item = Result<String, Error>> + use<> {
+    /// Lists the keys below the prefix.
+    fn list(&self) -> impl Iterator<Item = Result<String, Error>> + use<> {
         let objects = &self.bucket.objects;
         let prefix = &objects.settings.address.prefix;
         let begin = if prefix.as_ref().is_empty() { String::new() } else { format!("{prefix}/") };
-        let mut listed = objects.store.list(Some(&objects.key(folder)));
+        let mut listed = objects.store.list(Some(prefix));
         let runtime = self.runtime.clone();
         std::iter::from_fn(move || {
             let found = runtime.block_on(listed.next())?;
@@ -68,12 +68,7 @@ impl Archive for BucketArchive {
 
     fn manifests(&self) -> Result<Box<dyn Iterator<Item = Result<String, Error>> + '_>, Error> {
         let is_manifest = |key: &String| manifest::is_key(key) && key.split('/').count() == DEPTH;
-        Ok(Box::new(self.list("").filter(move |key| key.as_ref().map_or(true, is_manifest))))
-    }
-
-    fn batch_manifests(&self) -> Result<Vec<String>, Error> {
-        let is_batch = |key: &Result<String, Error>| key.as_ref().map_or(true, |key| batch::is_path(key));
-        self.list(batch::FOLDER).filter(is_batch).collect()
+        Ok(Box::new(self.list().filter(move |key| key.as_ref().map_or(true, is_manifest))))
     }
 
     fn leads_to(&self, url: &str, name: &str) -> bool {

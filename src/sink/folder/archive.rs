@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::manifest::{self, batch};
+use crate::manifest;
 use crate::sink::folder::entries::open_at;
 use crate::sink::{Archive, Error, Lookup};
 
@@ -63,24 +63,6 @@ impl Archive for FolderArchive {
         })))
     }
 
-    fn batch_manifests(&self) -> Result<Vec<String>, Error> {
-        let mut names = Vec::new();
-        let Some(folder) = subfolder(self.0.as_fd(), batch::FOLDER)? else { return Ok(names) };
-        for consumer in rustix::fs::Dir::read_from(&folder)? {
-            let consumer = consumer?;
-            let consumer = consumer.file_name().to_string_lossy();
-            if consumer.starts_with('.') {
-                continue;
-            }
-            let Some(folder) = subfolder(folder.as_fd(), &consumer)? else { continue };
-            for name in rustix::fs::Dir::read_from(&folder)? {
-                names.push(format!("{}/{consumer}/{}", batch::FOLDER, name?.file_name().to_string_lossy()));
-            }
-        }
-        names.retain(|name| batch::is_path(name));
-        Ok(names)
-    }
-
     fn leads_to(&self, url: &str, name: &str) -> bool {
         let path =
             url::Url::parse(url).ok().filter(|url| url.scheme() == "file").and_then(|url| url.to_file_path().ok());
@@ -104,15 +86,6 @@ impl Archive for FolderArchive {
         let above = folder.as_ref().map_or(self.0.as_fd(), AsFd::as_fd);
         let found = open_at(above, name).map_err(|errno| refused(above, name, errno))?;
         Ok(found.map(|file| Box::new(file) as Box<dyn Read + Send>))
-    }
-}
-
-/// Opens a folder. Returns `None` if there is none, or something else has the name.
-fn subfolder(above: BorrowedFd<'_>, name: &str) -> Result<Option<OwnedFd>, Error> {
-    match rustix::fs::openat(above, name, FOLDER | OFlags::NOFOLLOW, Mode::empty()) {
-        Ok(folder) => Ok(Some(folder)),
-        Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => Ok(None),
-        Err(errno) => Err(refused(above, name, errno)),
     }
 }
 
