@@ -9,6 +9,7 @@ pub(crate) mod job_view;
 pub(crate) mod lane_group;
 pub(crate) mod lane_reader;
 pub(crate) mod manifest_folder;
+mod manifest_index;
 pub(crate) mod observer;
 mod own_file;
 pub(crate) mod pull_folder;

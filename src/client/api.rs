@@ -238,7 +238,8 @@ impl Api {
         }
     }
 
-    /// Waits until a batch has ended. Returns the number in its lane of each export with a file, by dataset.
+    /// Waits until a batch has ended, and so until each of its exports is published or has lost its file. Returns the
+    /// number in its lane of each published export, by dataset.
     pub(super) async fn numbers_of_batch(&self, id: Uuid) -> Result<BTreeMap<String, u64>, Error> {
         let jobs = self.ended_batch(id).await.about(|| format!("batch_incomplete: the batch {id}"))?.jobs()?;
         Ok(jobs.iter().filter_map(|job| Some((job.dataset.to_string(), job.number?))).collect())

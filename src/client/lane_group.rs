@@ -5,7 +5,7 @@
 //! export, the batch is not applied in this round. No batch waits for a lane whose table belongs to another lane. While
 //! it waits, a lane gives its turn to another one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::apply::{Applied, TransactionFailure};
 use crate::client::Error;
+use crate::client::manifest_index::ManifestIndex;
 use crate::client::observer::Observer;
 use crate::client::ready_export::{ReadyExport, apply_together};
 use crate::client::spool::Spool;
@@ -21,9 +22,11 @@ use crate::manifest::ManifestBatch;
 
 /// The lanes that are read side by side in one round.
 pub(crate) struct LaneGroup {
+    datasets: BTreeSet<String>,
     turns: Arc<Semaphore>,
     state: Mutex<Lanes>,
-    are_several: bool,
+    /// The manifests of the place from which the lanes are read, if it is one.
+    manifests: OnceCell<Arc<ManifestIndex>>,
     /// True if the user knows that an export of the round is of no batch.
     has_told: AtomicBool,
 }
@@ -60,14 +63,29 @@ struct WaitingExport {
 
 impl LaneGroup {
     /// Returns the group of the lanes of these datasets. `turns` of them are worked on at the same time.
-    pub(crate) fn new<'d>(datasets: impl IntoIterator<Item = &'d String>, turns: u8) -> LaneGroup {
-        let running: BTreeMap<_, _> = datasets.into_iter().map(|dataset| (dataset.clone(), 0)).collect();
+    pub(crate) fn new(datasets: BTreeSet<String>, turns: u8) -> LaneGroup {
+        let running = datasets.iter().map(|dataset| (dataset.clone(), 0)).collect();
         LaneGroup {
+            datasets,
             turns: Arc::new(Semaphore::new(turns.into())),
-            are_several: running.len() > 1,
             state: Mutex::new(Lanes { running, ..Lanes::default() }),
+            manifests: OnceCell::new(),
             has_told: AtomicBool::new(false),
         }
+    }
+
+    /// Returns the datasets of the lanes.
+    pub(super) fn datasets(&self) -> &BTreeSet<String> {
+        &self.datasets
+    }
+
+    /// Returns the manifests of the place from which the lanes are read. Only the first lane of a round reads them.
+    pub(super) async fn manifests(
+        &self,
+        read: impl Future<Output = Result<ManifestIndex, Error>>,
+    ) -> Result<Arc<ManifestIndex>, Error> {
+        let read = async { read.await.map(Arc::new) };
+        self.manifests.get_or_try_init(|| read).await.cloned()
     }
 
     fn state(&self) -> MutexGuard<'_, Lanes> {
@@ -114,10 +132,10 @@ impl LaneGroup {
     }
 
     /// Returns the batch to which a lane's export belongs. Returns `None` if the export is to be applied by itself.
-    /// `numbers` reads the number of each export of the batch, by dataset.
+    /// `numbers` reads the number of each export of the batch, by dataset. An export that is not published has none.
     ///
     /// # Errors
-    /// [`Error::BatchIncomplete`] if the numbers of some exports can't be read.
+    /// [`Error::BatchIncomplete`] if some exports have no number.
     pub(super) async fn batch<F>(
         &self,
         batch: Option<&ManifestBatch>,
@@ -127,7 +145,7 @@ impl LaneGroup {
     where
         F: Future<Output = Result<BTreeMap<String, u64>, Error>>,
     {
-        if !self.are_several {
+        if self.datasets.len() == 1 {
             return Ok(None);
         }
         let Some(ManifestBatch { id, datasets }) = batch else {

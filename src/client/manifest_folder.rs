@@ -1,29 +1,24 @@
 //! A folder or bucket of exports, from which `apply` reads each export after the one that it follows.
-//!
-//! Each round reads all manifests, and keeps the digests and the name of each in memory.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
+use std::future::ready;
 use std::io;
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
-use uuid::Uuid;
 
 use crate::apply::input::{Input, unpacked};
 use crate::client::lane_reader::{ExportSink, SinkOutcome};
+use crate::client::manifest_index::{LaneManifests, MAX_LISTED, ManifestIndex, read_manifest};
 use crate::client::table_mirror::TableMirror;
 use crate::client::{About, Error};
 use crate::job::ConsumerId;
-use crate::manifest::batch::{self, BatchManifest, BatchedExport};
 use crate::manifest::chain::{Chains, Digest, Link, Successors, parse_digest};
 use crate::manifest::seal::PublicKey;
 use crate::manifest::{self, Manifest};
 use crate::sink::{Archive, Lookup, Settings};
 use crate::telemetry::chain;
-
-/// The maximum number of other lanes that an error lists.
-const MAX_OTHERS: usize = 10;
 
 /// The place, and the lane whose exports are read.
 pub(crate) struct ManifestFolder {
@@ -32,19 +27,6 @@ pub(crate) struct ManifestFolder {
     dataset: String,
     /// If there are any, one of them must have signed each manifest.
     keys: Vec<PublicKey>,
-}
-
-/// The manifests of the place.
-#[derive(Default)]
-struct Manifests {
-    /// The chains of the consumer and dataset. There are several if a copy of the database exported to the same place.
-    chains: Chains,
-    /// The name of each manifest in the chains.
-    names: HashMap<Digest, String>,
-    /// The dataset and consumer of some other lanes.
-    others: BTreeSet<String>,
-    /// The manifests that can't be used, each with the reason. They may be of this lane.
-    unusable: Vec<String>,
 }
 
 impl ManifestFolder {
@@ -57,13 +39,11 @@ impl ManifestFolder {
     /// # Errors
     /// Also if all exports are applied, and there is a manifest that can't be used.
     pub(crate) async fn round(&self, mirror: &mut TableMirror) -> Result<(), Error> {
-        let (place, runtime) = (self.place.clone(), Handle::current());
-        let archive = spawn_blocking(move || place.archive(&runtime)).await?;
-        let archive: Arc<dyn Archive> = Arc::from(archive.about(|| &self.place)?);
-        let mut manifests = self.manifests(&archive, mirror.last().map(|last| last.number)).await?;
-        let unusable = std::mem::take(&mut manifests.unusable);
-        unusable.iter().take(MAX_OTHERS).for_each(|why| mirror.observer().notice(why));
-        self.apply_all(&archive, manifests, mirror).await?;
+        let group = mirror.group();
+        let index = group.manifests(self.index(group.datasets())).await?;
+        let unusable = index.unusable(&self.dataset, mirror.last().map(|last| last.number));
+        unusable.iter().take(MAX_LISTED).for_each(|why| mirror.observer().notice(why));
+        self.apply_all(&index, mirror).await?;
         match unusable.len() {
             0 => Ok(()),
             count => Err(Error::Refused(format!(
@@ -73,20 +53,23 @@ impl ManifestFolder {
         }
     }
 
-    async fn apply_all(
-        &self,
-        archive: &Arc<dyn Archive>,
-        manifests: Manifests,
-        mirror: &mut TableMirror,
-    ) -> Result<(), Error> {
-        let Manifests { chains, names, others, .. } = manifests;
+    /// Reads the manifests of the place for the lanes of these datasets.
+    async fn index(&self, datasets: &BTreeSet<String>) -> Result<ManifestIndex, Error> {
+        let (place, consumer, keys) = (self.place.clone(), self.consumer.clone(), self.keys.clone());
+        let (datasets, runtime) = (datasets.clone(), Handle::current());
+        let read = move || ManifestIndex::read(&place, consumer, datasets, keys, &runtime);
+        spawn_blocking(read).await?.about(|| &self.place)
+    }
+
+    async fn apply_all(&self, index: &ManifestIndex, mirror: &mut TableMirror) -> Result<(), Error> {
+        let LaneManifests { chains, names, .. } = index.lane(&self.dataset);
         if names.is_empty() && mirror.last().is_none() {
-            return Err(self.no_exports(others));
+            return Err(self.no_exports(index));
         }
         // An invalid digest becomes the zero digest, which no export has.
         let position = mirror.last().map(|last| (parse_digest(&last.digest).unwrap_or_default(), last.number));
         if position.is_none()
-            && let Some(number) = duplicate_number(&chains)
+            && let Some(number) = duplicate_number(chains)
         {
             return Err(Error::Refused(format!(
                 "forked: {} has the number {number} twice, as after a restore of the source: take away the manifests that are not of the \
@@ -95,9 +78,9 @@ impl ManifestFolder {
             )));
         }
         let successors = chains.successors();
-        let mut next = self.next(&chains, &successors, position)?;
+        let mut next = self.next(chains, &successors, position)?;
         if let (None, Some((digest, _))) = (next, position)
-            && let Some(base) = base_of_another_branch(&chains, &digest)
+            && let Some(base) = base_of_another_branch(chains, &digest)
         {
             return Err(Error::Refused(format!(
                 "forked: {} has a full export, number {}, that doesn't come before what the table has, as after a restore of the source: \
@@ -106,7 +89,7 @@ impl ManifestFolder {
             )));
         }
         while let Some((digest, link)) = next {
-            let obstacle = match self.apply(archive, &names[digest], mirror).await {
+            let obstacle = match self.apply(index, &names[digest], mirror).await {
                 Ok(SinkOutcome::Written) => None,
                 Ok(SinkOutcome::NeedsFullExport(why)) | Err(Error::BatchIncomplete(why)) => {
                     Some((why.clone(), Error::Refused(format!("{why}; a newer full export goes on"))))
@@ -125,7 +108,7 @@ impl ManifestFolder {
                 // Another process has applied other exports, and continues with the next ones.
                 return Ok(());
             }
-            next = self.next(&chains, &successors, Some((*digest, link.number)))?;
+            next = self.next(chains, &successors, Some((*digest, link.number)))?;
         }
         Ok(())
     }
@@ -171,8 +154,8 @@ impl ManifestFolder {
         }
     }
 
-    fn no_exports(&self, others: BTreeSet<String>) -> Error {
-        let others = others.into_iter().collect::<Vec<_>>().join(", ");
+    fn no_exports(&self, index: &ManifestIndex) -> Error {
+        let others = index.others(&self.dataset).join(", ");
         let others = if others.is_empty() { "no manifests at all".to_owned() } else { format!("those of {others}") };
         Error::Refused(format!(
             "no_exports: {} has no manifest of an export of {} of the consumer {}, but {others}",
@@ -180,65 +163,12 @@ impl ManifestFolder {
         ))
     }
 
-    /// Reads all manifests of the place. `applied` is the number of the export that the table has.
-    async fn manifests(&self, archive: &Arc<dyn Archive>, applied: Option<u64>) -> Result<Manifests, Error> {
-        let (archive, consumer, dataset) = (Arc::clone(archive), self.consumer.clone(), self.dataset.clone());
-        let keys = self.keys.clone();
-        spawn_blocking(move || {
-            let mut found = Manifests::default();
-            let is_of_another_lane =
-                |name: &str| manifest::is_key(name) && !name.starts_with(&manifest::folder(&dataset, &consumer));
-            for name in archive.manifests()? {
-                let name = name?;
-                let manifest = match read(&*archive, &name) {
-                    Ok(Some(manifest)) => manifest,
-                    Ok(None) => continue,
-                    Err(error) => {
-                        if is_of_the_place(&error) {
-                            return Err(error);
-                        }
-                        if !is_of_another_lane(&name) {
-                            found.unusable.push(chain(&error));
-                        }
-                        continue;
-                    }
-                };
-                let export = &manifest.export;
-                if (&*export.consumer, &export.dataset) == (consumer.as_str(), &dataset) {
-                    if let Err(broken) = manifest.check(&name, &keys) {
-                        // The table has this export, or a later one.
-                        if Some(manifest.number) > applied {
-                            found.unusable.push(format!("{name}: {broken}"));
-                        }
-                        continue;
-                    }
-                    found.chains.add(&manifest, &manifest.digest);
-                    let digest = parse_digest(&manifest.digest).expect("its check has compared it");
-                    found.names.insert(digest, name);
-                } else if found.others.len() < MAX_OTHERS {
-                    found.others.insert(format!(
-                        "{} of {}",
-                        export.dataset.escape_debug(),
-                        export.consumer.escape_debug()
-                    ));
-                }
-            }
-            Ok::<_, Error>(found)
-        })
-        .await?
-        .about(|| &self.place)
-    }
-
     /// Applies the export whose manifest has this name.
-    async fn apply(
-        &self,
-        archive: &Arc<dyn Archive>,
-        name: &str,
-        mirror: &mut TableMirror,
-    ) -> Result<SinkOutcome, Error> {
+    async fn apply(&self, index: &ManifestIndex, name: &str, mirror: &mut TableMirror) -> Result<SinkOutcome, Error> {
+        let archive = &index.archive;
         let (read_from, manifest_name, keys) = (Arc::clone(archive), name.to_owned(), self.keys.clone());
         let checked = move || {
-            let manifest = read(&*read_from, &manifest_name)?;
+            let manifest = read_manifest(&*read_from, &manifest_name)?;
             manifest.iter().try_for_each(|manifest| manifest.check(&manifest_name, &keys)).about(|| &manifest_name)?;
             Ok::<_, Error>(manifest)
         };
@@ -250,26 +180,11 @@ impl ManifestFolder {
         }
         let paths = manifest.export.files.iter().map(|file| path_of(&**archive, name, file));
         let paths = paths.collect::<Result<Vec<_>, _>>()?;
-        let numbers = |id| self.numbers_of_batch(archive, id);
+        let numbers = |id| ready(Ok(index.numbers_of_batch(id)));
         let batch = manifest.export.batch.as_ref();
         let batch = mirror.group().batch(batch, mirror.observer(), numbers).await?.map(|(id, _)| id);
         let (archive, of) = (Arc::clone(archive), Arc::clone(&manifest));
         mirror.apply(manifest, batch, move || files(&archive, &of, &paths)).await
-    }
-
-    /// Reads the number of each export of a batch, by dataset, from the batch's manifest. Returns none if the manifest
-    /// is missing: the service still publishes the batch, or a file of it was lost.
-    async fn numbers_of_batch(&self, archive: &Arc<dyn Archive>, id: Uuid) -> Result<BTreeMap<String, u64>, Error> {
-        let (archive, keys, path) =
-            (Arc::clone(archive), self.keys.clone(), batch::path(self.consumer.as_str(), &id.to_string()));
-        let read = move || {
-            let Some(text) = archive.text(&path).about(|| &path)? else { return Ok(BTreeMap::new()) };
-            let manifest = BatchManifest::read(&text).about(|| &path)?;
-            manifest.check(&path, &keys).about(|| &path)?;
-            let number = |export: BatchedExport| Some((export.dataset, export.number.parse().ok()?));
-            Ok(manifest.batch.exports.into_iter().filter_map(number).collect())
-        };
-        spawn_blocking(read).await?
     }
 }
 
@@ -311,18 +226,6 @@ fn missing_file(archive: &dyn Archive, manifest: &Manifest, name: &str) -> Resul
 fn path_of(archive: &dyn Archive, name: &str, file: &manifest::ManifestFile) -> Result<String, Error> {
     let path = file.path.as_deref().unwrap_or_default();
     archive.name_of(name, path).ok_or_else(|| Error::Refused(format!("{name} names a file outside of its place")))
-}
-
-/// Reads the manifest with this name. Returns `None` if the manifest is missing.
-fn read(archive: &dyn Archive, name: &str) -> Result<Option<Manifest>, Error> {
-    let Some(text) = archive.text(name).about(|| name)? else { return Ok(None) };
-    let manifest = Manifest::read(&text).about(|| name)?;
-    Ok(Some(manifest))
-}
-
-/// Returns true if an error is that of the place as a whole, or may pass.
-fn is_of_the_place(error: &Error) -> bool {
-    matches!(error.root(), Error::Archive(error) if error.is_of_the_place() || error.may_pass())
 }
 
 /// Returns the files of an export, in their order. Each is opened when it is read.

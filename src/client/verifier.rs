@@ -1,9 +1,8 @@
 //! Checks that the manifests of a folder or bucket have no gap, and that their files are unchanged.
 //!
 //! Reads all manifests twice, on several threads. The first reading follows the chains and finds the required files.
-//! The last reading checks the files. If the first reading finds a gap, there is another reading in between. In the end
-//! the manifests of batches are compared with those of their exports. The check needs no database and no service, and
-//! writes nothing.
+//! The last reading checks the files. If the first reading finds a gap, there is another reading in between. The check
+//! needs no database and no service, and writes nothing.
 
 mod parallel;
 
@@ -14,31 +13,23 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use ring::digest::{self, SHA256};
 use tokio::runtime::Handle;
-use uuid::Uuid;
 
 use crate::client::Error;
 use crate::client::observer::Observer;
 use crate::client::verifier::parallel::{WorkQueue, in_parallel};
-use crate::job::ConsumerId;
-use crate::manifest::batch::{self, BatchManifest};
 use crate::manifest::chain::Chains;
 use crate::manifest::chain_report::ChainReport;
 use crate::manifest::seal::{Broken, PublicKey};
-use crate::manifest::{Chained, InvalidManifest, Manifest, ManifestFile};
+use crate::manifest::{Manifest, ManifestFile};
 use crate::sink::{self, Archive, Lookup};
 
 /// The number of bytes of a file that are read at once.
 const READ_BYTES: usize = 256 << 10;
 /// The maximum number of readings of a file if a bucket stops sending its bytes.
 const TRIES: u32 = 3;
-/// The number of looks for the manifest of a batch, if those of all its exports are there, and the pause after each.
-/// The service writes it right after the last one of these.
-const LOOKS: u32 = 3;
-const LOOK_PAUSE: Duration = Duration::from_secs(1);
 
 /// A check of a folder or bucket.
 pub(crate) struct Verifier {
@@ -62,18 +53,6 @@ struct QueuedFile {
     properties: [u8; 8],
     is_required: bool,
 }
-
-/// The exports of a batch that were seen.
-#[derive(Default)]
-struct SeenBatch {
-    /// The number of datasets that have an export of the batch.
-    datasets: String,
-    /// The first bytes of the SHA-256 of those whose manifest is there.
-    seen: HashSet<[u8; 8]>,
-}
-
-/// The batches that manifests of exports name, by the path of the batch's own manifest.
-type SeenBatches = HashMap<String, SeenBatch>;
 
 /// The result of a second look at a queued file.
 enum Queuing {
@@ -193,10 +172,7 @@ impl Verifier {
     /// # Errors
     /// If the place can't be read, or a fault can't be reported.
     pub(crate) fn run(&self) -> Result<Verification, Error> {
-        // Each of these was written after the manifests of its exports, so the first reading has those.
-        let batches = self.archive.batch_manifests().map_err(place_error)?;
-        let (chains, seen) = self.first_reading()?;
-        let mut chains = ChainReport::new(chains);
+        let mut chains = ChainReport::new(self.first_reading()?);
         if !chains.is_whole() {
             chains = ChainReport::new(self.second_reading(chains.into_chains())?);
         }
@@ -210,7 +186,6 @@ impl Verifier {
             let export = ExportId { dataset: dataset.to_owned(), consumer: consumer.to_owned(), number };
             self.fault(Some(&export), "-", "missing (its manifest was there a moment ago)")?;
         }
-        self.check_batches(&chains, &batches, seen)?;
         self.observer.end();
         let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Ok(Verification {
@@ -238,9 +213,9 @@ impl Verifier {
         self.observer.manifests(self.counts.manifests.fetch_add(1, Ordering::Relaxed) + 1);
     }
 
-    /// Reads all manifests of exports. Returns their chains, and the batches that they name.
-    fn first_reading(&self) -> Result<(Chains, SeenBatches), Error> {
-        let (chains, batches) = (Mutex::new(Chains::default()), Mutex::new(SeenBatches::new()));
+    /// Reads all manifests, and returns their chains.
+    fn first_reading(&self) -> Result<Chains, Error> {
+        let chains = Mutex::new(Chains::default());
         let (is_readable, refused) = (AtomicBool::new(false), Mutex::new((0, String::new())));
         self.each_manifest(|name, read| {
             self.count_manifest();
@@ -250,17 +225,6 @@ impl Verifier {
                     self.counts.all.fetch_add(manifest.meta.content_length, Ordering::Relaxed);
                     let digest = manifest.export.digest();
                     locked(&chains).add(&manifest, &digest);
-                    let Chained { batch, consumer, dataset, .. } = &manifest.export;
-                    if let Some(batch) = batch.as_ref().filter(|_| manifest.digest == digest)
-                        // Any user with write access may have chosen these, and a path leads out of the place.
-                        && consumer.parse::<ConsumerId>().is_ok()
-                        && Uuid::try_parse(&batch.id).is_ok()
-                    {
-                        let mut batches = locked(&batches);
-                        let seen = batches.entry(batch::path(consumer, &batch.id)).or_default();
-                        seen.datasets.clone_from(&batch.datasets);
-                        seen.seen.insert(first_bytes(dataset));
-                    }
                 }
                 Err(UnreadManifest::Refused(why)) => {
                     let mut refused = locked(&refused);
@@ -275,8 +239,7 @@ impl Verifier {
         if count > 0 && !is_readable.into_inner() {
             return Err(Error::Usage(format!("no manifest can be read ({count} tried): {one}")));
         }
-        let chains = chains.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Ok((chains, batches.into_inner().unwrap_or_else(PoisonError::into_inner)))
+        Ok(chains.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Reads all manifests again, to find those that the service published during the first reading.
@@ -307,21 +270,17 @@ impl Verifier {
             }
             Ok(())
         };
-        in_parallel(self.readers, list, |name: String| match self.read(&name, Manifest::read)? {
+        in_parallel(self.readers, list, |name: String| match self.read(&name)? {
             Some(read) => work(&name, read),
             None => Ok(()),
         })
     }
 
     /// Reads and parses a manifest. Returns `None` if it is gone.
-    fn read<T>(
-        &self,
-        name: &str,
-        parse: impl FnOnce(&[u8]) -> Result<T, InvalidManifest>,
-    ) -> Result<Option<Result<T, UnreadManifest>>, Error> {
+    fn read(&self, name: &str) -> Result<Option<Result<Manifest, UnreadManifest>>, Error> {
         let text = match self.archive.text(name) {
             Ok(Some(text)) => {
-                return Ok(Some(parse(&text).map_err(|why| UnreadManifest::Unreadable(why.to_string()))));
+                return Ok(Some(Manifest::read(&text).map_err(|why| UnreadManifest::Unreadable(why.to_string()))));
             }
             text => text,
         };
@@ -332,61 +291,6 @@ impl Verifier {
             Err(error) => Ok(Some(Err(UnreadManifest::Unreadable(cause(&error))))),
             Ok(_) => Ok(None),
         }
-    }
-
-    /// Checks the manifests of batches with these names, and reports those that are missing.
-    fn check_batches(&self, chains: &ChainReport, names: &[String], mut seen: SeenBatches) -> Result<(), Error> {
-        let list = |queue: &WorkQueue<String>| {
-            names.iter().all(|name| queue.send(name.clone()));
-            Ok(())
-        };
-        in_parallel(self.readers, list, |name: String| self.check_batch(chains, &name))?;
-        names.iter().for_each(|name| drop(seen.remove(name)));
-        // If an export has no manifest, its file was lost and the batch has none either. Or retention has removed it,
-        // or this is a copy of some lanes.
-        seen.retain(|_, batch| batch.seen.len().to_string() == batch.datasets);
-        for _ in 0..LOOKS {
-            let mut missing = HashMap::new();
-            for (name, batch) in seen {
-                if !matches!(self.archive.open_file(&name).map_err(place_error)?, Lookup::File(..)) {
-                    missing.insert(name, batch);
-                }
-            }
-            seen = missing;
-            if seen.is_empty() {
-                return Ok(());
-            }
-            std::thread::sleep(LOOK_PAUSE);
-        }
-        self.archive.require().map_err(place_error)?;
-        let mut missing: Vec<_> = seen.into_keys().collect();
-        missing.sort_unstable();
-        missing.iter().try_for_each(|name| {
-            self.fault(None, name, "batch incomplete (its manifest is missing, and those of all its exports are there)")
-        })
-    }
-
-    /// Reports the faults of a batch's manifest, and the exports whose manifests are missing.
-    fn check_batch(&self, chains: &ChainReport, name: &str) -> Result<(), Error> {
-        let manifest = match self.read(name, BatchManifest::read)? {
-            None => return Ok(()),
-            Some(Ok(manifest)) => manifest,
-            Some(Err(UnreadManifest::Refused(why) | UnreadManifest::Unreadable(why))) => {
-                return self.fault(None, name, &format!("unreadable ({why})"));
-            }
-        };
-        match manifest.check(name, &self.keys) {
-            Ok(()) => {}
-            Err(Broken::Unsigned) => return self.fault(None, name, "unsigned"),
-            Err(broken) => return self.fault(None, name, &format!("changed ({broken})")),
-        }
-        let BatchManifest { batch, .. } = &manifest;
-        for export in batch.exports.iter().filter(|export| chains.lacks(batch, export)) {
-            let (dataset, consumer) = (export.dataset.clone(), batch.consumer.clone());
-            let id = ExportId { dataset, consumer, number: export.number.parse().unwrap_or_default() };
-            self.fault(Some(&id), name, "batch incomplete (the manifest of this export is missing)")?;
-        }
-        Ok(())
     }
 
     /// Reports the faults of a manifest, and queues its files.

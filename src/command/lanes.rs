@@ -215,7 +215,7 @@ impl LaneOptions {
     ) -> anyhow::Result<()> {
         let is_one_of_several = self.are_several();
         let all = datasets.len();
-        let group = Arc::new(LaneGroup::new(datasets, self.jobs));
+        let group = Arc::new(LaneGroup::new(datasets.clone(), self.jobs));
         let RoundBatch { members, apart } = batch;
         let read = async |dataset: String| {
             let shown = terminal.of_dataset(&dataset);

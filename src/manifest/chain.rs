@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicBool;
 
-use crate::manifest::{Chained, Manifest};
+use crate::manifest::Manifest;
 
 /// The bytes of a manifest's digest.
 pub type Digest = [u8; 32];
@@ -33,12 +33,12 @@ pub(super) struct LaneName {
 
 impl LaneName {
     fn from_manifest(manifest: &Manifest) -> LaneName {
-        let Chained { source, dataset, consumer, .. } = &manifest.export;
+        let export = &manifest.export;
         LaneName {
-            cluster: source.cluster.clone(),
-            database: source.database.clone(),
-            dataset: dataset.clone(),
-            consumer: consumer.clone(),
+            cluster: export.source.cluster.clone(),
+            database: export.source.database.clone(),
+            dataset: export.dataset.clone(),
+            consumer: export.consumer.clone(),
         }
     }
 }

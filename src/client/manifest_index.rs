@@ -1,0 +1,155 @@
+//! The manifests of a folder or bucket of exports, as one reading finds them. All lanes of a round go by that reading.
+//!
+//! Keeps in memory the digest and the name of each manifest of these lanes, and of each batch the number of each export
+//! that has a manifest here.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+use uuid::Uuid;
+
+use crate::client::{About, Error};
+use crate::job::ConsumerId;
+use crate::manifest::chain::{Chains, Digest, parse_digest};
+use crate::manifest::seal::PublicKey;
+use crate::manifest::{self, Manifest};
+use crate::sink::{Archive, Settings};
+use crate::telemetry::chain;
+
+/// The maximum number of lanes or manifests that a message lists.
+pub(super) const MAX_LISTED: usize = 10;
+
+/// The manifests of a place, as far as the lanes of one consumer need them.
+pub(super) struct ManifestIndex {
+    pub(super) archive: Arc<dyn Archive>,
+    consumer: ConsumerId,
+    /// If there are any, one of them must have signed each manifest.
+    keys: Vec<PublicKey>,
+    /// The lanes that are read, by dataset.
+    lanes: BTreeMap<String, LaneManifests>,
+    /// The number of each export of a batch, by dataset. Empty if only one lane is read.
+    batches: HashMap<Uuid, BTreeMap<String, u64>>,
+    /// The dataset and consumer of some lanes, of any consumer.
+    some_lanes: BTreeSet<String>,
+    /// The manifests that can't be read, each with the reason. They may be of any lane.
+    unreadable: Vec<(String, String)>,
+}
+
+/// The manifests of one lane.
+#[derive(Default)]
+pub(super) struct LaneManifests {
+    /// The chains of the intact manifests. There are several if a copy of the database exported to the same place.
+    pub(super) chains: Chains,
+    /// The name of each manifest in the chains.
+    pub(super) names: HashMap<Digest, String>,
+    /// The numbers of the other manifests, each with the reason why it can't be used.
+    broken: Vec<(u64, String)>,
+}
+
+impl ManifestIndex {
+    /// Reads all manifests of the place. Keeps those of these datasets of the consumer.
+    ///
+    /// # Errors
+    /// If the place can't be read. A manifest that can't be used is no error.
+    pub(super) fn read(
+        place: &Settings,
+        consumer: ConsumerId,
+        datasets: BTreeSet<String>,
+        keys: Vec<PublicKey>,
+        runtime: &Handle,
+    ) -> Result<ManifestIndex, Error> {
+        let archive: Arc<dyn Archive> = Arc::from(place.archive(runtime)?);
+        let mut index = ManifestIndex {
+            archive: Arc::clone(&archive),
+            consumer,
+            keys,
+            lanes: datasets.into_iter().map(|dataset| (dataset, LaneManifests::default())).collect(),
+            batches: HashMap::new(),
+            some_lanes: BTreeSet::new(),
+            unreadable: Vec::new(),
+        };
+        for name in archive.manifests()? {
+            let name = name?;
+            match read_manifest(&*archive, &name) {
+                Ok(Some(manifest)) => index.add(name, &manifest),
+                Ok(None) => {}
+                Err(error) if is_of_the_place(&error) => return Err(error),
+                Err(error) => index.unreadable.push((name, chain(&error))),
+            }
+        }
+        Ok(index)
+    }
+
+    fn add(&mut self, name: String, manifest: &Manifest) {
+        let export = &manifest.export;
+        if self.some_lanes.len() <= MAX_LISTED {
+            self.some_lanes.insert(shown_lane(&export.dataset, &export.consumer));
+        }
+        let batch = export.batch.as_ref().filter(|_| self.lanes.len() > 1);
+        let is_needed = batch.is_some() || self.lanes.contains_key(&export.dataset);
+        if export.consumer != self.consumer.as_str() || !is_needed {
+            return;
+        }
+        let checked = manifest.check(&name, &self.keys);
+        // Only an intact manifest counts. The batch may have datasets that are not read.
+        if checked.is_ok()
+            && let Some(id) = batch.and_then(|batch| Uuid::try_parse(&batch.id).ok())
+        {
+            self.batches.entry(id).or_default().insert(export.dataset.clone(), manifest.number);
+        }
+        let Some(lane) = self.lanes.get_mut(&export.dataset) else { return };
+        match checked {
+            Ok(()) => {
+                lane.chains.add(manifest, &manifest.digest);
+                let digest = parse_digest(&manifest.digest).expect("its check has compared it");
+                lane.names.insert(digest, name);
+            }
+            Err(broken) => lane.broken.push((manifest.number, format!("{name}: {broken}"))),
+        }
+    }
+
+    /// Returns the manifests of a dataset that is read.
+    pub(super) fn lane(&self, dataset: &str) -> &LaneManifests {
+        &self.lanes[dataset]
+    }
+
+    /// Returns the number of each export of a batch that has a manifest here, by dataset.
+    pub(super) fn numbers_of_batch(&self, id: Uuid) -> BTreeMap<String, u64> {
+        self.batches.get(&id).cloned().unwrap_or_default()
+    }
+
+    /// Returns the reason for each manifest that can't be used and may be of this dataset. `applied` is the number of
+    /// the export that the dataset's table has.
+    pub(super) fn unusable(&self, dataset: &str, applied: Option<u64>) -> Vec<&str> {
+        let folder = manifest::folder(dataset, &self.consumer);
+        let may_be_of_lane = |name: &str| !manifest::is_key(name) || name.starts_with(&folder);
+        let unreadable = self.unreadable.iter().filter(|(name, _)| may_be_of_lane(name)).map(|(_, why)| &**why);
+        // If the number isn't above `applied`, the table has the export, or a later one.
+        let broken = self.lane(dataset).broken.iter().filter(|(number, _)| Some(*number) > applied);
+        unreadable.chain(broken.map(|(_, why)| &**why)).collect()
+    }
+
+    /// Returns the dataset and consumer of some lanes other than this dataset's.
+    pub(super) fn others(&self, dataset: &str) -> Vec<&str> {
+        let own = shown_lane(dataset, self.consumer.as_str());
+        self.some_lanes.iter().map(String::as_str).filter(|lane| *lane != own).take(MAX_LISTED).collect()
+    }
+}
+
+/// Returns the text for a lane in a message. Any user with write access to the place may have chosen its names.
+fn shown_lane(dataset: &str, consumer: &str) -> String {
+    format!("{} of {}", dataset.escape_debug(), consumer.escape_debug())
+}
+
+/// Reads the manifest with this name. Returns `None` if the manifest is missing.
+pub(super) fn read_manifest(archive: &dyn Archive, name: &str) -> Result<Option<Manifest>, Error> {
+    let Some(text) = archive.text(name).about(|| name)? else { return Ok(None) };
+    let manifest = Manifest::read(&text).about(|| name)?;
+    Ok(Some(manifest))
+}
+
+/// Returns true if an error is that of the place as a whole, or may pass.
+fn is_of_the_place(error: &Error) -> bool {
+    matches!(error.root(), Error::Archive(error) if error.is_of_the_place() || error.may_pass())
+}
