@@ -21,6 +21,8 @@ struct Manifest {
     previous: Option<String>,
     snapshot: Option<String>,
     files: Vec<String>,
+    /// The id of its batch, and the number of the batch's exports that have files.
+    batch: Option<(String, String)>,
 }
 
 impl Manifest {
@@ -29,6 +31,7 @@ impl Manifest {
         let export = &value["export"];
         let text = |of: &Value| of.as_str().map(str::to_owned).context("a text is missing");
         let files = export["files"].as_array().context("it has no files")?;
+        let batch = export["batch"]["id"].as_str().zip(export["batch"]["datasets"].as_str());
         let manifest = Manifest {
             name: name.to_owned(),
             number: value["number"].as_i64().context("it has no number")?,
@@ -37,6 +40,7 @@ impl Manifest {
             previous: export["previous"].as_str().map(str::to_owned),
             snapshot: export["snapshot"].as_str().map(str::to_owned),
             files: files.iter().map(|file| text(&file["sha256"])).collect::<Result<_>>()?,
+            batch: batch.map(|(id, many)| (id.to_owned(), many.to_owned())),
         };
         anyhow::ensure!(sha256(canonical(export).as_bytes()) == manifest.digest, "its digest is of another content");
         Ok((format!("{}/{}", text(&export["consumer"])?, text(&export["dataset"])?), manifest))
@@ -58,7 +62,8 @@ fn canonical(value: &Value) -> String {
 }
 
 /// 2, 3 and 6: each published export of a consumer has its manifest, with its number and its file's hash; and if the
-/// database was never put back, the manifests of a lane are all there is of it, each naming the one before.
+/// database was never put back, the manifests of a lane are all there is of it, each naming the one before. 12: so are
+/// those of a batch, each of which says how many there are.
 pub(crate) async fn check(world: &World, era: &Era) -> Result<()> {
     let report: &Arc<Report> = &world.report;
     let mut lanes: HashMap<String, Vec<Manifest>> = HashMap::new();
@@ -98,6 +103,16 @@ pub(crate) async fn check(world: &World, era: &Era) -> Result<()> {
     }
     if world.was_turned_over() {
         return Ok(());
+    }
+    for (batch, members) in era.batches() {
+        let published = members.jobs.iter().filter(|job| job.published).count();
+        let made = members.jobs.iter().filter(|job| job.status == "completed" || job.has_lost_its_file()).count();
+        let id = batch.to_string();
+        let said: Vec<_> =
+            of_all.values().filter_map(|manifest| manifest.batch.as_ref()).filter(|(of, _)| *of == id).collect();
+        if said.len() != published || said.iter().any(|(_, many)| *many != made.to_string()) {
+            report.red("12", format!("the batch {batch} made {made} files, published {published}: {said:?}"));
+        }
     }
     for (lane, manifests) in &mut lanes {
         manifests.sort_by_key(|manifest| manifest.number);

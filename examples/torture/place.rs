@@ -91,9 +91,7 @@ impl Place {
                 objects.keys().cloned().collect()
             }
         };
-        let is_kept = |name: &String| {
-            name == ".cdc-export-store" || name.starts_with(".lane-") || name.split('/').next() == Some("_batches")
-        };
+        let is_kept = |name: &String| name == ".cdc-export-store" || name.starts_with(".lane-");
         let (hidden, shown): (_, Vec<String>) =
             names.into_iter().filter(|name| !is_kept(name)).partition(|name| name.starts_with('.'));
         let is_manifest = |name: &String| name.ends_with(".manifest.json") || name.contains("/_manifests/");

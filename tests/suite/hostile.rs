@@ -21,7 +21,7 @@ use crate::harness::{
 
 /// A service that answers as another one does, except that `change` gets the path of each call and changes its JSON.
 /// Returns its address.
-async fn lying(service: &Service, change: impl Fn(&str, &mut Value) + Send + Sync + 'static) -> String {
+pub(crate) async fn lying(service: &Service, change: impl Fn(&str, &mut Value) + Send + Sync + 'static) -> String {
     let (client, behind, change) = (service.client.clone(), service.address.clone(), Arc::new(change));
     let handler = async move |request: Request| -> Response {
         let (head, body) = request.into_parts();

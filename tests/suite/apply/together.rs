@@ -1,15 +1,15 @@
 //! The exports of a batch are applied in one transaction of the target.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use axum::response::IntoResponse;
-use serde_json::json;
+use serde_json::{Value, json};
 use sqlx::Executor;
 
 use crate::batches::export_all;
-use crate::harness::{KILLED, ends, eventually, far, serving, silent, until};
+use crate::harness::{KILLED, Start, ends, eventually, far, silent, until};
+use crate::hostile::lying;
 use crate::mirrors::Mirror;
 
 /// The tables of pgbench, with a key of the history.
@@ -22,6 +22,9 @@ const BANK: &str = "
     insert into sales.branches select b, 0 from generate_series(1, 2) b;
     insert into sales.tellers select t, 1 + t % 2, 0 from generate_series(1, 10) t;
     insert into sales.accounts select a, 1 + a % 2, 0 from generate_series(1, 500) a;";
+
+/// The number of transactions that brought the tables to where they are.
+const TRANSACTIONS: &str = "select count(distinct xmin::text) from cdc_apply.positions";
 
 /// The sums that pgbench keeps equal, and the number of transactions.
 const SUMS: &str = "select array[(select coalesce(sum(balance), 0) from sales.branches),
@@ -173,8 +176,7 @@ async fn a_batch_waits_for_a_lane_that_has_an_earlier_batch_before_it() {
         let (code, printed, said) =
             mirror.apply(&["--all-datasets", "--request", "none", "--jobs", jobs]).output().await;
         assert_eq!((code, printed.lines().count(), said.as_str()), (0, 3, ""), "{early} {jobs}");
-        let transactions = "select count(distinct xmin::text) from cdc_apply.positions";
-        assert_eq!(mirror.target.one::<i64>(transactions).await, 1, "{early} {jobs}: {printed}");
+        assert_eq!(mirror.target.one::<i64>(TRANSACTIONS).await, 1, "{early} {jobs}: {printed}");
     }
 }
 
@@ -195,75 +197,148 @@ async fn a_new_table_beside_one_that_lags_goes_past_a_batch() {
     }
 }
 
-/// A service that answers the list of what follows in `t2` as it was before a batch.
-async fn listing_late(mirror: &Mirror) -> String {
-    let (client, behind) = (mirror.service.client.clone(), mirror.service.address.clone());
-    let handler = async move |request: axum::extract::Request| {
-        let call = request.uri().to_string();
-        if call.contains("dataset=t2") && call.contains("after=") {
-            return axum::Json(json!({ "items": [], "nextCursor": null })).into_response();
-        }
-        let answer = client.get(format!("{behind}{call}")).send().await.unwrap();
-        axum::response::Response::from(answer).map(axum::body::Body::new)
-    };
-    serving(axum::Router::new().fallback(handler)).await
-}
-
-#[tokio::test]
-async fn a_batch_that_is_published_between_two_listings_is_not_applied_in_part() {
+/// Two tables, and a batch of their changes that is not applied yet.
+async fn with_a_batch() -> Mirror {
     let mirror = Mirror::of(&["t1", "t2"]).await;
     mirror.applies_all("all").await;
     mirror.change(&["t1", "t2"], "x").await;
     export_all(&mirror.service, "delta", json!({ "datasets": "*" })).await;
-    let (to, late) = (mirror.target.url(), listing_late(&mirror).await);
-    for jobs in ["1", "4"] {
-        let call = ["apply", "--to", &to, "--consumer", "a", "--all-datasets", "--request", "none", "--jobs", jobs];
-        let (code, printed, said) = far(&[&call[..], &["--server", &late]].concat()).output().await;
-        assert_eq!((code, printed.as_str()), (1, ""), "{jobs}: {said}");
-        let missing = "t1: batch_incomplete: the export 2 of t2 in the same batch was not there in time";
-        assert!(said.contains(missing), "{jobs}: {said}");
+    mirror
+}
+
+/// Applies all exports that the service at this address has.
+fn apply_from(mirror: &Mirror, server: &str, jobs: &str) -> Start {
+    let to = mirror.target.url();
+    let call = ["apply", "--to", &to, "--consumer", "a", "--all-datasets", "--request", "none", "--jobs", jobs];
+    far(&[&call[..], &["--server", server]].concat())
+}
+
+/// Requires that nothing of the batch is applied yet, and applies it.
+async fn require_whole_batch(mirror: &Mirror, server: &str) {
+    for table in ["t1", "t2"] {
+        let changed = format!("select count(*) from sales.{table} where name = 'x'");
+        assert_eq!(mirror.target.one::<i64>(&changed).await, 0, "{table}");
     }
-    assert_eq!(mirror.target.one::<i64>("select count(*) from sales.t1 where name = 'x'").await, 0);
-    let printed = silent(mirror.apply(&["--all-datasets", "--request", "none"]).output().await);
+    let printed = silent(apply_from(mirror, server, "4").output().await);
     assert_eq!(printed.lines().count(), 2, "{printed}");
     mirror.require_all_equal(&["t1", "t2"]).await;
-    let transactions = "select count(distinct xmin::text) from cdc_apply.positions";
-    assert_eq!(mirror.target.one::<i64>(transactions).await, 1);
+    assert_eq!(mirror.target.one::<i64>(TRANSACTIONS).await, 1);
+}
+
+/// The exports of a batch are published in any order.
+#[tokio::test]
+async fn a_batch_that_is_published_between_two_listings_is_not_applied_in_part() {
+    let mirror = with_a_batch().await;
+    for (late, early) in [("t1", "t2"), ("t2", "t1")] {
+        // The list of what follows is as it was before the batch.
+        let server = lying(&mirror.service, move |path, value| {
+            if path.contains(&format!("dataset={late}&")) && path.contains("after=") {
+                *value = json!({ "items": [], "nextCursor": null });
+            }
+        })
+        .await;
+        for jobs in ["1", "4"] {
+            let (code, printed, said) = apply_from(&mirror, &server, jobs).output().await;
+            assert_eq!((code, printed.as_str()), (1, ""), "{late} {jobs}: {said}");
+            let missing = format!("the export 2 of {late} in the same batch was not there in time");
+            assert!(said.contains(&format!("{early}: batch_incomplete: {missing}")), "{late} {jobs}: {said}");
+        }
+    }
+    require_whole_batch(&mirror, &mirror.service.address).await;
 }
 
 #[tokio::test]
-async fn a_batch_of_a_folder_waits_for_its_manifest() {
-    let tables = ["t1", "t2"];
+async fn a_batch_is_applied_once_the_service_has_published_all_of_its_exports() {
+    let mirror = with_a_batch().await;
+    for lost in [0_usize, 1] {
+        let server = lying(&mirror.service, move |path, value| {
+            if path.starts_with("/batches/") {
+                value["status"] = json!("failed");
+                (value["jobs"][lost]["status"], value["jobs"][lost]["number"]) = (json!("failed"), Value::Null);
+            }
+        })
+        .await;
+        for jobs in ["1", "4"] {
+            let (code, printed, said) = apply_from(&mirror, &server, jobs).output().await;
+            assert_eq!((code, printed.as_str()), (1, ""), "{lost} {jobs}: {said}");
+            for table in ["t1", "t2"] {
+                let incomplete = format!("{table}: batch_incomplete: 1 of the 2 exports of the batch");
+                assert!(said.contains(&incomplete), "{lost} {jobs}: {said}");
+            }
+        }
+    }
+    // The first looks find one export that is not published.
+    let looks = Arc::new(AtomicUsize::new(0));
+    let looked = Arc::clone(&looks);
+    let server = lying(&mirror.service, move |path, value| {
+        if path.starts_with("/batches/") && looked.fetch_add(1, Ordering::Relaxed) < 3 {
+            value["status"] = json!("processing");
+            (value["jobs"][0]["status"], value["jobs"][0]["number"]) = (json!("processing"), Value::Null);
+        }
+    })
+    .await;
+    require_whole_batch(&mirror, &server).await;
+    assert_eq!(looks.load(Ordering::Relaxed), 4);
+}
+
+#[tokio::test]
+async fn a_batch_of_a_folder_is_applied_once_all_of_its_manifests_are_there() {
+    let tables = ["t1", "t2", "t3"];
+    // No copy of the third table is asked for.
+    let copied = &tables[..2];
     let mirror = Mirror::of(&tables).await;
     let (place, to) = (mirror.service.output().to_str().unwrap().to_owned(), mirror.target.url());
-    let lanes = ["--dataset", "t1", "--dataset", "t2"];
-    let apply = async || {
+    let apply = async |datasets: &[&str]| {
         let call = ["apply", "--to", &to, "--consumer", "a", "--from", &place];
+        let lanes: Vec<_> = datasets.iter().flat_map(|dataset| ["--dataset", *dataset]).collect();
         far(&[&call[..], &lanes].concat()).output().await
     };
-    export_all(&mirror.service, "full", json!({ "datasets": "*" })).await;
-    silent(apply().await);
+    let export = async |kind: &str| {
+        let batch = export_all(&mirror.service, kind, json!({ "datasets": "*" })).await;
+        let path = |job: &Value| mirror.service.path(job).with_extension("manifest.json");
+        batch["jobs"].as_array().unwrap().iter().map(path).collect::<Vec<_>>()
+    };
+    export("full").await;
+    silent(apply(copied).await);
+
     mirror.change(&tables, "x").await;
-    let batch = export_all(&mirror.service, "delta", json!({ "datasets": "*" })).await;
-    // As while the service publishes the batch.
-    let id = batch["batchId"].as_str().unwrap();
-    let manifest = mirror.service.output().join(format!("_batches/a/{id}.manifest.json"));
-    let aside = manifest.with_extension("aside");
-    std::fs::rename(&manifest, &aside).unwrap();
-    let (code, printed, said) = apply().await;
-    assert_eq!((code, printed.as_str()), (1, ""), "{said}");
-    assert!(said.contains("t1: batch_incomplete: 0 of the 2 exports"), "{said}");
-    std::fs::rename(&aside, &manifest).unwrap();
-    silent(apply().await);
-    mirror.require_all_equal(&tables).await;
-    // A newer full export of each goes past a batch that stays without one.
+    let manifests = export("delta").await;
+    let hidden: Vec<_> = manifests.iter().map(|manifest| manifest.with_extension("hidden")).collect();
+    for order in [[0, 1, 2], [2, 1, 0]] {
+        for at in order {
+            std::fs::rename(&manifests[at], &hidden[at]).unwrap();
+        }
+        for (shown, at) in order.into_iter().enumerate() {
+            let (code, printed, said) = apply(copied).await;
+            let waiting: Vec<_> = order[..shown].iter().filter(|at| **at < copied.len()).collect();
+            assert_eq!((code, printed.as_str()), (i32::from(!waiting.is_empty()), ""), "{order:?} {shown}: {said}");
+            for at in waiting {
+                let incomplete = format!("{}: batch_incomplete: {shown} of the 3 exports of the batch", tables[*at]);
+                assert!(said.contains(&incomplete), "{order:?} {shown}: {said}");
+            }
+            std::fs::rename(&hidden[at], &manifests[at]).unwrap();
+        }
+    }
+    // A manifest that was changed is none.
+    let text = std::fs::read_to_string(&manifests[2]).unwrap();
+    std::fs::write(&manifests[2], text.replace("\"rows\":\"1\"", "\"rows\":\"2\"")).unwrap();
+    let (printed, _) = ends(apply(copied).await, 1, "t1: batch_incomplete: 2 of the 3 exports of the batch");
+    assert_eq!(printed, "");
+    std::fs::write(&manifests[2], text).unwrap();
+    let printed = silent(apply(copied).await);
+    assert_eq!(printed.lines().count(), 2, "{printed}");
+    mirror.require_all_equal(copied).await;
+    assert_eq!(mirror.target.one::<i64>(TRANSACTIONS).await, 1);
+
+    // A dataset that is read alone goes on if a manifest of another one stays away, and all go on by full exports.
     mirror.change(&tables, "y").await;
-    let batch = export_all(&mirror.service, "delta", json!({ "datasets": "*" })).await;
-    let id = batch["batchId"].as_str().unwrap();
-    std::fs::remove_file(mirror.service.output().join(format!("_batches/a/{id}.manifest.json"))).unwrap();
-    export_all(&mirror.service, "full", json!({ "datasets": "*" })).await;
-    ends(apply().await, 0, "batch_incomplete");
-    mirror.require_all_equal(&tables).await;
+    std::fs::remove_file(&export("delta").await[2]).unwrap();
+    ends(apply(copied).await, 1, "t2: batch_incomplete: 2 of the 3 exports of the batch");
+    silent(apply(&["t1"]).await);
+    mirror.require_all_equal(&["t1"]).await;
+    export("full").await;
+    ends(apply(copied).await, 0, "t2: batch_incomplete: ");
+    mirror.require_all_equal(copied).await;
 }
 
 #[tokio::test]
@@ -279,8 +354,7 @@ async fn exports_of_a_folder_are_applied_batch_by_batch() {
         let call = ["apply", "--to", &to, "--consumer", "a", "--from", &place];
         let printed = silent(far(&[&call[..], &lanes].concat()).output().await);
         mirror.require_all_equal(&["items", "orders"]).await;
-        let transactions = "select count(distinct xmin::text) from cdc_apply.positions";
-        assert_eq!(mirror.target.one::<i64>(transactions).await, 1, "{printed}");
+        assert_eq!(mirror.target.one::<i64>(TRANSACTIONS).await, 1, "{printed}");
     };
     export_all(&mirror.service, "delta", json!({ "datasets": "*" })).await;
     apply().await;
