@@ -136,7 +136,6 @@ create table {schema}.exports (
   -- ...], "key": ["id"], "table": ..., "snapshot": ...}.
   file_columns jsonb,
   columns_hash text, -- MD5 of the names and types of the file's columns
-  schema_changed boolean, -- whether these differ from those of the lane's last export
   -- The manifest's text, which the publisher saves before anybody sees it; null: not committed, or ad hoc.
   manifest text,
   digest text collate "C", -- of the manifest
@@ -147,12 +146,9 @@ create table {schema}.exports (
   -- The report.
   watermark_from timestamptz, -- the consumer's watermark when the attempt began
   watermark_to timestamptz, -- the watermark that the export saved
-  continuity text, -- the guard's word when the export ran (CHANGE-CAPTURE.md); null: it had none
-  late_rows bigint, -- rows that only the log found, not their times
-  quiet_deletes bigint, -- deletions whose transactions asked not to be captured, since the lane's last export
-  open_transactions integer, -- open transactions that had changed something: their changes are of the next export
-  oldest_transaction_seconds double precision, -- the age of the oldest of them
-  table_rewritten boolean, -- whether the table was rewritten since the last export, as VACUUM FULL does
+  -- `job::ExportReport` in JSON: `continuity`, `lateRows` and others, as API.md explains them. A member that is absent
+  -- is null, 0 or false.
+  report jsonb,
 
   created_at timestamptz not null default clock_timestamp(),
   started_at timestamptz,

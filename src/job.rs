@@ -31,7 +31,7 @@ use pg_rows::encoding::Encoding;
 
 pub use after::After;
 pub use bounds::Bounds;
-pub use continuity::{Continuity, SnapshotReport};
+pub use continuity::{Continuity, ExportReport};
 pub use idempotency_key::IdempotencyKey;
 pub use progress::{CurrentJob, Progress, Reached};
 
@@ -369,13 +369,8 @@ pub struct Job {
     pub attempt: u32,
     /// The reason why the job failed.
     pub error: Option<Failure>,
-    /// The findings of the export when it took its snapshot.
-    pub report: SnapshotReport,
-    /// The number of rows that the timestamps alone would have missed: deleted rows, and changed rows with a time at or
-    /// before the watermark.
-    pub late_rows: u64,
-    /// True if the columns or their types differ from those of the consumer's last export.
-    pub schema_changed: bool,
+    /// The facts that the export reports about itself.
+    pub report: ExportReport,
     /// The consumer's watermark before the export.
     pub watermark_from: Option<DateTime<Utc>>,
     /// The consumer's watermark after the export.

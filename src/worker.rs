@@ -34,7 +34,7 @@ use crate::file::name::FileName;
 use crate::file::{Exported, FileRecord};
 use crate::job::columns::FileColumns;
 use crate::job::marker::Marker;
-use crate::job::{CurrentJob, ExportType, Job, JobId, Progress, Status};
+use crate::job::{CurrentJob, ExportReport, ExportType, Job, JobId, Progress, Status};
 use crate::manifest::Manifest;
 use crate::pipeline::{self, WrittenExport};
 use crate::publisher::{self, Publisher};
@@ -447,7 +447,7 @@ impl Worker {
             let mut found = CommitInput {
                 position: table.position.clone(),
                 new_position: table.new_position.clone(),
-                report: table.report.clone(),
+                report: ExportReport { late_rows: exported.late_rows, ..table.report.clone() },
                 signature: schema.signature(),
                 columns: FileColumns {
                     begins: table.begins(),

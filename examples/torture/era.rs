@@ -118,7 +118,8 @@ impl Era {
         let jobs = sqlx::query_as(
             "select id, coalesce(consumer_id || '/' || dataset, '') as lane, coalesce(consumer_id, '') as consumer_id,
                batch_id, dataset, lane_sequence, number,
-               (selection->'filter'->0->>'value')::bigint as up_to, export_type, status, error_code, continuity, schema_changed,
+               (selection->'filter'->0->>'value')::bigint as up_to, export_type, status, error_code,
+               report->>'continuity' as continuity, (report->>'schemaChanged')::boolean as schema_changed,
                rows_exported, bytes_written, output_filename, sha256, staged_name,
                (select location from cdc_export.files f where f.job = e.id and f.part = 1), digest, published_at is not null as published,
                watermark_from, watermark_to, after_job, after_sha256, removed, skip_empty,

@@ -1,4 +1,6 @@
-//! The guard's verdict: the reason why an export can't continue from the consumer's last one.
+//! The report of an export, and the guard's verdict in it.
+
+use serde::{Deserialize, Serialize};
 
 use crate::job::ExportType;
 use pg_rows::words::UnknownWord;
@@ -79,17 +81,35 @@ impl Continuity {
     }
 }
 
-/// The findings of an export when it took its snapshot.
-#[derive(Clone, Debug, Default)]
-pub struct SnapshotReport {
+/// The facts that an export reports about itself. They are saved with its job in this JSON form. A member with its
+/// default value is absent.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ExportReport {
     /// The guard's verdict.
+    #[serde(skip_serializing_if = "is_default")]
     pub continuity: Option<Continuity>,
+    /// The number of rows that the timestamps alone would have missed: deleted rows, and changed rows with a time at or
+    /// before the watermark.
+    #[serde(skip_serializing_if = "is_default")]
+    pub late_rows: u64,
+    /// The number of rows deleted since the consumer's last export by transactions with `cdc_export.quiet`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub quiet_deletes: u64,
     /// The number of open transactions in this database that had written. Their changes belong to the next export.
+    #[serde(skip_serializing_if = "is_default")]
     pub open_transactions: Option<u32>,
     /// The age of the oldest of these transactions, in seconds. `None` if the role may not see it.
+    #[serde(skip_serializing_if = "is_default")]
     pub oldest_transaction_seconds: Option<f64>,
+    /// True if the columns or their types differ from those of the consumer's last export. The commit finds that.
+    #[serde(skip_serializing_if = "is_default")]
+    pub schema_changed: bool,
     /// True if the table was rewritten since the last export without a change of its columns, as `VACUUM FULL` does.
+    #[serde(skip_serializing_if = "is_default")]
     pub table_rewritten: bool,
-    /// The number of rows deleted since the consumer's last export by transactions with `cdc_export.quiet`.
-    pub quiet_deletes: u64,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }

@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::connection::statement::with_pieces;
 use crate::dataset::{Capture, Dataset, Table, TableSchema};
-use crate::job::{Continuity, ExportType, SnapshotReport};
+use crate::job::{Continuity, ExportReport, ExportType};
 use crate::source::captured::CAPTURE;
 use crate::source::guard::VERDICT;
 use crate::source::relation_locks::READS_ALONE;
@@ -151,14 +151,15 @@ impl ExportedSnapshot {
         is_its || self.live_snapshot.is_none() || continuity.is_some_and(Continuity::is_manual)
     }
 
-    /// Returns the findings for the job's report.
-    pub(super) fn report(&self, continuity: Option<Continuity>) -> SnapshotReport {
-        SnapshotReport {
+    /// Returns the report of the export, as far as the snapshot decides it.
+    pub(super) fn report(&self, continuity: Option<Continuity>) -> ExportReport {
+        ExportReport {
             continuity,
             open_transactions: u32::try_from(self.open_transactions).ok(),
             oldest_transaction_seconds: self.oldest_transaction_seconds,
             table_rewritten: self.table_rewritten,
             quiet_deletes: self.quiet_deletes.unsigned_abs(),
+            ..ExportReport::default()
         }
     }
 

@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 use crate::connection::failure::with_timeout;
 use crate::dataset::{Dataset, Table, TableSchema};
 use crate::job::marker::Marker;
-use crate::job::{ConsumerId, Continuity, ExportType, JobId, SnapshotReport};
+use crate::job::{ConsumerId, Continuity, ExportReport, ExportType, JobId};
 use crate::source::connections::ExportConnections;
 use crate::source::import::{Import, ImportedSnapshot};
 use crate::source::session::{Reader, Readers};
@@ -71,8 +71,8 @@ pub struct SnapshotTable {
     pub schema: TableSchema,
     /// The consumer's position when the snapshot was taken.
     pub position: Position,
-    /// Findings for the job's report.
-    pub report: SnapshotReport,
+    /// The report of the export, as far as the snapshot decides it.
+    pub report: ExportReport,
     /// The fingerprint of the secret of masks that the database accepts. `None`: there is none.
     pub mask_secret: Option<String>,
     /// The consumer's next position, if this export is committed.

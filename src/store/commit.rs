@@ -6,7 +6,7 @@ use sqlx::types::Json;
 
 use crate::file::{Exported, Part, content_sha256};
 use crate::job::columns::FileColumns;
-use crate::job::{ConsumerId, Job, JobId, LeaseToken, SnapshotReport};
+use crate::job::{ConsumerId, ExportReport, Job, JobId, LeaseToken};
 use crate::manifest::Manifest;
 use crate::store::job_row::with_job_columns;
 use crate::store::transitions::{TransitionRow, transition};
@@ -21,8 +21,8 @@ pub struct CommitInput {
     pub position: Position,
     /// The consumer's position after the commit.
     pub new_position: NewPosition,
-    /// Facts about the snapshot beside the position.
-    pub report: SnapshotReport,
+    /// The report of the export, except for a change of its columns, which the commit finds.
+    pub report: ExportReport,
     /// The names and types of the file's columns, for comparison with the lane's next export.
     pub signature: String,
     /// The columns of the file and the key, as saved with the job.
@@ -134,14 +134,11 @@ impl Store {
         if let Some(commit) = commits.iter().find(|commit| commit.job.consumer.is_none()) {
             return Err(without_file(commit.job.id));
         }
-        let reports = || commits.iter().map(|commit| &commit.found.report);
         let skip = sqlx::query_as(with_job_columns(include_str!("commit/skip.sql")))
             .bind(commits.iter().map(|commit| commit.job.id.as_uuid()).collect::<Vec<_>>())
             .bind(token.as_uuid())
             .bind(commits.iter().map(|commit| commit.found.position.last_exported_at).collect::<Vec<_>>())
-            .bind(reports().map(|report| report.open_transactions.map(|n| n as i32)).collect::<Vec<_>>())
-            .bind(reports().map(|report| report.oldest_transaction_seconds).collect::<Vec<_>>())
-            .bind(reports().map(|report| report.table_rewritten).collect::<Vec<_>>());
+            .bind(commits.iter().map(|commit| Json(&commit.found.report)).collect::<Vec<_>>());
         let rows = transition(conn, &self.listeners, skip).await?;
         Ok(Some(rows).filter(|rows| rows.len() == commits.len()))
     }
@@ -241,15 +238,10 @@ async fn complete(
         .bind(position.last_exported_at)
         .bind(watermark_to)
         .bind(first.staged.destination)
-        .bind(report.continuity.map(|why| why.as_str()))
-        .bind(exported.late_rows as i64)
-        .bind(report.open_transactions.map(|n| n as i32))
-        .bind(report.oldest_transaction_seconds)
-        .bind(report.table_rewritten)
+        .bind(Json(report))
         .bind(signature)
         .bind(marker.map(JobId::as_uuid))
         .bind(Json(columns))
-        .bind(report.quiet_deletes as i64)
         .bind(places)
         .bind(texts(|part| &part.staged.name))
         .bind(bytes)

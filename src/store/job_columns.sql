@@ -15,7 +15,7 @@ case
 end as phase,
 e.attempt, e.rows_exported, e.bytes_written,
 case when e.status = 'processing' then e.rows_expected end as rows_expected,
-e.error_code, e.error_detail, e.cancel_requested_at,
+e.error_code, e.error_detail, e.cancel_requested_at, e.report, e.watermark_from, e.watermark_to,
 -- Only a published export has these.
 case when e.published_at is not null then (
   select f.files from cdc_export.export_files f where f.job = e.id) end as files,
@@ -24,9 +24,6 @@ case when e.published_at is not null then e.number end as number,
 case when e.published_at is not null then (
   select e.number <= l.acknowledged from cdc_export.lanes l
   where l.consumer_id = e.consumer_id and l.dataset = e.dataset) end as acknowledged,
--- The report of the snapshot.
-e.schema_changed, e.continuity, e.late_rows, e.quiet_deletes, e.open_transactions,
-e.oldest_transaction_seconds, e.table_rewritten, e.watermark_from, e.watermark_to,
 -- The times.
 e.created_at, e.started_at,
 case when e.status = 'pending' and (e.attempt > 0 or e.gave_way > 0) then e.run_at end as next_attempt_at,

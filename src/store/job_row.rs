@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
+use serde_json::Value;
 use sqlx::AssertSqlSafe;
 use sqlx::types::Json;
 use uuid::Uuid;
@@ -9,7 +10,7 @@ use uuid::Uuid;
 use crate::connection::statement::with_pieces;
 use crate::file::{FileLocation, file_names};
 use crate::job::selection::Selection;
-use crate::job::{After, Failure, Job, JobFile, JobId, SnapshotReport};
+use crate::job::{After, ExportReport, Failure, Job, JobFile, JobId};
 use crate::store::Error;
 use crate::telemetry::chain;
 use pg_rows::encoding::Encoding;
@@ -47,13 +48,8 @@ pub(crate) struct JobRow {
     error_code: Option<String>,
     error_detail: Option<String>,
     selection: Option<Json<Selection>>,
-    schema_changed: Option<bool>,
-    continuity: Option<String>,
-    late_rows: Option<i64>,
-    quiet_deletes: Option<i64>,
-    open_transactions: Option<i32>,
-    oldest_transaction_seconds: Option<f64>,
-    table_rewritten: Option<bool>,
+    /// An [`ExportReport`], which is parsed later: a newer version may have written a word that this one doesn't know.
+    report: Option<Value>,
     watermark_from: Option<DateTime<Utc>>,
     watermark_to: Option<DateTime<Utc>>,
     lane_sequence: Option<i64>,
@@ -94,9 +90,12 @@ impl TryFrom<JobRow> for Job {
     type Error = Error;
 
     fn try_from(row: JobRow) -> Result<Job, Error> {
-        let continuity = row.continuity.map(|word| word.parse()).transpose()?;
+        let report: Option<ExportReport> = serde_json::from_value(row.report.unwrap_or_default())
+            .map_err(|cause| sqlx::Error::Decode(cause.into()))?;
+        let report = report.unwrap_or_default();
         let error = row.error_code.map(|code| {
-            Ok::<_, Error>(Failure { continuity, code: code.parse()?, detail: row.error_detail.unwrap_or_default() })
+            let detail = row.error_detail.unwrap_or_default();
+            Ok::<_, Error>(Failure { continuity: report.continuity, code: code.parse()?, detail })
         });
         let files = row.files.map(|Json(files)| files).unwrap_or_default();
         let files = file_names(&row.output_filename, files.len()).zip(files).map(|(name, file)| {
@@ -126,15 +125,7 @@ impl TryFrom<JobRow> for Job {
             heals: row.heals,
             attempt: row.attempt.unsigned_abs(),
             error: error.transpose()?,
-            report: SnapshotReport {
-                continuity,
-                open_transactions: row.open_transactions.and_then(|n| n.try_into().ok()),
-                oldest_transaction_seconds: row.oldest_transaction_seconds,
-                table_rewritten: row.table_rewritten.unwrap_or(false),
-                quiet_deletes: row.quiet_deletes.unwrap_or(0).unsigned_abs(),
-            },
-            late_rows: row.late_rows.unwrap_or(0).unsigned_abs(),
-            schema_changed: row.schema_changed.unwrap_or(false),
+            report,
             watermark_from: row.watermark_from,
             watermark_to: row.watermark_to,
             order: row.lane_sequence,

@@ -148,7 +148,7 @@ impl Store {
             Status::Completed => {
                 let seconds = seconds(job);
                 let (rows, bytes) = (job.rows_exported, job.bytes_written);
-                metrics::job_completed(labels, Completed { rows, bytes, late_rows: job.late_rows, seconds });
+                metrics::job_completed(labels, Completed { rows, bytes, late_rows: job.report.late_rows, seconds });
                 job_event!(info, job, "export_completed", rowsExported = rows, durationSeconds = seconds);
             }
             Status::Failed => {

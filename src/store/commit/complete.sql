@@ -9,23 +9,18 @@
 -- $7 timestamptz: the watermark when the export began
 -- $8 timestamptz: the watermark that it saves
 -- $9 uuid: the destination
--- $10 text: the result of the guard
--- $11 bigint: the number of rows that only the change log found
--- $12 integer: the number of open transactions with changes
--- $13 float8: the age of the oldest of them in seconds
--- $14 boolean: true if the table was rewritten
--- $15 text: the names and types of the files' columns
--- $16 uuid: the export in the marker of the lane
--- $17 jsonb: the files' columns, for the manifest
--- $18 bigint: the number of deletions that were not captured
--- $19 jsonb[]: the place of each file
--- $20 text[]: the hidden name of each file
--- $21 bigint[]: the bytes of each file
--- $22 bigint[]: the rows of each file
--- $23 text[]: the SHA-256 of each file
--- $24 text: the manifest
--- $25 text: its digest
--- $26 bigint: its number; if the lane's next number is another one, the publisher makes a new manifest
+-- $10 jsonb: the report, to which the statement adds a change of the columns
+-- $11 text: the names and types of the files' columns
+-- $12 uuid: the export in the marker of the lane
+-- $13 jsonb: the files' columns, for the manifest
+-- $14 jsonb[]: the place of each file
+-- $15 text[]: the hidden name of each file
+-- $16 bigint[]: the bytes of each file
+-- $17 bigint[]: the rows of each file
+-- $18 text[]: the SHA-256 of each file
+-- $19 text: the manifest
+-- $20 text: its digest
+-- $21 bigint: its number; if the lane's next number is another one, the publisher makes a new manifest
 with completed as (
   update exports e
   set status = 'completed', progress = 100, finished_at = greatest(clock_timestamp(), e.started_at),
@@ -33,19 +28,17 @@ with completed as (
       error_code = null, error_detail = null,
       rows_exported = $3, bytes_written = $4, sha256 = $5, staged_name = $6, destination_id = $9,
       watermark_from = $7, watermark_to = $8,
-      continuity = $10, late_rows = $11, open_transactions = $12, oldest_transaction_seconds = $13,
-      table_rewritten = $14, quiet_deletes = $18, marker_seen = $16,
-      file_columns = $17, columns_hash = md5($15),
-      manifest = case when link.is_next then $24 end, digest = case when link.is_next then $25 end,
-      schema_changed = (
-        select l.columns_hash <> md5($15) from exports l
+      marker_seen = $12, file_columns = $13, columns_hash = md5($11),
+      manifest = case when link.is_next then $19 end, digest = case when link.is_next then $20 end,
+      report = $10 || case when (
+        select l.columns_hash <> md5($11) from exports l
         where l.consumer_id = e.consumer_id and l.dataset = e.dataset and l.lane_sequence < e.lane_sequence
           and l.status = 'completed'
-        order by l.lane_sequence desc limit 1)
+        order by l.lane_sequence desc limit 1) then '{"schemaChanged": true}'::jsonb else '{}' end
   from (
     select coalesce((
       select l.last_number from cdc_export.lanes l
-      where (l.consumer_id, l.dataset) = (select j.consumer_id, j.dataset from exports j where j.id = $1)), 0) + 1 = $26
+      where (l.consumer_id, l.dataset) = (select j.consumer_id, j.dataset from exports j where j.id = $1)), 0) + 1 = $21
       as is_next) link
   where e.id = $1 and e.lease_token = $2 and e.status = 'processing' and e.cancel_requested_at is null
   returning e.id, e.manifest is not null as is_planned
@@ -54,6 +47,6 @@ recorded as (
   insert into cdc_export.files (job, part, staged_name, place, bytes, rows, sha256)
   select completed.id, p.part, p.staged_name, p.place, p.bytes, p.rows, p.sha256
   from completed
-  cross join unnest($19, $20, $21, $22, $23) with ordinality as p (place, staged_name, bytes, rows, sha256, part)
+  cross join unnest($14, $15, $16, $17, $18) with ordinality as p (place, staged_name, bytes, rows, sha256, part)
 )
 select is_planned from completed

@@ -4,19 +4,14 @@
 -- $1 uuid[]: the jobs
 -- $2 uuid: the lease token
 -- $3 timestamptz[]: their watermarks, which stay
--- $4 integer[]: the number of open transactions with changes
--- $5 float8[]: the age of the oldest of them in seconds
--- $6 boolean[]: true if the table was rewritten
+-- $4 jsonb[]: their reports
 with skipped as (
   update exports e
   set status = 'skipped', progress = 100, finished_at = greatest(clock_timestamp(), e.started_at),
       lease_token = null, lease_owner = null, lease_expires_at = null, purge_hold = null,
-      error_code = null, error_detail = null, continuity = null,
-      rows_exported = 0, bytes_written = 0, late_rows = 0, quiet_deletes = 0,
-      watermark_from = its.watermark, watermark_to = its.watermark, open_transactions = its.open_transactions,
-      oldest_transaction_seconds = its.oldest_transaction_seconds, table_rewritten = its.table_rewritten
-  from unnest($1, $3, $4, $5, $6)
-    as its (id, watermark, open_transactions, oldest_transaction_seconds, table_rewritten)
+      error_code = null, error_detail = null, rows_exported = 0, bytes_written = 0,
+      watermark_from = its.watermark, watermark_to = its.watermark, report = its.report
+  from unnest($1, $3, $4) as its (id, watermark, report)
   where e.id = its.id and e.lease_token = $2 and e.status = 'processing' and e.cancel_requested_at is null
   returning e.*
 ),

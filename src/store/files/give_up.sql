@@ -9,7 +9,8 @@
 with lost as (
   update exports e
   set status = 'failed', progress = least(e.progress, 99), finished_at = greatest(clock_timestamp(), e.finished_at),
-      error_code = $4, error_detail = $5, continuity = $6,
+      error_code = $4, error_detail = $5,
+      report = coalesce(e.report, '{}') || jsonb_build_object('continuity', $6::text),
       staged_name = null, sha256 = null, file_columns = null, manifest = null, digest = null
   where e.id = $1 and e.status = 'completed' and e.published_at is null and e.output_filename = $2
     -- The age of a commit in the future is not known: the clock was set back since.

@@ -35,7 +35,7 @@ set status = 'processing', attempt = e.attempt + 1, progress = 0, rows_exported 
     lease_expires_at = case
       when e.turn < 'infinity' then clock_timestamp() + make_interval(secs => $7) else 'infinity' end,
     destination_id = $3, session = $10,
-    purge_hold = pg_current_snapshot(), continuity = null,
+    purge_hold = pg_current_snapshot(), report = null,
     -- The table was locked a moment ago, so this attempt tries it. An index admits one such attempt for a dataset.
     locked_until = case when exists (
       select from exports l

@@ -47,7 +47,7 @@ set status = held.next, progress = 0,
     run_at = clock_timestamp() + make_interval(
       secs => case when batch.heals then 0 else coalesce(($14)[e.gave_way + 1], $8) end),
     gave_way = e.gave_way + ($14 is not null)::integer, purge_hold = null,
-    continuity = case when held.is_cause then $7 end,
+    report = case when held.is_cause and $7 is not null then jsonb_build_object('continuity', $7::text) end,
     locked_until = coalesce(
       case when held.is_cause then clock_timestamp() + make_interval(secs => $9) end, e.locked_until),
     error_code = case when held.next <> 'cancelled' then
