@@ -44,11 +44,10 @@ use crate::service::last_seen::LastSeen;
 use crate::service::scrape::ReadCache;
 use crate::sink::{self, Destination, Limited, Limits};
 use crate::source::{self, Source};
-use crate::store::{self, Store};
+use crate::store::{self, OtherProcesses, Store};
 use crate::telemetry::metrics;
 use crate::watermark::{ConsumerLag, LogUse};
 
-pub use crate::store::OtherProcesses;
 pub use followers::Subscriber;
 pub use last_seen::Looked;
 pub use shares::{Share, Shares};
@@ -299,8 +298,10 @@ pub struct Health {
     pub output: Result<(), Arc<Error>>,
     /// The time for which this process could claim no job, if that is a minute or more.
     pub claims_fail: Option<Duration>,
-    /// The processes that run exports.
-    pub others: OtherProcesses,
+    /// The number of other processes for which that is so.
+    pub failing_processes: i64,
+    /// True if no process has looked for jobs for a minute.
+    pub is_nobody_there: bool,
     /// True if the process starts no more exports because it is shutting down.
     pub is_draining: bool,
     /// The state of the datasets' tables. A dataset that is not ready does not affect exports of other datasets. `None`
@@ -387,7 +388,7 @@ pub struct Service {
     /// The same destination with a permit for health checks, so that they and downloads don't wait for each other.
     checked_destination: Limited,
     /// The last check of Postgres, with the number of other processes whose claims fail.
-    seen_postgres: LastSeen<(), Result<i64, Arc<Error>>>,
+    seen_postgres: LastSeen<(), Result<OtherProcesses, Arc<Error>>>,
     /// The last check of the destination.
     seen_output: LastSeen<(), Result<(), Arc<Error>>>,
     catalog: Arc<Catalog>,
@@ -609,8 +610,13 @@ impl Service {
         Ok(user)
     }
 
-    /// Checks that Postgres responds in time and accepts commits. Looks at the processes that run exports.
-    pub async fn ping(&self) -> Result<OtherProcesses, Arc<Error>> {
+    /// Checks that Postgres responds in time and accepts commits.
+    pub async fn ping(&self) -> Result<(), Arc<Error>> {
+        self.processes().await.map(drop)
+    }
+
+    /// Checks what [`ping`](Service::ping) checks, and looks at the processes that run exports.
+    async fn processes(&self) -> Result<OtherProcesses, Arc<Error>> {
         let probe = self.probe.clone();
         checked(&self.seen_postgres, async move { with_timeout(probe.other_processes()).await }).await
     }
@@ -629,12 +635,13 @@ impl Service {
     /// Checks all requirements for starting a job.
     pub async fn health(&self) -> Health {
         let datasets = tokio::time::timeout(call_timeout(), self.datasets(DATASETS_CACHE_TIME));
-        let (postgres, output, datasets) = tokio::join!(self.ping(), self.require_room(), datasets);
-        let others = postgres.as_ref().copied().unwrap_or_default();
+        let (postgres, output, datasets) = tokio::join!(self.processes(), self.require_room(), datasets);
+        let OtherProcesses { failing: failing_processes, are_none: is_nobody_there } =
+            postgres.as_ref().copied().unwrap_or_default();
         let (postgres, claims_fail) = (postgres.map(drop), self.store.claims_fail());
         let is_draining = self.is_draining();
         let tables = datasets.ok().and_then(Result::ok);
         let stale_catalog = self.current.stale();
-        Health { postgres, output, claims_fail, others, is_draining, tables, stale_catalog }
+        Health { postgres, output, claims_fail, failing_processes, is_nobody_there, is_draining, tables, stale_catalog }
     }
 }

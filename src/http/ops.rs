@@ -13,7 +13,7 @@ use crate::dataset::Description;
 use crate::http::access::{Access, has_own_key};
 use crate::http::datasets::problems;
 use crate::job::json::rfc3339;
-use crate::service::{self, Looked, OtherProcesses, Service};
+use crate::service::{self, Looked, Service};
 use crate::telemetry::chain;
 use crate::telemetry::metrics::CONTENT_TYPE;
 
@@ -62,7 +62,7 @@ impl IntoResponse for HealthAnswer {
 /// Check that Postgres is reachable
 #[utoipa::path(get, path = "/health", operation_id = "getHealth", tag = "service", responses(HealthAnswer))]
 pub(crate) async fn health(service: Service) -> HealthAnswer {
-    answer([("postgres", word(service.ping().await.map(drop)))])
+    answer([("postgres", word(service.ping().await))])
 }
 
 /// Check that this process responds
@@ -103,14 +103,10 @@ pub(crate) async fn ready(Extension(access): Extension<Access>, headers: HeaderM
     let mut answer = answer(checks.into_iter().chain(stops).chain(workers));
     let (HealthAnswer::Healthy(body) | HealthAnswer::Unhealthy(body)) = &mut answer;
     body.checks.insert("datasets", datasets);
-    let others = match health.others {
-        OtherProcesses { failing: 1.., .. } => {
-            Some("another process can claim no job: `claim_failed` in its log says why")
-        }
-        OtherProcesses { are_none: true, .. } => {
-            Some("no process has looked for jobs for a minute: none runs, or it hangs")
-        }
-        OtherProcesses { .. } => None,
+    let others = if health.failing_processes > 0 {
+        Some("another process can claim no job: `claim_failed` in its log says why")
+    } else {
+        health.is_nobody_there.then_some("no process has looked for jobs for a minute: none runs, or it hangs")
     };
     if let Some(others) = others {
         body.checks.entry("workers").or_insert_with(|| others.to_owned());

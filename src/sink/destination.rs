@@ -10,8 +10,8 @@ use uuid::Uuid;
 use crate::file::hidden::HiddenFile;
 use crate::file::name::FileName;
 use crate::file::{FileLocation, FileRecord, StagedFile};
-use crate::job::marker::Marker;
 use crate::job::JobId;
+use crate::job::marker::Marker;
 use crate::sink::{Draft, Error, MarkerFile, PublishedFile};
 
 /// The state of a destination before [`Destination::prepare`].

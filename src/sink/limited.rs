@@ -15,8 +15,8 @@ use uuid::Uuid;
 use crate::file::hidden::HiddenFile;
 use crate::file::name::FileName;
 use crate::file::{FileLocation, FileRecord, StagedFile};
-use crate::job::marker::Marker;
 use crate::job::JobId;
+use crate::job::marker::Marker;
 use crate::sink::{Destination, Draft, Error, MarkerFile, Prepared, Published, PublishedFile, WrittenManifest};
 
 /// The number of operations that the workers of a process have under way: twice as many as there may be workers,
