@@ -28,7 +28,7 @@ removed as (
     -- Its event is still to be told, or its batch's.
     and not exists (
       select from cdc_export.deliveries d
-      where d.job = earlier.id and d.delivered_at is null and d.dead_at is null)
+      where d.job = coalesce(earlier.batch_id, earlier.id) and d.delivered_at is null and d.dead_at is null)
 )
 select 'processing' as was,
   -- include job_columns.sql

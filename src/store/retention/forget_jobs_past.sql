@@ -29,10 +29,10 @@ past as (
       and (f.batch_id is null or f.batch_id not in (
         select u.batch_id from exports u
         where u.status = 'completed' and u.published_at is null and u.batch_id is not null))
-      -- Spares a job with an open delivery of its end, and the first member of a batch with one of the batch's end.
+      -- Spares a job with an open delivery of its end, and the members of a batch with one of the batch's end.
       and not exists (
         select from cdc_export.deliveries d
-        where d.job = f.id and d.delivered_at is null and d.dead_at is null
+        where d.job = coalesce(f.batch_id, f.id) and d.delivered_at is null and d.dead_at is null
           and extract(epoch from clock_timestamp() - d.created_at) < $6)
       -- Keeps the lane's last published job, because the next export continues from it.
       and (f.published_at is null or f.lane_sequence is null or exists (
