@@ -382,14 +382,12 @@ create table cdc_export.schedules (
   refused_at timestamptz
 );
 
--- Deliveries of events: a row for each end of an export and each receiver that takes such events, made in the
--- transaction that ends the export.
+-- Deliveries of events: a row for each end of an export or a batch and each receiver that takes such events, made in
+-- the transaction that ends it.
 create table cdc_export.deliveries (
   id uuid primary key, -- the event's id too: the same at each attempt
-  job uuid not null references {schema}.exports (id) on delete cascade,
+  job uuid not null references {schema}.exports (id) on delete cascade, -- of a batch its first member
   endpoint text not null collate "C", -- the receiver's name in the operator's file
-  -- True: the event of a batch, whose first member is the job. The member may have an event of its own.
-  is_of_batch boolean not null default false,
   event text not null collate "C" check (event in ('completed', 'skipped', 'failed', 'cancelled')),
   created_at timestamptz not null default clock_timestamp(),
   -- Attempts since the delivery was made, or last requested by hand.
@@ -404,7 +402,7 @@ create table cdc_export.deliveries (
   dead_at timestamptz,
   last_status smallint, -- of the last answer; null: there was none
   last_error text,
-  unique (job, endpoint, is_of_batch)
+  unique (job, endpoint)
 );
 -- The deliveries that are due; a monitor counts them, too.
 create index deliveries_open on cdc_export.deliveries (endpoint, run_at) where delivered_at is null;

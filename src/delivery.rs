@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::database::DatabaseId;
-use crate::event::{EventSubject, EventType};
+use crate::event::{EventType, Listener};
 use crate::failpoint;
 use crate::job::Status;
 use crate::job::batch_json::BatchJson;
@@ -77,7 +77,7 @@ impl Event {
     /// Returns an event that says nothing, to try a receiver. Its type is `cdc-export.test.v1`.
     pub fn test() -> Event {
         let (id, kind) = (Uuid::now_v7(), "cdc-export.test.v1".to_owned());
-        let event = EventType { subject: EventSubject::Export, end: Status::Completed };
+        let event = EventType { end: Status::Completed };
         let body = json!({
             "specversion": "1.0",
             "id": id.to_string(),
@@ -121,11 +121,11 @@ pub trait Transport: Send + Sync {
     fn deliver(&self, event: Event) -> BoxFuture<'_, DeliveryResult>;
 }
 
-/// Delivers events to the receivers of these names, by their transports, until `shutdown`.
-pub async fn run(transports: Vec<(String, Box<dyn Transport>)>, store: Store, shutdown: CancellationToken) {
+/// Delivers events to these receivers, by their transports, until `shutdown`.
+pub async fn run(transports: Vec<(Listener, Box<dyn Transport>)>, store: Store, shutdown: CancellationToken) {
     let mut tasks = JoinSet::new();
-    for (endpoint, transport) in transports {
-        let dispatcher = Dispatcher::new(endpoint, store.clone(), transport);
+    for (listener, transport) in transports {
+        let dispatcher = Dispatcher::new(listener, store.clone(), transport);
         tasks.spawn(dispatcher.run(shutdown.clone()));
     }
     while tasks.join_next().await.is_some() {}
@@ -133,23 +133,23 @@ pub async fn run(transports: Vec<(String, Box<dyn Transport>)>, store: Store, sh
 
 /// Delivers the events of one receiver.
 struct Dispatcher {
-    endpoint: String,
+    listener: Listener,
     store: Store,
     transport: Box<dyn Transport>,
     throttle: LogThrottle,
 }
 
 impl Dispatcher {
-    fn new(endpoint: String, store: Store, transport: Box<dyn Transport>) -> Dispatcher {
-        metrics::init_deliveries(&endpoint);
-        Dispatcher { endpoint, store, transport, throttle: LogThrottle::default() }
+    fn new(listener: Listener, store: Store, transport: Box<dyn Transport>) -> Dispatcher {
+        metrics::init_deliveries(&listener.name);
+        Dispatcher { listener, store, transport, throttle: LogThrottle::default() }
     }
 
     /// Delivers events until `shutdown`. A panic is logged, and delivery goes on.
     async fn run(self, shutdown: CancellationToken) {
         let dispatcher = Arc::new(self);
         while AssertUnwindSafe(dispatcher.deliver_all(&shutdown)).catch_unwind().await.is_err() {
-            tracing::error!(event = "deliveries_panicked", endpoint = dispatcher.endpoint);
+            tracing::error!(event = "deliveries_panicked", endpoint = dispatcher.listener.name);
             tokio::time::sleep(POLL).await;
         }
     }
@@ -216,7 +216,7 @@ impl Dispatcher {
                     Ok((_, DeliveryResult::Gone(_))) => {
                         tracing::warn!(
                             event = "receiver_gone",
-                            endpoint = self.endpoint,
+                            endpoint = self.listener.name,
                             "it gets no further events until a delivery is requested again or this process restarts"
                         );
                         (is_gone, max_concurrent) = (true, 1);
@@ -244,7 +244,7 @@ impl Dispatcher {
             Some(database) => database.clone(),
             None => database.insert(store::with_timeout(CALL_TIMEOUT, self.store.database()).await?).clone(),
         };
-        let claim = self.store.claim_deliveries(&self.endpoint, limit, LEASE, only_manual);
+        let claim = self.store.claim_deliveries(&self.listener.name, limit, LEASE, only_manual);
         let claimed = store::with_timeout(CALL_TIMEOUT, claim).await?;
         Ok((id, claimed))
     }
@@ -264,11 +264,14 @@ impl Dispatcher {
         let (consumer, place) = (first.consumer.as_ref().map(ToString::to_string), first.trace);
         let (dataset, data) = match ended {
             Ended::Export(job) => (job.dataset.clone(), json!(JobJson::from(*job))),
-            Ended::Batch(batch) => (DATASET_OF_BATCHES.to_owned(), json!(BatchJson::from(*batch))),
+            Ended::Batch(batch) => {
+                let data = BatchJson::of_visible(*batch, |dataset| self.listener.may_see(dataset));
+                (DATASET_OF_BATCHES.to_owned(), json!(data))
+            }
         };
         let subject = consumer.as_ref().map_or_else(|| dataset.clone(), |consumer| format!("{dataset}/{consumer}"));
         let span = Span::start("deliver", Kind::Producer, place.as_ref());
-        span.set("cdc_export.endpoint", self.endpoint.clone());
+        span.set("cdc_export.endpoint", self.listener.name.clone());
         span.set("cdc_export.job.id", delivery.job.to_string());
         let number = delivery.attempt + 1;
         span.set("cdc_export.attempt", i64::from(number));
@@ -315,15 +318,15 @@ impl Dispatcher {
         drop(span);
         let attempt = Attempt { status, outcome };
         match store::with_timeout(CALL_TIMEOUT, self.store.record_attempt(&delivery, &attempt)).await {
-            Ok(true) => metrics::delivery_tried(&self.endpoint, word),
+            Ok(true) => metrics::delivery_tried(&self.listener.name, word),
             // Another process has claimed the delivery since, or a redelivery was requested.
             Ok(false) => {}
             Err(error) => self.warn_throttled(chain(&error)),
         }
         if let Some(error) = why {
             tracing::warn!(
-                event = "delivery_failed", endpoint = self.endpoint, deliveryId = %delivery.id, jobId = %delivery.job,
-                attempt = number, isDead = word == "dead", error
+                event = "delivery_failed", endpoint = self.listener.name, deliveryId = %delivery.id,
+                jobId = %delivery.job, attempt = number, isDead = word == "dead", error
             );
         }
         result
@@ -331,7 +334,7 @@ impl Dispatcher {
 
     fn warn_throttled(&self, error: String) {
         if let Some(times) = self.throttle.should_log(error.clone()) {
-            tracing::warn!(event = "deliveries_failed", endpoint = self.endpoint, error, times);
+            tracing::warn!(event = "deliveries_failed", endpoint = self.listener.name, error, times);
         }
     }
 }

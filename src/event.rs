@@ -1,5 +1,5 @@
-//! Events and their deliveries. The end of an export or of a batch makes an event for each receiver that is configured
-//! for it.
+//! Events and their deliveries. The end of a batch, or of an export of no batch, makes one event for each receiver that
+//! is configured for it.
 //!
 //! A delivery is the state of one event for one receiver.
 
@@ -20,40 +20,22 @@ pg_rows::words! {
     }
 }
 
-/// The thing whose end is an event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EventSubject {
-    /// An export, also one that is a member of a batch.
-    Export,
-    /// A batch.
-    Batch,
-}
-
 /// The type of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EventType {
-    /// The thing that ended.
-    pub subject: EventSubject,
-    /// Its final status.
+    /// The final status of the export, or of the batch as a whole.
     pub end: Status,
 }
 
 impl EventType {
     /// Returns all types.
     pub fn all() -> impl Iterator<Item = EventType> {
-        let ends = || Status::ALL.iter().copied().filter(|status| status.is_terminal());
-        [EventSubject::Export, EventSubject::Batch]
-            .into_iter()
-            .flat_map(move |subject| ends().map(move |end| EventType { subject, end }))
+        Status::ALL.iter().copied().filter(|status| status.is_terminal()).map(|end| EventType { end })
     }
 
     /// Returns the name of the type in the operator's file, for example `export.completed`.
     pub fn name(self) -> String {
-        let subject = match self.subject {
-            EventSubject::Export => "export",
-            EventSubject::Batch => "batch",
-        };
-        format!("{subject}.{}", self.end)
+        format!("export.{}", self.end)
     }
 
     /// Returns the type with this name, or `None` if there is none.
@@ -69,18 +51,20 @@ pub struct Listener {
     pub name: String,
     /// The types of the events that the receiver gets.
     pub events: Vec<EventType>,
-    /// The datasets for whose exports the receiver gets events, and for the batches of these alone. `None` selects all.
+    /// The datasets for whose exports the receiver gets events. The event of a batch shows no other dataset. `None`
+    /// selects all.
     pub datasets: Option<Vec<String>>,
     /// The consumers for whose exports the receiver gets events. `None` selects all, and ad-hoc exports.
     pub consumers: Option<Vec<ConsumerId>>,
 }
 
 impl Listener {
-    /// Returns true if the receiver gets this event of an export in this dataset, or of a batch of these datasets.
+    /// Returns true if the receiver gets this event of an export in this dataset, or of a batch with any of these
+    /// datasets.
     pub fn wants(&self, event: EventType, datasets: &[&str], consumer: Option<&str>) -> bool {
         let is_of_consumer =
             self.consumers.as_ref().is_none_or(|ids| ids.iter().any(|id| Some(id.as_str()) == consumer));
-        self.events.contains(&event) && is_of_consumer && datasets.iter().all(|dataset| self.may_see(dataset))
+        self.events.contains(&event) && is_of_consumer && datasets.iter().any(|dataset| self.may_see(dataset))
     }
 
     /// Returns true if the receiver may see the name of this dataset.
@@ -96,8 +80,10 @@ pub struct Delivery {
     pub id: Uuid,
     /// The receiver's name.
     pub endpoint: String,
-    /// The export, or the batch, which has the id of its first export.
+    /// The export, or the first export of the batch.
     pub job: JobId,
+    /// The batch. `None` if the event is of an export of no batch.
+    pub batch: Option<JobId>,
     /// The event.
     pub event: EventType,
     /// The state of the delivery.
@@ -132,24 +118,21 @@ mod tests {
     use super::*;
 
     fn export(end: Status) -> EventType {
-        EventType { subject: EventSubject::Export, end }
+        EventType { end }
     }
 
     #[test]
     fn listener_gets_only_events_that_match_its_filter() {
-        let batch = EventType { subject: EventSubject::Batch, end: Status::Completed };
         let all = Listener {
             name: "a".to_owned(),
-            events: vec![export(Status::Completed), export(Status::Failed), batch],
+            events: vec![export(Status::Completed), export(Status::Failed)],
             datasets: None,
             consumers: None,
         };
         assert!(all.wants(export(Status::Completed), &["users"], None));
         assert!(all.wants(export(Status::Failed), &["orders"], Some("search")));
-        assert!(all.wants(batch, &["orders", "users"], Some("search")));
-        for event in [export(Status::Cancelled), EventType { end: Status::Failed, ..batch }] {
-            assert!(!all.wants(event, &["users"], None), "{event:?}");
-        }
+        assert!(all.wants(export(Status::Completed), &["orders", "users"], Some("search")));
+        assert!(!all.wants(export(Status::Cancelled), &["users"], None));
         let some = Listener {
             datasets: Some(vec!["users".to_owned(), "prices".to_owned()]),
             consumers: Some(vec!["search".parse().unwrap()]),
@@ -159,16 +142,14 @@ mod tests {
         for (dataset, consumer) in [("orders", Some("search")), ("users", Some("other")), ("users", None)] {
             assert!(!some.wants(export(Status::Failed), &[dataset], consumer), "{dataset} {consumer:?}");
         }
-        assert!(some.wants(batch, &["prices", "users"], Some("search")));
-        assert!(!some.wants(batch, &["orders", "users"], Some("search")), "it may not see one of the members");
+        assert!(some.wants(export(Status::Failed), &["orders", "users"], Some("search")), "it may see one of them");
+        assert!(!some.wants(export(Status::Failed), &["customers", "orders"], Some("search")));
     }
 
     #[test]
     fn only_final_statuses_have_event_names() {
         assert_eq!(EventType::named("export.completed"), Some(export(Status::Completed)));
-        let batch = EventType { subject: EventSubject::Batch, end: Status::Failed };
-        assert_eq!((EventType::named("batch.failed"), batch.name()), (Some(batch), "batch.failed".to_owned()));
-        for other in ["export.pending", "completed", "export.processing", "batch.processing", ""] {
+        for other in ["export.pending", "completed", "export.processing", "batch.completed", ""] {
             assert_eq!(EventType::named(other), None, "{other}");
         }
     }

@@ -52,8 +52,8 @@ pub trait ReceiverKind: Debug + Send + Sync {
     /// variable and the reason, without the secret. A receiver with a fault has no transport.
     fn read_secrets(&mut self, variables: &SecretVariables<'_>) -> Vec<String>;
 
-    /// Builds a transport for each receiver that has its secret, with the receiver's name.
-    fn build(&self) -> Vec<(String, Box<dyn Transport>)>;
+    /// Builds a transport for each receiver that has its secret, with the events that it gets.
+    fn build(&self) -> Vec<(Listener, Box<dyn Transport>)>;
 }
 
 /// The variables of the environment, by name.
@@ -119,7 +119,7 @@ impl Receivers {
     }
 
     /// Builds the transports of all receivers.
-    pub fn build(&self) -> Vec<(String, Box<dyn Transport>)> {
+    pub fn build(&self) -> Vec<(Listener, Box<dyn Transport>)> {
         self.kinds.iter().flat_map(|kind| kind.build()).collect()
     }
 }
@@ -155,7 +155,7 @@ impl ReceiverKind for NotBuilt {
         Vec::new()
     }
 
-    fn build(&self) -> Vec<(String, Box<dyn Transport>)> {
+    fn build(&self) -> Vec<(Listener, Box<dyn Transport>)> {
         Vec::new()
     }
 }

@@ -41,7 +41,7 @@ impl TestReceiver {
         let config = settings(CatalogFile::Read, Logs::Errors)?;
         block_on(async {
             let transports = config.receivers.build();
-            let Some((_, transport)) = transports.iter().find(|(own, _)| *own == name) else {
+            let Some((_, transport)) = transports.iter().find(|(listener, _)| listener.name == name) else {
                 let missing = config.missing_secrets();
                 let blocks = [format!("webhook {name}: "), format!("amqp {name}: ")];
                 let why = missing.into_iter().find(|why| blocks.iter().any(|block| why.starts_with(block)));

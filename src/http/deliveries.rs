@@ -8,12 +8,13 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use crate::dataset::name::is_name;
-use crate::event::{Delivery, DeliveryFilter, DeliveryStatus, EventSubject};
+use crate::event::{Delivery, DeliveryFilter, DeliveryStatus};
 use crate::http::code::Code;
 use crate::http::input::PathParameter;
 use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
 use crate::http::query;
+use crate::job::JobId;
 use crate::job::json::rfc3339;
 use crate::service::{self, Service};
 
@@ -48,11 +49,11 @@ pub(crate) struct DeliveryBody {
     /// The receiver's name in the operator's file
     endpoint: String,
     /// The event's type
-    #[schema(pattern = r"^(export|batch)\.(completed|skipped|failed|cancelled)$")]
+    #[schema(pattern = r"^export\.(completed|skipped|failed|cancelled)$")]
     event: String,
     /// The export that ended; of a batch its first export
     job_id: Uuid,
-    /// The batch that ended; null if an export did
+    /// The batch that ended; null if an export of no batch did
     #[schema(required)]
     batch_id: Option<Uuid>,
     /// The delivery's status
@@ -83,7 +84,7 @@ impl From<Delivery> for DeliveryBody {
             endpoint: delivery.endpoint,
             event: delivery.event.name(),
             job_id: delivery.job.as_uuid(),
-            batch_id: (delivery.event.subject == EventSubject::Batch).then(|| delivery.job.as_uuid()),
+            batch_id: delivery.batch.map(JobId::as_uuid),
             status: delivery.status,
             attempt: delivery.attempt,
             next_attempt_at: delivery.next_attempt_at.map(rfc3339),

@@ -59,19 +59,30 @@ pub struct BatchFailure {
 
 impl From<Batch> for BatchJson {
     fn from(batch: Batch) -> BatchJson {
-        let status = batch.status();
-        let Batch { id, jobs, request } = batch;
-        let progress = jobs.iter().map(|job| usize::from(job.progress)).sum::<usize>() / jobs.len();
+        BatchJson::of_visible(batch, |_| true)
+    }
+}
+
+impl BatchJson {
+    /// Returns the batch without the datasets that its reader may not see. The status is that of the whole batch.
+    pub fn of_visible(batch: Batch, may_see: impl Fn(&str) -> bool) -> BatchJson {
+        let (status, error) = (batch.status(), failure_of(&batch.jobs, &may_see));
+        let Batch { id, mut jobs, mut request } = batch;
+        let consumer_id = jobs[0].consumer.as_ref().map(ConsumerId::to_string).unwrap_or_default();
+        jobs.retain(|job| may_see(&job.dataset));
+        request.left_out.retain(|omitted| may_see(&omitted.dataset));
+        // Retention may have removed all visible exports of a batch whose event is delivered again.
+        let progress = jobs.iter().map(|job| usize::from(job.progress)).sum::<usize>().checked_div(jobs.len());
         BatchJson {
             batch_id: id.as_uuid(),
-            consumer_id: jobs[0].consumer.as_ref().map(ConsumerId::to_string).unwrap_or_default(),
+            consumer_id,
             export_type: request.export_type,
             heal: request.heals,
             status,
-            progress: progress as u8,
+            progress: progress.unwrap_or_default() as u8,
             rows_exported: jobs.iter().map(|job| job.rows_exported).sum(),
             bytes_written: jobs.iter().map(|job| job.bytes_written).sum(),
-            error: failure_of(&jobs),
+            error,
             retry_of: request.retry_of.map(JobId::as_uuid),
             jobs: jobs.into_iter().map(JobJson::from).collect(),
             left_out: request.left_out.into_iter().map(LeftOutJson::from).collect(),
@@ -79,13 +90,20 @@ impl From<Batch> for BatchJson {
     }
 }
 
-/// Returns the failure of the export that ended the batch.
-fn failure_of(jobs: &[Job]) -> Option<BatchFailure> {
-    let failed = |job: &Job| job.error.as_ref().is_some_and(|error| error.code != FailureCode::BatchMemberFailed);
-    let cause = jobs.iter().find(|job| failed(job))?;
+/// Returns the failure of the export that ended the batch, without its name and its reason if the reader may not see
+/// its dataset.
+fn failure_of(jobs: &[Job], may_see: impl Fn(&str) -> bool) -> Option<BatchFailure> {
+    let failed = |job: &&Job| job.error.as_ref().is_some_and(|error| error.code != FailureCode::BatchMemberFailed);
+    let causes: Vec<&Job> = jobs.iter().filter(failed).collect();
+    if causes.is_empty() {
+        return None;
+    }
+    let Some(cause) = causes.iter().find(|job| may_see(&job.dataset)) else {
+        let detail = "another member of the batch failed".to_owned();
+        return Some(BatchFailure { code: FailureCode::BatchMemberFailed, detail, member: None });
+    };
     let Failure { code, detail, .. } = cause.error.clone()?;
-    let concerns_one = jobs.iter().filter(|job| failed(job)).count() < jobs.len();
-    Some(BatchFailure { code, detail, member: concerns_one.then(|| cause.dataset.clone()) })
+    Some(BatchFailure { code, detail, member: (causes.len() < jobs.len()).then(|| cause.dataset.clone()) })
 }
 
 /// A dataset that `"*"` does not export.

@@ -49,10 +49,10 @@ impl ReceiverKind for Brokers {
         missing
     }
 
-    fn build(&self) -> Vec<(String, Box<dyn Transport>)> {
+    fn build(&self) -> Vec<(Listener, Box<dyn Transport>)> {
         let transport = |broker: &Broker| {
             let transport = ExchangeTransport::new(broker, broker.address.as_ref()?);
-            Some((broker.listener.name.clone(), Box::new(transport) as Box<dyn Transport>))
+            Some((broker.listener.clone(), Box::new(transport) as Box<dyn Transport>))
         };
         self.0.iter().filter_map(transport).collect()
     }

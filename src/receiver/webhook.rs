@@ -70,13 +70,13 @@ impl ReceiverKind for Webhooks {
         missing
     }
 
-    fn build(&self) -> Vec<(String, Box<dyn Transport>)> {
+    fn build(&self) -> Vec<(Listener, Box<dyn Transport>)> {
         let transport = |webhook: &Webhook| {
             if webhook.secret_env.is_some() && webhook.secrets.is_none() {
                 return None;
             }
             let transport = WebhookTransport::new(webhook);
-            Some((webhook.listener.name.clone(), Box::new(transport) as Box<dyn Transport>))
+            Some((webhook.listener.clone(), Box::new(transport) as Box<dyn Transport>))
         };
         self.0.iter().filter_map(transport).collect()
     }

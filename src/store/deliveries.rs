@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
 use crate::connection::statement::with_pieces;
-use crate::event::{Delivery, DeliveryFilter, DeliveryStatus, EventSubject, EventType, Listener};
+use crate::event::{Delivery, DeliveryFilter, DeliveryStatus, EventType, Listener};
 use crate::job::batch::Batch;
 use crate::job::{Job, JobId, Status};
 use crate::store::job_row::{JOB_COLUMNS, JobRow, skip_unreadable};
@@ -31,7 +31,7 @@ struct DeliveryRow {
     delivery: Uuid,
     endpoint: String,
     job: Uuid,
-    is_of_batch: bool,
+    batch: Option<Uuid>,
     event: String,
     delivery_attempt: i32,
     run_at: Option<DateTime<Utc>>,
@@ -51,12 +51,12 @@ impl TryFrom<DeliveryRow> for Delivery {
             (None, Some(_)) => DeliveryStatus::Dead,
             (None, None) => DeliveryStatus::Pending,
         };
-        let subject = if row.is_of_batch { EventSubject::Batch } else { EventSubject::Export };
         Ok(Delivery {
             id: row.delivery,
             endpoint: row.endpoint,
             job: row.job.into(),
-            event: EventType { subject, end: row.event.parse()? },
+            batch: row.batch.map(JobId::from),
+            event: EventType { end: row.event.parse()? },
             status,
             attempt: row.delivery_attempt.unsigned_abs(),
             next_attempt_at: row.run_at.filter(|_| status == DeliveryStatus::Pending),
@@ -82,7 +82,7 @@ pub struct ClaimedDelivery {
 pub enum Ended {
     /// An export.
     Export(Box<Job>),
-    /// A batch, as the receiver may see it.
+    /// A batch.
     Batch(Box<Batch>),
 }
 
@@ -136,36 +136,33 @@ pub struct OpenDeliveries {
     pub oldest_seconds: f64,
 }
 
-/// Inserts the deliveries of these ended exports, and of those of the batches that have ended, in the transaction that
-/// ends them.
+/// Inserts the deliveries of these ended exports of no batch, and of those of the batches that have ended, in the
+/// transaction that ends them.
 pub(super) async fn plan(
     conn: &mut PgConnection,
     listeners: &[Listener],
     ended: &[&JobRow],
     batches: &[Uuid],
 ) -> Result<(), Error> {
-    let (mut ids, mut jobs, mut endpoints, mut of_batches, mut events) =
-        (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut plan = |event: EventType, job: Uuid, datasets: &[&str], consumer: Option<&str>| {
-        for Listener { name, .. } in listeners.iter().filter(|it| it.wants(event, datasets, consumer)) {
+    let (mut ids, mut jobs, mut endpoints, mut events) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut plan = |end: Status, job: Uuid, datasets: &[&str], consumer: Option<&str>| {
+        for Listener { name, .. } in listeners.iter().filter(|it| it.wants(EventType { end }, datasets, consumer)) {
             ids.push(Uuid::now_v7());
             jobs.push(job);
             endpoints.push(name.clone());
-            of_batches.push(event.subject == EventSubject::Batch);
-            events.push(event.end.as_str());
+            events.push(end.as_str());
         }
     };
     for row in ended {
         let Ok(end) = row.status.parse::<Status>() else { continue };
-        let event = EventType { subject: EventSubject::Export, end };
-        plan(event, row.id, &[&row.dataset], row.consumer_id.as_deref());
+        plan(end, row.id, &[&row.dataset], row.consumer_id.as_deref());
     }
     if !batches.is_empty() {
         let statement = sqlx::query_as(include_str!("deliveries/ended_batches.sql")).bind(batches);
         let ended: Vec<EndedBatchRow> = statement.fetch_all(&mut *conn).await?;
         for EndedBatchRow { id, consumer_id, datasets: Json(datasets), status } in ended {
-            let event = EventType { subject: EventSubject::Batch, end: status.parse()? };
-            plan(event, id, &datasets.iter().map(String::as_str).collect::<Vec<_>>(), consumer_id.as_deref());
+            let datasets: Vec<_> = datasets.iter().map(String::as_str).collect();
+            plan(status.parse()?, id, &datasets, consumer_id.as_deref());
         }
     }
     if ids.is_empty() {
@@ -175,14 +172,13 @@ pub(super) async fn plan(
     // export from ending.
     sqlx::query(
         "-- store.deliveries.plan
-         insert into cdc_export.deliveries (id, job, endpoint, is_of_batch, event)
-         select * from unnest($1::uuid[], $2::uuid[], $3::text[], $4::boolean[], $5::text[])
-         on conflict (job, endpoint, is_of_batch) do nothing",
+         insert into cdc_export.deliveries (id, job, endpoint, event)
+         select * from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[])
+         on conflict (job, endpoint) do nothing",
     )
     .bind(ids)
     .bind(jobs)
     .bind(endpoints)
-    .bind(of_batches)
     .bind(events)
     .execute(conn)
     .await?;
@@ -223,25 +219,13 @@ impl Store {
         for ClaimedDeliveryRow { delivery, row } in rows {
             let both = Delivery::try_from(delivery).and_then(|delivery| Ok((delivery, Job::try_from(row)?)));
             let Some((delivery, job)) = skip_unreadable(both) else { continue };
-            let ended = match delivery.event.subject {
-                EventSubject::Export => Some(Ended::Export(Box::new(job))),
-                EventSubject::Batch => {
-                    self.batch_for(endpoint, job.id).await?.map(|batch| Ended::Batch(Box::new(batch)))
-                }
+            let ended = match delivery.batch {
+                None => Some(Ended::Export(Box::new(job))),
+                Some(id) => self.batch(id).await?.map(|batch| Ended::Batch(Box::new(batch))),
             };
             claimed.extend(ended.map(|ended| ClaimedDelivery { delivery, ended }));
         }
         Ok(claimed)
-    }
-
-    /// Returns a batch as a receiver may see it: without the names of other datasets that the request left out.
-    async fn batch_for(&self, endpoint: &str, id: JobId) -> Result<Option<Batch>, Error> {
-        let mut batch = self.batch(id).await?;
-        let listener = self.listeners.iter().find(|listener| listener.name == endpoint);
-        if let (Some(batch), Some(listener)) = (&mut batch, listener) {
-            batch.request.left_out.retain(|omitted| listener.may_see(&omitted.dataset));
-        }
-        Ok(batch)
     }
 
     /// Records an attempt. Returns false if the claim has ended because the delivery was claimed again, requested again

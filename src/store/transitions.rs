@@ -67,7 +67,7 @@ pub(super) async fn transition(
     Ok(rows)
 }
 
-/// Inserts the deliveries of the jobs whose status changed for clients, and of the batches that have ended with them.
+/// Inserts the deliveries of the jobs of no batch whose status changed for clients, and of the batches that have ended.
 /// The status of a job whose cancellation was only requested has not changed.
 ///
 /// The transaction that ends the last open member of a batch must find that all members have ended. So it ends all open
@@ -76,11 +76,11 @@ async fn plan_deliveries(conn: &mut PgConnection, listeners: &[Listener], rows: 
     if listeners.is_empty() {
         return Ok(());
     }
-    let changed: Vec<_> = rows.iter().filter(|row| row.was != row.job.status).collect();
-    let mut batches: Vec<_> = changed.iter().filter_map(|row| row.job.batch_id).collect();
+    let changed = || rows.iter().filter(|row| row.was != row.job.status).map(|row| &row.job);
+    let jobs: Vec<_> = changed().filter(|job| job.batch_id.is_none()).collect();
+    let mut batches: Vec<_> = changed().filter_map(|job| job.batch_id).collect();
     batches.sort_unstable();
     batches.dedup();
-    let jobs: Vec<_> = changed.iter().map(|row| &row.job).collect();
     deliveries::plan(conn, listeners, &jobs, &batches).await
 }
 

@@ -198,6 +198,7 @@ async fn each_end_is_delivered_once_and_signed() {
         told.iter().map(|it| it["jobId"].as_str().unwrap()).collect::<Vec<_>>(),
         [adhoc["jobId"].as_str().unwrap(), &cancelled, id, &failed]
     );
+    assert!(told.iter().all(|it| it["batchId"].is_null()), "{told:?}");
     assert!(deliveries(&service, "?status=pending").await.is_empty());
     assert!(deliveries(&service, "?endpoint=other").await.is_empty());
     let page = service.call("GET", "/deliveries?limit=2", &[]).await.json::<Value>().await.unwrap();

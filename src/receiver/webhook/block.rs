@@ -103,7 +103,7 @@ mod tests {
             name = \"airflow\"
             url = \"https://airflow.example.com/hooks/cdc?x=1\"
             secret_env = \"AIRFLOW_WEBHOOK_SECRET\"
-            events = [\"export.completed\", \"export.failed\", \"batch.failed\"]
+            events = [\"export.completed\", \"export.failed\"]
             datasets = [\"orders\"]
             consumers = [\"search\", \"a@b\"]
 
@@ -124,14 +124,13 @@ mod tests {
         let [airflow, here, chat] = webhooks.as_slice() else { panic!("three") };
         assert_eq!((airflow.shape, chat.shape, &chat.secret_env), (BodyShape::CloudEvents, BodyShape::Slack, &None));
         let names = |webhook: &Webhook| webhook.listener.events.iter().map(|event| event.name()).collect::<Vec<_>>();
-        assert_eq!(names(airflow), ["export.completed", "export.failed", "batch.failed"]);
+        assert_eq!(names(airflow), ["export.completed", "export.failed"]);
         assert_eq!(airflow.listener.datasets.as_deref(), Some(&["orders".to_owned()][..]));
         assert_eq!(airflow.listener.consumers.as_ref().map(Vec::len), Some(2));
         assert!(!airflow.allows_private && here.allows_private);
         assert_eq!(airflow.url, "https://airflow.example.com/hooks/cdc?x=1");
         assert_eq!(here.url, "http://127.0.0.1:9000/", "as it is connected to");
-        let of_each = |subject: &str| ["completed", "failed", "cancelled"].map(|end| format!("{subject}.{end}"));
-        assert_eq!(names(here), [of_each("export"), of_each("batch")].concat());
+        assert_eq!(names(here), ["export.completed", "export.failed", "export.cancelled"]);
         assert_eq!((&here.listener.datasets, &here.listener.consumers), (&None, &None));
     }
 
@@ -142,7 +141,7 @@ mod tests {
 name = \"A\"
 url = \"http://a.example/token\"
 secret_env = \"whsec_secret=\"
-events = [\"export.done\"]
+events = [\"batch.failed\"]
 datasets = [\"order\"]
 consumers = [\"a b\"]
 [[webhook]]
@@ -164,7 +163,7 @@ shape = \"irc\"
             "line 5: webhook A: name: 1 to 63",
             "line 6: webhook A: url: everybody on the way",
             "line 7: webhook A: secret_env: the name of a variable",
-            "line 8: webhook A: events: `export.done` is none of export.completed, export.skipped, export.failed, export.cancelled, batch.completed, ",
+            "line 8: webhook A: events: `batch.failed` is none of export.completed, export.skipped, export.failed, export.cancelled",
             "line 9: webhook A: datasets: ",
             "line 10: webhook A: consumers: ",
             "line 13: webhook b: url: a name and a password",

@@ -89,13 +89,13 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::event::{EventSubject, EventType};
+    use crate::event::EventType;
     use crate::job::Status;
 
-    fn event(subject: EventSubject, end: Status, data: &Value) -> Event {
+    fn event(end: Status, data: &Value) -> Event {
         Event {
             id: Uuid::nil(),
-            event: EventType { subject, end },
+            event: EventType { end },
             dataset: "orders".to_owned(),
             consumer: Some("search".to_owned()),
             kind: "cdc-export.x.v1".to_owned(),
@@ -107,15 +107,15 @@ mod tests {
     #[test]
     fn a_chat_gets_a_sentence() {
         let done = json!({ "jobId": "7", "exportType": "delta", "rowsExported": 12, "error": null });
-        let done = event(EventSubject::Export, Status::Completed, &done);
+        let done = event(Status::Completed, &done);
         assert_eq!(sentence(&done), "cdc-export: export completed: delta of orders for search, 12 rows (7)");
         let error = json!({ "code": "lost", "detail": "<!channel> & more", "member": "items" });
         let failed = json!({
             "batchId": "8", "exportType": "full", "rowsExported": 0, "jobs": [{ "jobId": "8" }, {}], "error": error
         });
-        let failed = event(EventSubject::Batch, Status::Failed, &failed);
+        let failed = event(Status::Failed, &failed);
         let expected =
-            "cdc-export: batch failed: full of 2 datasets for search: items: lost: &lt;!channel&gt; &amp; more (8)";
+            "cdc-export: export failed: full of 2 datasets for search: items: lost: &lt;!channel&gt; &amp; more (8)";
         assert_eq!(BodyShape::Slack.body(&failed), json!({ "text": expected }).to_string());
         let card: Value = serde_json::from_str(&BodyShape::Teams.body(&done)).unwrap();
         assert_eq!(card["attachments"][0]["content"]["body"][0]["text"], sentence(&done));
@@ -127,7 +127,7 @@ mod tests {
         let detail = format!("[pay](http://evil.example)\n@channel {}", "<".repeat(9_000));
         let error = json!({ "code": "lost", "detail": detail, "member": null });
         let failed = json!({ "jobId": "8", "exportType": "full", "rowsExported": 0, "error": error });
-        let failed = event(EventSubject::Export, Status::Failed, &failed);
+        let failed = event(Status::Failed, &failed);
         let said = sentence(&failed);
         assert!(said.contains("[pay]\u{200b}(http://evil.example) @\u{200b}channel <<"), "{said}");
         assert!(BodyShape::Slack.body(&failed).len() < 5_000 && BodyShape::Teams.body(&failed).len() < 5_000);
