@@ -68,7 +68,8 @@ fn plain_sentence(event: &Event) -> String {
     let end = event.event.name().replacen('.', " ", 1);
     let consumer = event.consumer.as_ref().map(|consumer| format!(" for {consumer}")).unwrap_or_default();
     let kind = text("/exportType").unwrap_or_default();
-    let of = match data["jobs"].as_array() {
+    let of = match data["jobs"].as_array().map(Vec::as_slice) {
+        Some([job]) => job["dataset"].as_str().unwrap_or_default().to_owned(),
         Some(jobs) => format!("{} datasets", jobs.len()),
         None => event.dataset.clone(),
     };
