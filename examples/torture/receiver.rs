@@ -1,5 +1,5 @@
 //! A receiver of webhooks that refuses, hangs, answers late and goes away. It holds each event that it is posted
-//! against the database, at that moment; in the end each end of an export has to have been told.
+//! against the database, at that moment; in the end each end of an export or a batch has to have been told.
 //!
 //! It refuses an event that it can't check at that moment, so the service has to deliver it again.
 
@@ -102,7 +102,7 @@ impl Posts {
     }
 }
 
-/// What was told of a job.
+/// What was told of an export, or of a batch, which has the id of its first one.
 struct Event {
     id: Uuid,
     end: String,
@@ -166,16 +166,11 @@ impl Receiver {
         Posts { ids: told.ids.len(), ..told.posts.clone() }
     }
 
-    /// The database was put back: it has jobs of these states, and of the events that it had `before` these are left.
+    /// The database was put back: it has these ends, and of the events that it had `before` these are `left`.
     /// Events of other ends need not hold any more.
-    pub(crate) fn put_back(
-        &self,
-        states: &HashMap<String, (String, bool)>,
-        before: HashSet<Uuid>,
-        left: &HashSet<Uuid>,
-    ) {
+    pub(crate) fn put_back(&self, ends: &HashMap<Uuid, String>, before: HashSet<Uuid>, left: &HashSet<Uuid>) {
         let mut told = locked(&self.told);
-        let is_so = |job: &Uuid, event: &Event| states.get(&job.to_string()).is_some_and(|(end, _)| *end == event.end);
+        let is_so = |job: &Uuid, event: &Event| ends.get(job) == Some(&event.end);
         // The events of a skipped job go with it, so that some aren't among those of before.
         let wrong: Vec<Uuid> =
             told.events.iter().filter(|(job, event)| !is_so(job, event)).map(|(_, it)| it.id).collect();
@@ -197,20 +192,27 @@ impl Receiver {
         let _ = self.is_tame.subscribe().wait_for(|is_tame| *is_tame).await;
     }
 
-    /// What the database says of a job: its status, and whether its file has its name.
-    async fn ask(&self, world: &World, job: Uuid) -> Result<Option<(String, bool)>, sqlx::Error> {
+    /// How a job has ended, as the database says.
+    async fn ask(&self, world: &World, job: Uuid) -> Result<Option<String>, sqlx::Error> {
         let mut kept = self.conn.lock().await;
         let mut conn = match kept.take() {
             Some(conn) => conn,
             None => world.cluster.connect().await?,
         };
-        let found = sqlx::query_as("select status, published_at is not null from torture.jobs where id = $1")
+        let found = sqlx::query_scalar("select status from torture.ends where id = $1")
             .bind(job)
             .fetch_optional(&mut conn)
             .await?;
         *kept = Some(conn);
         Ok(found)
     }
+}
+
+/// How each export and each batch has ended.
+pub(crate) async fn ends(conn: &mut PgConnection) -> Result<HashMap<Uuid, String>> {
+    let ends: Vec<(Uuid, String)> =
+        sqlx::query_as("select id, status from torture.ends where status <> 'open'").fetch_all(conn).await?;
+    Ok(ends.into_iter().collect())
 }
 
 /// The ids of the events that the database knows.
@@ -334,10 +336,8 @@ async fn check_post(world: Arc<World>, headers: HeaderMap, body: Vec<u8>) -> Opt
             return None;
         }
     };
-    let is_so =
-        found.as_ref().is_some_and(|(status, is_published)| *status == end && (end != "completed" || *is_published));
     let shown = if end == "skipped" { "completed" } else { end.as_str() };
-    if !is_so || status != shown || is_skipped != (end == "skipped") {
+    if found.as_ref() != Some(&end) || status != shown || is_skipped != (end == "skipped") {
         let line = format!("job {job} was told to be {end} when it was {found:?}; the event shows it as {status}");
         world.report.red("11", line);
     }
@@ -376,9 +376,14 @@ impl Post {
         let end = event["type"].as_str().and_then(|name| name.strip_prefix("cdc-export.export.")?.strip_suffix(".v1"));
         let end = end.context("its type is unknown")?.to_owned();
         ensure!(["completed", "skipped", "failed", "cancelled"].contains(&end.as_str()), "{end} is no end");
-        let text = |member: &str| event["data"][member].as_str().with_context(|| format!("it has no {member}"));
-        let (job, status) = (text("jobId")?.parse()?, text("status")?.to_owned());
-        Ok(Post { id: id.parse()?, job, end, status, is_skipped: event["data"]["skipped"] == true })
+        let data = &event["data"];
+        let text = |member: &str| data[member].as_str().with_context(|| format!("it has no {member}"));
+        let (job, is_skipped) = match data["jobs"].as_array() {
+            Some(jobs) => (text("batchId")?, jobs.iter().all(|job| job["skipped"] == true)),
+            None => (text("jobId")?, data["skipped"] == true),
+        };
+        ensure!(data["jobs"].is_array() || data["batchId"].is_null(), "it is of one export of a batch");
+        Ok(Post { id: id.parse()?, job: job.parse()?, end, status: text("status")?.to_owned(), is_skipped })
     }
 }
 
@@ -431,8 +436,7 @@ pub(crate) async fn settle(world: &World) -> Result<()> {
 
 /// 11: each end was told, and taken, and nothing else.
 async fn check_all(world: &World, conn: &mut PgConnection) -> Result<()> {
-    let ended = "select id, status from torture.jobs where status in ('skipped', 'failed', 'cancelled') or status = 'completed' and published_at is not null";
-    let ended: HashMap<Uuid, String> = sqlx::query_as(ended).fetch_all(conn).await?.into_iter().collect();
+    let ended = ends(conn).await?;
     let told = locked(&world.receiver.told);
     for (job, status) in &ended {
         match told.events.get(job) {

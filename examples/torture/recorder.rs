@@ -95,6 +95,15 @@ pub(crate) async fn install(conn: &mut PgConnection) -> Result<()> {
          create trigger torture_remove after delete on exports for each row execute function torture.remove();
          create view torture.jobs as
            select e.*, false as removed from exports e union all select r.*, true from torture.removed r;
+         -- What is told once: the exports of no batch, and the batches as a whole.
+         create view torture.ends as
+           select coalesce(batch_id, id) as id, case
+             when bool_or(status in ('pending', 'processing') or status = 'completed' and published_at is null) then 'open'
+             when bool_or(status = 'failed') then 'failed'
+             when bool_or(status = 'cancelled') then 'cancelled'
+             when bool_or(status = 'completed') then 'completed'
+             else 'skipped' end as status
+           from torture.jobs group by 1;
          create table torture.versions (
            seq bigint generated always as identity primary key, xid xid8 not null default pg_current_xact_id(),
            tbl text not null, id bigint not null, fields jsonb);

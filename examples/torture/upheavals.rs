@@ -89,7 +89,8 @@ async fn put_back(world: &World, timeline: Timeline) -> Result<()> {
     let states: HashMap<String, (String, bool)> =
         known.into_iter().map(|(id, status, _, cancelled)| (id.to_string(), (status, cancelled))).collect();
     locked(&world.ledger).put_back(&states);
-    world.receiver.put_back(&states, events, &receiver::planned(&mut conn).await?);
+    let (ends, left) = (receiver::ends(&mut conn).await?, receiver::planned(&mut conn).await?);
+    world.receiver.put_back(&ends, events, &left);
     world.cluster.stop().await?;
     world.era.fetch_add(1, Ordering::SeqCst);
     Ok(())
