@@ -307,12 +307,14 @@ const CONTROLS: [Control; 15] = [
         breaks: Some("11"),
         edits: &[Edit {
             file: "src/store/transitions.rs",
-            text: "            false => self.transaction(async |tx| transition(tx, &self.listeners, statement).await).await?,\n",
-            instead: "            false => {
-                let rows = self.transaction(async |tx| transition(tx, &[], statement).await).await?;
+            text: "                    transition(tx, &self.listeners, statement).await
+                });
+                changed.await?\n",
+            instead: "                    transition(tx, &[], statement).await
+                });
+                let rows = changed.await?;
                 self.with(async |conn| plan_deliveries(conn, &self.listeners, &rows).await).await?;
-                rows
-            }\n",
+                rows\n",
         }],
         scenario: Scenario::LostAnswers(20),
     },
