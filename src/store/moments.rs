@@ -22,10 +22,10 @@ pub struct LoggedChanges {
     pub consumer: ConsumerId,
     /// The dataset's name.
     pub dataset: String,
-    /// True if there are any.
+    /// True if there are any, or if no triggers log them.
     pub exist: bool,
     /// The time for which the oldest one is committed, to within a second; of older ones, ten seconds or five minutes.
-    /// None: there is none, or nobody knows it.
+    /// The time since the last export, if no triggers log the changes. None: there is none, or nobody knows it.
     pub age: Option<Duration>,
 }
 

@@ -314,6 +314,16 @@ async fn of_many_consumers_those_furthest_behind_have_a_series() {
 }
 
 #[tokio::test]
+async fn where_changes_are_not_captured_the_age_of_the_last_export_counts() {
+    let (database, service) = serving_users(2).await;
+    service.export("full", "a").await;
+    let behind = |scrape: &Scrape| scrape.sum("cdc_export_behind_seconds", &[("consumer", "a")]);
+    assert_eq!(behind(&Scrape::of(&service).await), Some(0.0));
+    database.run("alter table users disable trigger all").await;
+    scrape_with(&service, "an age", |scrape| behind(scrape) >= Some(1.0)).await;
+}
+
+#[tokio::test]
 async fn of_consumers_that_acknowledge_it_is_seen_what_they_have_not() {
     let (database, service) = serving_users(5).await;
     let mut jobs = Vec::new();
