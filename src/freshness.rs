@@ -32,7 +32,7 @@ pg_rows::words! {
         NotTracked = "not_tracked",
         /// Only a full export can go on.
         NeedsFull = "needs_full",
-        /// The last export failed.
+        /// The last export failed, or the next one will, of whatever type it is.
         Failing = "failing",
     }
 }
@@ -65,6 +65,19 @@ pub struct LaneHistory {
     pub usual_interval: Option<Duration>,
 }
 
+/// The state of a lane's table, as a look at it found it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableState {
+    /// It can be exported.
+    Ready,
+    /// Its changes are not captured, although the dataset needs that.
+    NotTracked,
+    /// It is missing, differs from what its dataset says, or may not be read: an export of any type fails.
+    Unfit,
+    /// It can't be looked at now.
+    Unknown,
+}
+
 /// The facts that decide the state of a lane.
 #[derive(Clone, Debug)]
 pub struct LaneFacts {
@@ -76,8 +89,8 @@ pub struct LaneFacts {
     pub export_type: Option<ExportType>,
     /// The guard's verdict.
     pub continuity: Option<Continuity>,
-    /// False if the table can't be read now, so that the verdict is unknown.
-    pub is_read: bool,
+    /// The state of its table. The verdict is unknown if that is.
+    pub table: TableState,
     /// The age of the oldest change that no export has. None: unknown.
     pub behind: Option<Duration>,
     /// The unacknowledged exports; `None`: the consumer never acknowledges.
@@ -93,13 +106,14 @@ impl LaneFacts {
         let is_new = self.history.completed_at.is_none() && !self.has_position;
         let too_old = |age: Duration| age > self.limit();
         let unloaded = self.unacknowledged.and_then(|of| of.since).and_then(|since| (now - since).to_std().ok());
-        match self.continuity {
-            Some(Continuity::TriggerMissing) => return Some(LaneState::NotTracked),
-            Some(why) if !why.allows(next) => return Some(LaneState::NeedsFull),
+        match (self.table, self.continuity) {
+            (TableState::NotTracked, _) => return Some(LaneState::NotTracked),
+            (TableState::Unfit, _) => return Some(LaneState::Failing),
+            (_, Some(why)) if !why.allows(next) => return Some(LaneState::NeedsFull),
             _ if self.history.failures > 0 => return Some(LaneState::Failing),
             _ if is_new => return Some(LaneState::New),
-            _ if !self.is_read => return None,
-            _ => {}
+            (TableState::Unknown, _) => return None,
+            (TableState::Ready, _) => {}
         }
         match (self.behind, unloaded) {
             (Some(age), _) if too_old(age) => Some(LaneState::Behind),
@@ -135,7 +149,7 @@ mod tests {
             has_position: true,
             export_type: Some(ExportType::Delta),
             continuity: None,
-            is_read: true,
+            table: TableState::Ready,
             behind: Some(Duration::ZERO),
             unacknowledged: None,
             fresh_within: None,
@@ -166,13 +180,18 @@ mod tests {
         let failing = LaneFacts { history: LaneHistory { failures: 2, ..facts().history }, ..facts() };
         let of = |continuity| LaneFacts { continuity: Some(continuity), ..failing.clone() };
         assert_eq!(state(failing.clone()), Some(LaneState::Failing));
-        assert_eq!(state(of(Continuity::TriggerMissing)), Some(LaneState::NotTracked));
         assert_eq!(state(of(Continuity::Truncated)), Some(LaneState::NeedsFull));
         // A consumer that takes no deletions goes on.
         let increments = LaneFacts { export_type: Some(ExportType::Incremental), ..of(Continuity::Truncated) };
         assert_eq!(state(increments), Some(LaneState::Failing));
         let full = LaneFacts { export_type: Some(ExportType::Full), ..facts() };
-        assert_eq!(state(LaneFacts { continuity: Some(Continuity::DatasetChanged), ..full }), Some(LaneState::Fresh));
+        let full = LaneFacts { continuity: Some(Continuity::DatabaseRestored), ..full };
+        assert_eq!(state(full.clone()), Some(LaneState::Fresh));
+        for lane in [full, of(Continuity::DatabaseRestored)] {
+            let with = |table| state(LaneFacts { table, ..lane.clone() });
+            assert_eq!(with(TableState::NotTracked), Some(LaneState::NotTracked));
+            assert_eq!(with(TableState::Unfit), Some(LaneState::Failing));
+        }
     }
 
     #[test]
@@ -200,6 +219,6 @@ mod tests {
         assert_eq!(state(since(920)), Some(LaneState::Fresh));
         assert_eq!(state(since(919)), Some(LaneState::NotLoaded));
         assert_eq!(state(LaneFacts { behind: None, ..facts() }), None);
-        assert_eq!(state(LaneFacts { is_read: false, ..facts() }), None);
+        assert_eq!(state(LaneFacts { table: TableState::Unknown, ..facts() }), None);
     }
 }

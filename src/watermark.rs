@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use crate::freshness::TableState;
 use crate::job::{ConsumerId, Continuity};
 
 /// The changes that wait for a consumer, as the table's rows and times tell it.
@@ -32,8 +33,8 @@ pub struct ConsumerLag {
     pub last_exported_at: Option<DateTime<Utc>>,
     /// The dataset's name.
     pub dataset: String,
-    /// True if the table could be read.
-    pub is_read: bool,
+    /// The state of the table.
+    pub table: TableState,
     /// The changes that wait by the table's times.
     pub waiting: Waiting,
     /// The guard's verdict: the reason why the next export can't continue from the position.

@@ -58,7 +58,7 @@ pub(crate) struct ConsumerBody {
     #[schema(required, pattern = "^(fresh|new|gone|not_loaded|behind|not_tracked|needs_full|failing)$")]
     state: Option<&'static str>,
     /// The age in seconds of the oldest committed change that no export has; 0 if there is none, null if there
-    /// was no export
+    /// was no export or it is unknown
     #[schema(required)]
     behind_seconds: Option<u64>,
     /// The number of exports that failed since the last completed one, exact up to 1,000
@@ -128,7 +128,7 @@ pub(crate) struct SummaryBody {
     datasets: u64,
     /// The number of datasets in each state that one of them has
     states: BTreeMap<&'static str, u64>,
-    /// The largest `behindSeconds` of its datasets; null if none is known
+    /// The largest `behindSeconds` of its datasets; null if one is unknown although there was an export
     #[schema(required)]
     behind_seconds: Option<u64>,
     /// The time of the oldest read of a table
@@ -150,6 +150,11 @@ pub(crate) struct SummaryBody {
 pub(crate) async fn get(service: Service, PathParameter(id): PathParameter) -> Result<Json<SummaryBody>, Problem> {
     let consumer = consumer_of(&service, &id)?;
     let lanes = service.consumer(&consumer).await?;
+    // A dataset without an export has no age.
+    let has_age = |listed: &&ListedConsumer| {
+        listed.behind.is_some() || listed.history.completed_at.is_some() && listed.state != Some(LaneState::Gone)
+    };
+    let ages: Option<Vec<_>> = lanes.iter().filter(has_age).map(|listed| listed.behind).collect();
     let mut states = BTreeMap::new();
     for state in lanes.iter().filter_map(|listed| listed.state) {
         *states.entry(state.as_str()).or_default() += 1;
@@ -159,7 +164,7 @@ pub(crate) async fn get(service: Service, PathParameter(id): PathParameter) -> R
         state: freshness::of_all(lanes.iter().map(|listed| listed.state)).map(LaneState::as_str),
         datasets: lanes.len() as u64,
         states,
-        behind_seconds: lanes.iter().filter_map(|listed| listed.behind).max().map(|age| age.as_secs()),
+        behind_seconds: ages.and_then(|ages| ages.into_iter().max()).map(|age| age.as_secs()),
         as_of: rfc3339(lanes.iter().map(|listed| listed.as_of).min().unwrap_or_default()),
         failures: lanes.iter().map(|listed| listed.history.failures).sum(),
         failing_since: lanes.iter().filter_map(|listed| listed.history.failing_since).min().map(rfc3339),

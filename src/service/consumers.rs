@@ -1,6 +1,6 @@
 //! Positions and watermarks of consumers.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,12 +8,13 @@ use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 
 use crate::audit::Action;
+use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::name::is_name;
-use crate::dataset::{Capture, Dataset};
-use crate::freshness::{LaneFacts, LaneHistory, LaneState};
+use crate::dataset::{Capture, Dataset, Description};
+use crate::freshness::{LaneFacts, LaneHistory, LaneState, TableState};
 use crate::job::lane::{Lane, Unacknowledged};
 use crate::job::marker::Marker;
-use crate::job::{ConsumerId, Job};
+use crate::job::{ConsumerId, Continuity, Job};
 use crate::service::deadline::{on_table, with_timeout};
 use crate::service::{COUNTING_TIMEOUT, DATASETS_CACHE_TIME, Error, Looked, Service};
 use crate::sink::{Destination, MarkerFile};
@@ -84,11 +85,7 @@ impl Service {
         let mut unacknowledged = with_timeout(self.store.unacknowledged(&ids, &datasets)).await?;
         let (mut histories, now) = with_timeout(self.store.histories(&ids, &datasets)).await?;
         let changes = with_timeout(self.store.logged_changes(&ids, &datasets)).await?;
-        let (lags, log_use, readable) = tokio::join!(
-            self.lags(&positions),
-            self.log_use(&ids, &datasets),
-            self.readable_without_capture(&datasets)
-        );
+        let (lags, log_use) = tokio::join!(self.lags(&positions), self.log_use(&ids, &datasets));
         let listed = |Looked { value: lag, as_of }: Looked<ConsumerLag>| {
             let is_its = |job: &Job| job.consumer.as_ref() == Some(&lag.consumer) && job.dataset == lag.dataset;
             let last_job = jobs.iter().position(is_its).map(|at| jobs.swap_remove(at));
@@ -102,7 +99,7 @@ impl Service {
             let is_its = |of: &&ConsumerPosition| of.consumer == lag.consumer && of.dataset == lag.dataset;
             let capture = self.catalog.get(&lag.dataset).map(|dataset| dataset.capture);
             let facts = LaneFacts {
-                is_read: lag.is_read || readable.contains(&lag.dataset),
+                table: lag.table,
                 history,
                 has_position: positions.iter().find(is_its).is_some_and(|position| position.is_saved),
                 export_type: last_job.as_ref().map(|job| job.export_type),
@@ -117,15 +114,24 @@ impl Service {
         Ok(lags.into_iter().map(listed).collect())
     }
 
-    /// Returns those of these datasets whose changes nothing looks for, and whose tables can be read now.
-    async fn readable_without_capture(&self, names: &[&str]) -> HashSet<String> {
-        let is_uncaptured = |dataset: &Dataset| dataset.capture == Capture::None;
-        if !names.iter().any(|name| self.catalog.get(name).is_some_and(|dataset| is_uncaptured(dataset))) {
-            return HashSet::new();
+    /// Returns the state of each table of those of these datasets whose changes nothing looks for, and the word of
+    /// continuity that its next export will have. Leaves out tables that can't be looked at now.
+    async fn tables_without_capture(
+        &self,
+        names: &BTreeSet<&str>,
+    ) -> BTreeMap<String, (TableState, Option<Continuity>)> {
+        let is_its = |dataset: &Dataset| dataset.capture == Capture::None && names.contains(&*dataset.name);
+        if !self.catalog.iter().any(|dataset| is_its(dataset)) {
+            return BTreeMap::new();
         }
-        let Ok(seen) = self.datasets(DATASETS_CACHE_TIME).await else { return HashSet::new() };
-        let readable = seen.value.datasets.iter().filter(|it| is_uncaptured(&it.dataset) && it.reason().is_none());
-        readable.map(|it| it.dataset.name.clone()).collect()
+        let Ok(seen) = self.datasets(DATASETS_CACHE_TIME).await else { return BTreeMap::new() };
+        let table = |it: &Description| match it.reason() {
+            None => (TableState::Ready, None),
+            // A reason may be a word of continuity.
+            Some(reason) => (TableState::Unfit, reason.parse::<Continuity>().ok()),
+        };
+        let described = seen.value.datasets.iter().filter(|it| is_its(&it.dataset));
+        described.map(|it| (it.dataset.name.clone(), table(it))).collect()
     }
 
     /// Returns a consumer's state in each of its datasets, of a thousand at most.
@@ -166,7 +172,8 @@ impl Service {
     }
 
     /// Returns the age of the oldest change that a lane lacks, by the log or by the rows' times. Where neither tells
-    /// it, it is the age of the last export, which is not less.
+    /// it, it is the age of the last export, which is not less. It is unknown if the log has no change of a table that
+    /// can't be looked at now, because nobody knows if triggers log its changes.
     fn behind(
         &self,
         lag: &ConsumerLag,
@@ -178,10 +185,12 @@ impl Service {
         let last_export = history.completed_at.map(age);
         match self.catalog.get(&lag.dataset)?.capture {
             Capture::None => last_export,
+            _ if matches!(lag.table, TableState::NotTracked | TableState::Unfit) => last_export,
             _ if lag.continuity.is_some_and(|why| !why.keeps_live_rows() || why.is_manual()) => last_export,
             // Without a position in the log, the table was empty at the last export.
             capture => match (capture, logged, lag.waiting) {
                 (Capture::Triggers, Some(LoggedChanges { exist: true, age, .. }), _) => *age,
+                (Capture::Triggers, Some(_), _) if lag.table == TableState::Unknown => None,
                 (Capture::Triggers, Some(_), _) | (_, _, Waiting::Nothing) => Some(Duration::ZERO),
                 (_, _, Waiting::Since(at)) => Some(age(at)),
                 (_, _, Waiting::Unknown) => last_export,
@@ -217,7 +226,8 @@ impl Service {
     }
 
     /// Returns the states of consumers as looks at the tables find them. If looks take long, returns what earlier ones
-    /// found, up to a minute ago. A state is unknown if its table can't be read, or if no look at it has ended in time.
+    /// found, up to a minute ago. A state is unknown if its table can't be looked at now, or if no look at it has ended
+    /// in time.
     async fn lags(&self, positions: &[ConsumerPosition]) -> Vec<Looked<ConsumerLag>> {
         let datasets: BTreeSet<_> = positions.iter().map(|position| &*position.dataset).collect();
         let known = self.catalog.iter().filter(|dataset| datasets.contains(&*dataset.name));
@@ -233,14 +243,18 @@ impl Service {
             let seen = self.seen_lags.get(key, Duration::ZERO, None, look);
             (dataset, tokio::time::timeout(COUNTING_TIMEOUT, seen).await)
         });
+        let (looked, mut tables) = tokio::join!(join_all(looks), self.tables_without_capture(&datasets));
         let (mut found, mut unread) = (Vec::new(), Vec::new());
-        for (dataset, seen) in join_all(looks).await {
+        for (dataset, seen) in looked {
             let error = match seen {
                 Ok(Ok(Looked { value, as_of })) => {
                     found.extend(value.into_iter().map(|value| Looked { value, as_of }));
                     continue;
                 }
-                Ok(Err(error)) => chain(&*error),
+                Ok(Err(error)) => {
+                    tables.insert(dataset.name.clone(), after_failed_look(&error));
+                    chain(&*error)
+                }
                 Err(_) => "no answer in time".to_owned(),
             };
             unread.push((dataset, error));
@@ -252,16 +266,18 @@ impl Service {
             let is_its = |lag: &Looked<ConsumerLag>| {
                 lag.value.consumer == position.consumer && lag.value.dataset == position.dataset
             };
-            found.iter().position(is_its).map(|at| found.swap_remove(at)).unwrap_or_else(|| Looked {
-                value: ConsumerLag {
+            found.iter().position(is_its).map(|at| found.swap_remove(at)).unwrap_or_else(|| {
+                let unknown = (TableState::Unknown, None);
+                let (table, continuity) = tables.get(&position.dataset).copied().unwrap_or(unknown);
+                let value = ConsumerLag {
                     consumer: position.consumer.clone(),
                     dataset: position.dataset.clone(),
                     last_exported_at: position.last_exported_at,
-                    is_read: false,
+                    table,
                     waiting: Waiting::Unknown,
-                    continuity: None,
-                },
-                as_of: Utc::now(),
+                    continuity,
+                };
+                Looked { value, as_of: Utc::now() }
             })
         };
         positions.iter().map(lag).collect()
@@ -315,5 +331,17 @@ impl Service {
             }
             WatermarkRemoval::Committing => Err(Error::Committing),
         }
+    }
+}
+
+/// Returns the state of a table at which a look has failed, and the word of continuity that its next export will have.
+fn after_failed_look(error: &Error) -> (TableState, Option<Continuity>) {
+    match error {
+        Error::Mismatch(Faults(faults)) => {
+            let is_unmasked = faults.iter().any(Fault::is_of_removed_mask);
+            (TableState::Unfit, is_unmasked.then_some(Continuity::MaskRemoved))
+        }
+        Error::NotReadable(_) => (TableState::Unfit, None),
+        _ => (TableState::Unknown, None),
     }
 }

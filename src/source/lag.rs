@@ -7,6 +7,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
 use crate::connection::statement::with_pieces;
 use crate::dataset::{Capture, Dataset, Table, TableColumn};
+use crate::freshness::TableState;
 use crate::job::marker::Marker;
 use crate::job::{Continuity, ExportType};
 use crate::source::captured::CAPTURE;
@@ -80,19 +81,20 @@ impl Source {
             let logged_key: Option<Vec<String>> = row.try_get("logged_key").map_err(&failed)?;
             let captured: bool = row.try_get("captured").map_err(&failed)?;
             let is_captured = captured && logged_key.is_some_and(|key| schema.has_key(&key));
+            let is_untracked = dataset.capture == Capture::Triggers && !is_captured;
             let is_none: bool = row.try_get("is_none").map_err(&failed)?;
             let since: Option<DateTime<Utc>> = row.try_get("since").map_err(&failed)?;
             Ok(ConsumerLag {
                 consumer: consumer.parse().map_err(|_| Error::Protocol("a consumer id that is none"))?,
                 dataset: dataset.name.clone(),
                 last_exported_at: row.try_get("last_exported_at").map_err(&failed)?,
-                is_read: true,
+                table: if is_untracked { TableState::NotTracked } else { TableState::Ready },
                 waiting: if is_none { Waiting::Nothing } else { since.map_or(Waiting::Unknown, Waiting::Since) },
                 // The guard lets a first export be, or one that goes by its time: the next one would need a full
                 // export.
                 continuity: match word {
                     Some(why) if !why.allows(ExportType::Delta) => Some(why),
-                    _ if dataset.capture == Capture::Triggers && !is_captured => Some(Continuity::TriggerMissing),
+                    _ if is_untracked => Some(Continuity::TriggerMissing),
                     _ => word,
                 },
             })

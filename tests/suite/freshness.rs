@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, ended, export, post};
-use crate::harness::{Database, Service, Start, eventually, until};
+use crate::harness::{Database, Service, Start, ends, eventually, until};
 
 const TABLES: &str = "
     create table logged (id int primary key, n int); insert into logged select n, n from generate_series(1, 3) n;
@@ -137,7 +137,9 @@ async fn a_change_beside_a_stopped_process_counts_from_its_last_look() {
 async fn the_age_of_a_change_is_unknown_while_the_worker_is_dead() {
     let database = Database::empty().await;
     let (catalog, service) = started(&database, &file()).await;
-    export(&service, "full", "logged", "a").await;
+    for dataset in ["logged", "polled"] {
+        export(&service, "full", dataset, "a").await;
+    }
     let other = catalog.start(&database).arguments(&["serve", "--no-workers"]).service().await;
     service.signal(nix::sys::signal::Signal::SIGKILL);
     let sessions = "select exists (select from pg_stat_activity
@@ -148,6 +150,8 @@ async fn the_age_of_a_change_is_unknown_while_the_worker_is_dead() {
     database.run("update logged set n = 0 where id = 1").await;
     let changed = lane(&other, "a", "logged").await;
     assert_eq!((&changed["state"], &changed["behindSeconds"]), (&json!(null), &json!(null)), "{changed}");
+    let all = other.get("/consumers/a").await;
+    assert_eq!((&all["states"], &all["behindSeconds"]), (&json!({ "fresh": 1 }), &json!(null)), "{all}");
     let started = now(&database).await;
     let again = catalog.start(&database).sharing_output(&other).service().await;
     let (told, _) = behind(&database, &again, "logged", started, 1).await;
@@ -230,6 +234,39 @@ async fn a_lane_has_the_state_that_needs_somebody_most() {
     until("gone").await;
 }
 
+/// After the restore of a dump, a full export would pass.
+#[tokio::test]
+async fn a_lane_whose_changes_are_not_captured_is_not_tracked_whatever_its_continuity_is() {
+    let database = Database::empty().await;
+    let (catalog, service) = started(&database, &file()).await;
+    export(&service, "delta", "logged", "b").await;
+    export(&service, "full", "logged", "a").await;
+    let exported = now(&database).await;
+    database.run("update watermarks set guard_state = jsonb_set(guard_state, '{database}', '\"1\"')").await;
+    ends(catalog.command(&database, &["untrack", "logged"]).await, 0, "");
+    for consumer in ["a", "b"] {
+        let told = lane(&service, consumer, "logged").await;
+        let found = (&told["state"], &told["continuity"]);
+        assert_eq!(found, (&json!("not_tracked"), &json!("database_restored")), "{told}");
+    }
+    let (told, passed) = behind(&database, &service, "logged", exported, 2).await;
+    assert!(told.abs_diff(passed) <= 2, "{told} {passed}");
+}
+
+#[tokio::test]
+async fn a_lane_whose_table_is_gone_is_failing() {
+    let database = Database::empty().await;
+    let (_catalog, service) = started(&database, &file()).await;
+    export(&service, "full", "logged", "a").await;
+    let exported = now(&database).await;
+    database.run("alter table logged rename to away").await;
+    let (told, passed) = behind(&database, &service, "logged", exported, 2).await;
+    assert!(told.abs_diff(passed) <= 2, "{told} {passed}");
+    assert_eq!(state(&service, "a", "logged").await, "failing");
+    database.run("alter table away rename to logged").await;
+    assert_eq!(state(&service, "a", "logged").await, "fresh");
+}
+
 #[tokio::test]
 async fn without_triggers_the_rows_times_or_the_last_export_tell_it() {
     let database = Database::empty().await;
@@ -254,7 +291,7 @@ async fn without_triggers_the_rows_times_or_the_last_export_tell_it() {
     let until = async |wanted: &str| {
         eventually(wanted, async || (state(&service, "a", "whole").await == wanted).then_some(())).await;
     };
-    until("null").await;
+    until("failing").await;
     database.run("alter table away rename to whole").await;
     until("fresh").await;
 }

@@ -221,6 +221,9 @@ async fn a_masked_column_is_exported_without_its_mask_only_after_the_operators_w
         export(&service, "full", "people", "a").await;
         database.run("alter table people rename email to mail").await;
         let fails = async |service: &Service, what: &str| {
+            let consumers = service.get("/consumers").await;
+            let told = (&consumers["items"][0]["state"], &consumers["items"][0]["continuity"]);
+            assert_eq!(told, (&json!("failing"), &json!("mask_removed")), "{what}: {consumers}");
             for (path, consumer) in [("/exports/full", Some("a")), ("/exports/delta", Some("a")), ("/exports", None)] {
                 let job = ended(service, path, consumer, json!({ "dataset": "people" })).await;
                 let why = (&job["error"]["code"], &job["continuity"]);

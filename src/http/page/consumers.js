@@ -201,12 +201,13 @@ export function consumersSection() {
 // A consumer over its lanes, the most urgent of which is the first.
 function over(consumerId, lanes, day) {
   const known = lanes.map(({ behindSeconds }) => behindSeconds).filter((seconds) => seconds !== null);
+  const isUnknown = known.length === 0 || lanes.some(({ state }) => state === null);
   return {
     consumerId,
     lanes,
     day,
     state: lanes[0].state,
-    behindSeconds: known.length === 0 ? null : Math.max(...known),
+    behindSeconds: isUnknown ? null : Math.max(...known),
     lastJob: newest(lanes),
   };
 }
@@ -326,7 +327,7 @@ function reasonWord({ state, continuity }) {
 // A sentence where there is something to say of a state, and since when and by what its exports fail.
 function laneReason(of) {
   const { meaning } = standing(of);
-  if (of.state === "failing") return failure(of);
+  if (of.state === "failing" && of.failures > 0) return failure(of);
   return of.failingSince === null || !isFaulty(of.state) ? meaning : [meaning, " ", ...failure(of)];
 }
 

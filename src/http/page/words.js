@@ -55,7 +55,7 @@ const STATES = {
   behind: ["warning", "A change waits longer than it should."],
   not_tracked: ["bad", ""],
   needs_full: ["bad", ""],
-  failing: ["bad", ""],
+  failing: ["bad", "It can't be exported now: its dataset says why."],
 };
 
 const known = (state) => state ?? "unknown";
@@ -68,10 +68,11 @@ export const isFaulty = (state) => ["warning", "bad"].includes(STATES[known(stat
 // Where a consumer stands in a dataset: the weight of a badge, its label, and a sentence where there is something to say. `continuity` is
 // the reason of some states; where its next export is exact all the same, it is none. `problems`, if they are known, stand against an
 // export of the dataset.
-export function standing({ state, continuity: word, problems }) {
+export function standing({ state, continuity: word, failures, problems }) {
   const [weight, meaning] = STATES[known(state)] ?? ["notice", "A state that this page doesn't know."];
   const why = word !== null && ["needs_full", "not_tracked"].includes(state) ? continuity(word).meaning : meaning;
-  const cause = state === null && problems?.length > 0 ? `It can't be exported: ${problems.join("; ")}` : why;
+  const isUnable = (state === null || (state === "failing" && failures === 0)) && problems?.length > 0;
+  const cause = isUnable ? `It can't be exported: ${problems.join("; ")}` : why;
   return { weight, label: known(state).replaceAll("_", " "), meaning: cause };
 }
 
