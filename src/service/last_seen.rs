@@ -16,7 +16,7 @@ use crate::service::Error;
 use crate::source;
 
 /// The time that a call waits for a look if there is an earlier one.
-const PATIENCE: Duration = Duration::from_millis(40);
+const PATIENCE: Duration = Duration::from_millis(300);
 
 /// The age at which a result is forgotten. A call then waits for a new look.
 const MAX_AGE: Duration = Duration::from_secs(60);
@@ -143,8 +143,20 @@ where
 #[cfg(test)]
 mod tests {
     use tokio::sync::oneshot;
+    use tokio::time::sleep;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_look_of_a_tenth_of_a_second_is_waited_for() {
+        let seen = LastSeen::<&str, u32>::default();
+        assert_eq!(seen.get("a", Duration::ZERO, None, async { Ok(1) }).await.unwrap().value, 1);
+        let look = async {
+            sleep(Duration::from_millis(100)).await;
+            Ok(2)
+        };
+        assert_eq!(seen.get("a", Duration::ZERO, None, look).await.unwrap().value, 2);
+    }
 
     #[tokio::test]
     async fn a_long_look_is_answered_with_the_one_before() {
