@@ -549,29 +549,37 @@ impl Service {
     }
 
     /// Returns the datasets that the caller may see as they were `fresh` ago at most. If that takes long, returns what
-    /// an earlier call saw, up to a minute ago.
+    /// an earlier call saw, up to a minute ago. With a `fresh` of zero, a dataset that is not ready is one now: a table
+    /// that was tracked a moment ago is ready.
     ///
     /// # Errors
     ///
     /// If the look fails.
     pub async fn datasets(&self, fresh: Duration) -> Result<Looked<Arc<SeenTables>>, Arc<Error>> {
-        let (source, catalog, untrackable) = (self.source.clone(), self.current.get(), self.current.untrackable());
-        let look = async move {
-            let datasets: Vec<_> = catalog.iter().cloned().collect();
-            let mut datasets = on_table(source.describe(&datasets)).await?;
-            for described in &mut datasets {
-                described.why_untracked = untrackable.get(&described.dataset.name).cloned();
-            }
-            let without_dataset = on_table(source.tables_without_dataset(&catalog)).await?;
-            Ok(Arc::new(SeenTables { datasets, without_dataset }))
-        };
-        let mut seen = self.seen_datasets.get((), fresh, Some(self.current.changed_at()), look).await?;
+        let (changed_at, asked_at) = (self.current.changed_at(), Utc::now());
+        let mut seen = self.seen_datasets.get((), fresh, Some(changed_at), self.clone().look_at_tables()).await?;
+        let is_unready = |it: &Description| it.reason().is_some();
+        if fresh.is_zero() && seen.as_of < asked_at && seen.value.datasets.iter().any(is_unready) {
+            seen = self.seen_datasets.get((), fresh, Some(asked_at), self.clone().look_at_tables()).await?;
+        }
         if self.bounds.datasets.is_some() {
             let is_allowed = |it: &&Description| self.bounds.allow_dataset(&it.dataset.name);
             let datasets = seen.value.datasets.iter().filter(is_allowed).cloned().collect();
             seen.value = Arc::new(SeenTables { datasets, without_dataset: Vec::new() });
         }
         Ok(seen)
+    }
+
+    /// Looks at the tables of all datasets.
+    async fn look_at_tables(self) -> Result<Arc<SeenTables>, Error> {
+        let (catalog, untrackable) = (self.current.get(), self.current.untrackable());
+        let datasets: Vec<_> = catalog.iter().cloned().collect();
+        let mut datasets = on_table(self.source.describe(&datasets)).await?;
+        for described in &mut datasets {
+            described.why_untracked = untrackable.get(&described.dataset.name).cloned();
+        }
+        let without_dataset = on_table(self.source.tables_without_dataset(&catalog)).await?;
+        Ok(Arc::new(SeenTables { datasets, without_dataset }))
     }
 
     /// Returns the tables that the caller may see, and that a pattern matches although they can't be datasets.

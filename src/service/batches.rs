@@ -175,7 +175,6 @@ impl Service {
 
     /// Returns the datasets that are ready and that the caller may export, and those that are not ready.
     async fn ready_datasets(&self, order: &BatchOrder) -> Result<(Vec<String>, Vec<Omitted>), Error> {
-        // A table that was tracked a moment ago is ready.
         let seen = self.seen(Duration::ZERO).await?;
         let (ready, left_out) = self.catalog.split_ready(&seen.datasets, order.of_each.export_type, order.heals);
         if !ready.is_empty() {

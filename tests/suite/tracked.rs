@@ -189,6 +189,20 @@ async fn no_look_takes_an_untracked_dataset_for_exact_or_ready() {
     assert_eq!(continuity(&service).await, ["trigger_missing"]);
 }
 
+#[tokio::test]
+async fn a_table_that_was_tracked_a_moment_ago_is_ready() {
+    let (database, catalog) = tables().await;
+    // No call waits for a look if there is an earlier one that it may use.
+    let service = catalog.start(&database).with("FAILPOINTS", "service.patience=time:0").service().await;
+    let ready = async || {
+        let datasets = service.get("/datasets").await;
+        datasets["items"].as_array().unwrap().iter().filter(|it| it["ready"] == true).count()
+    };
+    assert_eq!(ready().await, 0);
+    ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
+    assert_eq!(ready().await, 2);
+}
+
 /// `alter table … enable trigger all` after a `disable` leaves triggers that don't fire for everybody, and `track` was
 /// run.
 #[tokio::test]
