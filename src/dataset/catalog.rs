@@ -159,7 +159,7 @@ impl Catalog {
         };
         let taker = self.datasets[..self.named].iter().find(takes);
         let left_out = || self.left_out.iter().find(|it| it.name == name).map(LeftOut::to_string);
-        let by_block = taker.map(|it| format!("the [[dataset]] `{}` takes the table from the pattern", it.name));
+        let by_block = taker.map(|it| format!("no [[dataset]] has its name, and `{}` has its table", it.name));
         let otherwise = || "no block and no pattern has its table, or the table is gone".to_owned();
         by_block.or_else(left_out).unwrap_or_else(otherwise)
     }
@@ -404,6 +404,13 @@ overlap = \"5m\"
         ];
         let found = wrong(text);
         assert_lines(&found, &expected);
+    }
+
+    #[test]
+    fn a_dataset_whose_block_is_gone_came_from_no_pattern() {
+        let catalog = Catalog::from_toml("[[dataset]]\nname = \"t\"\ntable = \"t\"").unwrap();
+        let table = Table { schema: Some("public".to_owned()), name: "t".to_owned() };
+        assert_eq!(catalog.why_gone("masked", Some(&table)), "no [[dataset]] has its name, and `t` has its table");
     }
 
     #[test]

@@ -52,7 +52,7 @@ async fn a_block_that_takes_a_table_from_a_pattern_is_named_where_positions_are_
     ends(catalog.command(&database, &["datasets", "check"]).await, 0, "");
     catalog.write(&format!("{PATTERN}[[dataset]]\nname = \"sales\"\ntable = \"shop.orders\"\n"));
     let gone = eventually("the log says so", async || service.events("datasets_gone").pop()).await;
-    let why = "the [[dataset]] `sales` takes the table from the pattern";
+    let why = "no [[dataset]] has its name, and `sales` has its table";
     assert_eq!(gone["datasets"], "orders", "{gone}");
     assert!(gone.to_string().contains(why), "{gone}");
     let consumers: Value = service.call("GET", "/consumers", &[]).await.json().await.unwrap();
