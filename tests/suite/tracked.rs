@@ -203,6 +203,33 @@ async fn a_table_that_was_tracked_a_moment_ago_is_ready() {
     assert_eq!(ready().await, 2);
 }
 
+/// The owner's `migrate` would not help.
+#[tokio::test]
+async fn functions_of_before_a_restore_are_told_from_those_of_another_version() {
+    let (database, catalog) = tables().await;
+    catalog.track(&database, "orders").await;
+    // As a dump restores them: they name the table of before.
+    let restored = "
+        alter table orders rename to was; create table orders (like was including all);
+        do $$ begin
+          execute (select format('create trigger restored after delete on orders execute function %s()', x.tgfoid::regproc)
+            from pg_trigger x where x.tgrelid = 'was'::regclass and x.tgname = 'cdc_export_d');
+        end $$;
+        drop table was";
+    database.run(restored).await;
+    let role = database.role().await;
+    let grants = format!(
+        "grant usage on schema cdc_export to {role};
+         grant select, insert, update, delete on all tables in schema cdc_export, public to {role};
+         grant usage on all sequences in schema cdc_export, public to {role}"
+    );
+    database.run(&grants).await;
+    let start = catalog.start(&database).with("DATABASE_URL", database.url_as(&role, "pass"));
+    let service = start.arguments(&["serve", "--no-workers"]).service().await;
+    let told = service.events("triggers_outdated");
+    assert!(told.len() == 1 && told[0]["message"].as_str().unwrap().contains("`cdc-export track --all`"), "{told:?}");
+}
+
 /// `alter table … enable trigger all` after a `disable` leaves triggers that don't fire for everybody, and `track` was
 /// run.
 #[tokio::test]

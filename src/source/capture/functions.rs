@@ -172,6 +172,8 @@ struct Installed {
     version: Option<i32>,
     root: Option<Oid>,
     key: Option<Vec<String>>,
+    /// True if no trigger of that table calls the function, as after the restore of a dump.
+    is_elsewhere: bool,
     /// True if the function sets session settings for itself.
     has_settings: bool,
     /// The owners of tables with a trigger that calls the function. They need the right to create such a trigger,
@@ -260,12 +262,12 @@ pub async fn renew(pool: &PgPool) -> Result<(), sqlx::Error> {
     }
     tx.commit().await?;
     if let [first, ..] = left.as_slice() {
-        tracing::warn!(
-            event = "triggers_outdated",
-            functions = left.len(),
-            owner = first.owner,
-            "trigger functions differ from those of this version: run `cdc-export migrate` as their owner"
-        );
+        let why = match left.iter().all(|it| it.is_elsewhere) {
+            true => "were made for other tables, as before the restore of a dump: run `cdc-export track --all`",
+            false => "differ from this version's in text, owner or rights: run `cdc-export migrate` as their owner",
+        };
+        let (functions, owner) = (left.len(), &first.owner);
+        tracing::warn!(event = "triggers_outdated", functions, owner, "trigger functions {why}");
     }
     Ok(())
 }

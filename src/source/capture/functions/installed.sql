@@ -1,15 +1,15 @@
 -- source.capture.installed
 -- The second line of a function has the version of its text, the oid of its table and the key.
 with called as materialized (
-  -- The owners of the tables with a trigger of the function.
-  select x.tgfoid, array_agg(distinct t.relowner) as owners
+  -- The tables with a trigger of the function, and their owners.
+  select x.tgfoid, array_agg(x.tgrelid) as tables, array_agg(distinct t.relowner) as owners
   from pg_trigger x
   join pg_class t on t.oid = x.tgrelid
   group by x.tgfoid)
 select p.proname::text as name, p.prosrc as body, pg_get_userbyid(p.proowner)::text as owner,
   pg_has_role(p.proowner, 'usage') as is_ours, head.version, head.root,
   case when head.key is not null then array(select jsonb_array_elements_text(head.key)) end as key,
-  p.proconfig is not null as has_settings,
+  coalesce(head.root <> all (p.tables), false) as is_elsewhere, p.proconfig is not null as has_settings,
   has_function_privilege('public', p.oid, 'execute') as is_public,
   array(select pg_get_userbyid(its.oid)::text from unnest(p.owners) its (oid)) as callers,
   exists (
@@ -17,7 +17,7 @@ select p.proname::text as name, p.prosrc as body, pg_get_userbyid(p.proowner)::t
 from (
   -- All functions, and `offset 0` keeps the condition out: for the few functions that the planner expects to meet it,
   -- it would read all of `called` once for each.
-  select p.oid, p.pronamespace, p.proname, p.proowner, p.proconfig, p.prosrc, called.owners
+  select p.oid, p.pronamespace, p.proname, p.proowner, p.proconfig, p.prosrc, called.tables, called.owners
   from pg_proc p
   left join called on called.tgfoid = p.oid
   offset 0) p
