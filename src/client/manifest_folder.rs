@@ -14,7 +14,7 @@ use crate::client::manifest_index::{LaneManifests, MAX_LISTED, ManifestIndex, re
 use crate::client::table_mirror::TableMirror;
 use crate::client::{About, Error};
 use crate::job::ConsumerId;
-use crate::manifest::chain::{Chains, Digest, Link, Successors, parse_digest};
+use crate::manifest::chain::{Digest, Link, ReaderPosition, Successors, parse_digest, request_time};
 use crate::manifest::seal::PublicKey;
 use crate::manifest::{self, Manifest};
 use crate::sink::{Archive, Lookup, Settings};
@@ -62,34 +62,21 @@ impl ManifestFolder {
     }
 
     async fn apply_all(&self, index: &ManifestIndex, mirror: &mut TableMirror) -> Result<(), Error> {
-        let LaneManifests { chains, names, .. } = index.lane(&self.dataset);
-        if names.is_empty() && mirror.last().is_none() {
+        let lane = index.lane(&self.dataset);
+        if lane.names.is_empty() && mirror.last().is_none() {
             return Err(self.no_exports(index));
         }
-        // An invalid digest becomes the zero digest, which no export has.
-        let position = mirror.last().map(|last| (parse_digest(&last.digest).unwrap_or_default(), last.number));
-        if position.is_none()
-            && let Some(number) = duplicate_number(chains)
-        {
-            return Err(Error::Refused(format!(
-                "forked: {} has the number {number} twice, as after a restore of the source: take away the manifests that are not of the \
-                 source as it is now, or take the exports from the service",
-                self.place
-            )));
-        }
-        let successors = chains.successors();
-        let mut next = self.next(chains, &successors, position)?;
-        if let (None, Some((digest, _))) = (next, position)
-            && let Some(base) = base_of_another_branch(chains, &digest)
-        {
-            return Err(Error::Refused(format!(
-                "forked: {} has a full export, number {}, that doesn't come before what the table has, as after a restore of the source: \
-                 remove the table and its row of cdc_apply.positions to begin with it",
-                self.place, base.number
-            )));
-        }
+        let position = mirror.last().map(|last| ReaderPosition {
+            // An invalid digest becomes the zero digest, which no export has.
+            digest: parse_digest(&last.digest).unwrap_or_default(),
+            number: last.number,
+            requested: request_time(last.job_id),
+        });
+        let successors = lane.chains.successors();
+        let mut next = self.next(lane, &successors, position.as_ref())?;
         while let Some((digest, link)) = next {
-            let obstacle = match self.apply(index, &names[digest], mirror).await {
+            let position = ReaderPosition { digest: *digest, number: link.number, requested: link.requested };
+            let obstacle = match self.apply(index, &lane.names[digest], mirror).await {
                 Ok(SinkOutcome::Written) => None,
                 Ok(SinkOutcome::NeedsFullExport(why)) | Err(Error::BatchIncomplete(why)) => {
                     Some((why.clone(), Error::Refused(format!("{why}; a newer full export goes on"))))
@@ -99,7 +86,7 @@ impl ManifestFolder {
                 Err(error) => return Err(error),
             };
             if let Some((why, error)) = obstacle {
-                next = chains.newest_base().filter(|(_, base)| base.number > link.number);
+                next = lane.chains.base_after(&successors, Some(&position));
                 let Some((_, base)) = next else { return Err(error) };
                 mirror.observer().notice(&format!("{why}; going on with the full export {}", base.number));
                 continue;
@@ -108,23 +95,20 @@ impl ManifestFolder {
                 // Another process has applied other exports, and continues with the next ones.
                 return Ok(());
             }
-            next = self.next(chains, &successors, Some((*digest, link.number)))?;
+            next = self.next(lane, &successors, Some(&position))?;
         }
         Ok(())
     }
 
-    /// Returns the export that follows the one with this digest and number. Returns `None` if the table has all
-    /// exports.
+    /// Returns the export with which the table goes on from this position. Returns `None` if it has all exports.
     fn next<'c>(
         &self,
-        chains: &'c Chains,
+        lane: &'c LaneManifests,
         successors: &Successors<'c>,
-        position: Option<(Digest, u64)>,
+        position: Option<&ReaderPosition>,
     ) -> Result<Option<(&'c Digest, &'c Link)>, Error> {
-        let (siblings, number) = match position {
-            Some((digest, number)) => (successors.following(&digest), number),
-            None => (&[][..], 0),
-        };
+        let number = position.map_or(0, |position| position.number);
+        let siblings = position.map_or(&[][..], |position| successors.following(&position.digest));
         if let [next] = siblings {
             // The digest doesn't cover the number.
             if next.1.number <= number {
@@ -136,22 +120,30 @@ impl ManifestFolder {
             }
             return Ok(Some(*next));
         }
-        // If the lane forked or has a gap here, its newest full export comes next.
-        let newest_base = chains.newest_base();
-        if newest_base.is_some_and(|(_, base)| base.number > number) {
-            return Ok(newest_base);
+        // If the lane forked or has a gap here, a full export comes next.
+        if let Some(base) = lane.chains.base_after(successors, position) {
+            return Ok(Some(base));
         }
-        if !siblings.is_empty() {
-            let why = format!("forked: several exports of {} go on from number {number}", self.place);
-            return Err(Error::Refused(why));
-        }
-        match chains.iter().map(|(_, link)| link.number).max() {
-            Some(last) if last > number => Err(Error::Refused(format!(
-                "full_export_needed: {} has exports up to number {last}, none of which follows the position of the table",
-                self.place
-            ))),
-            _ => Ok(None),
-        }
+        let Some((digest, missed)) = lane.chains.missed(position) else { return Ok(None) };
+        let place = &self.place;
+        let shown = |digest: &Digest, link: &Link| format!("{} (number {})", lane.names[digest], link.number);
+        Err(Error::Refused(match lane.chains.fork(successors) {
+            Some([(one, first), (other, second)]) => format!(
+                "forked: {place} has {} and {}, of which the lane can have only one, as after a restore of the source: ask the service for \
+                 a full export, or take away the manifests that are not of the source as it is now",
+                shown(one, first),
+                shown(other, second)
+            ),
+            None if missed.number > number => format!(
+                "full_export_needed: {place} has exports up to number {}, none of which follows the position of the table",
+                missed.number
+            ),
+            None => format!(
+                "forked: {place} has {}, which is newer than number {number} that the table has, as after a restore of the source: ask the \
+                 service for a full export",
+                shown(digest, missed)
+            ),
+        }))
     }
 
     fn no_exports(&self, index: &ManifestIndex) -> Error {
@@ -186,25 +178,6 @@ impl ManifestFolder {
         let (archive, of) = (Arc::clone(archive), Arc::clone(&manifest));
         mirror.apply(manifest, batch, move || files(&archive, &of, &paths)).await
     }
-}
-
-/// Returns a number that several exports share, if there is one.
-fn duplicate_number(chains: &Chains) -> Option<u64> {
-    let mut numbers: Vec<u64> = chains.iter().map(|(_, link)| link.number).collect();
-    numbers.sort_unstable();
-    numbers.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
-}
-
-/// Returns the newest full export on another branch than the export with this digest. Returns `None` also if the chain
-/// before that export has a gap.
-fn base_of_another_branch<'c>(chains: &'c Chains, digest: &Digest) -> Option<&'c Link> {
-    let (mut before, mut at) = (HashSet::new(), Some(*digest));
-    while let Some(digest) = at {
-        before.insert(digest);
-        at = chains.get(&digest)?.previous;
-    }
-    let others = chains.iter().filter(|(digest, link)| link.is_base && !before.contains(*digest));
-    others.map(|(_, link)| link).max_by_key(|link| link.number)
 }
 
 /// Returns the reason if a file of the export is missing. Retention removes files and keeps the manifest.

@@ -4,12 +4,18 @@
 //! in about 145 bytes. `verify` finds gaps and forks with [`ChainReport`]. `apply` follows a chain from one export to
 //! the next.
 //!
+//! After a restore of the database, a destination has a branch of exports that the database has forgotten. The restored
+//! database numbers its exports from an earlier number on, so a number doesn't tell which branch is the newest one. The
+//! time at which an export was requested does: its id begins with that time.
+//!
 //! This module must not know the source of the manifests, nor check that their files exist.
 //!
 //! [`ChainReport`]: crate::manifest::chain_report::ChainReport
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::AtomicBool;
+
+use uuid::Uuid;
 
 use crate::manifest::Manifest;
 
@@ -20,6 +26,28 @@ pub type Digest = [u8; 32];
 pub fn parse_digest(text: &str) -> Option<Digest> {
     let mut digest = Digest::default();
     hex::decode_to_slice(text, &mut digest).ok().map(|()| digest)
+}
+
+/// The time at which an export was requested: the milliseconds since 1970, with the most significant byte first.
+pub type RequestTime = [u8; 6];
+
+/// Returns the time at which the export with this id was requested. Returns the earliest time if the id has none.
+pub fn request_time(job: Uuid) -> RequestTime {
+    match job.get_version_num() {
+        7 => *job.as_bytes().first_chunk().expect("a UUID has 16 bytes"),
+        _ => RequestTime::default(),
+    }
+}
+
+/// The last export that a reader of a lane has.
+#[derive(Clone, Copy, Debug)]
+pub struct ReaderPosition {
+    /// The digest of the export.
+    pub digest: Digest,
+    /// The number of the export.
+    pub number: u64,
+    /// The time at which the export was requested.
+    pub requested: RequestTime,
 }
 
 /// The identity of a lane: database, dataset and consumer.
@@ -58,6 +86,8 @@ pub struct Link {
     pub previous: Option<Digest>,
     /// The number of the export. If copies of the manifest have different numbers, the smallest one.
     pub number: u64,
+    /// The time at which the export was requested.
+    pub requested: RequestTime,
     /// The index of the export's lane.
     pub(super) lane: u32,
     /// True if the export has all rows, so that a reader can begin with it.
@@ -104,6 +134,7 @@ impl Chains {
             // An invalid digest becomes zero. No export has the digest zero, so the chain has a gap there.
             previous: export.previous.as_ref().map(|text| parse_digest(text).unwrap_or_default()),
             number: *number,
+            requested: Uuid::parse_str(&export.job).map(request_time).unwrap_or_default(),
             lane,
             is_base: export.is_base(),
             is_first: export.is_base() && export.export_type != "full",
@@ -143,9 +174,97 @@ impl Chains {
         if self.links.contains_key(digest) { *digest } else { *self.stated.get(digest).unwrap_or(digest) }
     }
 
-    /// Returns the full export with the largest number.
-    pub fn newest_base(&self) -> Option<(&Digest, &Link)> {
-        self.iter().filter(|(_, link)| link.is_base).max_by_key(|(_, link)| link.number)
+    /// Returns two exports of which a lane can have only one. They have the same number, or follow the same export, or
+    /// the one with the larger number was requested earlier and there is a gap before it.
+    ///
+    /// Then the database was restored to an earlier state, or a copy of it exports to the same place.
+    pub fn fork<'c>(&'c self, successors: &Successors<'c>) -> Option<[(&'c Digest, &'c Link); 2]> {
+        let mut numbered: Vec<_> = self.iter().collect();
+        numbered.sort_unstable_by_key(|(digest, link)| (link.number, *digest));
+        let pair = |pair: &[(&'c Digest, &'c Link)]| [pair[0], pair[1]];
+        let are_in_disorder = |[(digest, lower), (_, upper)]: &[(&Digest, &Link); 2]| {
+            let is_gap = upper.previous.as_ref() != Some(*digest);
+            lower.number == upper.number || is_gap && lower.requested > upper.requested
+        };
+        let follow_the_same =
+            |[(_, one), (_, other)]: &[(&Digest, &Link); 2]| one.previous.is_some() && one.previous == other.previous;
+        let in_disorder = numbered.windows(2).map(pair).find(are_in_disorder);
+        in_disorder.or_else(|| successors.0.windows(2).map(pair).find(follow_the_same))
+    }
+
+    /// Returns the full export with which a reader goes on if not exactly one export follows its position. A reader
+    /// without a position has no export yet.
+    pub fn base_after<'c>(
+        &'c self,
+        successors: &Successors<'c>,
+        position: Option<&ReaderPosition>,
+    ) -> Option<(&'c Digest, &'c Link)> {
+        // The reader's export may have been removed from the place.
+        let is_before = |position: &ReaderPosition| {
+            let is_newer = |link: &Link| link.number <= position.number && link.requested > position.requested;
+            !self.links.contains_key(&position.digest) && self.links.values().any(is_newer)
+        };
+        if position.is_some_and(is_before) || self.fork(successors).is_some() {
+            return self.base_of_newest_branch(successors, position);
+        }
+        let newest = self.iter().filter(|(_, link)| link.is_base).max_by_key(|(_, link)| link.number);
+        let is_newer = |base: &Link, position: &ReaderPosition| {
+            base.number > position.number && base.requested > position.requested
+        };
+        newest.filter(|(_, base)| position.is_none_or(|position| is_newer(base, position)))
+    }
+
+    /// Returns the newest full export after the position on the branch of the export that was requested last.
+    ///
+    /// The database has forgotten the exports of the other branches. The full export must have been requested after all
+    /// of them, and after the position if that is on another branch: then it replaces all of their rows, and an older
+    /// place can't take a reader back. A reader without exports could begin with any of several databases, so it gets
+    /// `None` then.
+    fn base_of_newest_branch<'c>(
+        &'c self,
+        successors: &Successors<'c>,
+        position: Option<&ReaderPosition>,
+    ) -> Option<(&'c Digest, &'c Link)> {
+        if position.is_none() && self.lanes.len() > 1 {
+            return None;
+        }
+        let last = self.iter().max_by_key(|(_, link)| (link.requested, link.number))?;
+        let (mut branch, lane) = (vec![last], last.1.lane);
+        // The clocks of two processes differ a little, so an export may follow one that was requested later.
+        while let [next] = successors.following(branch[branch.len() - 1].0)
+            && next.1.lane == lane
+        {
+            branch.push(*next);
+        }
+        branch.reverse();
+        while let Some(previous) = branch[branch.len() - 1].1.previous
+            && let Some(before) = self.links.get_key_value(&previous)
+        {
+            branch.push(before);
+        }
+        let digests: HashSet<&Digest> = branch.iter().map(|(digest, _)| *digest).collect();
+        let is_elsewhere = |digest: &Digest| !digests.contains(digest);
+        let others = self.iter().filter(|(digest, link)| link.lane == lane && is_elsewhere(digest));
+        let reader = position.filter(|position| is_elsewhere(&position.digest)).map(|position| position.requested);
+        let forgotten = others.map(|(_, link)| link.requested).chain(reader).max();
+        let is_after = |(digest, _): &&(&Digest, &Link)| position.is_none_or(|position| position.digest != **digest);
+        let is_base = |(_, link): &&(&Digest, &Link)| link.is_base && Some(link.requested) > forgotten;
+        branch.iter().take_while(is_after).find(is_base).copied()
+    }
+
+    /// Returns an export that a reader at this position lacks: the one with the largest number of those that were
+    /// requested after its export and don't come before it.
+    pub fn missed(&self, position: Option<&ReaderPosition>) -> Option<(&Digest, &Link)> {
+        let is_later = |link: &Link| position.is_none_or(|position| link.requested > position.requested);
+        let mut later: HashMap<&Digest, &Link> = self.iter().filter(|(_, link)| is_later(link)).collect();
+        let mut at = position.and_then(|position| self.get(&position.digest));
+        while !later.is_empty()
+            && let Some(previous) = at.and_then(|link| link.previous)
+        {
+            later.remove(&previous);
+            at = self.get(&previous);
+        }
+        later.into_iter().max_by_key(|(_, link)| link.number)
     }
 
     /// Sorts the exports by the export that they follow.
@@ -166,5 +285,121 @@ impl<'c> Successors<'c> {
         let begin = self.0.partition_point(|(_, link)| link.previous.as_ref() < Some(digest));
         let end = self.0.partition_point(|(_, link)| link.previous.as_ref() <= Some(digest));
         &self.0[begin..end]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::tests::chained;
+    use crate::manifest::{Chained, ManifestSource};
+
+    /// Returns an export that was requested at this millisecond.
+    fn export(number: u64, requested: u16, export_type: &str, previous: Option<&Manifest>) -> Manifest {
+        let export = Chained {
+            job: format!("019a0000-{requested:04x}-7000-8000-000000000001"),
+            export_type: export_type.to_owned(),
+            watermark_from: Some("2026-11-20T10:14:58.402113Z".to_owned()),
+            previous: previous.map(|previous| previous.digest.clone()),
+            ..chained()
+        };
+        Manifest::new(number, export, Vec::new())
+    }
+
+    fn position(manifest: &Manifest) -> ReaderPosition {
+        let requested = request_time(manifest.export.job.parse().unwrap());
+        ReaderPosition { digest: parse_digest(&manifest.digest).unwrap(), number: manifest.number, requested }
+    }
+
+    /// Returns the digest of the full export with which a reader goes on, and whether it lacks an export.
+    fn next(exports: &[&Manifest], reader: Option<&Manifest>) -> (Option<String>, bool) {
+        let mut chains = Chains::default();
+        exports.iter().for_each(|manifest| chains.add(manifest, &manifest.digest));
+        let reader = reader.map(position);
+        let base = chains.base_after(&chains.successors(), reader.as_ref());
+        (base.map(|(digest, _)| hex::encode(digest)), chains.missed(reader.as_ref()).is_some())
+    }
+
+    fn at(base: &Manifest) -> (Option<String>, bool) {
+        (Some(base.digest.clone()), true)
+    }
+
+    #[test]
+    fn a_gap_is_passed_by_the_full_export_with_the_largest_number() {
+        let first = export(1, 1, "full", None);
+        let second = export(2, 2, "delta", Some(&first));
+        let lost = export(3, 3, "delta", Some(&second));
+        let fourth = export(4, 4, "full", Some(&lost));
+        assert_eq!(next(&[&first, &second, &fourth], Some(&second)), at(&fourth));
+        assert_eq!(next(&[&first, &second, &fourth], None), at(&fourth));
+        assert_eq!(next(&[&first, &second, &fourth], Some(&fourth)), (None, false));
+        // A place that lags behind the reader.
+        assert_eq!(next(&[&first, &second], Some(&fourth)), (None, false));
+    }
+
+    #[test]
+    fn a_fork_is_passed_by_a_full_export_that_is_newer_than_all_of_the_other_branch() {
+        let first = export(1, 1, "full", None);
+        let second = export(2, 2, "delta", Some(&first));
+        let third = export(3, 3, "delta", Some(&second));
+        // A full export of the forgotten branch has the largest number of all.
+        let fourth = export(4, 4, "full", Some(&third));
+        let fifth = export(5, 5, "delta", Some(&fourth));
+        let forgotten = [&first, &second, &third, &fourth, &fifth];
+        let restored = export(3, 20, "full", Some(&second));
+        let after = export(4, 21, "delta", Some(&restored));
+        let all = [&forgotten[..], &[&restored, &after]].concat();
+        for reader in [None, Some(&second), Some(&fourth), Some(&fifth)] {
+            assert_eq!(next(&all, reader), at(&restored), "{reader:?}");
+        }
+        assert_eq!(next(&all, Some(&after)), (None, false));
+        // Nothing takes the reader back, and not the forgotten branch alone.
+        assert_eq!(next(&forgotten, Some(&after)), (None, false));
+        let seventh = export(7, 7, "full", Some(&fifth));
+        assert_eq!(next(&[&forgotten[..], &[&seventh]].concat(), Some(&after)), (None, false));
+        // The reader's export, and all before the fork, may have been removed.
+        assert_eq!(next(&[&restored, &after], Some(&fifth)), at(&restored));
+        assert_eq!(next(&[&fourth, &fifth, &restored], None), at(&restored));
+        assert_eq!(next(&[&seventh, &restored, &after], None), at(&restored));
+
+        // In a bucket, the restored database goes on behind the largest number.
+        let renumbered = export(6, 20, "full", Some(&second));
+        let all = [&forgotten[..], &[&renumbered]].concat();
+        assert_eq!(next(&all, Some(&second)), at(&renumbered));
+
+        // Clocks that differ a little don't hide the end of the branch.
+        let skewed = export(5, 19, "delta", Some(&after));
+        let all = [&forgotten[..], &[&restored, &after, &skewed]].concat();
+        assert_eq!(next(&all, Some(&fifth)), at(&restored));
+        assert_eq!(next(&all, Some(&skewed)), (None, false));
+    }
+
+    #[test]
+    fn a_fork_without_such_a_full_export_is_not_passed() {
+        let first = export(1, 1, "full", None);
+        let second = export(2, 2, "delta", Some(&first));
+        let third = export(3, 9, "delta", Some(&second));
+        for restored in [export(3, 20, "delta", Some(&second)), export(3, 8, "full", Some(&second))] {
+            let after = export(4, 21, "delta", Some(&restored));
+            for reader in [None, Some(&second), Some(&third)] {
+                assert_eq!(next(&[&first, &second, &third, &restored, &after], reader), (None, true), "{reader:?}");
+            }
+        }
+        // A second restore.
+        let restored = export(3, 20, "full", Some(&second));
+        let after = export(4, 21, "delta", Some(&restored));
+        let again = export(4, 30, "delta", Some(&restored));
+        assert_eq!(next(&[&first, &second, &third, &restored, &after, &again], None), (None, true));
+    }
+
+    #[test]
+    fn a_new_reader_begins_with_no_database_of_several() {
+        let first = export(1, 1, "full", None);
+        let second = export(2, 2, "delta", Some(&first));
+        let copy = export(2, 3, "full", Some(&first));
+        let source = ManifestSource { database: "16385".to_owned(), ..copy.export.source.clone() };
+        let copy = Manifest::new(2, Chained { source, ..copy.export }, Vec::new());
+        assert_eq!(next(&[&first, &second, &copy], None), (None, true));
+        assert_eq!(next(&[&first, &second, &copy], Some(&second)), at(&copy));
     }
 }

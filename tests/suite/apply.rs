@@ -1,6 +1,7 @@
 //! `apply`: a table of another Postgres equals the source after each export, each applied once, whatever is killed and
 //! whoever else applies.
 
+mod forks;
 pub(crate) mod pair;
 mod together;
 mod trust;

@@ -28,7 +28,7 @@ pub(crate) struct Export {
 }
 
 impl Export {
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         name_in_folder(&self.files[0].0.replace(".part-00001", ""))
     }
 
@@ -48,7 +48,7 @@ impl Export {
         self
     }
 
-    fn write(&self, folder: &Path) {
+    pub(crate) fn write(&self, folder: &Path) {
         std::fs::write(folder.join(self.name()), self.manifest.text()).unwrap();
         for (name, content) in &self.files {
             std::fs::write(folder.join(name), content).unwrap();
