@@ -162,9 +162,17 @@ pub(super) async fn require_own(
             found.require_plain(table)?;
             Ok(Some(found.oid))
         }
-        (Some(_), _) => {
-            let why =
+        (Some(_), before) => {
+            let mut why =
                 format!("{table} is there, and apply has not made it: rename it, or use --table to name another one");
+            // A restore from a dump makes the table with another oid.
+            if before.is_some() {
+                let [name, target] = [relation(table), table.to_string()].map(|name| name.replace('\'', "''"));
+                why += &format!(
+                    ". After a restore from a dump that has cdc_apply too, say that it is the one: \
+                     update cdc_apply.positions set oid = '{name}'::regclass where target = '{target}'"
+                );
+            }
             Err(Error::refused("table_taken", why))
         }
     }
