@@ -54,6 +54,14 @@ pub(super) struct LaneOptions {
     pub(super) every: Option<Duration>,
 }
 
+/// The datasets of a round.
+struct RoundDatasets {
+    /// The datasets to read.
+    ready: BTreeSet<String>,
+    /// The datasets that are left out and have copies, which get older.
+    stale: BTreeSet<String>,
+}
+
 /// The batch that was submitted for a round. The lanes of other datasets submit their own exports.
 #[derive(Default)]
 struct RoundBatch {
@@ -130,10 +138,12 @@ impl LaneOptions {
                         Some(api) => {
                             self.ready_datasets(api, recorded().await.unwrap_or_default(), &mut unready).await?
                         }
-                        None => named.clone(),
+                        None => RoundDatasets { ready: named.clone(), stale: BTreeSet::new() },
                     };
                     let submitted = match (api, request.filter(|_| !self.adopt)) {
-                        (Some(api), Some(request)) => self.submit_batch(api, request, &datasets, &mut batch).await,
+                        (Some(api), Some(request)) => {
+                            self.submit_batch(api, request, &datasets.ready, &mut batch).await
+                        }
                         _ => Ok(()),
                     };
                     self.round(&datasets, &mut batch, terminal, &read).await.and(submitted)
@@ -205,17 +215,18 @@ impl LaneOptions {
     ///
     /// # Errors
     /// The error of the only lane. If there are several, the names of those that failed, each of whose errors has been
-    /// printed.
+    /// printed. A dataset whose copy gets older has failed.
     async fn round(
         &self,
-        datasets: &BTreeSet<String>,
+        datasets: &RoundDatasets,
         batch: &mut RoundBatch,
         terminal: &Arc<Terminal>,
         read: &impl AsyncFn(LaneTask) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         let is_one_of_several = self.are_several();
-        let all = datasets.len();
-        let group = Arc::new(LaneGroup::new(datasets.clone(), self.jobs));
+        let RoundDatasets { ready, stale } = datasets;
+        let all = ready.len() + stale.len();
+        let group = Arc::new(LaneGroup::new(ready.clone(), self.jobs));
         let RoundBatch { members, apart } = batch;
         let read = async |dataset: String| {
             let shown = terminal.of_dataset(&dataset);
@@ -228,8 +239,8 @@ impl LaneOptions {
             group.has_ended(&dataset, done.is_err()).await;
             (dataset, shown, done)
         };
-        let mut lanes: FuturesUnordered<_> = datasets.iter().cloned().map(read).collect();
-        let mut failed = BTreeSet::new();
+        let mut lanes: FuturesUnordered<_> = ready.iter().cloned().map(read).collect();
+        let mut failed = stale.clone();
         while let Some((dataset, shown, done)) = lanes.next().await {
             match done {
                 Ok(()) => drop(apart.remove(&dataset)),
@@ -249,28 +260,40 @@ impl LaneOptions {
         Ok(())
     }
 
-    /// Returns the names of the datasets that are ready. Warns of the others, unless `unready` has their problems from
-    /// the last call. Of those are the datasets of `recorded`, which have copies, and are no datasets any more.
+    /// Returns the datasets that are ready. Warns of the others, unless `unready` has their problems from the last
+    /// call. Of those are the datasets of `recorded`, which have copies, and are no datasets any more. Such a copy is
+    /// stale only if all copies are to go on from another database.
+    ///
+    /// # Errors
+    /// If no dataset is ready.
     async fn ready_datasets(
         &self,
         api: &Api,
         recorded: BTreeSet<String>,
         unready: &mut BTreeMap<String, String>,
-    ) -> anyhow::Result<BTreeSet<String>> {
+    ) -> anyhow::Result<RoundDatasets> {
         let (ready, others): (Vec<_>, Vec<_>) = api.datasets().await?.into_iter().partition(|dataset| dataset.ready);
         let mut ready: BTreeSet<_> = ready.into_iter().map(|dataset| dataset.name).collect();
-        let gone = "it is no dataset any more, and its copy stays as it is";
-        let gone = recorded.difference(&ready).map(|name| (name.clone(), gone.to_owned()));
         // The rows of a partition are in the dataset of its table.
         let others = others.into_iter().filter(|dataset| dataset.reason.as_deref() != Some("partition"));
         let others = others.map(|DatasetView { name, problems, .. }| (name, problems.join("; ")));
-        let before = std::mem::replace(unready, gone.chain(others).collect());
-        self.exclude.iter().for_each(|name| drop((ready.remove(name), unready.remove(name))));
+        let others: BTreeMap<_, _> = others.collect();
+        let mut stale: BTreeSet<_> = recorded.difference(&ready).cloned().collect();
+        let gone = "it is no dataset any more, and its copy stays as it is";
+        let gone: BTreeMap<_, _> = stale.iter().map(|name| (name.clone(), gone.to_owned())).collect();
+        stale.retain(|name| self.adopt || others.contains_key(name));
+        let before = std::mem::replace(unready, gone.into_iter().chain(others).collect());
+        for name in &self.exclude {
+            ready.remove(name);
+            stale.remove(name);
+            unready.remove(name);
+        }
         for (name, problem) in &*unready {
             if before.get(name) != Some(problem) {
                 api.observer().notice(&format!("warning: {name} is left out, because it is not ready: {problem}"));
             }
         }
-        Ok(ready)
+        ensure!(!ready.is_empty(), "no dataset is ready: nothing was read");
+        Ok(RoundDatasets { ready, stale })
     }
 }

@@ -304,6 +304,66 @@ async fn datasets_come_and_go_between_rounds() {
     assert!(count("cdc-export: t3: ") <= 1 && count("cdc-export: t1: ") <= 1, "{said}");
 }
 
+/// A restore of a dump leaves the tables without their triggers.
+#[tokio::test]
+async fn a_copy_that_gets_older_is_a_failure() {
+    let mirror = Mirror::of(&["t1", "t2"]).await;
+    let folder = reachable_folder();
+    let request = ["--all-datasets", "--request", "delta"];
+    mirror.applies_all("all").await;
+    silent(mirror.pull(folder.path(), &request).output().await);
+
+    ends(mirror.catalog.command(&mirror.source, &["untrack", "t2"]).await, 0, "");
+    mirror.change(&["t1"], "x").await;
+    let stale = "cdc-export: 1 of 2 datasets failed: t2\n";
+    for call in [mirror.apply(&["--all-datasets"]), mirror.pull(folder.path(), &request)] {
+        let (_, said) = ends(call.output().await, 1, "warning: t2 is left out, because it is not ready: ");
+        assert!(said.ends_with(stale), "{said}");
+    }
+    mirror.require_equal("t1", "sales.t1").await;
+    // A dataset without a copy, and one that is excluded.
+    let new = reachable_folder();
+    ends(mirror.pull(new.path(), &request).output().await, 0, "warning: t2 is left out");
+    silent(mirror.apply(&["--all-datasets", "--exclude", "t2"]).output().await);
+
+    ends(mirror.catalog.command(&mirror.source, &["untrack", "t1"]).await, 0, "");
+    let new = reachable_folder();
+    for call in [
+        mirror.apply(&["--all-datasets"]),
+        mirror.apply(&["--all-datasets", "--adopt"]),
+        mirror.pull(folder.path(), &request),
+        mirror.pull(folder.path(), &["--all-datasets", "--adopt"]),
+        mirror.pull(new.path(), &["--all-datasets"]),
+    ] {
+        let (printed, said) = ends(call.output().await, 1, "warning: t1 is left out");
+        assert!(printed.is_empty() && said.lines().count() == 3, "{printed}{said}");
+        assert!(said.ends_with("cdc-export: no dataset is ready: nothing was read\n"), "{said}");
+    }
+
+    // Rounds go on.
+    let (mut child, _work) = mirror.apply(&["--all-datasets", "--every", "100ms"]).spawn_piped();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut next = async || {
+        let line = tokio::time::timeout(HANG_TIMEOUT, said.next_line()).await.expect("a line");
+        line.unwrap().unwrap()
+    };
+    while next().await != "cdc-export: no dataset is ready: nothing was read" {}
+    mirror.catalog.track(&mirror.source, "t1").await;
+    while next().await != stale.trim() {}
+    mirror.catalog.track(&mirror.source, "t2").await;
+    mirror.change(&["t1", "t2"], "tracked").await;
+    mirror.arrives("t1", "tracked").await;
+    mirror.arrives("t2", "tracked").await;
+    stop(&mut child).await;
+
+    // A dataset that is gone has failed only if all copies are to go on from another database.
+    let mirror = mirror.restarted(&["t1"]).await;
+    let gone = "warning: t2 is left out, because it is not ready: it is no dataset any more";
+    ends(mirror.apply(&["--all-datasets"]).output().await, 0, gone);
+    let (_, said) = ends(mirror.apply(&["--all-datasets", "--adopt"]).output().await, 1, gone);
+    assert!(said.ends_with(stale), "{said}");
+}
+
 #[tokio::test]
 async fn all_copies_go_on_from_a_restored_source_by_one_command() {
     let tables = ["t1", "t2", "t3"];
