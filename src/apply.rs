@@ -49,28 +49,18 @@ pub enum Error {
     /// The target or the export doesn't fulfill a requirement.
     #[error("{code}: {why}")]
     Refused {
-        /// The error code.
         code: &'static str,
         /// The reason and a remedy.
         why: String,
     },
-    /// The target is unavailable. A later attempt may succeed.
+    /// A later attempt may succeed.
     #[error("the target database is not available")]
     Unavailable(#[source] sqlx::Error),
-    /// Another session held a lock for too long.
     #[error("locked: {holder} holds a lock that was waited for ({action}): try again once that session has ended")]
-    Locked {
-        /// The action that needs the lock.
-        action: &'static str,
-        /// The sessions that hold it.
-        holder: String,
-    },
-    /// The target's Postgres refused a statement.
+    Locked { action: &'static str, holder: String },
     #[error("the target database refused {action}")]
     Sql {
-        /// The refused action.
         action: &'static str,
-        /// The cause.
         #[source]
         cause: sqlx::Error,
     },
@@ -106,7 +96,6 @@ impl Error {
     }
 }
 
-/// The schema of the positions.
 const POSITIONS_SCHEMA: &str = "cdc_apply";
 
 const INSPECT_TABLE: &str = "to read the table's definition";
@@ -168,7 +157,6 @@ impl Target {
         Target { connections, settings, consumer, dataset, read_digest: None, lane_table: None }
     }
 
-    /// Returns the dataset of the lane.
     pub fn dataset(&self) -> &str {
         &self.dataset
     }

@@ -87,7 +87,6 @@ pub(super) async fn follow_source(
     Ok(())
 }
 
-/// Adds the primary key if the table lacks it.
 pub(super) async fn add_missing_key(
     conn: &mut PgConnection,
     target_table: &TargetTable,

@@ -90,7 +90,6 @@ async fn limit_waits(conn: &mut PgConnection) -> Result<(), Error> {
     run(conn, "lock.limit", set).await.map(drop).during("the connection")
 }
 
-/// Returns the sessions that hold a lock for which the process waits. Returns `None` if it waits for none.
 async fn holders(conn: &mut PgConnection, process: i32) -> Result<Option<String>, sqlx::Error> {
     sqlx::query_scalar(
         "-- apply.lock.holders

@@ -13,7 +13,6 @@ use crate::apply::{During, Error};
 use crate::connection::quoted;
 use crate::manifest::Chained;
 
-/// The size of a chunk of a file, in bytes.
 const CHUNK_BYTES: usize = 256 << 10;
 /// The minimum number of rows with which the stage is analyzed. With fewer rows, plans are good enough without
 /// statistics.

@@ -22,12 +22,9 @@ struct FoundRelation {
     /// The owner of the schema or of the relation, if it is another role that isn't trusted.
     other_owner: Option<String>,
     obstacle: Option<String>,
-    /// The current role.
     role: String,
 }
 
-/// Returns the relation of this name. Returns `None` if there is none.
-///
 /// Without a lock on the relation, the result is only good for an early refusal.
 ///
 /// # Errors

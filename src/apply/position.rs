@@ -33,7 +33,6 @@ pub struct TargetPosition {
     /// The database that the table's rows are from.
     #[sqlx(json)]
     pub source: ManifestSource,
-    /// The oid of the table.
     pub(super) oid: i64,
     #[sqlx(json)]
     pub(super) details: Details,
@@ -56,13 +55,11 @@ impl TargetPosition {
         self.number.unsigned_abs()
     }
 
-    /// Returns the name of the table.
     pub(super) fn table(&self) -> Result<Table, Error> {
         let not_a_name = |_| Error::refused("table_name", format!("{} is not a table name", self.target));
         self.target.parse().map_err(not_a_name)
     }
 
-    /// Returns an error if the table has exports of another lane.
     pub(super) fn require_lane(&self, consumer: &ConsumerId, dataset: &str) -> Result<(), Error> {
         let TargetPosition { target, consumer: consumer_had, dataset: dataset_had, .. } = self;
         if (consumer_had.as_str(), dataset_had.as_str()) == (consumer.as_str(), dataset) {
@@ -75,7 +72,6 @@ impl TargetPosition {
         Err(Error::refused("another_lane", why))
     }
 
-    /// Returns an error if the table's rows are from another database.
     pub(super) fn require_source(&self, source: &ManifestSource) -> Result<(), Error> {
         let TargetPosition { target, source: from, .. } = self;
         if from != source {
@@ -181,7 +177,7 @@ pub(super) async fn create_table(conn: &mut PgConnection) -> Result<(), Error> {
     run_unless_exists(conn, create.to_owned()).await.during("to make the table cdc_apply.positions")
 }
 
-/// Reads the position of a table. Needs a transaction.
+/// Needs a transaction.
 pub(super) async fn read_for_table(conn: &mut PgConnection, target: &str) -> Result<Option<TargetPosition>, Error> {
     if !lock_table(conn, "access share").await? {
         return Ok(None);

@@ -16,7 +16,6 @@ pub(super) struct TargetTable {
     /// Its name, as SQL.
     pub(super) name: String,
     pub(super) oid: i64,
-    /// Its columns by name.
     pub(super) columns: BTreeMap<String, TargetColumn>,
     /// The columns of its primary key, in their order.
     pub(super) key: Vec<String>,
@@ -36,7 +35,6 @@ struct FoundColumn {
     name: String,
     number: i16,
     type_name: String,
-    /// The place in the primary key.
     key_place: Option<i32>,
 }
 
@@ -78,7 +76,6 @@ impl TargetTable {
         Ok(Some(TargetTable::read(conn, table, oid).await?))
     }
 
-    /// Reads the table with this oid.
     pub(super) async fn read(conn: &mut PgConnection, table: &Table, oid: i64) -> Result<TargetTable, Error> {
         let mut target_table = TargetTable { name: relation(table), oid, columns: BTreeMap::new(), key: Vec::new() };
         target_table.refresh(conn).await?;

@@ -18,9 +18,7 @@ use crate::manifest::{Chained, Manifest};
 
 /// An export, and the table that it is applied to.
 pub struct MemberExport<'m> {
-    /// The table.
     pub target: &'m Target,
-    /// The export.
     pub manifest: &'m Manifest,
     /// The export's files, in their order.
     pub files: Vec<Input>,
@@ -31,7 +29,6 @@ pub struct MemberExport<'m> {
 pub struct TransactionFailure {
     /// The index of the member that it concerns. `None` if it concerns all of them.
     pub member: Option<usize>,
-    /// The error.
     pub error: Error,
 }
 
@@ -272,7 +269,6 @@ fn export_obstacle(export: &Chained, before: Option<&TargetPosition>, settings: 
     needed(format!("the column {} is new, or has another type", changed.name))
 }
 
-/// Returns an error if the number of rows differs from the manifest.
 fn require_rows(export: &Chained, rows: u64) -> Result<(), Error> {
     if export.rows == rows.to_string() {
         return Ok(());
