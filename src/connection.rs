@@ -61,9 +61,6 @@ pub(crate) fn quoted(name: &str) -> String {
 }
 
 /// Connects, and sets up the session.
-///
-/// # Errors
-/// If Postgres refuses or can't be reached.
 pub(crate) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
     let mut conn = PgConnection::connect_with(options).await?;
     set_up(&mut conn).await?;
@@ -71,9 +68,6 @@ pub(crate) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, 
 }
 
 /// Connects to a target database, and sets up the session.
-///
-/// # Errors
-/// If Postgres refuses or can't be reached.
 pub(crate) async fn connect_target(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
     let mut conn = PgConnection::connect_with(options).await?;
     let set_up = SET_UP.replace(&format!("= {SEARCH_PATH};"), &format!("= {TARGET_SEARCH_PATH};"));
@@ -82,10 +76,6 @@ pub(crate) async fn connect_target(options: &PgConnectOptions) -> Result<PgConne
     Ok(conn)
 }
 
-/// Sets up the session of a connection.
-///
-/// # Errors
-/// If Postgres refuses.
 pub(crate) async fn set_up(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     let set = sqlx::AssertSqlSafe(format!("-- connection.set_up\n {SET_UP}"));
     sqlx::raw_sql(set).execute(conn).await.map(drop)

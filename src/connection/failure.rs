@@ -20,7 +20,6 @@ pub(crate) enum SqlFailure {
     Cancelled,
     /// The server, or the session, is read-only.
     ReadOnly,
-    /// A lock was not acquired in time.
     LockTimeout,
     /// A deadlock or a serialization conflict with another transaction.
     Conflict,
@@ -41,7 +40,6 @@ pub(crate) enum SqlFailure {
 }
 
 impl SqlFailure {
-    /// Returns the class of an error.
     pub(crate) fn of(error: &sqlx::Error) -> SqlFailure {
         let reported = match error {
             sqlx::Error::Database(reported) => reported,
@@ -103,9 +101,6 @@ pub(crate) fn sqlstate(error: &sqlx::Error) -> Cow<'_, str> {
 ///
 /// The connection of the call is closed, and its effect on the database is unknown. `unavailable` creates the error of
 /// the calling module.
-///
-/// # Errors
-/// If the call fails or takes too long.
 pub(crate) async fn with_timeout<T, E>(
     timeout: Duration,
     call: impl Future<Output = Result<T, E>>,

@@ -12,7 +12,6 @@ use sqlx::pool::PoolConnection;
 use sqlx::{Connection, PgConnection, PgPool, Postgres};
 use tokio::runtime::Handle;
 
-/// The time for which a connection stays at hand.
 const AT_HAND: Duration = Duration::from_secs(1);
 
 /// The time after which a connection goes back to the driver's pool all the same, which may find it too old.
@@ -23,9 +22,6 @@ const PING_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Pings a connection. After an error the caller drops the connection without the protocol's goodbye message, which
 /// could hang.
-///
-/// # Errors
-/// If there is no answer in time.
 pub(crate) async fn require_answer(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     match tokio::time::timeout(PING_TIMEOUT, conn.ping()).await {
         Ok(answer) => answer,
@@ -81,12 +77,10 @@ impl Pool {
         Pool { is_careful: true, ..self }
     }
 
-    /// Returns the driver's pool.
     pub(crate) fn inner(&self) -> &PgPool {
         &self.inner
     }
 
-    /// Returns the number of idle connections.
     pub(crate) fn num_idle(&self) -> u32 {
         (self.inner.num_idle() + self.shared().connections.len()) as u32
     }

@@ -12,7 +12,6 @@ static PROCESS: LazyLock<String> = LazyLock::new(|| {
     random[..8].to_owned()
 });
 
-/// Returns the name of a session of this process.
 pub(crate) fn of_process() -> String {
     format!("cdc-export {}", *PROCESS)
 }
