@@ -42,7 +42,6 @@ pub enum Error {
     /// No connection. The text has the reason and a remedy.
     #[error("{0}")]
     Unreachable(String),
-    /// The version of the server is too old.
     #[error("Postgres {0} is too old: 13 or later is needed")]
     TooOld(String),
     /// The server is a standby. It can't be written, and its snapshots omit transactions that are in progress on the
@@ -55,12 +54,9 @@ pub enum Error {
          a service's own table that is left of a dropped schema cdc_export can be dropped"
     )]
     Foreign(String),
-    /// The role lacks a privilege.
     #[error("the database role `{role}` may not {action}: {remedy}")]
     Denied {
-        /// The role.
         role: String,
-        /// The denied action.
         action: &'static str,
         /// The missing grant, or the role that has it.
         remedy: String,
@@ -75,12 +71,10 @@ pub enum Error {
         "the service's table `{0}` can't be found: the search_path must lead to its schema, and the role have USAGE on that"
     )]
     Hidden(String),
-    /// The settings need more connections than the server allows.
     #[error(
         "this needs up to {needed} connections, and Postgres gives the role {allowed} at most: lower WORKERS, READERS or API_CONNECTIONS, or raise the server's max_connections or the limit of the role or database"
     )]
     TooFewConnections {
-        /// The number of connections that the settings need.
         needed: u32,
         /// The number of connections that the server, the role and the database allow.
         allowed: i32,
@@ -90,18 +84,15 @@ pub enum Error {
         "DATABASE_URL goes through a pooler in transaction mode, and the service needs sessions of its own (LISTEN, prepared statements, locks): connect to Postgres directly, or to a pool in session mode"
     )]
     Pooled,
-    /// A second connection gets no session.
     #[error(
         "a second connection to Postgres gets no answer: where a pooler is in between, its pool is too small for the service"
     )]
     OneSession,
-    /// The database has not been migrated.
     #[error("there is no cdc-export in this database yet: run `cdc-export migrate`")]
     NotMigrated,
     /// A migration was interrupted.
     #[error("some of the service's tables are missing in this database: run `cdc-export migrate`")]
     Incomplete,
-    /// Another build made the schema.
     #[error(
         "another build of cdc-export made the service's tables in this database, and there is no upgrade before the first release: run `DROP SCHEMA cdc_export CASCADE; DROP TABLE IF EXISTS {tables} CASCADE` and start again; each consumer needs a full export then"
     )]
@@ -109,10 +100,8 @@ pub enum Error {
         /// The tables that the service created outside of its own schema, with their schemas.
         tables: String,
     },
-    /// A migration failed.
     #[error("can't migrate the database")]
     Migrate(#[from] MigrateError),
-    /// Any other error that Postgres reports.
     #[error("Postgres refused a statement of the start")]
     Sql(#[from] sqlx::Error),
 }
@@ -120,7 +109,6 @@ pub enum Error {
 /// The time within which a pool must provide a connection. A call of the API has 2 seconds.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The time after which a pool closes an idle connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The connection options of a database.
@@ -175,12 +163,10 @@ impl Database {
         Database { setting: "DATA_DIR", ..options.into() }
     }
 
-    /// Returns the options of each connection.
     pub fn options(&self) -> &PgConnectOptions {
         &self.options
     }
 
-    /// Returns the time within which a first connection must be there.
     pub fn connect_timeout(&self) -> Duration {
         self.connect_timeout
     }
@@ -254,9 +240,6 @@ async fn connect(database: &Database) -> Result<PgConnection, Error> {
 }
 
 /// Returns true if there is an API key. Only reads. Before the migration there is none.
-///
-/// # Errors
-/// If the database can't be reached or read.
 pub async fn has_keys(database: &Database) -> Result<bool, Error> {
     let mut conn = connect(database).await?;
     let path = format!("-- postgres.keys.path\n begin; set local search_path = {}", connection::SEARCH_PATH);

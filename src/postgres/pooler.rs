@@ -26,9 +26,6 @@ struct SessionIdentity {
 }
 
 /// Checks that each connection has its own session, and keeps it.
-///
-/// # Errors
-/// If sessions are shared, or the server fails.
 pub(crate) async fn require_sessions(conn: &mut PgConnection, database: &Database) -> Result<(), Error> {
     let mut other = connect(database).await?;
     let shared = tokio::time::timeout(SESSION_TIMEOUT, are_shared(conn, &mut other)).await;

@@ -19,9 +19,6 @@ use crate::postgres::{Database, Error, OLDEST, connect, pooler};
 const MIGRATION_TRIES: u32 = 120;
 
 /// Checks the server, and that the schema has this version or a later one. Changes nothing.
-///
-/// # Errors
-/// If the database can't be reached or used, or has not been migrated.
 pub async fn require_migrated(database: &Database) -> Result<(), Error> {
     let (mut conn, path) = open(database).await?;
     let rights = Rights::read(&mut conn, &path).await?;
@@ -44,7 +41,7 @@ pub async fn require_migrated(database: &Database) -> Result<(), Error> {
 /// Each of its pools has one connection, and only one of the pools can be used at a time.
 ///
 /// # Errors
-/// If the database can't be reached, or the role may not create a schema.
+/// If the role may not create a schema.
 pub async fn preview_of(database: &Database) -> Result<Database, Error> {
     let (mut conn, _) = open(database).await?;
     begin(&mut conn).await.map_err(|cause| match SqlFailure::of(&cause) {
@@ -179,7 +176,6 @@ async fn lock(conn: &mut PgConnection) -> Result<(), Error> {
     }
 }
 
-/// Returns true if the catalog has a dataset of the demo table.
 fn has_demo_dataset(catalog: &Catalog, path: &SearchPath) -> bool {
     let is_in_first_schema = |schema: &Option<String>| schema.as_deref().is_none_or(|schema| schema == path.first());
     catalog.iter().any(|dataset| dataset.table.name == "users" && is_in_first_schema(&dataset.table.schema))

@@ -44,7 +44,6 @@ impl SearchPath {
         Ok(SearchPath(others.collect()))
     }
 
-    /// Returns true if the path leads to no schema.
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -69,7 +68,6 @@ impl SearchPath {
         .await
     }
 
-    /// Returns the schema in which `exports` and `watermarks` exist or would be created.
     pub(super) async fn tables_schema(&self, conn: &mut PgConnection) -> Result<TablesSchema, sqlx::Error> {
         let found = self.locate(conn, "exports").await?;
         Ok(TablesSchema(found.unwrap_or_else(|| self.first().to_owned())))

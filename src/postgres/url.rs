@@ -70,29 +70,20 @@ pub enum BadUrl {
     /// A mistake that this sentence explains.
     #[error("{0}")]
     Form(&'static str),
-    /// A parameter that would be ignored.
     #[error("the parameter {0} is not known here, and none is ignored: take it out of the URL")]
     Unknown(String),
-    /// A parameter with another value than the modes of TLS.
     #[error("the parameter {0} is {NOT_A_MODE}")]
     Mode(String),
-    /// The value of a parameter is invalid.
     #[error("the parameter {0} has a value that can't be read")]
     Value(String),
     /// A variable of libpq that would be ignored.
     #[error("{why}")]
-    Variable {
-        /// The variable.
-        name: &'static str,
-        /// The reason.
-        why: &'static str,
-    },
+    Variable { name: &'static str, why: &'static str },
 }
 
 /// A database that a URL names.
 #[derive(Debug)]
 pub struct NamedDatabase {
-    /// The connection options.
     pub database: Database,
     /// The files that the URL and the variables name, each with its parameter or variable.
     pub files: Vec<(&'static str, PathBuf)>,
@@ -100,9 +91,6 @@ pub struct NamedDatabase {
 
 impl NamedDatabase {
     /// Parses a `postgres://` URL. `variable` reads the variables that libpq would read from the environment.
-    ///
-    /// # Errors
-    /// If the text is not such a URL, or the URL or a variable sets something that would be ignored.
     pub fn read<'v>(url: &str, variable: impl Fn(&str) -> Option<&'v str>) -> Result<NamedDatabase, BadUrl> {
         let Some((scheme @ ("postgres" | "postgresql"), rest)) = url.split_once("://") else {
             return Err(mistaken_scheme(url));
