@@ -15,7 +15,6 @@ use crate::job::{ConsumerId, Continuity};
 /// The changes that wait for a consumer, as the table's rows and times tell it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waiting {
-    /// None wait.
     Nothing,
     /// The earliest time of a row after the watermark.
     Since(DateTime<Utc>),
@@ -26,14 +25,11 @@ pub enum Waiting {
 /// The lag of a consumer behind a dataset's table.
 #[derive(Clone, Debug)]
 pub struct ConsumerLag {
-    /// The consumer.
     pub consumer: ConsumerId,
     /// The consumer's watermark, if it has one: the latest finite `updated_at` that was exported, or a time that
     /// somebody wrote. By the timestamp rule, the consumer has every row up to this time.
     pub last_exported_at: Option<DateTime<Utc>>,
-    /// The dataset's name.
     pub dataset: String,
-    /// The state of the table.
     pub table: TableState,
     /// The changes that wait by the table's times.
     pub waiting: Waiting,
@@ -44,9 +40,7 @@ pub struct ConsumerLag {
 /// The part of the change log that a consumer's position holds.
 #[derive(Clone, Debug)]
 pub struct LogUse {
-    /// The consumer's id.
     pub consumer_id: String,
-    /// The dataset's name.
     pub dataset: String,
     /// The estimated bytes of the rows that the position holds.
     pub bytes: u64,
@@ -81,7 +75,6 @@ pub type PgSnapshot = String;
 pub struct NewPosition {
     /// The snapshot of the export. `None` if the dataset uses timestamps alone.
     pub snapshot: Option<PgSnapshot>,
-    /// The time at which the snapshot was taken.
     pub taken_at: DateTime<Utc>,
     /// The state of the table, by which the guard later detects a change.
     pub table: Fingerprint,
@@ -90,11 +83,8 @@ pub struct NewPosition {
 /// The state of the table and the database when a position was saved. Only the guard in `source` compares it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fingerprint {
-    /// The table's oid.
     pub table_oid: u32,
-    /// The table's relfilenode, if it has one.
     pub relfilenode: Option<u32>,
-    /// The hash of the table's columns.
     pub table_columns_hash: String,
     /// The rest of the state that the guard compares.
     pub guard_state: GuardState,
@@ -118,7 +108,6 @@ impl GuardState {
         self.0.get(name).unwrap_or(&serde_json::Value::Null)
     }
 
-    /// Sets a member.
     pub fn set(&mut self, name: &str, value: impl Into<serde_json::Value>) {
         self.0.insert(name.to_owned(), value.into());
     }
