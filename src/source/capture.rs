@@ -19,17 +19,11 @@ use crate::dataset::fault::Faults;
 /// Why a table's changes can't be captured. Each is one line for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no such table.
     #[error("there is no table `{0}`")]
     NoTable(String),
     /// A view, a foreign table, or anything else that has no triggers of its own.
     #[error("`{table}` is {kind}, whose changes can't be captured")]
-    NotATable {
-        /// Its name.
-        table: String,
-        /// The kind of relation.
-        kind: &'static str,
-    },
+    NotATable { table: String, kind: &'static str },
     /// Other tables inherit from it: a write to them fires none of its triggers.
     #[error(
         "`{0}` has children that inherit from it, so its changes can't be captured; a full export has the rows of `{0}` alone, without those \
@@ -38,32 +32,18 @@ pub enum Error {
     HasChildren(String),
     /// A partition: writes through its parent would go unseen.
     #[error("`{table}` is a partition: name `{parent}`, whose partition it is")]
-    Partition {
-        /// Its name.
-        table: String,
-        /// The partitioned table.
-        parent: String,
-    },
+    Partition { table: String, parent: String },
     /// The table isn't as the dataset says.
     #[error("{0}")]
     Mismatch(Faults),
-    /// The dataset wants no triggers.
     #[error("`{0}` needs no triggers, by its `capture`")]
     NeedsNone(String),
-    /// Another dataset is of the same table.
     #[error(
         "dataset `{other}` is of the same table as `{dataset}`, and needs its triggers: take that out of the file first"
     )]
-    Shared {
-        /// The dataset.
-        dataset: String,
-        /// The other one.
-        other: String,
-    },
-    /// Other transactions kept the table from being locked.
+    Shared { dataset: String, other: String },
     #[error("`{table}` is too busy: {holders} kept it from being locked; try again later")]
     Busy {
-        /// Its name.
         table: String,
         /// The sessions and the prepared transactions.
         holders: String,
@@ -73,25 +53,9 @@ pub enum Error {
         "`{table}` needs {locks} locks at once, with its partitions, and takes at most half of the {free} that Postgres \
          has free now: raise max_locks_per_transaction"
     )]
-    TooManyLocks {
-        /// The table's name.
-        table: String,
-        /// The number of locks.
-        locks: i64,
-        /// The number of free places in the lock table.
-        free: i64,
-    },
-    /// The role doesn't own the table.
+    TooManyLocks { table: String, locks: i64, free: i64 },
     #[error("the database role `{role}` may not change the triggers of `{table}`: run this as its owner, `{owner}`")]
-    NotOwner {
-        /// The table's name.
-        table: String,
-        /// The role.
-        role: String,
-        /// The table's owner.
-        owner: String,
-    },
-    /// The role may not make the functions that the triggers call.
+    NotOwner { table: String, role: String, owner: String },
     #[error(
         "the database role `{0}` may not make the functions of the triggers: run GRANT CREATE ON SCHEMA cdc_export TO {0}"
     )]
@@ -99,28 +63,21 @@ pub enum Error {
     /// The role may not put triggers on the table, or on a partition of it.
     #[error("the database role may not put triggers on `{table}`")]
     Denied {
-        /// Its name.
         table: String,
-        /// The error of Postgres.
         #[source]
         cause: sqlx::Error,
     },
-    /// The triggers can't write to the log, so every write of the table would fail.
     #[error("the triggers of `{table}` can't write to cdc_export.change_log, so each write of the table would fail")]
     LogRefuses {
-        /// Its name.
         table: String,
-        /// The error of Postgres.
         #[source]
         cause: sqlx::Error,
     },
-    /// Something on the log may keep changes from it.
     #[error(
         "somebody has put row security, a rule, a trigger or a constraint on cdc_export.change_log, so writes may fail or not be logged: \
          remove it"
     )]
     LogAltered,
-    /// Anything else that Postgres reports.
     #[error("Postgres refused")]
     Sql(#[from] sqlx::Error),
 }

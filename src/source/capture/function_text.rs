@@ -55,7 +55,6 @@ impl Function {
         )
     }
 
-    /// Returns true if the function runs with settings of its own.
     pub(super) fn has_settings(&self) -> bool {
         self.kind != TriggerKind::Truncates && !self.is_plain
     }

@@ -207,10 +207,8 @@ impl Installed {
     }
 }
 
-/// Renews the installed trigger functions that triggers call. Changes no table and waits for no writer.
-///
-/// # Errors
-/// If the database fails. If the session's role may not renew a function, logs `triggers_outdated`.
+/// Renews the installed trigger functions that triggers call. Changes no table and waits for no writer. If the
+/// session's role may not renew a function, logs `triggers_outdated`.
 pub async fn renew(pool: &PgPool) -> Result<(), sqlx::Error> {
     let mut conn = pool.acquire().await?;
     let mut tx = conn.begin().await?;
@@ -291,10 +289,8 @@ struct Uses {
 }
 
 /// Removes the functions that no trigger calls any more, for example those of a dropped table: their grants would
-/// prevent `DROP ROLE` of the table's owner. Renews the functions if a new owner of a table lacks a right.
-///
-/// # Errors
-/// If the database fails. A function that the role may not drop stays.
+/// prevent `DROP ROLE` of the table's owner. Renews the functions if a new owner of a table lacks a right. A function
+/// that the role may not drop stays.
 pub async fn tend(pool: &PgPool, removals: &mut Removals) -> Result<(), sqlx::Error> {
     let uses: Uses = sqlx::query_as(include_str!("functions/uses.sql")).fetch_one(pool).await?;
     let now = Instant::now();
@@ -309,10 +305,7 @@ pub async fn tend(pool: &PgPool, removals: &mut Removals) -> Result<(), sqlx::Er
     if unused.is_empty() { Ok(()) } else { remove_unused(&mut *pool.acquire().await?, Some(unused)).await }
 }
 
-/// Removes the functions that no trigger calls, of these or of all.
-///
-/// # Errors
-/// If the database fails. A function that the role may not drop stays.
+/// Removes the functions that no trigger calls, of these or of all. A function that the role may not drop stays.
 pub(super) async fn remove_unused(conn: &mut PgConnection, of: Option<Vec<Oid>>) -> Result<(), sqlx::Error> {
     let mut tx = conn.begin().await?;
     one_at_a_time(&mut tx).await?;

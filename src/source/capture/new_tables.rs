@@ -9,9 +9,6 @@ use crate::source::quote;
 
 /// Returns the datasets whose tables the service may track now, each with a text that another definition of the table
 /// changes.
-///
-/// # Errors
-/// If the database fails.
 pub async fn trackable<'a>(pool: &PgPool, datasets: &[&'a Dataset]) -> Result<Vec<(&'a Dataset, String)>, sqlx::Error> {
     let names: Vec<_> = datasets.iter().map(|dataset| quote::relation(&dataset.table)).collect();
     let found: Vec<(i64, String)> =

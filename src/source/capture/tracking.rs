@@ -94,9 +94,6 @@ where
 }
 
 /// Installs missing triggers on the demo's own table. For every other table the user runs `track`.
-///
-/// # Errors
-/// If triggers are missing and can't be installed.
 pub async fn restore(pool: &PgPool) -> Result<(), Error> {
     let users = Dataset::users();
     let ours: Option<Option<Vec<String>>> = sqlx::query_scalar(
@@ -296,7 +293,6 @@ async fn enable(conn: &mut PgConnection, relation: &Relation, set: &str) -> Resu
     Ok(())
 }
 
-/// Reads the state of a table, found by its name.
 pub(super) async fn locate(conn: &mut PgConnection, table: &Table) -> Result<TableState, Error> {
     let state: Option<TableState> =
         sqlx::query_as(AssertSqlSafe(LOCATE.as_str())).bind(quote::relation(table)).fetch_optional(conn).await?;

@@ -15,9 +15,6 @@ use crate::source::rights::{self, TableAccess};
 /// Removes the triggers from the tables of these datasets, which can't be exported from then on. Each table has a
 /// transaction of its own. Returns for each dataset the error if its triggers could not be removed: there is no such
 /// table, another dataset needs its triggers, or the role lacks the right.
-///
-/// # Errors
-/// If the database fails.
 pub async fn untrack(
     pool: &PgPool,
     datasets: &[Arc<Dataset>],
@@ -51,9 +48,6 @@ pub async fn untrack_table(pool: &PgPool, table: &Table) -> Result<bool, Error> 
 
 /// Removes the triggers from all tables that have any. Returns these tables, each with the error if its triggers could
 /// not be removed. Each table has a transaction of its own.
-///
-/// # Errors
-/// If the database fails.
 pub async fn untrack_all(pool: &PgPool) -> Result<Vec<(Table, Result<(), Error>)>, Error> {
     let tables: Vec<(String, String)> =
         sqlx::query_as(include_str!("untracking/with_triggers.sql")).fetch_all(pool).await?;
@@ -116,9 +110,6 @@ async fn try_untrack(pool: &PgPool, table: &Table, wait: &mut Wait) -> Result<bo
 
 /// Returns the tables whose changes are logged although no dataset of the catalog needs them, and no pattern matches
 /// them.
-///
-/// # Errors
-/// If the database fails.
 pub async fn without_dataset(conn: &mut PgConnection, catalog: &Catalog) -> Result<Vec<Table>, sqlx::Error> {
     let (schemas, names): (Vec<_>, Vec<_>) = catalog
         .iter()

@@ -39,7 +39,6 @@ pub(super) struct NextTry<T> {
 }
 
 impl<T> Queue<T> {
-    /// Creates the queue of these tables.
     pub fn of(items: impl IntoIterator<Item = T>) -> Queue<T> {
         let turn = |item| NextTry { item, wait: Wait::default(), due: Instant::now() };
         Queue { turns: items.into_iter().map(turn).collect(), end: None }
