@@ -88,7 +88,6 @@ impl Source {
         untracking::without_dataset(&mut conn, catalog).await.map_err(failed)
     }
 
-    /// Returns the use of the pool, which serves everything but exports.
     pub fn pool_use(&self) -> PoolUse {
         let most = self.pool.inner().options().get_max_connections();
         PoolUse { open: self.pool.inner().size(), idle: self.pool.num_idle(), most }
@@ -101,50 +100,37 @@ pub enum Error {
     /// Postgres can't be reached, went away or was told to stop.
     #[error("{}", unavailable(.0))]
     Unavailable(#[source] sqlx::Error),
-    /// Somebody else's lock or transaction was in the way for too long.
     #[error("another transaction was in the way of {relation}")]
     LockConflict {
         /// The table's name, or that of a view or a table and of what is locked beneath it, as a message has it.
         relation: String,
-        /// The error of Postgres.
         #[source]
         cause: sqlx::Error,
     },
-    /// A server that a foreign table reads has refused, or can't be reached.
     #[error("a foreign server that `{table}` reads has refused or can't be reached (SQLSTATE {code})")]
     ForeignServer {
         /// The name of the foreign table, or of a view above it.
         table: String,
-        /// The SQLSTATE of the error.
         code: Box<str>,
-        /// The error of Postgres.
         #[source]
         cause: sqlx::Error,
     },
-    /// No such table, or not with these columns.
     #[error("the table `{table}` is missing, or a column of it")]
     TableMissing {
-        /// Its name.
         table: String,
-        /// The error of Postgres.
         #[source]
         cause: sqlx::Error,
     },
-    /// Nobody told the service to capture the table's changes, or not by the key that the dataset has now.
     #[error("the changes of dataset `{0}` are not captured, or not by its key: run `cdc-export track {0}` first")]
     NotTracked(String),
-    /// The dataset has no capture, and the export is no full one.
     #[error("dataset `{0}` has capture = \"none\", so it has full exports alone")]
     FullOnly(String),
-    /// The table isn't as the dataset says.
     #[error("the table is not as its dataset says: {0}")]
     Mismatch(Faults),
-    /// Exactness can't be kept: what changed is not known.
     #[error("what changed since the last export is not known exactly ({why}): {remedy}")]
     FullExportNeeded {
         /// The verdict of the guard.
         why: Continuity,
-        /// The remedy.
         remedy: Remedy,
     },
     /// The job was made before the database was put back, or in the one that this is a copy of: its file may be
@@ -154,7 +140,6 @@ pub enum Error {
          again: {0}"
     )]
     JobRestored(Remedy),
-    /// Another session waited for a lock that the export prevents.
     #[error(
         "{session} waited {seconds} seconds for an ACCESS EXCLUSIVE lock on `{relation}`, so the export ended and is tried \
          again later"
@@ -162,9 +147,7 @@ pub enum Error {
     GaveWay {
         /// The session, with its role and application.
         session: String,
-        /// The name of the relation.
         relation: String,
-        /// The number of seconds for which it has waited.
         seconds: u64,
     },
     /// The locks of the export would leave too little room for those of others.
@@ -172,12 +155,7 @@ pub enum Error {
         "the export needs {locks} locks at once, of the tables with their partitions and indexes, and takes at most half \
          of the {free} that Postgres has free now: raise max_locks_per_transaction"
     )]
-    TooManyLocks {
-        /// The number of locks that the export needs.
-        locks: i64,
-        /// The number of locks for which Postgres has room now.
-        free: i64,
-    },
+    TooManyLocks { locks: i64, free: i64 },
     /// A standby's snapshots hide transactions that are in progress on its primary: rows would be lost.
     #[error("this Postgres is a standby, whose changes can't be told exactly")]
     Standby,
@@ -187,35 +165,23 @@ pub enum Error {
     /// Postgres says that the role may not, though nothing was missing before.
     #[error("the database role may not read the whole table `{table}`: {}", missing_right(cause))]
     Denied {
-        /// Its name.
         table: String,
-        /// The error of Postgres.
         #[source]
         cause: sqlx::Error,
     },
-    /// A text that the server can't send as UTF-8.
     #[error("the table `{table}` holds a text that is not UTF-8")]
     InvalidText {
-        /// Its name.
         table: String,
-        /// The error of Postgres.
         #[source]
         cause: sqlx::Error,
     },
-    /// A value that is larger than there shall be memory for.
     #[error("a row's `{column}` has more bytes than CELL_MAX_BYTES: shorten the value or raise that setting")]
-    RowTooLarge {
-        /// The column's name.
-        column: String,
-    },
-    /// A row, or a value of it, of which no text can be made.
+    RowTooLarge { column: String },
     #[error(
         "a row of `{table}`, or a value of it, is more than Postgres has room for in a text: shorten it or leave the column out"
     )]
     RowBeyondPostgres {
-        /// The table's name.
         table: String,
-        /// The error of Postgres.
         #[source]
         cause: sqlx::Error,
     },
@@ -224,21 +190,17 @@ pub enum Error {
         "Postgres could not read or compute a value of `{table}` (SQLSTATE {code}): a `select` of its columns fails too"
     )]
     Unreadable {
-        /// The table's name.
         table: String,
         /// The SQLSTATE of the error (PostgreSQL documentation, appendix A).
         code: String,
-        /// The error of Postgres.
         #[source]
         cause: sqlx::Error,
     },
     /// A function of an index, of statistics or of a constraint of the table fails while Postgres plans the read.
     #[error("{0}")]
     CantPlan(String),
-    /// Anything else that Postgres reports.
     #[error("Postgres refused to read the table")]
     Sql(#[source] sqlx::Error),
-    /// The stream from Postgres isn't what the protocol promises.
     #[error("Postgres sent something unexpected: {0}")]
     Protocol(&'static str),
     /// Nobody takes the rows any more; the other side says why.
@@ -249,7 +211,6 @@ pub enum Error {
 /// The remedy that makes a consumer's exports exact again.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Remedy {
-    /// A full export.
     #[error("a full export is needed")]
     FullExport,
     /// `track` of this dataset, whose table isn't captured, and then a full export: one from before the triggers are

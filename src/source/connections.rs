@@ -19,7 +19,6 @@ pub struct ExportConnections {
     pub(super) reader: PgConnection,
     pub(super) reader_session: Session,
     pub(super) reader_slots: ReaderSlots,
-    /// The time of the last answer.
     pub(super) answered_at: Instant,
     opened_at: Instant,
 }
@@ -30,14 +29,10 @@ const MAX_AGE: Duration = Duration::from_secs(30 * 60);
 /// The time after its last answer for which a connection counts as working. An attempt notices one that is not.
 const TRUSTED: Duration = Duration::from_secs(1);
 
-/// The longest wait for the end of a connection.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Source {
     /// Opens the two connections of an export.
-    ///
-    /// # Errors
-    /// If Postgres refuses or can't be reached within `timeout`.
     pub async fn connections(&self, timeout: Duration) -> Result<ExportConnections, Error> {
         let name = session_name::of_leader();
         let both = async {
@@ -79,7 +74,6 @@ impl ExportConnections {
         Some(ExportConnections { answered_at: Instant::now(), ..self })
     }
 
-    /// Closes both connections.
     pub async fn close(self) {
         let close = async { tokio::join!(self.leader.close(), self.reader.close()) };
         // A connection whose goodbye can't be sent ends with its socket.

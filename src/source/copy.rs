@@ -65,7 +65,6 @@ pub(crate) fn readers(blocks: u64) -> usize {
 }
 
 impl Ranges {
-    /// Returns the ranges of a table with this number of blocks.
     pub(crate) fn new(blocks: u64) -> Ranges {
         let (readers, read, exhausted) = Default::default();
         Ranges { blocks, next: Mutex::new(Some(0)), readers, read, exhausted }

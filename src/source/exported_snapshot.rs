@@ -33,7 +33,6 @@ pub(super) struct ExportedSnapshot {
     taken_at: DateTime<Utc>,
     /// The database's encoding.
     pub(super) encoding: String,
-    /// True if the server is a standby.
     pub(super) standby: bool,
     /// The columns whose values the triggers log.
     pub(super) logged_key: Option<Vec<String>>,
@@ -104,7 +103,6 @@ impl ExportedSnapshot {
             .await
     }
 
-    /// Returns the partitions that have rows, if each can be read by itself.
     pub(super) fn leaves(&self) -> Vec<Table> {
         let leaves = self.leaves.iter().flat_map(|Json(leaves)| leaves);
         leaves.map(|(schema, name)| Table { schema: Some(schema.clone()), name: name.clone() }).collect()
@@ -115,7 +113,6 @@ impl ExportedSnapshot {
         Continuity::from_guard(self.continuity.as_deref()).map_err(|_| Error::Protocol("an unknown word of continuity"))
     }
 
-    /// Returns the consumer's position.
     pub(super) fn position(&self, continuity: Option<Continuity>) -> Position {
         // A time that somebody set by hand replaces the snapshots, for one export.
         let by_hand = continuity.is_some_and(Continuity::is_by_time);
@@ -163,7 +160,6 @@ impl ExportedSnapshot {
         }
     }
 
-    /// Returns the consumer's position after an export of this type.
     pub(super) fn new_position(
         mut self,
         export_type: ExportType,

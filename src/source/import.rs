@@ -12,9 +12,7 @@ use crate::source::{Error, quote, role_path};
 /// The snapshot that readers import.
 #[derive(Clone, Debug)]
 pub(super) struct ImportedSnapshot {
-    /// Its name.
     pub(super) name: String,
-    /// The database's encoding.
     pub(super) encoding: String,
     /// The longest time for which a reader takes no rows.
     pub(super) silence: Duration,

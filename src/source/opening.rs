@@ -34,7 +34,6 @@ pub struct Refused {
     /// The place of the purpose that it concerns, or the places of all that a full export would help. None if it
     /// concerns all of them.
     pub at: Box<[usize]>,
-    /// The reason.
     #[source]
     pub error: Error,
 }

@@ -24,7 +24,6 @@ pub(crate) struct ReaderSlot {
 }
 
 impl ReaderSlots {
-    /// So many connections.
     pub(crate) fn new(options: PgConnectOptions, connections: usize) -> ReaderSlots {
         ReaderSlots { options, free: Arc::new(Semaphore::new(connections)) }
     }
@@ -37,7 +36,6 @@ impl ReaderSlots {
 }
 
 impl ReaderSlot {
-    /// Connects with a session of this name.
     pub(crate) async fn connect(&self, name: String) -> Result<(PgConnection, Session), sqlx::Error> {
         Session::connect(&self.options, name).await
     }

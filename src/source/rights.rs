@@ -12,7 +12,6 @@ pub(crate) struct TableAccess {
     /// The table with its schema, as the role's own search_path finds it. `None`: there is none, or it is in a schema
     /// that the role may not use.
     pub(crate) table: Option<Table>,
-    /// Its kind.
     pub(crate) kind: Option<RelationKind>,
     /// The missing right, and the statement that grants it. `None`: the role may read the table.
     pub(crate) unreadable: Option<Fault>,
@@ -55,7 +54,6 @@ pub(crate) async fn read_access(conn: &mut PgConnection, dataset: &Dataset) -> R
     Ok(found.pop().expect("the statement has a row for each table"))
 }
 
-/// Looks for the tables of several datasets.
 pub(crate) async fn read_accesses(
     conn: &mut PgConnection,
     datasets: &[&Dataset],

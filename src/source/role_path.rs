@@ -89,7 +89,6 @@ async fn try_plans(
     Ok(planned)
 }
 
-/// Says why Postgres can't plan a read of the table.
 pub(super) fn cant_plan(table: impl Display, cause: &sqlx::Error) -> String {
     let message = cause.as_database_error().map(|error| error.message().to_owned()).unwrap_or_default();
     format!(

@@ -57,9 +57,6 @@ impl Rows<'_> {
     }
 
     /// Reads the rows of this job's export over one or several connections. Each connection has its own receiver.
-    ///
-    /// # Errors
-    /// If Postgres fails, or if a receiver is closed.
     pub async fn read<R: RowReceiver>(
         mut self,
         job: &Job,
@@ -260,7 +257,6 @@ impl Rows<'_> {
         }
     }
 
-    /// Returns the rule by which a live row counts as changed.
     fn rule(&self) -> Rule {
         if self.position.live.is_some() { Rule::LogToo } else { Rule::TimeAlone }
     }

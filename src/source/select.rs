@@ -468,7 +468,6 @@ impl Select<'_> {
         self.timestamp_rule_since(&watermark, &self.less_overlap(&watermark), &self.live_since())
     }
 
-    /// The position, if there is one.
     fn position(&self) -> Option<&Position> {
         self.since.map(|(_, position)| position)
     }
@@ -549,7 +548,6 @@ const XID: &str = "\"logged xid\"";
 /// Later times can't be a watermark.
 pub(crate) const LAST_TIME: &str = "timestamptz '200000-01-01 00:00:00+00'";
 
-/// The operation on a row that is deleted.
 const DELETE: &str = "'DELETE'::text";
 
 /// The columns of the log that the deletions read beside the key.

@@ -24,7 +24,6 @@ use crate::telemetry::chain;
 /// The pause between two questions about a silent session.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The longest wait for the end of a session.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The shortest time after which a call counts as lost that brings nothing although the server has answered it, or
@@ -45,9 +44,7 @@ fn row_timeout(lease: Duration) -> Duration {
 /// A session of ours. A process id alone may come again, and another role does not see the start of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Session {
-    /// The process id of the backend.
     pub(crate) pid: i32,
-    /// The name of the session.
     pub(crate) name: String,
 }
 
@@ -60,7 +57,6 @@ enum Activity {
     Sends,
     /// It has sent everything, and waits for what we say next.
     Listens,
-    /// It has ended.
     Gone,
 }
 
@@ -82,7 +78,6 @@ async fn forget_who_was_there(asked: &mut PgConnection) -> Result<(), sqlx::Erro
 }
 
 impl Session {
-    /// Connects with a session of this name.
     pub(crate) async fn connect(
         options: &PgConnectOptions,
         name: String,
@@ -188,9 +183,6 @@ impl Session {
 impl Source {
     /// Ends the sessions of an attempt that another process has taken over. They hold its snapshot and its tables'
     /// locks. `leader` is the name of its leader's session.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn end_sessions(&self, leader: &str) -> Result<(), Error> {
         let failed = Error::from_sql("pg_stat_activity");
         let mut conn = self.pool.acquire().await.map_err(&failed)?;
@@ -248,7 +240,6 @@ impl Reader {
 pub(crate) struct Readers(Arc<Mutex<Vec<Arc<Reader>>>>);
 
 impl Readers {
-    /// Adds a reader.
     pub(crate) fn join(&self, session: Session) -> Arc<Reader> {
         let (awaits, heard) = Default::default();
         let reader = Arc::new(Reader { session, awaits, heard });
@@ -321,7 +312,6 @@ impl Leader<'_> {
         }
     }
 
-    /// Returns the sessions that wait for a lock which this export prevents.
     async fn waiters(&mut self) -> Result<Vec<Waiter>, Error> {
         let readers = self.readers.all();
         let own: Vec<_> = readers.iter().map(|reader| reader.session.pid).chain([self.session.pid]).collect();

@@ -21,15 +21,11 @@ use pg_rows::encoding::Format;
 /// The purpose of a snapshot: an export of one dataset. The purposes of one snapshot have the same consumer.
 #[derive(Clone, Copy, Debug)]
 pub struct Purpose<'a> {
-    /// The dataset.
     pub dataset: &'a Arc<Dataset>,
     /// For whom; `None`: for whoever asked.
     pub consumer: Option<&'a ConsumerId>,
-    /// The type of the export, which says which rows it has.
     pub export_type: ExportType,
-    /// The format of its files.
     pub format: Format,
-    /// The job.
     pub job: JobId,
     /// The lane's marker at the destination.
     pub marker: Option<&'a Marker>,
@@ -139,9 +135,6 @@ impl Snapshot {
     ///
     /// The commit waits for no synchronous standby: while one is dead, the transaction would keep its locks on the
     /// tables. The publisher waits for it before anybody can see a file.
-    ///
-    /// # Errors
-    /// If the connection is lost.
     pub async fn begin_commit(&mut self, lease: Duration) -> Result<(&mut PgConnection, bool), Error> {
         let failed = Error::from_sql(&self.tables[0].dataset.table);
         let settings = format!(

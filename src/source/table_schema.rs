@@ -33,7 +33,6 @@ pub(crate) enum Error {
     /// The role may not use its schema.
     #[error(transparent)]
     Hidden(Fault),
-    /// Postgres refused.
     #[error("Postgres refused")]
     Sql(#[from] sqlx::Error),
 }
@@ -385,7 +384,6 @@ impl<'a> Fitting<'a> {
         key.iter().map(compared).collect()
     }
 
-    /// Finds the columns of the key.
     fn key_columns(&mut self) -> Vec<&'a ColumnRow> {
         let columns = self.columns;
         if columns.is_empty() {

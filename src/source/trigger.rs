@@ -58,7 +58,6 @@ impl TriggerKind {
         }
     }
 
-    /// The kind that has this letter.
     pub(crate) fn of_letter(letter: &str) -> Option<TriggerKind> {
         TriggerKind::ALL.into_iter().find(|kind| kind.letter() == letter)
     }
