@@ -85,7 +85,6 @@ pub enum Error {
     /// object.
     #[error("the database role lacks a right: {0}")]
     Denied(String),
-    /// Postgres refused the statement.
     #[error("the database refused a statement")]
     Sql(#[source] sqlx::Error),
     /// Rows were written by transactions that the server has not begun. A statement that changes such a row waits
@@ -94,7 +93,6 @@ pub enum Error {
         "Postgres's transaction ids were set back to before {0}, and rows written by later transactions can't be read or changed. Stop Postgres and set the ids forward (`pg_resetwal -x`), or restore a backup"
     )]
     XidsSetBack(String),
-    /// Commits wait for a synchronous standby that is not there.
     #[error(
         "commits wait for the server's synchronous standby (synchronous_standby_names), which is not there or doesn't answer: \
          bring it back or change that setting. What was asked for may have been done: ask again with the same Idempotency-Key"
@@ -103,7 +101,6 @@ pub enum Error {
     /// A row has a value that this version of the service doesn't know. A newer version may have written it.
     #[error("a row in the database has a value that this version of the service doesn't know")]
     Unknown(#[from] pg_rows::words::UnknownWord),
-    /// The database function returned a text that is not a database identity.
     #[error(
         "cannot read the system identifier of the database: function `cdc_export.database_id` returned no identity"
     )]
@@ -147,7 +144,6 @@ impl Error {
 struct ClaimScanStart {
     /// When this process read the queue, no job with an earlier turn was ready.
     turn: DateTime<Utc>,
-    /// The time at which this process read the queue.
     read_at: Instant,
 }
 
@@ -166,28 +162,22 @@ pub struct Store {
     /// True if a worker has claimed a job since this process recorded its destination.
     has_claimed: Arc<AtomicBool>,
     begun: Instant,
-    /// The limit on open jobs.
     open_jobs: Arc<open_jobs::OpenJobs>,
     key_shares: Arc<key_shares::KeyShares>,
     /// The share of the caller's key. `None` if the caller has no key.
     key_share: Option<Arc<key_shares::KeyShare>>,
-    /// Sends the jobs that this process ended.
     endings: broadcast::Sender<transitions::StatusChange>,
     /// Wakes an idle worker of this process.
     work: Arc<Notify>,
-    /// True for the store of the workers.
     is_of_workers: bool,
-    /// The receivers of events about ended exports.
     listeners: Arc<[Listener]>,
-    /// The time limit of a call. `None` means no limit.
     call_timeout: Option<Duration>,
     /// True if Postgres's transaction ids were set back when this process last looked.
     is_set_back: Arc<AtomicBool>,
 }
 
 impl Store {
-    /// Creates a store over this pool. The acquire timeout of the pool limits how long a statement waits for a
-    /// connection.
+    /// The acquire timeout of the pool limits how long a statement waits for a connection.
     pub fn new(pool: impl Into<Pool>) -> Store {
         Store {
             pool: pool.into(),
@@ -213,8 +203,7 @@ impl Store {
         Store { call_timeout: Some(call_timeout), ..self }
     }
 
-    /// Returns the same store for the workers. A worker that has ended a job claims the one that waited for it, so it
-    /// wakes no other worker.
+    /// A worker that has ended a job claims the one that waited for it, so it wakes no other worker.
     pub fn for_workers(self) -> Store {
         Store { is_of_workers: true, ..self }
     }
@@ -229,7 +218,6 @@ impl Store {
         Store { pool: pool.into(), ..self.clone() }
     }
 
-    /// Returns the identity of the database.
     pub async fn database(&self) -> Result<DatabaseId, Error> {
         let statement = sqlx::query_scalar("-- store.database\n select cdc_export.database_id()");
         let database: String = self.with(async |conn| statement.fetch_one(conn).await).await?;
@@ -309,7 +297,6 @@ impl Store {
         Ok(self.with(async |conn| statement.execute(conn).await).await?.rows_affected())
     }
 
-    /// Awaits `call`, within the store's time limit if it has one.
     async fn in_time<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         match self.call_timeout {
             Some(timeout) => with_timeout(timeout, call).await,
@@ -348,7 +335,6 @@ impl Store {
         read.await
     }
 
-    /// Opens a connection that listens for notifications.
     pub async fn listen(&self) -> Result<Notifications, Error> {
         // Uses a pool of its own. A dropped listener sends a message to the server before it gives its connection back,
         // and waits forever if the server doesn't answer.
@@ -364,10 +350,8 @@ impl Store {
     }
 }
 
-/// Gives up a call to the store after `timeout`. The call may have had its effect all the same.
-///
-/// # Errors
-/// If the call fails or takes too long. Nothing else ends a call when the network drops packets.
+/// Gives up a call to the store after `timeout`. The call may have had its effect all the same. Nothing else ends a
+/// call when the network drops packets.
 pub async fn with_timeout<T>(timeout: Duration, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     failure::with_timeout(timeout, call, Error::Unavailable).await
 }
@@ -437,7 +421,6 @@ impl Drop for EndedOnDrop {
 pub enum Notification {
     /// A job may be ready.
     Work,
-    /// A client requested the cancellation of this job.
     Cancel(JobId),
 }
 
@@ -446,7 +429,6 @@ pub enum Notification {
 pub struct Notifications {
     listener: PgListener,
     store: Store,
-    /// The time of the next check of the connection.
     ping_at: Instant,
 }
 

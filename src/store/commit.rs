@@ -19,7 +19,6 @@ use crate::watermark::{NewPosition, Position};
 pub struct CommitInput {
     /// The consumer's position, which the commit must find unchanged.
     pub position: Position,
-    /// The consumer's position after the commit.
     pub new_position: NewPosition,
     /// The report of the export, except for a change of its columns, which the commit finds.
     pub report: ExportReport,
@@ -29,7 +28,6 @@ pub struct CommitInput {
     pub columns: FileColumns,
     /// The export that the marker of the lane named at the destination. `None` if there was no marker.
     pub marker: Option<JobId>,
-    /// The masked columns to remember.
     pub newly_masked: Vec<String>,
     /// The manifest of the export. `None` if the job has no consumer.
     pub manifest: Option<Manifest>,
@@ -38,9 +36,7 @@ pub struct CommitInput {
 /// An export to commit: one of an attempt's jobs.
 #[derive(Clone, Copy, Debug)]
 pub struct Commit<'a> {
-    /// The job.
     pub job: &'a Job,
-    /// The facts to compare and to save.
     pub found: &'a CommitInput,
     /// The files. None: the export found nothing, and makes no file.
     pub exported: &'a Exported,
@@ -63,7 +59,6 @@ const MAX_ATTEMPTS: u32 = 3;
 pub struct CommittedJobs {
     /// For each export with files, true if its row has the manifest.
     pub are_planned: Vec<bool>,
-    /// The jobs that found nothing.
     skipped: Vec<TransitionRow>,
 }
 
@@ -193,7 +188,6 @@ fn without_file(job: JobId) -> Error {
     Error::Sql(sqlx::Error::Protocol(format!("the export {job} has no file, and no lane in which it can be skipped")))
 }
 
-/// Remembers the masked columns of the exports, if some are new.
 async fn remember_masks(conn: &mut PgConnection, commits: &[Commit<'_>]) -> Result<(), Error> {
     let (mut datasets, mut names) = (Vec::new(), Vec::new());
     for commit in commits {

@@ -71,7 +71,6 @@ impl TryFrom<DeliveryRow> for Delivery {
 /// A delivery that this process has claimed.
 #[derive(Debug)]
 pub struct ClaimedDelivery {
-    /// The delivery.
     pub delivery: Delivery,
     /// The thing that ended, in its current state.
     pub ended: Ended,
@@ -80,9 +79,7 @@ pub struct ClaimedDelivery {
 /// An export or a batch that has ended.
 #[derive(Debug)]
 pub enum Ended {
-    /// An export.
     Export(Box<Job>),
-    /// A batch.
     Batch(Box<Batch>),
 }
 
@@ -108,14 +105,12 @@ struct EndedBatchRow {
 pub struct Attempt {
     /// The HTTP status of the response. `None` if the receiver sent no response.
     pub status: Option<u16>,
-    /// The outcome.
     pub outcome: AttemptOutcome,
 }
 
 /// The outcome of an attempt at a delivery.
 #[derive(Clone, Debug)]
 pub enum AttemptOutcome {
-    /// The receiver has accepted the event.
     Delivered,
     /// The attempt failed for this reason, and the next attempt follows after this pause.
     Retry(Duration, String),
@@ -191,7 +186,6 @@ impl Store {
         Store { listeners: listeners.into(), ..self }
     }
 
-    /// Returns the names of the receivers.
     pub(super) fn receivers(&self) -> Vec<&str> {
         self.listeners.iter().map(|listener| listener.name.as_str()).collect()
     }
@@ -228,8 +222,7 @@ impl Store {
         Ok(claimed)
     }
 
-    /// Records an attempt. Returns false if the claim has ended because the delivery was claimed again, requested again
-    /// or deleted.
+    /// Returns false if the claim has ended because the delivery was claimed again, requested again or deleted.
     pub async fn record_attempt(&self, delivery: &Delivery, attempt: &Attempt) -> Result<bool, Error> {
         let (is_delivered, pause, error) = match &attempt.outcome {
             AttemptOutcome::Delivered => (true, None, None),
@@ -300,15 +293,13 @@ impl Store {
         rows.into_iter().map(Delivery::try_from).collect()
     }
 
-    /// Returns a delivery, or `None` if it is not in the database.
     pub async fn delivery(&self, id: Uuid) -> Result<Option<Delivery>, Error> {
         let statement = sqlx::query_as(with_delivery_columns(include_str!("deliveries/get.sql"))).bind(id);
         let row: Option<DeliveryRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         row.map(Delivery::try_from).transpose()
     }
 
-    /// Makes a delivery due now, with its full number of attempts, whatever its status. Returns `None` if it is not in
-    /// the database.
+    /// Makes a delivery due now, with its full number of attempts, whatever its status.
     pub async fn redeliver(&self, id: Uuid) -> Result<Option<Delivery>, Error> {
         let statement = sqlx::query_as(with_delivery_columns(include_str!("deliveries/redeliver.sql"))).bind(id);
         let row: Option<DeliveryRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;

@@ -54,7 +54,6 @@ impl Store {
         unused.iter().filter(|(_, since)| since.elapsed() >= after).map(|(id, _)| *id).collect()
     }
 
-    /// Keeps the destinations that no process uses now.
     pub(super) fn set_unused(&self, now: &[Uuid]) {
         let mut unused = self.unused.lock().unwrap_or_else(PoisonError::into_inner);
         let since = |id: &Uuid| (*id, unused.get(id).copied().unwrap_or_else(Instant::now));

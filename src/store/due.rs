@@ -27,7 +27,6 @@ pub struct DueWork {
     pub has_unpublished: bool,
     /// Something may have been committed that the change log has: call [`Store::record_moment`].
     pub log_has_moved: bool,
-    /// The latest sequence of the change log.
     pub log_sequence: i64,
     /// The time of this look by the database's clock.
     pub looked_at: DateTime<Utc>,

@@ -36,9 +36,7 @@ pub struct Backlog {
 /// The lag of a consumer.
 #[derive(Clone, Debug)]
 pub struct WatermarkAge {
-    /// The consumer.
     pub consumer: ConsumerId,
-    /// The dataset's name.
     pub dataset: String,
     /// Seconds since the time of the watermark, or 0 if that time is in the future.
     pub seconds: f64,
@@ -47,9 +45,7 @@ pub struct WatermarkAge {
 /// The unacknowledged exports of a consumer that acknowledges.
 #[derive(Clone, Debug)]
 pub struct UnacknowledgedAge {
-    /// The consumer.
     pub consumer: ConsumerId,
-    /// The dataset's name.
     pub dataset: String,
     /// The number of retained exports that are not acknowledged, up to [`COUNTED_EXPORTS`].
     pub exports: u64,
@@ -58,7 +54,6 @@ pub struct UnacknowledgedAge {
 }
 
 impl Store {
-    /// Returns the sizes of the queue and of the change log.
     pub async fn backlog(&self) -> Result<Backlog, Error> {
         let statement = sqlx::query_as(include_str!("gauges/backlog.sql"));
         self.with(async |conn| statement.fetch_one(conn).await).await
@@ -106,7 +101,6 @@ impl Store {
         Ok(rows.into_iter().filter_map(age).collect())
     }
 
-    /// Returns the numbers of open and idle connections of the pool.
     pub fn pool_use(&self) -> PoolUse {
         let most = self.pool.inner().options().get_max_connections();
         PoolUse { open: self.pool.inner().size(), idle: self.pool.num_idle(), most }

@@ -74,7 +74,6 @@ pub enum Cancelled {
     Ended(Status),
     /// The job is a member of this batch, and is not cancelled alone.
     OfBatch(JobId),
-    /// The job is not in the database.
     Unknown,
 }
 
@@ -85,9 +84,6 @@ impl Store {
     /// datasets' names, so that two batches lock their lanes in the same order.
     ///
     /// Creates no job if the idempotency key was used before, or if too many jobs are open.
-    ///
-    /// # Errors
-    /// If the database fails. No job is created then.
     pub async fn submit(
         &self,
         requests: &[Request],
@@ -293,7 +289,6 @@ impl Store {
         }
     }
 
-    /// Returns the job that an earlier request with the same idempotency key created.
     async fn sent_before_in(&self, conn: &mut PgConnection, request: &Request) -> Result<Option<Job>, Error> {
         let Some(key) = &request.key else { return Ok(None) };
         let row: Option<JobRow> = sqlx::query_as(with_job_columns(include_str!("jobs/sent_before.sql")))
@@ -323,7 +318,6 @@ impl Store {
         Ok(statement.fetch_one(conn).await?)
     }
 
-    /// Returns a job, or `None` if it is not in the database.
     pub async fn job(&self, id: JobId) -> Result<Option<Job>, Error> {
         let statement = sqlx::query_as(with_job_columns(include_str!("jobs/get.sql"))).bind(id.as_uuid());
         let row: Option<JobRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
@@ -395,7 +389,6 @@ impl Store {
     }
 }
 
-/// Returns the outcome for a job or a batch that can't be cancelled any more.
 fn too_late(status: Status, job: impl FnOnce() -> Job) -> Cancelled {
     match status {
         Status::Cancelled => Cancelled::Already(job()),
@@ -406,7 +399,6 @@ fn too_late(status: Status, job: impl FnOnce() -> Job) -> Cancelled {
     }
 }
 
-/// Returns a batch, or `None` if its first member is not in the database.
 async fn batch_in(conn: &mut PgConnection, id: JobId) -> Result<Option<Batch>, Error> {
     let request: Option<Option<Json<BatchRequest>>> =
         sqlx::query_scalar("-- store.jobs.batch_request\n select batch from exports where id = $1")
@@ -452,7 +444,6 @@ async fn check_last_export(conn: &mut PgConnection, request: &Request) -> Result
     }
 }
 
-/// Notifies the workers that a client requested the cancellation of this job.
 async fn notify_cancel(conn: &mut PgConnection, job: JobId) -> Result<(), Error> {
     sqlx::query("-- store.jobs.notify_cancel\n select pg_notify($1, $2)")
         .bind(CHANNEL)

@@ -18,7 +18,6 @@ pub(super) type KeyShares = Mutex<HashMap<Prefix, Arc<KeyShare>>>;
 pub(super) struct KeyShare {
     pub(super) prefix: Prefix,
     connections: Arc<Semaphore>,
-    /// The open jobs that the key asked for.
     pub(super) open_jobs: OpenJobs,
     /// The last turn of a consumer's first job.
     last_first_turn: Mutex<DateTime<Utc>>,
@@ -39,8 +38,7 @@ impl KeyShare {
 }
 
 impl Store {
-    /// Returns the same store for a caller with this key. The key uses at most three quarters of the pool's connections
-    /// at a time, and at least one.
+    /// The key uses at most three quarters of the pool's connections at a time, and at least one.
     pub fn of_key(&self, key: &Prefix) -> Store {
         let connections = self.pool.inner().options().get_max_connections() as usize * 3 / 4;
         let mut shares = self.key_shares.lock().unwrap_or_else(PoisonError::into_inner);

@@ -12,11 +12,8 @@ use crate::telemetry::KEYS;
 /// The properties of a key to be created.
 #[derive(Clone, Debug)]
 pub struct NewKey {
-    /// The name that the operator chose.
     pub name: KeyName,
-    /// The consumers and datasets that the key is valid for.
     pub bounds: Bounds,
-    /// The scopes that the key grants.
     pub scopes: Vec<Scope>,
     /// The lifetime of the key. `None` means until it is revoked.
     pub lifetime: Option<Duration>,
@@ -25,7 +22,6 @@ pub struct NewKey {
 /// The outcome of creating a key.
 #[derive(Debug)]
 pub enum Created {
-    /// The key is saved.
     Done(KeyInfo),
     /// Another key that isn't revoked has this name.
     NameTaken,
@@ -164,7 +160,6 @@ impl Store {
         Ok(rows.into_iter().map(key).collect())
     }
 
-    /// Records the current time as the last use of a key.
     pub async fn note_use(&self, prefix: &Prefix) -> Result<(), Error> {
         let statement = sqlx::query(
             "-- store.keys.note_use

@@ -26,7 +26,6 @@ pub fn call_timeout(lease: Duration) -> Duration {
 pub struct Lease {
     /// The jobs: one, or the members of a batch in the order of their datasets' names.
     pub members: Vec<Member>,
-    /// The database that has the jobs.
     pub database: DatabaseId,
     /// True if the attempt tries a table that was locked a moment ago.
     pub is_trial: bool,
@@ -48,19 +47,16 @@ pub struct Member {
 /// for it.
 #[derive(Clone, Debug)]
 pub struct ChainLink {
-    /// The number that the export gets.
     pub number: u64,
     /// The digest of the lane's last manifest. `None` if there is none.
     pub previous: Option<String>,
 }
 
 impl Lease {
-    /// Returns the only job, or the first one of the batch.
     pub fn first(&self) -> &Job {
         &self.members[0].job
     }
 
-    /// Returns the jobs.
     pub fn jobs(&self) -> impl Iterator<Item = &Job> {
         self.members.iter().map(|member| &member.job)
     }
@@ -70,12 +66,10 @@ impl Lease {
         self.first().batch.unwrap_or(self.first().id)
     }
 
-    /// Returns the token that proves the right.
     pub fn token(&self) -> LeaseToken {
         self.token
     }
 
-    /// Returns the hidden file that the attempt writes for one of its jobs.
     pub fn hidden_file(&self, job: &Job) -> HiddenFile {
         HiddenFile::of_attempt(&self.database, job.id, self.token)
     }
@@ -131,7 +125,6 @@ impl LeaseRenewer {
     }
 }
 
-/// Runs the statement that renews a lease.
 async fn beat(
     conn: &mut PgConnection,
     id: JobId,
@@ -158,7 +151,6 @@ async fn beat(
 }
 
 impl Store {
-    /// Creates a renewer for the lease of one attempt.
     pub fn lease_renewer(&self) -> LeaseRenewer {
         LeaseRenewer { options: (*self.pool.inner().connect_options()).clone(), conn: None }
     }

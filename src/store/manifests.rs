@@ -37,8 +37,6 @@ struct PlannedRow {
 }
 
 impl Store {
-    /// Returns the planned manifest of a committed export.
-    ///
     /// Returns `None` if the export is published, was given up, or has no consumer.
     pub async fn planned_manifest(&self, record: &FileRecord) -> Result<Option<Planned>, Error> {
         let statement = sqlx::query_as(with_job_columns(include_str!("manifests/planned.sql")))

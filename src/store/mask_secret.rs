@@ -4,9 +4,6 @@ use crate::store::{Error, Store};
 
 impl Store {
     /// Forgets which columns exports of a dataset have masked. Returns their number.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn forget_masks(&self, dataset: &str) -> Result<u64, Error> {
         let statement = sqlx::query(
             "-- store.mask_secret.forget_masks
@@ -16,9 +13,6 @@ impl Store {
     }
 
     /// Returns true if the database accepts the secret with this fingerprint. It accepts the first one that it gets.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn accepts_mask_secret(&self, fingerprint: &str) -> Result<bool, Error> {
         let statement = sqlx::query_scalar(
             "-- store.mask_secret.accept
@@ -31,9 +25,6 @@ impl Store {
     }
 
     /// Accepts the secret with this fingerprint in place of the one before. Returns false if it was accepted already.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub async fn rotate_mask_secret(&self, fingerprint: &str) -> Result<bool, Error> {
         let statement = sqlx::query(
             "-- store.mask_secret.rotate

@@ -18,9 +18,7 @@ pub(super) const MOVED: (&str, &str) = ("moments/moved.sql", include_str!("momen
 /// The changes of the log that a lane's exports don't have.
 #[derive(Clone, Debug)]
 pub struct LoggedChanges {
-    /// The consumer.
     pub consumer: ConsumerId,
-    /// The dataset's name.
     pub dataset: String,
     /// True if there are any, or if no triggers log them.
     pub exist: bool,

@@ -43,9 +43,7 @@ struct OpenCount {
 /// The outcome of an attempt to reserve a slot for one more open job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reservation {
-    /// A slot is reserved.
     Reserved,
-    /// The number of open jobs has reached the limit.
     Full,
     /// The count is too old, or some of the counted jobs may have ended.
     CountAgain,
@@ -99,7 +97,6 @@ impl Drop for Slot<'_> {
 }
 
 impl OpenJobs {
-    /// Locks the count.
     fn count(&self) -> MutexGuard<'_, OpenCount> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -111,7 +108,6 @@ impl OpenJobs {
         open.made -= made;
     }
 
-    /// Reserves a slot as in [`OpenCount::reserve`].
     fn reserve(&self, max: u32, age: Duration) -> (Reservation, Option<Slot<'_>>) {
         let reservation = self.count().reserve(max, age);
         (reservation, (reservation == Reservation::Reserved).then(|| Slot { open_jobs: self, is_used: false }))
@@ -123,7 +119,6 @@ impl OpenJobs {
 pub(super) struct Slots<'a> {
     all: Slot<'a>,
     of_key: Option<Slot<'a>>,
-    /// The turn of the jobs that were claimed last.
     pub(super) current_turn: DateTime<Utc>,
 }
 
@@ -140,7 +135,6 @@ impl Slots<'_> {
 /// The limit that was reached.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Full {
-    /// The limit on all open jobs.
     All,
     /// This limit on the open jobs of the caller's key, which follows from the places that are left.
     OfKey(u32),

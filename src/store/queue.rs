@@ -25,7 +25,6 @@ use crate::store::{ClaimScanStart, Error, Store};
 use crate::trace::TraceParent;
 use pg_rows::encoding::Format;
 
-/// Returns the formats that this build writes.
 pub(super) fn built_formats() -> Vec<&'static str> {
     Format::ALL.iter().filter(|format| format.spec().is_built).map(|format| format.as_str()).collect()
 }
@@ -63,9 +62,7 @@ pub(super) fn longest_retry_pauses() -> Vec<f64> {
 pub struct Claimant<'a> {
     /// The name of the process in `lease_owner`, for people.
     pub owner: &'a str,
-    /// The datasets in the catalog of the process.
     pub datasets: &'a [String],
-    /// The id of the destination that the process writes to.
     pub destination: Option<Uuid>,
     /// True if the last attempt of the worker completed its job. Its next claim then doesn't wait for the disk.
     ///
@@ -165,7 +162,6 @@ async fn scan_start(
 /// A hidden file of an attempt that has ended without completing its job, or of a publisher.
 #[derive(Debug)]
 pub struct EndedAttempt {
-    /// The hidden file that the attempt left behind.
     pub file: HiddenFile,
     /// True if no process writes the file any more or needs it.
     ///
@@ -177,7 +173,6 @@ pub struct EndedAttempt {
 /// The result of a claim.
 #[derive(Debug)]
 pub enum Claim {
-    /// The right to an attempt at a job or a batch.
     Job(Box<Lease>),
     /// No job is ready. The field is true if a job waits for another one, or for another process.
     Nothing(bool),
@@ -192,7 +187,6 @@ pub enum Settlement {
     RetryLocked(Failure),
     /// Retry the job after a longer pause, without counting the attempt. It ended for a session that waited for it.
     GiveWay(Failure),
-    /// Fail the job.
     Fail(Failure),
     /// Return the job to the queue at once, without counting the attempt.
     Release,

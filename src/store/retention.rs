@@ -69,7 +69,6 @@ const MAY_GO: (&str, &str) = ("retention/may_go.sql", include_str!("retention/ma
 /// A file that is past a retention.
 #[derive(Debug)]
 pub struct PastFile {
-    /// The file.
     pub record: FileRecord,
     /// The number of the export if its consumer acknowledges exports and has not acknowledged this one.
     pub unacknowledged: Option<u64>,
@@ -95,7 +94,6 @@ impl TryFrom<PastRow> for PastFile {
 pub struct PastManifest {
     /// The files of its export, which are removed already.
     pub record: FileRecord,
-    /// The text of the manifest.
     pub text: String,
 }
 

@@ -30,13 +30,11 @@ pub struct ScheduledExports {
 /// The outcome of running a schedule.
 #[derive(Debug)]
 pub enum RunOutcome {
-    /// The schedule created these jobs.
     Jobs(Vec<Job>),
     /// Another process was first, or nothing is due any more.
     Settled,
     /// An export of the lane is open.
     Busy,
-    /// The number of open jobs has reached a limit.
     TooManyOpen,
 }
 
@@ -246,7 +244,6 @@ async fn is_any_busy(conn: &mut PgConnection, requests: &[Request]) -> Result<bo
     .await
 }
 
-/// Records the last job of a schedule.
 async fn record_last_job(conn: &mut PgConnection, schedule: &Schedule, job: &Job) -> Result<(), Error> {
     sqlx::query(
         "-- store.schedules.record_last_job

@@ -8,7 +8,6 @@ use crate::store::{Error, Store};
 /// The state of a dataset's table, as recorded by `track`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tracking {
-    /// The table doesn't exist.
     NoTable,
     /// Nobody ran `track` for the table, or somebody ran `untrack` since.
     Untracked,
@@ -22,15 +21,12 @@ pub enum Tracking {
 /// A reason why a table can't be exported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Obstacle {
-    /// The table doesn't exist.
     NoTable,
     /// The triggers don't capture the changes of the table by the key in the catalog.
     NotTracked,
 }
 
 impl Tracking {
-    /// Returns the reason why a dataset's table can't be exported for a consumer, or `None` if it can.
-    ///
     /// An ad-hoc export needs no triggers, because it has no position.
     pub fn obstacle(self, dataset: &Dataset, consumer: Option<&ConsumerId>) -> Option<Obstacle> {
         let needs_triggers = consumer.is_some() && dataset.capture == Capture::Triggers;
@@ -45,7 +41,6 @@ impl Tracking {
 /// The result of [`Store::check_table`].
 #[derive(Clone, Copy, Debug)]
 pub struct TableCheck {
-    /// The state of the table, as recorded by `track`.
     pub tracking: Tracking,
     /// True if the role may read all rows of the table. `source` reports the missing right.
     pub is_readable: bool,
@@ -55,7 +50,7 @@ impl Store {
     /// Checks a dataset's table, without a lock on it.
     ///
     /// # Errors
-    /// [`Error::Denied`] if the role may not use the schema of the table. Also if the database fails.
+    /// [`Error::Denied`] if the role may not use the schema of the table.
     pub async fn check_table(&self, dataset: &Dataset) -> Result<TableCheck, Error> {
         let Dataset { table, key, .. } = dataset;
         let statement = sqlx::query_as(

@@ -198,14 +198,12 @@ pub struct Endings(broadcast::Receiver<StatusChange>);
 /// A job that may have ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// This job may have ended.
     Job(JobId),
     /// Any job may have ended. The subscriber was too slow and missed some ends.
     Any,
 }
 
 impl Endings {
-    /// Waits for the next job that may have ended.
     pub async fn next(&mut self) -> Ending {
         match self.0.recv().await {
             Ok(change) => Ending::Job(change.job),

@@ -21,9 +21,7 @@ const DATASET: &str = "^[a-z][a-z0-9_-]{0,62}$";
 /// A consumer's position in a dataset, without the parts that require reading the table.
 #[derive(Clone, Debug)]
 pub struct ConsumerPosition {
-    /// The consumer.
     pub consumer: ConsumerId,
-    /// The dataset's name.
     pub dataset: String,
     /// The watermark, if the position has one.
     pub last_exported_at: Option<DateTime<Utc>>,
@@ -41,7 +39,6 @@ pub enum WatermarkRemoval {
 }
 
 impl Store {
-    /// Returns a consumer's watermark, or `None` if it has none.
     pub async fn watermark(&self, lane: Lane<'_>) -> Result<Option<DateTime<Utc>>, Error> {
         let statement = sqlx::query_scalar(
             "-- store.watermarks.get
@@ -153,9 +150,7 @@ impl Store {
 /// The result of removing a consumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConsumerRemoval {
-    /// It is removed.
     Done,
-    /// There is no such consumer.
     Unknown,
     /// It has a job that has not ended.
     Open,
@@ -167,7 +162,6 @@ pub(crate) struct Advance<'a> {
     pub(crate) export_type: ExportType,
     /// The position at the start of the export.
     pub(crate) position: &'a Position,
-    /// The position after the export.
     pub(crate) new_position: &'a NewPosition,
     /// The new watermark. `None` if no exported row had a time that can be a watermark.
     pub(crate) to: Option<DateTime<Utc>>,
