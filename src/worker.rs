@@ -95,13 +95,10 @@ pub struct Settings {
     pub lease: Duration,
     /// The time for which an export may keep another session waiting for a lock. `None`: it may for ever.
     pub give_way: Option<Duration>,
-    /// The maximum size of a value.
     pub cell_max: CellMax,
     /// The compression level of files. If `None`, each codec uses its default.
     pub compression_level: Option<u8>,
-    /// The secret of masks.
     pub mask_secret: Option<MaskSecret>,
-    /// The settings for publishing files.
     pub publisher: publisher::Settings,
 }
 
@@ -160,8 +157,6 @@ enum AttemptEnd {
 }
 
 impl Worker {
-    /// Creates a worker. It claims jobs from `store`, reads the datasets of `catalog` from `source` and writes to
-    /// `destination`.
     pub fn new(
         settings: Settings,
         store: Store,
@@ -567,7 +562,6 @@ impl Worker {
         Ok(WrittenAttempt { snapshot, exports, markers })
     }
 
-    /// Reads the marker of a job's lane at the destination.
     async fn marker(&self, lease: &Lease, job: &Job) -> Result<Option<Marker>, Error> {
         let Some(lane) = job.lane() else { return Ok(None) };
         let file = MarkerFile::new(&lease.database, lane);
@@ -768,13 +762,11 @@ impl Worker {
         }
     }
 
-    /// Returns the time limit of a statement. It is short enough to allow another attempt within a lease.
     fn call_timeout(&self) -> Duration {
         lease::call_timeout(self.settings.lease)
     }
 }
 
-/// Stages the last file of a written export.
 async fn stage(
     written: WrittenExport,
     dataset: Arc<Dataset>,

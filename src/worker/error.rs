@@ -35,7 +35,6 @@ pub(super) struct Failed {
     /// The place of the member of a batch that ended it, or the places of all that a full export would help. None if it
     /// concerns all of them.
     pub(super) at: Box<[usize]>,
-    /// The reason.
     #[source]
     pub(super) error: Error,
 }
@@ -72,7 +71,6 @@ impl Failed {
         self.at.first().copied().filter(|_| !concerns_all)
     }
 
-    /// Returns the places of the members that a full export would help.
     pub(super) fn need_full_exports(&self) -> &[usize] {
         match &self.error {
             Error::Source(cause) | Error::Pipeline(pipeline::Error::Source(cause)) if cause.needs_full_export() => {
@@ -84,8 +82,7 @@ impl Failed {
 }
 
 impl Error {
-    /// Returns the settlement of the job. An error is retried if its cause may be temporary: the database, locks, or a
-    /// full disk.
+    /// An error is retried if its cause may be temporary: the database, locks, or a full disk.
     pub(super) fn settlement(&self) -> Settlement {
         use pipeline::Error as Pipe;
         let failure = |code, continuity| Failure { continuity, code, detail: self.to_string() };

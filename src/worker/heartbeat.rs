@@ -14,16 +14,13 @@ use crate::store::{
 /// The reason why an attempt must stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Stop {
-    /// A client requested the cancellation of the job.
     #[error("the job was cancelled")]
     CancelAsked,
-    /// Another worker has the lease.
     #[error("its lease was lost")]
     LeaseLost,
     /// The database has not responded for two thirds of a lease. Another worker may soon take over the job.
     #[error("the database did not answer for too long")]
     Silence,
-    /// The process is shutting down.
     #[error("the service is shutting down")]
     Shutdown,
 }
@@ -34,8 +31,7 @@ pub(crate) struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// Starts a heartbeat. It renews the lease every second, or at least three times per lease, and when the job is
-    /// cancelled.
+    /// Renews the lease every second, or at least three times per lease, and when the job is cancelled.
     pub(crate) fn start(
         store: &Store,
         lease: &Lease,
@@ -48,14 +44,12 @@ impl Heartbeat {
         Heartbeat { task: AbortOnDropHandle::new(tokio::spawn(task.run())) }
     }
 
-    /// Waits until the attempt must stop.
     pub(crate) async fn stopped(&mut self) -> Stop {
         // A heartbeat that panicked no longer renews the lease.
         (&mut self.task).await.unwrap_or(Stop::Silence)
     }
 
-    /// Stops the heartbeat. A renewal that is still running on the server has no further effect, because its result is
-    /// not read.
+    /// A renewal that is still running on the server has no further effect, because its result is not read.
     pub(crate) async fn end(mut self) {
         self.task.abort();
         if !self.task.is_finished() {
