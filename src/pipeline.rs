@@ -26,10 +26,8 @@ const PIECES_AHEAD: usize = 2;
 /// The error of an export's pipeline.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The rows could not be read.
     #[error(transparent)]
     Source(#[from] source::Error),
-    /// The format can't represent a value.
     #[error(transparent)]
     NotInFormat(pg_rows::Error),
     /// A text is not valid UTF-8.
@@ -39,10 +37,8 @@ pub enum Error {
     /// was changed meanwhile.
     #[error(transparent)]
     WrongRow(pg_rows::Error),
-    /// The file could not be compressed.
     #[error(transparent)]
     Compressor(pg_rows::Error),
-    /// The file could not be written.
     #[error(transparent)]
     Sink(#[from] sink::Error),
     /// A mask needs a secret, and this process has another one than the database accepts, or none.
@@ -51,10 +47,8 @@ pub enum Error {
          `cdc-export mask rotate`"
     )]
     NoMaskSecret,
-    /// The export needs too many files.
     #[error("an export of more than {MOST_FILES} files: raise maxFileBytes, and request the export again")]
     TooManyFiles,
-    /// The writing thread panicked: a defect.
     #[error("writing the file panicked")]
     Panicked(#[source] tokio::task::JoinError),
 }
@@ -80,7 +74,6 @@ pub struct ExportSpec<'a> {
     pub job: &'a Job,
     /// The watermark from which the export begins.
     pub since: Option<DateTime<Utc>>,
-    /// The largest size of a value.
     pub cell_max: CellMax,
     /// The size in bytes at which a file is full. `None` writes one file.
     pub max_file_bytes: Option<u64>,
@@ -90,7 +83,6 @@ pub struct ExportSpec<'a> {
     pub mask_secret: Option<&'a MaskSecret>,
     /// True to stage no file if there are no rows.
     pub skips_empty: bool,
-    /// Receives the rows and bytes written so far.
     pub progress: &'a Progress,
 }
 
@@ -298,7 +290,6 @@ impl RowReceiver for PieceSender {
 
 /// The staged files of an export, and the statistics of all rows written so far.
 struct WrittenParts {
-    /// The staged files.
     parts: Vec<Part>,
     stats: RowStats,
     /// The size in bytes at which a file is full. `None` writes one file.
@@ -379,7 +370,6 @@ impl FileWriter {
         if bytes.is_empty() { Ok(()) } else { Ok(draft.write(&bytes)?) }
     }
 
-    /// Ends the file and stages it.
     fn stage(self, written: &mut WrittenParts) -> Result<(), Error> {
         let FileWriter { assembler, mut draft, mut begin, rows } = self;
         FileWriter::write(&mut *draft, &mut begin, assembler.finish()?)?;
@@ -396,7 +386,6 @@ impl FileWriter {
     }
 }
 
-/// The epoch of Postgres's timestamps.
 const POSTGRES_EPOCH: DateTime<Utc> = DateTime::from_timestamp(946_684_800, 0).expect("2000-01-01 is a time");
 
 /// Returns true if a time can be a watermark: it is finite and before the year 200000. `chrono` can't represent much
