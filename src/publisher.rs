@@ -29,10 +29,8 @@ pub enum Publication {
 /// An error that leaves a file without its final name.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The destination failed.
     #[error(transparent)]
     Sink(#[from] sink::Error),
-    /// The database failed.
     #[error(transparent)]
     Store(#[from] store::Error),
 }
@@ -46,7 +44,7 @@ pub struct Settings {
     pub key: Option<SigningKey>,
 }
 
-/// Publishes files to one destination. Every method returns an error if the destination or the database fails.
+/// Publishes files to one destination.
 #[derive(Clone, Debug)]
 pub struct Publisher {
     store: Store,
@@ -71,8 +69,7 @@ enum PublishStep {
 }
 
 impl Publisher {
-    /// Returns a publisher for this destination, with its limits. `lease` is the duration of a lease. It bounds the
-    /// duration of each database call.
+    /// `lease` is the duration of a lease. It bounds the duration of each database call.
     pub fn new(store: &Store, destination: &Limited, settings: &Settings, lease: Duration) -> Publisher {
         Publisher {
             store: store.clone().within(lease::call_timeout(lease)),
@@ -89,7 +86,6 @@ impl Publisher {
         }
     }
 
-    /// Publishes the files of a committed job.
     pub async fn publish(&self, record: FileRecord) -> Result<Publication, Error> {
         let span = Span::start("publish", Kind::Internal, record.trace.as_ref());
         let job = record.job;
