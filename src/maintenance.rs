@@ -72,13 +72,11 @@ pub struct Settings {
     pub lease: Duration,
     /// The part of the change log that positions may hold.
     pub log_caps: Caps,
-    /// The retention of files.
     pub retain_files: Retention,
     /// The retention of jobs. A job's files and manifest are removed with the job at the latest.
     pub retain_jobs: Retention,
     /// The time for which the retentions of files and jobs keep an export that its consumer has not acknowledged.
     pub retain_unacked: Duration,
-    /// The settings of the publisher.
     pub publisher: publisher::Settings,
 }
 
@@ -95,7 +93,6 @@ pub struct Maintenance {
     terms: Terms,
     /// Wakes the sweep, because a vanished worker or publisher may have left a hidden file behind.
     sweep_requested: Arc<Notify>,
-    /// Wakes the task that publishes.
     publish_requested: Arc<Notify>,
 }
 
@@ -113,10 +110,6 @@ enum Error {
 }
 
 impl Maintenance {
-    /// Returns the maintenance of the database of `store` and of `destination`.
-    ///
-    /// The workers of this process run the jobs of the datasets in `catalog`. `terms` are the limits for the jobs of
-    /// its schedules.
     pub fn new(
         settings: Settings,
         store: Store,
@@ -198,7 +191,6 @@ impl Maintenance {
         self.with_concurrent(1)
     }
 
-    /// Returns the pause between two looks for work.
     fn look_period(&self) -> Duration {
         failpoint::time("maintenance.look", lease::interval(self.settings.lease))
     }
@@ -263,7 +255,6 @@ async fn fail_unknown(Maintenance { store, catalog, .. }: &Maintenance) -> Resul
     Ok(store.fail_unknown(catalog.get().dataset_names()).await?)
 }
 
-/// Purges the change log.
 async fn purge(Maintenance { settings, source, .. }: &Maintenance) -> Result<(), Error> {
     while source.purge(&settings.log_caps).await? >= PURGE_ROWS {}
     Ok(())
@@ -272,7 +263,6 @@ async fn purge(Maintenance { settings, source, .. }: &Maintenance) -> Result<(),
 /// The pause between two rounds of a task, and the end of a round that takes too long.
 #[derive(Clone)]
 struct Pace {
-    /// The length of the pause.
     period: Duration,
     /// Ends the pause early.
     woken: Option<Arc<Notify>>,

@@ -70,7 +70,6 @@ impl Scheduling {
         }
     }
 
-    /// Submits the exports of a due slot.
     async fn run(&self, schedule: &Schedule, slot: DateTime<Utc>) -> Result<(), Error> {
         let exports = match self.exports(schedule).await? {
             Ok(exports) => exports,
@@ -147,7 +146,6 @@ impl Scheduling {
         Ok(())
     }
 
-    /// Returns the exports of a slot, or the reason why they would be refused.
     async fn exports(&self, schedule: &Schedule) -> Result<Result<ScheduledExports, Refusal>, Error> {
         let catalog = self.maintenance.catalog.get();
         let (wanted, heals) = (schedule.export_type, schedule.heals);
@@ -193,8 +191,7 @@ impl Scheduling {
         Ok((ready, left_out))
     }
 
-    /// Returns the reason why an export of a schedule would be refused. `Service::submit` refuses requests for the same
-    /// reasons.
+    /// `Service::submit` refuses requests for the same reasons.
     async fn refusal(&self, schedule: &Schedule, dataset: &str) -> Result<Option<Refusal>, Error> {
         let Maintenance { store, source, catalog, .. } = &self.maintenance;
         let catalog = catalog.get();
@@ -215,8 +212,7 @@ impl Scheduling {
         }))
     }
 
-    /// Returns the destination's id. Returns `None` if the destination fails or hangs. The worker then reports the
-    /// reason when the job fails.
+    /// Returns `None` if the destination fails or hangs. The worker then reports the reason when the job fails.
     async fn destination_id(&self) -> Option<Uuid> {
         let timeout = lease::call_timeout(self.maintenance.settings.lease);
         tokio::time::timeout(timeout, self.maintenance.destination.id()).await.ok()?.ok()
