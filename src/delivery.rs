@@ -59,7 +59,6 @@ const DATASET_OF_TESTS: &str = "_test";
 pub struct Event {
     /// The event's id, the same in each attempt.
     pub id: Uuid,
-    /// The event.
     pub event: EventType,
     /// The export's dataset, or [`DATASET_OF_BATCHES`].
     pub dataset: String,
@@ -121,7 +120,6 @@ pub trait Transport: Send + Sync {
     fn deliver(&self, event: Event) -> BoxFuture<'_, DeliveryResult>;
 }
 
-/// Delivers events to these receivers, by their transports, until `shutdown`.
 pub async fn run(transports: Vec<(Listener, Box<dyn Transport>)>, store: Store, shutdown: CancellationToken) {
     let mut tasks = JoinSet::new();
     for (listener, transport) in transports {
