@@ -84,9 +84,6 @@ pub struct Receivers {
 
 impl Receivers {
     /// Reads the operator's file. No secret may be in a variable for which `is_setting` returns true.
-    ///
-    /// # Errors
-    /// With all faults of the file.
     pub fn read(text: &str, is_setting: impl Fn(&str) -> bool) -> Result<(Catalog, Receivers), Mistakes> {
         let mut kinds = kinds();
         // All kinds share these names: a delivery names its receiver by the name alone.
@@ -108,7 +105,6 @@ impl Receivers {
         kinds().iter().any(|kind| one.get(kind.block()) != other.get(kind.block()))
     }
 
-    /// Reads the secrets of all receivers, and returns the faults.
     pub fn read_secrets(&mut self, variables: &SecretVariables<'_>) -> Vec<String> {
         self.kinds.iter_mut().flat_map(|kind| kind.read_secrets(variables)).collect()
     }
@@ -118,7 +114,6 @@ impl Receivers {
         self.kinds.iter().map(|kind| (kind.plural(), self.names.of_kind(kind.block())))
     }
 
-    /// Builds the transports of all receivers.
     pub fn build(&self) -> Vec<(Listener, Box<dyn Transport>)> {
         self.kinds.iter().flat_map(|kind| kind.build()).collect()
     }

@@ -25,11 +25,9 @@ pub(super) struct Webhooks(Vec<Webhook>);
 /// A webhook, as its block describes it.
 #[derive(Clone, Debug)]
 struct Webhook {
-    /// The events that it gets.
     listener: Listener,
     /// The address that events are posted to: `https://…`, or `http://…` if the operator allows it.
     url: String,
-    /// The form of the posts.
     shape: BodyShape,
     /// The variable of the environment that has the secret which signs the events. `None`: the posts are not signed,
     /// because a chat checks no signature.

@@ -4,7 +4,6 @@ use crate::dataset::block::Block;
 use crate::dataset::listener::{Known, listener};
 use crate::receiver::amqp::broker::{Broker, NAME_BYTES, RoutingKey};
 
-/// Reads one block.
 pub(super) fn broker(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Broker> {
     let url_env = block.required("url_env", |name| known.secret_variable(name, "the address, which has a password"));
     let exchange = block.required("exchange", exchange_name);

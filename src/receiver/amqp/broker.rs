@@ -7,13 +7,10 @@ use crate::receiver::amqp::address::BrokerAddress;
 /// A broker, as its block describes it.
 #[derive(Clone, Debug)]
 pub(super) struct Broker {
-    /// The events that are published.
     pub(super) listener: Listener,
     /// The variable of the environment that has its address, with a name and a password.
     pub(super) url_env: String,
-    /// The name of the exchange to which events are published.
     pub(super) exchange: String,
-    /// The routing key of an event.
     pub(super) routing_key: RoutingKey,
     /// The broker's address. `None`: it has not been read, or is missing.
     pub(super) address: Option<BrokerAddress>,

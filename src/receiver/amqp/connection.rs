@@ -27,9 +27,6 @@ pub(super) struct BrokerConnection {
 
 impl BrokerConnection {
     /// Connects. Must be called inside tokio's runtime.
-    ///
-    /// # Errors
-    /// With the reason why there is no connection.
     pub(super) async fn open(address: &BrokerAddress) -> Result<BrokerConnection, String> {
         let Ok(connected) = timeout(CALL_TIMEOUT, connect(address)).await else {
             return Err(format!("{address} can't be connected to: no answer in time"));
@@ -106,7 +103,6 @@ mod tests {
     use super::*;
     use crate::receiver::amqp::address::MAX_FRAME;
 
-    /// Returns a listener, and an address that leads to it.
     async fn listener(scheme: &str) -> (TcpListener, BrokerAddress) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();

@@ -14,7 +14,6 @@ use crate::receiver::amqp::address::BrokerAddress;
 use crate::receiver::amqp::broker::{Broker, RoutingKey};
 use crate::receiver::amqp::connection::{BrokerConnection, CALL_TIMEOUT, within};
 
-/// Timeout of the broker's confirmation of a message.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(12);
 /// Delivery mode of a message that the broker stores on disk.
 const PERSISTENT: u8 = 2;
@@ -46,9 +45,6 @@ impl ExchangeTransport {
     }
 
     /// Connects, unless there is a connection already. A missing exchange is an error.
-    ///
-    /// # Errors
-    /// With the reason why nothing can be published now.
     async fn connect(&self) -> Result<(), String> {
         let open = self.current();
         // lapin reports a connection that was lost while blocked as blocked for ever.
@@ -143,7 +139,6 @@ impl Transport for ExchangeTransport {
     }
 }
 
-/// Returns the properties of an event's message.
 fn properties(event: &Event) -> BasicProperties {
     let properties = BasicProperties::default()
         .with_content_type("application/cloudevents+json".into())

@@ -79,7 +79,6 @@ mod tests {
 
     const ORDERS: &str = "[[dataset]]\nname = \"orders\"\ntable = \"orders\"\n";
 
-    /// Reads the webhooks of a file.
     fn read(text: &str) -> Result<Vec<Webhook>, Mistakes> {
         let (mut webhooks, mut names) = (Vec::new(), Names::default());
         let read = |file: &mut OperatorFile<'_>, known: &Known<'_>| {

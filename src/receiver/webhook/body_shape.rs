@@ -17,7 +17,6 @@ pg_rows::words! {
 }
 
 impl BodyShape {
-    /// Returns the media type of the body.
     pub(super) fn media_type(self) -> &'static str {
         match self {
             BodyShape::CloudEvents => "application/cloudevents+json",
@@ -25,7 +24,6 @@ impl BodyShape {
         }
     }
 
-    /// Returns the body of an event's post.
     pub(super) fn body(self, event: &Event) -> String {
         match self {
             BodyShape::CloudEvents => event.body.clone(),

@@ -45,18 +45,11 @@ impl WebhookTransport {
         WebhookTransport { client, url, shape, secrets }
     }
 
-    /// The HTTP client.
-    ///
-    /// # Errors
-    /// With the reason why there is none.
     fn client(&self) -> Result<&Client, String> {
         self.client.as_ref().map_err(Clone::clone)
     }
 
     /// Posts an event, and returns the status of the answer.
-    ///
-    /// # Errors
-    /// With the reason why there was no answer.
     async fn post(&self, id: &str, body: String, trace: Option<TraceParent>) -> Result<u16, String> {
         let timestamp = chrono::Utc::now().timestamp();
         let post = self
