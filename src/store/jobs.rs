@@ -275,9 +275,9 @@ impl Store {
 
     /// Returns the turn of a new job, which decides when it is claimed.
     ///
-    /// `current` is the turn of the jobs that were claimed last. `last` is the last turn of the consumer's open jobs that
-    /// the same key asked for. Each further job of a consumer is two steps behind the one before it. The first job of
-    /// another consumer is one step behind the current turn, so it overtakes those. With a key, it is also one step
+    /// `current` is the turn of the jobs that were claimed last. `last` is the last turn of the consumer's open jobs
+    /// that the same key asked for. Each further job of a consumer is two steps behind the one before it. The first job
+    /// of another consumer is one step behind the current turn, so it overtakes those. With a key, it is also one step
     /// behind the last first job that the key asked this process for. So a key with many consumers goes on with one of
     /// them at a time, and holds up no job that another key asks for as one of these consumers.
     fn turn(&self, current: DateTime<Utc>, last: Option<DateTime<Utc>>) -> DateTime<Utc> {
