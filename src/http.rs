@@ -103,7 +103,6 @@ const NO_CONTENT: &str = "default-src 'none'; frame-ancestors 'none'";
 /// The API's settings.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Address to listen on.
     pub host: IpAddr,
     /// The port to listen on; 0 selects any free port.
     pub port: u16,
@@ -114,7 +113,6 @@ pub struct Settings {
     /// Rate limit per key, or per address if no keys are in use. If `None`, the default limit applies with keys, and no
     /// limit without keys.
     pub rate: Option<Rate>,
-    /// The origins whose web pages may call the API.
     pub origins: Origins,
 }
 
@@ -123,7 +121,6 @@ pub fn router(service: Service, access: Access, settings: &Settings) -> Router {
     with_layers(routes(), service, access, settings)
 }
 
-/// Returns the routes with their OpenAPI descriptions.
 fn routes() -> OpenApiRouter {
     monitoring_routes()
         .routes(routes!(exports::submit::create, exports::list))
@@ -298,10 +295,6 @@ async fn refuse_bad_heads(request: Request, next: Next) -> Result<Response, Prob
     Ok(next.run(request).await)
 }
 
-/// Opens the port.
-///
-/// # Errors
-/// If the address can't be listened on.
 pub async fn listen(settings: &Settings) -> std::io::Result<TcpListener> {
     let address = SocketAddr::from((settings.host, settings.port));
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };

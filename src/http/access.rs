@@ -65,7 +65,6 @@ impl AccessControl {
         charged.map_err(Problem::rate_limited)
     }
 
-    /// Returns the key of a request and its grant.
     async fn key(&self, headers: &HeaderMap, address: IpAddr) -> Result<(PresentedKey, Arc<Grant>), Problem> {
         let key = bearer(headers);
         // A guess is charged to its address. A key that exists isn't, so that guesses from a shared address lock out
@@ -93,7 +92,6 @@ pub(crate) struct Peer(pub(crate) IpAddr);
 pub(crate) struct Caller(pub(super) Option<Arc<Grant>>);
 
 impl Caller {
-    /// Returns the public part of the caller's key.
     pub(crate) fn key(&self) -> Option<&Prefix> {
         self.0.as_ref().map(|grant| &grant.prefix)
     }
@@ -122,7 +120,6 @@ impl<S: Sync> FromRequestParts<S> for Service {
     }
 }
 
-/// Returns the service for the caller of a request.
 pub(crate) fn service_of(parts: &Parts) -> Result<&Service, Problem> {
     parts.extensions.get().ok_or_else(Problem::internal)
 }
@@ -211,7 +208,6 @@ pub(crate) fn is_unlimited(path: &str) -> bool {
     matches!(path, "/health" | "/health/live" | "/health/ready")
 }
 
-/// Returns the scope that a key needs to call a route.
 pub(crate) fn scope_of(method: &Method, path: &str) -> Scope {
     match (path, method) {
         ("/metrics" | "/users/{id}" | "/deliveries" | "/deliveries/{deliveryId}/redeliver", _) => Scope::Admin,

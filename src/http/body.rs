@@ -56,7 +56,6 @@ fn says_json(headers: &HeaderMap) -> bool {
     media_type.eq_ignore_ascii_case("application/json")
 }
 
-/// Returns the problem of a member with an invalid value.
 pub(crate) fn invalid(name: &str, why: impl Display) -> Problem {
     Problem::bad_input(Code::MemberInvalid, name, format!("{name}: {why}"))
 }

@@ -145,7 +145,6 @@ pg_rows::words! {
 }
 
 impl Code {
-    /// Returns the HTTP status of a response with this code.
     pub(crate) fn status(self) -> StatusCode {
         match self {
             Code::BadRequest

@@ -52,7 +52,6 @@ impl ConnectionLimits {
 pub(crate) struct Connections {
     per_address: Arc<Shares<IpAddr>>,
     requests: Arc<Shares<Subscriber>>,
-    /// The response to a connection that is refused.
     refusal: Vec<u8>,
 }
 

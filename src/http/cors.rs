@@ -58,7 +58,6 @@ fn origin(text: &str) -> Option<HeaderValue> {
 }
 
 impl Origins {
-    /// Returns true if pages of this origin may call the API.
     pub(crate) fn contains(&self, origin: &HeaderValue) -> bool {
         self.0.contains(origin)
     }

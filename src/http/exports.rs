@@ -67,7 +67,6 @@ pub(crate) async fn get(
     Ok(Json(job.into()))
 }
 
-/// Returns the time for which a call waits, if it waits.
 pub(crate) fn wait_of(WaitQuery { wait }: WaitQuery) -> Result<Option<Duration>, Problem> {
     match wait.map(|text| whole_number(&text)) {
         None => Ok(None),

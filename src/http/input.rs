@@ -137,7 +137,6 @@ where
     }
 }
 
-/// Returns the problem of a call without its consumer.
 fn missing_consumer() -> Problem {
     let detail = format!("{CONSUMER_HEADER}: the header is missing");
     Problem::bad_input(Code::ConsumerRequired, CONSUMER_HEADER, detail)

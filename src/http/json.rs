@@ -20,15 +20,10 @@ const RESERVED: &str = "$serde_json::private::";
 pub(crate) struct JsonError {
     /// The member at which parsing failed, such as `filter[0].column`; `.` for the whole text.
     pub(crate) place: String,
-    /// The cause.
     pub(crate) error: serde_json::Error,
 }
 
 /// Parses one JSON text up to its end.
-///
-/// # Errors
-///
-/// The first error reported by the seed.
 pub(crate) fn read<'t, S: DeserializeSeed<'t>>(text: &'t [u8], seed: S) -> Result<S::Value, JsonError> {
     let (mut from, mut track) = (serde_json::Deserializer::from_slice(text), Track::new());
     let read = seed.deserialize(serde_path_to_error::Deserializer::new(&mut from, &mut track));
@@ -39,7 +34,6 @@ pub(crate) fn read<'t, S: DeserializeSeed<'t>>(text: &'t [u8], seed: S) -> Resul
 /// Parses any value and discards it. Refuses a member that is given twice or has a reserved name, at any level.
 #[derive(Clone, Copy)]
 pub(crate) enum Strict {
-    /// A permitted value.
     Permitted,
     /// The value of a member whose name already occurred in the object.
     Repeated,

@@ -57,7 +57,6 @@ pub(crate) struct Base;
 pub(crate) struct RouterDocument(Arc<LazyLock<String, Box<dyn FnOnce() -> String + Send>>>);
 
 impl RouterDocument {
-    /// Creates the document from the description of the routes.
     pub(crate) fn new(api: OpenApi) -> RouterDocument {
         RouterDocument(Arc::new(LazyLock::new(Box::new(|| format!("{:#}\n", document(api))))))
     }
@@ -226,7 +225,6 @@ fn codes_of(path: &str, operation: &mut Value) -> Vec<Code> {
     codes
 }
 
-/// Returns the response for a status with one of these codes.
 fn refusal(status: StatusCode, codes: &[Code]) -> Value {
     let meanings: String = codes.iter().map(|code| format!("\n- `{code}`: {}", code.meaning())).collect();
     let examples: Map<_, _> =

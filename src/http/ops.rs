@@ -162,7 +162,6 @@ fn word<E: std::fmt::Display>(check: Result<(), E>) -> Result<(), String> {
     check.map_err(|error| error.to_string())
 }
 
-/// Returns the response of a health check.
 fn answer(checks: impl IntoIterator<Item = (&'static str, Result<(), String>)>) -> HealthAnswer {
     let checks: Vec<_> = checks.into_iter().collect();
     let healthy = checks.iter().all(|(_, check)| check.is_ok());

@@ -94,7 +94,6 @@ impl Asset {
         Asset { media_type, text, etag, policy }
     }
 
-    /// Returns the response to a request with these headers.
     pub(crate) fn answer(&'static self, headers: &HeaderMap) -> Response {
         let own = [
             (header::CONTENT_TYPE, HeaderValue::from_static(self.media_type)),

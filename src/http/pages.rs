@@ -8,12 +8,9 @@ use utoipa::ToSchema;
 
 use crate::http::problem::Problem;
 
-/// Rows per page if the client sets no limit.
 const DEFAULT_ROWS: u32 = 50;
-/// Maximum number of rows per page.
 const MAX_ROWS: u32 = 200;
 
-/// Parses `limit`.
 pub(crate) fn limit(text: Option<&str>) -> Result<u32, Problem> {
     let Some(text) = text else { return Ok(DEFAULT_ROWS) };
     let limit = text.parse().ok().filter(|limit| (1..=MAX_ROWS).contains(limit));
@@ -41,7 +38,6 @@ impl<T> Page<T> {
     }
 }
 
-/// Returns the problem of an invalid cursor.
 pub(crate) fn bad_cursor() -> Problem {
     Problem::bad_parameter("cursor", "not the nextCursor of a page")
 }

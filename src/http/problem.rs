@@ -92,7 +92,6 @@ impl Problem {
         Problem::new(code, detail).with_field(field)
     }
 
-    /// Returns the problem of a query parameter with an invalid value.
     pub(crate) fn bad_parameter(name: &str, why: impl Display) -> Problem {
         Problem::bad_input(Code::ParameterInvalid, name, format!("{name}: {why}"))
     }
@@ -153,7 +152,6 @@ impl Problem {
         Problem::new(Code::MethodNotAllowed, detail)
     }
 
-    /// Returns the response to a range beyond the end of a file of `size` bytes.
     pub(crate) fn range_not_satisfiable(size: u64) -> Response {
         let detail = format!("the file has {size} bytes");
         let problem = Problem::new(Code::RangeNotSatisfiable, detail).with_field("Range");

@@ -20,10 +20,6 @@ use crate::http::code::Code;
 use crate::http::problem::Problem;
 
 /// Parses a parameter's value, if the query has the parameter.
-///
-/// # Errors
-///
-/// If the value is invalid for its type, a problem that names the parameter.
 pub(crate) fn word<T: FromStr<Err: Display>>(name: &'static str, text: Option<String>) -> Result<Option<T>, Problem> {
     text.map(|text| text.parse().map_err(|why| Problem::bad_parameter(name, why))).transpose()
 }
@@ -38,7 +34,6 @@ type Calls = Vec<(Method, AcceptedInput)>;
 /// The query parameters that a call accepts.
 #[derive(Clone, Debug, Default)]
 struct AcceptedInput {
-    /// The names of the parameters.
     names: BTreeSet<String>,
     has_body: bool,
 }

@@ -57,9 +57,7 @@ impl Rate {
 /// The bucket that a request is charged to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum RateKey<'a> {
-    /// The bucket of a valid key.
     Key(&'a Prefix),
-    /// The bucket of the peer's address.
     Address(IpAddr),
 }
 
@@ -79,8 +77,6 @@ impl<K: Hash + Eq + Clone> Buckets<K> {
         Buckets { limiter: RateLimiter::keyed(quota), charged: AtomicU32::new(0) }
     }
 
-    /// Takes one request from the bucket of a key. If the bucket is empty, returns the time until the next request is
-    /// allowed as `Err`.
     fn charge(&self, key: &K) -> Result<(), Duration> {
         if self.charged.fetch_add(1, Ordering::Relaxed) % REMOVE_FULL_EVERY == REMOVE_FULL_EVERY - 1 {
             self.limiter.retain_recent();

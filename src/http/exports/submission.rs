@@ -40,7 +40,6 @@ const MAX_CONDITIONS: usize = 100;
 pub(crate) struct Submission<C, B> {
     pub(crate) target: C,
     pub(crate) key: Option<IdempotencyKey>,
-    /// The position of the call in a trace.
     pub(crate) trace: Option<TraceParent>,
     pub(crate) body: B,
 }
@@ -71,9 +70,7 @@ impl<C: IntoParams, B> IntoParams for Submission<C, B> {
 
 /// The exports that a call asks for.
 pub(crate) enum Asked {
-    /// One export.
     Export(Request),
-    /// A batch.
     Batch(BatchOrder),
 }
 
@@ -344,7 +341,6 @@ fn scalar(value: &RawValue) -> Option<String> {
 }
 
 impl NewExport {
-    /// Refuses the body if it has one of these members.
     fn refuse(&self, members: &[&str]) -> Result<(), Problem> {
         let given = [
             ("exportType", self.export_type.is_some()),
@@ -443,7 +439,6 @@ fn after_of(after: Option<AfterBody>, sha256: Option<String>) -> Result<Option<A
     }
 }
 
-/// Converts the `after` of a batch.
 fn after_by_dataset(after: Option<AfterBody>, datasets: &NamedDatasets) -> Result<BTreeMap<String, After>, Problem> {
     let by_dataset = match after {
         None => BTreeMap::new(),

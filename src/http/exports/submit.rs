@@ -285,7 +285,6 @@ pub(crate) fn accepted_batch(batch: Batch, is_new: bool, status: &'static str) -
     (StatusCode::ACCEPTED, location, Json(answer)).into_response()
 }
 
-/// Returns the schema of the answer to a call that queues an export or a batch.
 fn submitted_schema() -> openapi::OneOf {
     let refs = ["Submitted", "SubmittedBatch"].map(openapi::Ref::from_schema_name);
     refs.into_iter().fold(openapi::OneOf::new(), |mut schema, reference| {
