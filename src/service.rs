@@ -55,7 +55,6 @@ pub use shares::{Share, Shares};
 /// The reasons why the service cannot complete a request.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Postgres is currently unreachable.
     #[error("the database is not available")]
     DatabaseUnavailable(#[source] store::Error),
     /// Postgres responds but cannot write to the service's tables.
@@ -76,60 +75,42 @@ pub enum Error {
     /// The query of the table timed out or failed.
     #[error("the table can't be read now")]
     Table(Option<source::Error>),
-    /// The output folder or bucket is full.
     #[error("the output folder or bucket has no room left")]
     OutputFull(#[source] sink::Error),
-    /// The output folder or bucket is read-only.
     #[error("the output folder or bucket can't be written")]
     OutputReadOnly(#[source] sink::Error),
     /// The output folder or bucket is missing or was replaced by another one.
     #[error("{0}")]
     OutputMissing(#[source] sink::Error),
-    /// The output folder or bucket can't be used.
     #[error("the output folder or bucket can't be used")]
     Output(#[source] sink::Error),
-    /// The key is unknown, revoked or expired.
     #[error("this key is not known, or it was revoked or has expired")]
     NoKey,
-    /// The job does not exist.
     #[error("there is no export with this id")]
     NoJob,
-    /// The delivery does not exist.
     #[error("there is no delivery with this id")]
     NoDelivery,
-    /// The delivery's receiver is no longer in the catalog.
     #[error("the receiver `{0}` is no longer in the operator's file, so the event cannot be delivered")]
     NoEndpoint(String),
     /// The demo table has no such user, or the service did not create that table.
     #[error("there is no user with this id")]
     NoUser,
-    /// The consumer has no watermark yet.
     #[error("No watermark for this consumer")]
     NoWatermark,
-    /// The dataset does not exist.
     #[error(transparent)]
     NoDataset(#[from] UnknownDataset),
-    /// The key is for other consumers. `None` stands for an ad-hoc export.
+    /// `None` stands for an ad-hoc export.
     #[error("{}", match .0 {
         Some(consumer) => format!("this key is not for the consumer {consumer}"),
         None => "this key is for certain consumers: name one by X-Consumer-ID".to_owned(),
     })]
     ConsumerNotAllowed(Option<ConsumerId>),
-    /// The key is for other datasets.
     #[error("this key is not for the dataset {0}")]
     DatasetNotAllowed(String),
-    /// The dataset's table does not exist.
     #[error("there is no table `{table}` for the dataset `{dataset}`")]
-    NoTable {
-        /// The dataset's name.
-        dataset: String,
-        /// The table's name in the catalog.
-        table: String,
-    },
-    /// The changes of the dataset are not captured, because `track` was not run for it.
+    NoTable { dataset: String, table: String },
     #[error("{}", source::Error::NotTracked(.0.clone()))]
     NotTracked(String),
-    /// The dataset has no capture, and the export is no full one.
     #[error("{}", source::Error::FullOnly(.0.clone()))]
     FullOnly(String),
     /// The dataset's columns do not support the selection.
@@ -138,54 +119,39 @@ pub enum Error {
     /// The selection would tell values of a masked column.
     #[error(transparent)]
     ColumnMasked(BadSelection),
-    /// The table does not match the dataset's definition.
     #[error("the table does not match the dataset's definition: {0}")]
     Mismatch(Faults),
     /// The job has no file yet, and may never have one.
     #[error("the export is {0}, so it has no file")]
     NoFile(Status),
-    /// The job found nothing to export, and was to make no file then.
     #[error("the export found nothing and was skipped, so it has no file")]
     Skipped,
-    /// The file is in a folder, so it has no URL.
     #[error("the file is in a folder of the service, so it has no URL: download it from /exports/{{jobId}}/download")]
     NoUrl,
-    /// The job has several files.
     #[error("the export has {0} files: download each part from /exports/{{jobId}}/files/{{part}}/download")]
     SeveralFiles(usize),
-    /// The job has no file with this part number.
     #[error("the export has {0} files, whose parts are numbered from 1")]
     NoPart(usize),
-    /// The job has no manifest.
     #[error("it has no manifest, because it is an ad-hoc export or because retention removed the manifest")]
     NoManifest,
-    /// The file was removed or replaced.
     #[error("the file of this export was removed or replaced: request a full export to continue")]
     FileGone,
-    /// The file is in another folder, possibly on another host.
     #[error("the file of this export is in another OUTPUT_DIR, or on another host")]
     FileOnOtherHost,
-    /// The file belongs to the database that this database was copied from.
     #[error("the file belongs to the database that this database was copied from: remove it there")]
     FileOfOtherDatabase,
-    /// The job has no published file.
     #[error("the export is {0}, so nobody can have loaded it")]
     NotPublished(Status),
-    /// The job belongs to no consumer.
     #[error("the export belongs to no consumer, so it cannot be acknowledged")]
     AdHoc,
-    /// The job is a member of this batch, and can't be cancelled or retried alone.
     #[error(
         "the export is a member of the batch {0}, which is cancelled and retried as a whole: POST /batches/{0}/cancel or /retry"
     )]
     OfBatch(JobId),
-    /// No dataset is ready to be exported.
     #[error("none of the datasets is ready: {0}")]
     NothingReady(&'static str),
-    /// More datasets are ready than a batch may have.
     #[error("{0} datasets are ready, and a batch has {MOST_MEMBERS} at most: name them")]
     TooManyMembers(usize),
-    /// The caller's `after` has a dataset that is not in the batch.
     #[error("after: `{0}` is none of the datasets")]
     AfterUnknown(String),
     /// There is no such batch, or the caller may not see it.
@@ -194,7 +160,6 @@ pub enum Error {
     /// The look at the tables failed, which several calls may share.
     #[error(transparent)]
     Look(Arc<Error>),
-    /// The job is being committed.
     #[error("the export is being committed")]
     Committing,
     /// The job is open and may still create its file.
@@ -203,26 +168,21 @@ pub enum Error {
     /// The consumer has never asked for an export, or was removed.
     #[error("there is no consumer `{0}`")]
     NoConsumer(ConsumerId),
-    /// The consumer has a job that has not ended.
     #[error("an export of `{0}` has not ended: wait for it, or cancel it")]
     ConsumerOpen(ConsumerId),
-    /// The job has ended.
     #[error("the export is {0} already")]
     Ended(Status),
-    /// The job neither failed nor was cancelled.
     #[error("the export is {0}: only a failed or cancelled one can be retried")]
     NotToRetry(Status),
     /// The idempotency key was used for another request, which created this job. `None` if the caller may not see it.
     #[error("this key was sent with another request{}", .0.map(|id| format!(", which created the export {id}")).unwrap_or_default())]
     KeyTaken(Option<JobId>),
-    /// The number of followers is at its limit for this key, for this address or in total.
     #[error("too many clients follow or wait for exports, with this key, from this address or in total")]
     TooManyFollowers,
     /// The caller's `after` is not the last job of its lane. Contains the dataset, if it is a batch's, the exports
     /// published since, and then the open ones.
     #[error("{}{}", .0.as_ref().map(|dataset| format!("{dataset}: ")).unwrap_or_default(), out_of_step_detail(.1))]
     OutOfStep(Option<String>, Vec<Job>),
-    /// The export in `after`, or a later one, is unknown: the database was restored, or retention removed the jobs.
     #[error(
         "the database contains no completed export of this consumer and dataset with the id and content in `after`, or misses a later one: \
          it was restored, or retention removed the exports; request a full export to continue"
@@ -231,10 +191,8 @@ pub enum Error {
     /// The lane, or the caller's key in an ad-hoc dataset, has reached its maximum of open jobs.
     #[error("{0} exports of this consumer and dataset are open, the maximum: wait for some to end")]
     TooManyOpen(i64),
-    /// The caller's key has reached its maximum of open jobs.
     #[error("{0} exports that this key asked for are open, half as many as may be added: wait for some to end")]
     KeyFull(u32),
-    /// The maximum of open jobs of all consumers is reached.
     #[error("{0} exports are open, the maximum of all consumers: wait for some to end")]
     QueueFull(u32),
 }
@@ -292,7 +250,6 @@ impl From<sink::Error> for Error {
 /// The health of the service. Each `Err` contains a reason why the service cannot work.
 #[derive(Debug)]
 pub struct Health {
-    /// `Ok` if Postgres responds.
     pub postgres: Result<(), Arc<Error>>,
     /// `Ok` if the output folder or bucket can accept a file.
     pub output: Result<(), Arc<Error>>,
@@ -302,7 +259,6 @@ pub struct Health {
     pub failing_processes: i64,
     /// True if no process has looked for jobs for a minute.
     pub is_nobody_there: bool,
-    /// True if the process starts no more exports because it is shutting down.
     pub is_draining: bool,
     /// The state of the datasets' tables. A dataset that is not ready does not affect exports of other datasets. `None`
     /// if no look has succeeded in the last minute.
@@ -314,7 +270,6 @@ pub struct Health {
 /// The state of all tables, as a look found it.
 #[derive(Clone, Debug)]
 pub struct SeenTables {
-    /// The datasets, with the columns of their tables.
     pub datasets: Vec<Description>,
     /// The tables whose changes are captured although no dataset needs them. A caller bound to datasets sees none.
     pub without_dataset: Vec<Table>,
@@ -348,11 +303,8 @@ pub const COUNTING_TIMEOUT: Duration = Duration::from_secs(5);
 /// The settings of the service.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The destination of files.
     pub destination: Limited,
-    /// The datasets.
     pub catalog: CurrentCatalog,
-    /// The limits for accepting jobs.
     pub terms: Terms,
     /// True if downloads are redirected to the bucket. If false, the service streams the bytes.
     pub redirects_downloads: bool,
@@ -389,7 +341,6 @@ pub struct Service {
     checked_destination: Limited,
     /// The last check of Postgres, with the number of other processes whose claims fail.
     seen_postgres: LastSeen<(), Result<OtherProcesses, Arc<Error>>>,
-    /// The last check of the destination.
     seen_output: LastSeen<(), Result<(), Arc<Error>>>,
     catalog: Arc<Catalog>,
     terms: Terms,
@@ -418,7 +369,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Creates the service. Must be called in a Tokio runtime.
+    /// Must be called in a Tokio runtime.
     ///
     /// After `draining` is cancelled, the service is not ready. After `stopping` is cancelled, calls that wait for a
     /// job return immediately.
@@ -484,7 +435,6 @@ impl Service {
         self
     }
 
-    /// Returns the keyring that verifies the keys of callers.
     pub(crate) fn keyring(&self) -> &Arc<Keyring> {
         &self.keyring
     }
@@ -500,10 +450,6 @@ impl Service {
     }
 
     /// Checks that the caller may see and request exports of a consumer, or ad-hoc exports if `None`.
-    ///
-    /// # Errors
-    ///
-    /// If the caller is bound to other consumers.
     pub fn require_consumer(&self, consumer: Option<&ConsumerId>) -> Result<(), Error> {
         if let Some(consumer) = consumer {
             let _ = self.origin.consumer.set(consumer.clone());
@@ -513,10 +459,6 @@ impl Service {
     }
 
     /// Checks that the caller may see a job. The job of a caller without bounds need not exist.
-    ///
-    /// # Errors
-    ///
-    /// If the caller is bound, and there is no job with this id that it may see.
     pub async fn require_job(&self, id: JobId) -> Result<(), Error> {
         let _ = self.origin.job.set(id);
         // The consumer and the dataset of a job never change, so the check stays valid.
@@ -527,10 +469,6 @@ impl Service {
     }
 
     /// Checks that the caller may see and export a dataset. The dataset need not exist.
-    ///
-    /// # Errors
-    ///
-    /// If the caller is bound to other datasets.
     pub fn require_dataset(&self, name: &str) -> Result<(), Error> {
         // Any text may be sent as a name.
         if is_name(name) {
@@ -540,10 +478,6 @@ impl Service {
     }
 
     /// Returns the dataset for a call that names none.
-    ///
-    /// # Errors
-    ///
-    /// If the caller may see several datasets and none of them is `users`.
     pub fn implied_dataset(&self) -> Result<&Arc<Dataset>, SeveralDatasets> {
         self.catalog.implied()
     }
@@ -551,10 +485,6 @@ impl Service {
     /// Returns the datasets that the caller may see as they were `fresh` ago at most. If that takes long, returns what
     /// an earlier call saw, up to a minute ago. With a `fresh` of zero, a dataset that is not ready is one now: a table
     /// that was tracked a moment ago is ready.
-    ///
-    /// # Errors
-    ///
-    /// If the look fails.
     pub async fn datasets(&self, fresh: Duration) -> Result<Looked<Arc<SeenTables>>, Arc<Error>> {
         let (changed_at, asked_at) = (self.current.changed_at(), Utc::now());
         let mut seen = self.seen_datasets.get((), fresh, Some(changed_at), self.clone().look_at_tables()).await?;
@@ -570,7 +500,6 @@ impl Service {
         Ok(seen)
     }
 
-    /// Looks at the tables of all datasets.
     async fn look_at_tables(self) -> Result<Arc<SeenTables>, Error> {
         let (catalog, untrackable) = (self.current.get(), self.current.untrackable());
         let datasets: Vec<_> = catalog.iter().cloned().collect();
@@ -608,10 +537,6 @@ impl Service {
     }
 
     /// Marks a user of the demo table as deleted.
-    ///
-    /// # Errors
-    ///
-    /// If there is no user with this id.
     pub async fn soft_delete_user(&self, id: i64) -> Result<demo::User, Error> {
         let user = with_timeout(demo::soft_delete(&self.store, id)).await?.ok_or(Error::NoUser)?;
         self.origin.log_done(Action::DeleteUser, None, Some("users"), None);

@@ -22,7 +22,6 @@ use crate::trace::TraceParent;
 pub enum NamedDatasets {
     /// Each dataset that is ready and that the caller may export.
     All,
-    /// These datasets.
     Listed(Vec<String>),
 }
 
@@ -31,7 +30,6 @@ pub enum NamedDatasets {
 pub struct BatchOrder {
     /// The request for each export, without a dataset and without `after`.
     pub of_each: Request,
-    /// The datasets.
     pub datasets: NamedDatasets,
     /// True if a member that needs a full export becomes one.
     pub heals: bool,
@@ -40,7 +38,6 @@ pub struct BatchOrder {
 }
 
 impl BatchOrder {
-    /// Returns the request for one dataset.
     fn request(&self, dataset: String) -> Request {
         Request { after: self.after.get(&dataset).cloned(), dataset, ..self.of_each.clone() }
     }

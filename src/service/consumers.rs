@@ -33,17 +33,14 @@ const MARKERS_TIMEOUT: Duration = Duration::from_millis(500);
 /// A consumer's state in a dataset, as a list shows it.
 #[derive(Clone, Debug)]
 pub struct ListedConsumer {
-    /// The consumer's watermark and the verdict on its position.
     pub lag: ConsumerLag,
     /// The time when the table was read.
     pub as_of: DateTime<Utc>,
-    /// The consumer's last job.
     pub last_job: Option<Job>,
     /// The unacknowledged exports, or `None` if the consumer has never acknowledged one.
     pub unacknowledged: Option<Unacknowledged>,
     /// The bytes of the change log that the position holds, or `None` if it holds none or they are unknown.
     pub log_use: Option<LogUse>,
-    /// The ends of its latest exports.
     pub history: LaneHistory,
     /// The age of the oldest change that no export has, or `None` if it is unknown.
     pub behind: Option<Duration>,
@@ -55,11 +52,6 @@ pub struct ListedConsumer {
 pub(super) type LagKey = (String, Vec<(ConsumerId, bool)>);
 
 impl Service {
-    /// Returns a consumer's watermark.
-    ///
-    /// # Errors
-    ///
-    /// If the consumer has no watermark.
     pub async fn watermark(&self, lane: Lane<'_>) -> Result<DateTime<Utc>, Error> {
         self.dataset(lane.dataset)?;
         with_timeout(self.store.watermark(lane)).await?.ok_or(Error::NoWatermark)
@@ -135,10 +127,6 @@ impl Service {
     }
 
     /// Returns a consumer's state in each of its datasets, of a thousand at most.
-    ///
-    /// # Errors
-    ///
-    /// If there is no such consumer.
     pub async fn consumer(&self, consumer: &ConsumerId) -> Result<Vec<ListedConsumer>, Error> {
         let mut lanes: Vec<ListedConsumer> = Vec::new();
         while lanes.len() < MAX_LANES {

@@ -15,7 +15,6 @@ use crate::sink::{self, Destination, PublishedFile};
 use crate::telemetry::{chain, job_event};
 use pg_rows::encoding::Encoding;
 
-/// The lifetime of a presigned URL.
 const URL_LIFETIME: Duration = Duration::from_secs(300);
 
 /// An opened committed file. Its content is verified to be the exported one. Reading fails if the file has become
@@ -26,13 +25,10 @@ pub struct DownloadableFile {
     job: JobId,
     consumer: Option<ConsumerId>,
     dataset: String,
-    /// The file's name.
     pub name: String,
-    /// The file's size in bytes.
     pub bytes: u64,
     /// The file's SHA-256 in hexadecimal.
     pub sha256: String,
-    /// The file's format and compression.
     pub encoding: Encoding,
     /// The time of the commit.
     pub finished_at: Option<DateTime<Utc>>,
@@ -41,14 +37,11 @@ pub struct DownloadableFile {
 /// A presigned URL of a file, which needs no key.
 #[derive(Debug)]
 pub struct FileUrl {
-    /// The URL.
     pub url: String,
-    /// The time at which the URL expires.
     pub expires_at: DateTime<Utc>,
 }
 
 impl DownloadableFile {
-    /// Reads `length` bytes, starting at `from`.
     pub async fn part(self, from: u64, length: u64) -> Result<impl AsyncRead, Error> {
         Ok(self.file.part(from, length).await?)
     }
@@ -103,10 +96,6 @@ impl Service {
     }
 
     /// Returns the URL to which a download is redirected, or `None` if the service streams the bytes.
-    ///
-    /// # Errors
-    ///
-    /// If the bucket's credentials cannot sign a URL.
     pub async fn redirection(&self, file: &DownloadableFile) -> Result<Option<FileUrl>, Error> {
         if self.redirects_downloads { self.url_of(&*file.file).await } else { Ok(None) }
     }
@@ -141,10 +130,6 @@ impl Service {
     }
 
     /// Returns the text of a completed job's manifest.
-    ///
-    /// # Errors
-    ///
-    /// If the job is not completed or has no manifest.
     pub async fn manifest(&self, id: JobId) -> Result<String, Error> {
         match with_timeout(self.store.manifest(id)).await? {
             Some(text) => Ok(text),

@@ -26,7 +26,6 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval before the first poll. A newly followed job may be short, so the interval starts small and doubles with
 /// each poll.
 const FIRST_POLL: Duration = Duration::from_millis(50);
-/// The intervals between polls.
 const POLL_BACKOFF: Backoff = Backoff::new(FIRST_POLL, POLL_INTERVAL);
 /// Number of consecutive failed polls after which followers are informed that their job is lost.
 const MAX_FAILED_POLLS: u32 = 5;
@@ -34,7 +33,6 @@ const MAX_FAILED_POLLS: u32 = 5;
 /// The client whose followers are counted together.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Subscriber {
-    /// The holder of this key.
     Key(Prefix),
     /// A caller without a key, by its address.
     Address(IpAddr),
@@ -43,7 +41,6 @@ pub enum Subscriber {
 /// The result of polling a job.
 #[derive(Clone, Debug)]
 pub(super) struct Poll {
-    /// The time at which the poll began.
     pub(super) begun: Instant,
     pub(super) outcome: PollOutcome,
 }
@@ -124,7 +121,6 @@ impl Followers {
 }
 
 impl Follower {
-    /// Waits for the next poll of the job.
     pub(super) async fn next(&mut self) -> Poll {
         match self.polls.changed().await {
             Ok(()) => self.polls.borrow_and_update().clone(),

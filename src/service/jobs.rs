@@ -35,8 +35,8 @@ impl Service {
     /// # Errors
     ///
     /// If the dataset does not exist, or its table is missing, unreadable, untracked for a consumer or unsuitable for
-    /// the selection. If the key was used for another request, if too many jobs are open, if the destination is
-    /// missing, or if the database fails.
+    /// the selection. If the key was used for another request, if too many jobs are open, or if the destination is
+    /// missing.
     pub async fn submit(&self, request: &Request) -> Result<Job, Error> {
         let dataset = self.dataset(&request.dataset)?;
         if let Err(bad) = self.check(dataset, request).await {
@@ -201,7 +201,7 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// If there is no job with this id, if there are too many followers, or if the database fails.
+    /// If there is no job with this id, or if there are too many followers.
     pub async fn ended_job(&self, id: JobId, timeout: Duration, subscriber: Subscriber) -> Result<Job, Error> {
         let deadline = Instant::now() + timeout;
         // Subscribe before reading the job, so that an end in between is not missed.
@@ -222,8 +222,8 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// If there is no job with this id, if there are too many followers, or if the database fails. If the database
-    /// fails later, the stream ends after some time.
+    /// If there is no job with this id, or if there are too many followers. If the database fails later, the stream
+    /// ends after some time.
     pub async fn follow(&self, id: JobId, subscriber: Subscriber) -> Result<impl Stream<Item = Job> + use<>, Error> {
         let follower = self.followers.join(subscriber, id)?;
         let first = self.job(id).await?;
@@ -247,8 +247,7 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// If the caller may not see the filter's dataset, if neither the catalog nor any job has it, or if the database
-    /// fails.
+    /// If the caller may not see the filter's dataset, or if neither the catalog nor any job has it.
     pub async fn jobs(&self, filter: &Filter, limit: u32) -> Result<Vec<Job>, Error> {
         if let Some(dataset) = &filter.dataset {
             self.require_dataset(dataset)?;
@@ -270,7 +269,7 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// If the caller may not see the filter's dataset, or if the database fails.
+    /// If the caller may not see the filter's dataset.
     pub async fn activity(&self, filter: &Filter) -> Result<LastDay, Error> {
         if let Some(dataset) = &filter.dataset {
             self.require_dataset(dataset)?;
@@ -282,7 +281,7 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// If the lane has no completed export with this id, or if the database fails.
+    /// If the lane has no completed export with this id.
     pub async fn published_after(
         &self,
         lane: Lane<'_>,

@@ -19,7 +19,6 @@ use crate::service::deadline::with_timeout;
 use crate::service::scrape::ReadCache;
 use crate::store::{self, Store};
 
-/// Time for which a cached result is used.
 const CACHE_TIME: Duration = Duration::from_secs(2);
 /// Interval at which the key of a long request is verified again.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(2);

@@ -27,9 +27,7 @@ const MAX_KEYS: usize = 1_000;
 /// Something that was seen, and the time when the look began.
 #[derive(Clone, Debug)]
 pub struct Looked<V> {
-    /// The value.
     pub value: V,
-    /// The time when the look began.
     pub as_of: DateTime<Utc>,
 }
 
@@ -76,9 +74,6 @@ where
     ///
     /// If the look takes long, or the table is locked, returns what was last seen, unless that is from before
     /// `changed_at` or a minute old.
-    ///
-    /// # Errors
-    /// If the look fails.
     pub(crate) async fn get(
         &self,
         key: K,

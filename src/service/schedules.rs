@@ -13,9 +13,7 @@ use crate::store;
 /// A schedule as shown in a list.
 #[derive(Clone, Debug)]
 pub struct ListedSchedule {
-    /// The schedule from the operator's file.
     pub schedule: Arc<Schedule>,
-    /// The schedule's state from the database.
     pub state: ScheduleState,
     /// The slot of the next run; in the past if that slot has no job yet.
     pub next_at: Option<DateTime<Utc>>,
@@ -60,7 +58,6 @@ impl Service {
         Ok(schedules.iter().map(listed).collect())
     }
 
-    /// Returns the delays of the schedules.
     pub(super) async fn schedule_ages(&self) -> Result<Vec<ScheduleAge>, store::Error> {
         let schedules = self.catalog.schedules();
         if schedules.is_empty() {

@@ -26,7 +26,6 @@ pub struct Share<T: Hash + Eq> {
 }
 
 impl<T: Hash + Eq + Clone> Shares<T> {
-    /// Returns this many free places.
     pub fn new(max: usize) -> Arc<Shares<T>> {
         Arc::new(Shares { max, taken: Mutex::new(Taken { total: 0, per_client: HashMap::new() }) })
     }
