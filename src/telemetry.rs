@@ -19,7 +19,6 @@ use crate::connection::failure::withheld_message;
 pub enum Format {
     /// A JSON object with `event` and the fields at the top level.
     Json,
-    /// A line for people to read.
     Pretty,
 }
 
@@ -35,7 +34,6 @@ impl Format {
 pub struct Settings {
     /// The least severe level that is logged.
     pub level: LevelFilter,
-    /// The format of the lines.
     pub format: Format,
 }
 

@@ -70,7 +70,6 @@ mod tests {
         assert_eq!(throttle.should_log_at("b".to_owned(), after(181)), Some(1), "a problem from long ago is new");
     }
 
-    /// Returns the text of an error at this second.
     fn certificate_error(error: impl Fn(UnixTime) -> CertificateError, second: u64) -> String {
         let at = UnixTime::since_unix_epoch(Duration::from_secs(second));
         format!("amqps://a can't be connected to: {}", rustls::Error::InvalidCertificate(error(at)))

@@ -9,7 +9,6 @@ use std::sync::LazyLock;
 use prometheus::core::Collector;
 use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder};
 
-/// The media type of the metrics' text.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
 /// A metric. `docs/METRICS.md` describes each of them.
@@ -90,7 +89,6 @@ static SCHEDULE_SLOTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
         "Slots of schedules by outcome: run, skipped because an export of the lane was open, or refused for now.",
     ))
 });
-/// The outcomes of a schedule's slot.
 const SLOT_OUTCOMES: [&str; 3] = ["run", "skipped", "refused"];
 static CHANGE_LOG_MAX_BYTES: LazyLock<GaugeVec> = LazyLock::new(|| {
     gauge(
@@ -106,125 +104,102 @@ static CHANGE_LOG_MAX_AGE: LazyLock<GaugeVec> = LazyLock::new(|| {
 });
 const BUILD_INFO: Metric = metric("cdc_export_build_info", &["version"], "Always 1; the label is the running version.");
 
-/// 1 if Postgres responds.
 pub const DATABASE_UP: Metric = metric("cdc_export_database_up", &[], "1 if Postgres responds, else 0.");
-/// 1 if an export could be written.
 pub const OUTPUT_READY: Metric = metric(
     "cdc_export_output_ready",
     &[],
     "1 if the output folder or bucket exists, is writable and has room for an export, else 0.",
 );
-/// The connections of a pool.
 pub const POOL_CONNECTIONS: Metric = metric(
     "cdc_export_pool_connections",
     &["pool", "state"],
     "Connections of this process: idle, used, and the maximum (max).",
 );
-/// 1 if the workers of this process could claim a job.
 pub const WORKERS_READY: Metric =
     metric("cdc_export_workers_ready", &[], "0 if all claims of this process have failed for a minute, else 1.");
-/// Open jobs.
 pub const QUEUE_JOBS: Metric = metric("cdc_export_queue_jobs", &["status"], "Jobs that have not ended.");
-/// The age of the oldest pending job.
 pub const QUEUE_OLDEST: Metric = metric(
     "cdc_export_queue_oldest_seconds",
     &[],
     "Time since the oldest pending job was submitted; 0 if none is pending.",
 );
-/// Committed jobs whose files are not published.
 pub const UNPUBLISHED_JOBS: Metric = metric(
     "cdc_export_unpublished_jobs",
     &[],
     "Committed jobs whose files are not published yet. Until then, their consumers and datasets have no other exports.",
 );
-/// The age of the oldest unpublished job since its commit.
 pub const UNPUBLISHED: Metric = metric(
     "cdc_export_unpublished_seconds",
     &[],
     "Time since the commit of the oldest job whose file is not published; 0 if there is none.",
 );
-/// The age of the oldest change that a consumer lacks.
 pub const BEHIND: Metric = metric(
     "cdc_export_behind_seconds",
     &["consumer", "dataset"],
     "Age of the oldest committed change in the change log that no export of the consumer has; 0 if there is none.",
 );
-/// The age of a change up to which a consumer is fresh.
 pub const FRESH_WITHIN: Metric = metric(
     "cdc_export_fresh_within_seconds",
     &["consumer", "dataset"],
     "Value of cdc_export_behind_seconds up to which the consumer is fresh: fresh_within of the dataset file, or a day.",
 );
-/// The age of the watermarks of the consumers that are furthest behind.
 pub const WATERMARK_AGE: Metric = metric(
     "cdc_export_watermark_age_seconds",
     &["consumer", "dataset"],
     "Age of the watermark in datasets captured by timestamps, of the consumers that are furthest behind.",
 );
-/// The number of watermarks without a series of [`WATERMARK_AGE`].
 pub const WATERMARKS_LEFT_OUT: Metric = metric(
     "cdc_export_watermarks_left_out",
     &[],
     "Watermarks without a series of cdc_export_watermark_age_seconds, because there are too many.",
 );
-/// The unacknowledged exports of consumers that acknowledge exports.
 pub const UNACKNOWLEDGED_EXPORTS: Metric = metric(
     "cdc_export_unacknowledged_exports",
     &["consumer", "dataset"],
     "Published exports that a consumer has not acknowledged, counted up to 1,000; only for consumers that acknowledge.",
 );
-/// The age of the oldest unacknowledged export.
 pub const UNACKNOWLEDGED: Metric = metric(
     "cdc_export_unacknowledged_seconds",
     &["consumer", "dataset"],
     "Time since the oldest unacknowledged export of the consumer was published; 0 if there is none.",
 );
-/// The events not yet accepted by receivers.
 pub const DELIVERIES_OPEN: Metric = metric(
     "cdc_export_deliveries_undelivered",
     &["endpoint", "status"],
     "Events that a receiver has not accepted: pending ones are retried, dead ones are not.",
 );
-/// The age of the oldest undelivered event.
 pub const DELIVERIES_OLDEST: Metric = metric(
     "cdc_export_deliveries_oldest_seconds",
     &["endpoint"],
     "Age of the oldest event that a receiver has not accepted and that is retried; 0 if there is none.",
 );
-/// The consumers that need a full export because their position was given up.
 pub const POSITIONS_GIVEN_UP: Metric = metric(
     "cdc_export_positions_given_up",
     &[],
     "Consumers' positions whose changes were purged from the change log: they need a full export.",
 );
-/// The delay of schedules.
 pub const SCHEDULE_OVERDUE: Metric = metric(
     "cdc_export_schedule_overdue_seconds",
     &["schedule"],
     "Time since the oldest due slot without an export; 0 if there is none.",
 );
-/// The time since the last runs of schedules.
 pub const SCHEDULE_LAST_RUN: Metric = metric(
     "cdc_export_schedule_last_run_seconds",
     &["schedule"],
     "Time since the schedule last requested an export; no series before its first.",
 );
-/// The number of rows in the change log.
 pub const CHANGE_LOG_ROWS: Metric =
     metric("cdc_export_change_log_rows", &[], "Rows of the change log, as estimated by Postgres.");
-/// The size of the change log, in bytes.
 pub const CHANGE_LOG_BYTES: Metric = metric(
     "cdc_export_change_log_bytes",
     &[],
     "Bytes of the change log on the database's disk, including its indexes.",
 );
-/// The bytes of the change log that positions hold. Above the limit, positions are given up.
 pub const CHANGE_LOG_HELD_BYTES: Metric = metric(
     "cdc_export_change_log_held_bytes",
     &[],
     "Estimated bytes of rows that positions hold; above cdc_export_change_log_max_bytes positions are given up.",
 );
-/// The age of the oldest position in seconds. At the limit, the position is given up.
 pub const CHANGE_LOG_HELD: Metric = metric(
     "cdc_export_change_log_held_seconds",
     &[],
@@ -239,18 +214,14 @@ const DURATION_BUCKETS: &[f64] =
 /// The labels of counters of exports.
 #[derive(Clone, Copy, Debug)]
 pub struct ExportLabels<'a> {
-    /// The dataset's name.
     pub dataset: &'a str,
-    /// The name of the export type.
     pub export_type: &'a str,
 }
 
 /// The measurements of a completed export.
 #[derive(Clone, Copy, Debug)]
 pub struct Completed {
-    /// The number of rows in its file.
     pub rows: u64,
-    /// The size of its file in bytes.
     pub bytes: u64,
     /// The number of rows that a comparison of `updated_at` with the watermark would have missed.
     pub late_rows: u64,
@@ -261,7 +232,6 @@ pub struct Completed {
 /// The usage of a connection pool.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolUse {
-    /// The number of open connections.
     pub open: u32,
     /// The number of open connections that are not in use.
     pub idle: u32,
@@ -333,12 +303,10 @@ pub fn job_completed(labels: ExportLabels<'_>, completed: Completed) {
     DURATION.with_label_values(&labels[1..]).observe(completed.seconds);
 }
 
-/// Counts a job taken over from a worker whose lease had expired.
 pub fn lease_taken_over() {
     TAKEOVERS.with_label_values::<&str>(&[]).inc();
 }
 
-/// Counts an attempt that ended because another session waited for it.
 pub fn gave_way() {
     GAVE_WAY.with_label_values::<&str>(&[]).inc();
 }
@@ -349,7 +317,6 @@ pub fn init_maintenance(task: &str) {
     MAINTENANCE_FAILURES.with_label_values(&[task]);
 }
 
-/// Counts a failed round of a maintenance task.
 pub fn maintenance_failed(task: &str) {
     MAINTENANCE_FAILURES.with_label_values(&[task]).inc();
 }
@@ -361,7 +328,6 @@ pub fn init_deliveries(endpoint: &str) {
     }
 }
 
-/// Counts an attempt to deliver an event to a receiver by outcome.
 pub fn delivery_tried(endpoint: &str, outcome: &str) {
     DELIVERIES.with_label_values(&[endpoint, outcome]).inc();
 }
@@ -388,20 +354,17 @@ pub struct Gauges {
 }
 
 impl Gauges {
-    /// Sets the gauge with these label values.
     pub fn set(&mut self, metric: &Metric, labels: &[&str], value: f64) {
         let gauges = self.by_name.entry(metric.name).or_insert_with(|| gauge(&self.registry, metric));
         gauges.with_label_values(labels).set(value);
     }
 
-    /// Sets the gauges of a pool's connections.
     pub fn set_pool(&mut self, pool: &str, PoolUse { open, idle, most }: PoolUse) {
         for (state, connections) in [("idle", idle), ("used", open.saturating_sub(idle)), ("max", most)] {
             self.set(&POOL_CONNECTIONS, &[pool, state], f64::from(connections));
         }
     }
 
-    /// Returns the text of all gauges that were set.
     pub fn text(&self) -> String {
         text(&self.registry)
     }

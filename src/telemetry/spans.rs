@@ -85,14 +85,12 @@ impl Span {
         })
     }
 
-    /// Sets an attribute.
     pub fn set(&self, name: &'static str, value: impl Into<Value>) {
         if let Some(context) = &self.0 {
             context.span().set_attribute(KeyValue::new(name, value));
         }
     }
 
-    /// Marks the span as failed.
     pub fn fail(&self, why: String) {
         if let Some(context) = &self.0 {
             context.span().set_status(Status::error(why));
@@ -117,10 +115,6 @@ impl Drop for Span {
 }
 
 /// Records a step as a child span of the current [`Span::around`], if there is one.
-///
-/// # Errors
-///
-/// The errors of the step.
 pub async fn step<T, E: std::error::Error + 'static>(
     name: &str,
     work: impl Future<Output = Result<T, E>>,
@@ -129,10 +123,6 @@ pub async fn step<T, E: std::error::Error + 'static>(
 }
 
 /// Records a step with attributes, as [`step`] does.
-///
-/// # Errors
-///
-/// The errors of the step.
 pub async fn step_with<T, E: std::error::Error + 'static, const N: usize>(
     name: &str,
     attributes: [(&'static str, &str); N],

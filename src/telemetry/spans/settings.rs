@@ -14,15 +14,12 @@ pub struct Sampler {
 /// A collector, and the attributes sent to it.
 #[derive(Clone)]
 pub struct Settings {
-    /// The URL for posts of spans.
     pub endpoint: String,
     /// The headers of a post, which may contain a key.
     pub headers: Vec<(String, String)>,
-    /// The service's name.
     pub service_name: String,
     /// Further attributes of this process.
     pub attributes: Vec<(String, String)>,
-    /// The selection of recorded traces.
     pub sampler: Sampler,
 }
 
