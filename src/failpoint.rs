@@ -78,9 +78,6 @@ mod armed {
     static ARMED: OnceLock<Vec<Failpoint>> = OnceLock::new();
 
     /// Arms the failpoints of a comma-separated list. The first call in a process takes effect.
-    ///
-    /// # Errors
-    /// If the list does not have the form that the documentation of this module describes.
     pub fn arm(list: &str) -> Result<(), BadSpec> {
         let points = list.split(',').map(|spec| parse(spec).ok_or_else(|| BadSpec(spec.to_owned())));
         let points = points.collect::<Result<Vec<_>, _>>()?;
