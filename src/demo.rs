@@ -26,17 +26,12 @@ const CHUNK_BYTES: usize = 256 * 1024;
 /// A row of the demo table. Times are RFC 3339 with microseconds, or `None` if they are infinite.
 #[derive(Debug, sqlx_macros::FromRow)]
 pub struct User {
-    /// The primary key.
     pub id: i64,
-    /// The full name.
     pub name: String,
     /// The unique email address.
     pub email: String,
-    /// The time of its creation.
     pub created_at: Option<String>,
-    /// The time of its last change.
     pub updated_at: Option<String>,
-    /// True if the user is soft-deleted.
     pub is_deleted: bool,
 }
 
@@ -46,17 +41,10 @@ pub enum Error {
     /// The table `users` was not created by the service.
     #[error("`users` is not the demo table: nothing was added")]
     NotOurs,
-    /// The state of the demo table could not be read.
     #[error("the state of the demo table could not be read")]
     Inspect(#[source] sqlx::Error),
-    /// The users could not be written.
     #[error("the demo table could not be filled with {rows} users")]
-    Fill {
-        /// The requested number of users.
-        rows: u64,
-        /// The error of Postgres or of the connection.
-        source: sqlx::Error,
-    },
+    Fill { rows: u64, source: sqlx::Error },
 }
 
 /// Fills an empty demo table with `rows` users, and returns the number of inserted users. Returns 0 if the table was
