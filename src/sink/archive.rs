@@ -13,9 +13,6 @@ use crate::sink::{Error, Lookup};
 const MANIFEST_MAX_BYTES: u64 = 32 << 20;
 
 /// A folder or bucket that is open for reading.
-///
-/// # Errors
-/// Every call fails if the folder or bucket can't be read.
 pub trait Archive: fmt::Debug + Send + Sync {
     /// Checks that the folder or bucket as a whole can still be read, so that an error for a file is about that file.
     fn require(&self) -> Result<(), Error>;

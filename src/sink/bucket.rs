@@ -53,9 +53,6 @@ const ATTEMPT: &str = "cdc-export-attempt";
 
 /// A bucket, or the part of it below a prefix. Each function does what the [`Destination`](super::Destination)'s
 /// function does.
-///
-/// # Errors
-/// Every call fails if the bucket doesn't answer or refuses, or has no id or another one than before.
 #[derive(Debug)]
 pub struct Bucket {
     objects: Arc<Objects>,
@@ -64,9 +61,6 @@ pub struct Bucket {
 
 impl Bucket {
     /// Returns the bucket of these settings. Sends no request yet.
-    ///
-    /// # Errors
-    /// If the variables for its cloud are wrong.
     pub fn new(settings: Settings) -> Result<Bucket, Error> {
         Ok(Bucket { objects: Arc::new(Objects::new(settings)?), id: Mutex::default() })
     }
@@ -108,7 +102,6 @@ impl Bucket {
         }
     }
 
-    /// Reads the bucket's id.
     async fn fresh_id(&self) -> Result<Uuid, Error> {
         let found = self.read_id().await?;
         let mut known = self.known_id();
@@ -134,7 +127,6 @@ impl Bucket {
         id.map(Some).ok_or_else(|| Error::Io(std::io::Error::other(format!("{DESTINATION_ID_FILE} holds no id"))))
     }
 
-    /// Begins an attempt's upload.
     async fn begin_upload(
         &self,
         hidden: &HiddenFile,

@@ -73,9 +73,8 @@ pub enum WrittenManifest {
 /// [`Limited`](crate::sink::Limited).
 ///
 /// # Errors
-/// Every call fails if the destination fails, or doesn't answer in time. Every call but `prepare` fails if the
-/// destination has no id, or another one than before ([`Error::Unused`], [`Error::Replaced`]). A call for a file fails
-/// with [`Error::Elsewhere`] if the file is in another destination.
+/// Every call but `prepare` fails if the destination has no id, or another one than before ([`Error::Unused`],
+/// [`Error::Replaced`]). A call for a file fails with [`Error::Elsewhere`] if the file is in another destination.
 #[async_trait]
 pub trait Destination: fmt::Debug + Send + Sync {
     /// Makes the destination usable: creates it, gives it an id if it has none, and checks that it can be written.

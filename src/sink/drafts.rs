@@ -18,8 +18,7 @@ pub struct Drafts {
 }
 
 impl Drafts {
-    /// Prepares the drafts of the attempt whose first hidden file is `hidden`. Creates nothing yet. `stalls` notices
-    /// when one of them stalls.
+    /// Prepares the drafts of the attempt whose first hidden file is `hidden`. Creates nothing yet.
     pub fn new(destination: &Limited, hidden: HiddenFile, name: FileName, stalls: &StallWatch) -> Drafts {
         let stopped = CancellationToken::new().drop_guard();
         Drafts { destination: destination.clone(), hidden, name, stalls: stalls.clone(), stopped }

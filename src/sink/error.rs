@@ -22,7 +22,6 @@ pub enum Error {
     /// The folder or bucket is missing, is not a folder, or is a link where none is allowed.
     #[error("the output folder or bucket is missing")]
     Missing(#[source] io::Error),
-    /// The folder or bucket has no id, because no process has prepared it. It may be the wrong one.
     #[error(
         "the output folder or bucket has no `{DESTINATION_ID_FILE}`, so no service has used it: does OUTPUT_DIR or OUTPUT_URL name the right one?"
     )]
@@ -32,7 +31,6 @@ pub enum Error {
         "the `{DESTINATION_ID_FILE}` of the output folder or bucket {0}: bring the right one back, or restart to adopt this one"
     )]
     Replaced(&'static str),
-    /// The file is in another destination.
     #[error("the file is in another output folder or bucket")]
     Elsewhere,
     /// The variables for a bucket are wrong.
@@ -50,7 +48,6 @@ pub enum Error {
     /// The file needs more parts of the configured size than a store takes.
     #[error("a file of more than {0} bytes needs larger parts: raise OUTPUT_PART_SIZE, and have the export done again")]
     TooLarge(u64),
-    /// The attempt was stopped, so nobody waits for the file.
     #[error("the export was stopped")]
     Stopped,
     /// Any other error of the system.

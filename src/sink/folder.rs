@@ -33,9 +33,6 @@ const ANOTHER: Error = Error::Replaced("is another folder's");
 
 /// A folder for files, on a disk of this host. Each function does what the [`Destination`](super::Destination)'s
 /// function does.
-///
-/// # Errors
-/// Every call fails if the folder can't be read or written, or has no id or another one than before.
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
@@ -48,7 +45,6 @@ impl Folder {
         Folder { path, id: OnceLock::new() }
     }
 
-    /// Returns the folder's id, which is in a small file of the folder.
     fn destination_id(&self) -> Result<Uuid, Error> {
         Ok(self.open_with_id()?.1)
     }

@@ -3,7 +3,6 @@
 /// The thing that has a name in a folder or bucket.
 #[derive(Debug)]
 pub enum Lookup<T> {
-    /// Nothing has the name.
     Nothing,
     /// A link, a folder or a pipe has the name. None of these is followed or read.
     NoFile,
@@ -12,7 +11,6 @@ pub enum Lookup<T> {
 }
 
 impl<T> Lookup<T> {
-    /// Converts the file.
     pub(super) fn map<U>(self, convert: impl FnOnce(T) -> U) -> Lookup<U> {
         match self {
             Lookup::Nothing => Lookup::Nothing,

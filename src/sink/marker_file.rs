@@ -33,7 +33,6 @@ pub struct MarkerFile {
 }
 
 impl MarkerFile {
-    /// Returns the marker file of a lane.
     pub fn new(database: &DatabaseId, lane: Lane<'_>) -> MarkerFile {
         let Lane { consumer, dataset } = lane;
         // A consumer's id may have characters that file names can't have. Some disks ignore the case of names.
@@ -46,7 +45,6 @@ impl MarkerFile {
         }
     }
 
-    /// Returns the name of the file.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -61,7 +59,6 @@ impl MarkerFile {
         marker.unwrap_or_else(Marker::unreadable)
     }
 
-    /// Returns the content of the file with this marker.
     pub(super) fn text(&self, marker: &Marker) -> std::io::Result<String> {
         let (consumer, dataset) = (self.consumer.clone(), self.dataset.clone());
         let (job, sha256, order) = (marker.job.as_uuid(), marker.sha256.clone(), marker.order);

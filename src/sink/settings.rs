@@ -15,18 +15,13 @@ use crate::sink::{Archive, Destination, Error, Limited};
 /// The destination of the files.
 #[derive(Clone, Debug)]
 pub enum Settings {
-    /// The path of a folder on a disk of this host.
     Folder(PathBuf),
-    /// A bucket of an object store.
     #[cfg(feature = "buckets")]
     Bucket(bucket::Settings),
 }
 
 impl Settings {
     /// Returns the destination of these settings, limited for the workers of a process. Touches nothing yet.
-    ///
-    /// # Errors
-    /// If the settings can't be used.
     pub fn destination(&self) -> Result<Limited, Error> {
         let destination: Arc<dyn Destination> = match self {
             Settings::Folder(path) => Arc::new(FolderDestination::new(Folder::new(path.clone()))),
@@ -37,9 +32,6 @@ impl Settings {
     }
 
     /// Opens the folder or bucket of these settings for reading. `runtime` runs the requests to a bucket.
-    ///
-    /// # Errors
-    /// If it is missing or can't be listed.
     pub fn archive(&self, runtime: &Handle) -> Result<Box<dyn Archive>, Error> {
         let _ = runtime;
         Ok(match self {

@@ -22,7 +22,6 @@ impl<T: ObjectStore + MultipartStore + Signer> Remote for T {}
 
 pub(super) type Client = Arc<dyn Remote>;
 
-/// The timeout of a connection attempt.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Returns the retries of a request. They take less time than a lease; the callers try again after that.
@@ -124,7 +123,6 @@ const AZURE_VARIABLES: [&str; 12] = [
 /// A fault in the address of a bucket.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadAddress {
-    /// The URL is not that of a bucket.
     #[error("none of s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX and file:///PATH")]
     NotABucket,
     /// A variable has a line break or another control character, which a request can't contain.
@@ -133,7 +131,6 @@ pub enum BadAddress {
     /// A variable is one that the service doesn't take, although the client of the store would.
     #[error("{0} is not supported: unset it")]
     NotSupported(String),
-    /// A variable is not the URL that it has to be.
     #[error("{0} is no address as https://HOST:PORT, without a name, a password or a query in it")]
     NotAnAddress(String),
 }
@@ -150,9 +147,6 @@ pub struct BucketAddress {
 impl BucketAddress {
     /// Parses a URL, and takes the variables of its cloud from `variables`. Ignores variables that only other programs
     /// of the cloud read.
-    ///
-    /// # Errors
-    /// If the URL is not that of a bucket, or a variable can't be used.
     pub fn read<'v>(
         url: &str,
         variables: impl IntoIterator<Item = (&'v str, &'v str)>,
@@ -199,12 +193,10 @@ impl BucketAddress {
         self.cloud != Cloud::Azure
     }
 
-    /// Returns true if a part may be empty.
     pub(super) fn takes_empty_parts(&self) -> bool {
         self.cloud != Cloud::Azure
     }
 
-    /// Returns a client with these options, over connections of `connector`.
     pub(super) fn client(&self, options: ClientOptions, connector: Connector) -> Result<Client, object_store::Error> {
         tls::provide();
         let options = options.with_connect_timeout(CONNECT_TIMEOUT);
@@ -250,7 +242,6 @@ impl BucketAddress {
         self.variables.iter().filter_map(|(name, value)| Some((name.parse().ok()?, value.as_str())))
     }
 
-    /// Returns the URL of an object.
     pub(super) fn url(&self, key: &str) -> String {
         format!("{}{}/{key}", self.scheme(), self.bucket)
     }

@@ -33,8 +33,7 @@ pub(super) enum Connector {
 }
 
 impl HttpConnector for Connector {
-    /// Makes a client. Ignores all options but the timeouts and the permission of `http://`, because no variable sets
-    /// another one.
+    /// Ignores all options but the timeouts and the permission of `http://`, because no variable sets another one.
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
         let allows_http = options.get_config_value(&ClientConfigKey::AllowHttp).as_deref().map(is_true).transpose()?;
         let time = |key| {

@@ -8,10 +8,8 @@ use crate::sink::Error;
 /// The codes of an upload that was completed or aborted.
 const NO_SUCH_UPLOAD: [&str; 3] = ["NoSuchUpload", "InvalidBlockList", "InvalidPart"];
 
-/// The codes of a missing object.
 const NO_OBJECT: [&str; 2] = ["NoSuchKey", "BlobNotFound"];
 
-/// The codes of a missing bucket.
 const NO_BUCKET: [&str; 3] = ["NoSuchBucket", "ContainerNotFound", "InvalidBucketName"];
 
 /// The codes of status 400 for bytes that were lost or changed on the way, or arrived too slowly.
@@ -85,7 +83,6 @@ pub(super) fn cannot(verb: &'static str, url: String) -> impl FnOnce(object_stor
 }
 
 impl Error {
-    /// Returns the variant for a store's error, with this source.
     fn from_store(error: &object_store::Error, source: std::io::Error) -> Error {
         let cause = cause(error);
         match error {

@@ -21,7 +21,6 @@ const NOTES: &str = ".uploads";
 /// An upload that is not completed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Note {
-    /// The object's key.
     pub(super) key: String,
     /// The store's name for the upload; empty where it needs none.
     pub(super) upload: String,

@@ -13,7 +13,6 @@ use crate::sink::bucket::connector::Connector;
 use crate::sink::bucket::failure::{cannot, cause, is_no_object};
 use crate::sink::{Error, stall_limit};
 
-/// The timeout of a small request.
 const SMALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// The timeout of the request for a part, unless the part is large.
 const PART_TIMEOUT: Duration = Duration::from_secs(120);
@@ -29,9 +28,7 @@ pub(super) const SMALL_BYTES: u64 = 64 << 10;
 /// The settings of a bucket.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The bucket, and the variables to reach it.
     pub address: BucketAddress,
-    /// The size of a part, in bytes.
     pub part_bytes: usize,
 }
 
@@ -40,7 +37,6 @@ pub(super) struct Objects {
     pub(super) settings: Settings,
     /// The client for small requests.
     pub(super) store: Client,
-    /// The client for parts.
     pub(super) parts: Client,
     /// The client for requests that may take minutes: completions, and the bodies of objects.
     pub(super) patient: Client,

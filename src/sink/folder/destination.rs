@@ -44,7 +44,6 @@ impl FolderDestination {
         blocking(move || work(&folder)).await
     }
 
-    /// Runs work on a file and its name.
     async fn run_on<T: Send + 'static>(
         &self,
         file: &StagedFile,

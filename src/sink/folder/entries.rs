@@ -59,7 +59,6 @@ impl Dir {
         require_room(&self.fd).map_err(cannot("write to", self.path.display()))
     }
 
-    /// Lists the names of all entries.
     pub(super) fn names(&self) -> Result<impl Iterator<Item = Result<Box<CStr>, Error>> + use<'_>, Error> {
         let entries = rustix::fs::Dir::read_from(&self.fd).map_err(cannot("list", self.path.display()))?;
         Ok(entries.map(|entry| match entry {
@@ -68,7 +67,6 @@ impl Dir {
         }))
     }
 
-    /// Creates a file.
     pub(super) fn create(&self, name: &str) -> Result<File, Error> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&self.fd, name, flags, OPEN_TO_ALL).map_err(self.cannot("create", name))?;
@@ -182,7 +180,6 @@ pub(super) fn is_own_name(name: &str) -> bool {
     !name.is_empty() && !name.starts_with('.') && name.bytes().all(is_plain)
 }
 
-/// Returns the identity of an open file.
 pub(super) fn identity(file: &File) -> io::Result<FileIdentity> {
     let found = file.metadata()?;
     let modified_ns = found.mtime() * 1_000_000_000 + found.mtime_nsec();

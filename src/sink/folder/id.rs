@@ -14,7 +14,6 @@ use crate::sink::{DESTINATION_ID_FILE, Error};
 /// The file has 36 characters and the end of the line.
 const ID_MAX_BYTES: u64 = 64;
 
-/// Reads the id. Returns `None` if the folder has none.
 pub(super) fn read(dir: &Dir) -> Result<Option<Uuid>, Error> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match rustix::fs::openat(&dir.fd, DESTINATION_ID_FILE, flags, Mode::empty()) {

@@ -13,8 +13,7 @@ impl Folder {
     /// Creates the folder if it is missing, gives it an id if it has none, and checks that a file can be created in it.
     ///
     /// # Errors
-    /// If the folder can't be created or written. A full disk is no error if the folder has an id: its jobs wait for
-    /// room.
+    /// A full disk is no error if the folder has an id: its jobs wait for room.
     pub(super) fn prepare(&self) -> Result<Prepared, Error> {
         let made = std::fs::DirBuilder::new().recursive(true).create(&self.path);
         made.map_err(|error| match error.kind() {
