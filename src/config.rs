@@ -34,10 +34,8 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// An invalid setting. The message is one line, or one line for each mistake in the catalog.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A variable has an invalid value.
     #[error("{name}: {why}")]
     Value {
-        /// The variable.
         name: &'static str,
         /// The mistake, and the allowed values.
         why: String,
@@ -45,7 +43,6 @@ pub enum Error {
     /// The catalog is invalid or doesn't fit its tables. The message has a line for each mistake.
     #[error("{}", one_line_per_mistake(.file, .mistakes))]
     Catalog {
-        /// The catalog's file.
         file: String,
         /// All mistakes in the catalog.
         mistakes: Mistakes,
@@ -60,7 +57,6 @@ pub enum Error {
 pub struct Config {
     /// The database to use. `None` means the private one.
     pub database: Option<Database>,
-    /// The private server.
     pub embedded: private_postgres::Settings,
     /// The datasets, and the other blocks of the operator's file. Its patterns have datasets once a command has opened
     /// the database.
@@ -71,11 +67,9 @@ pub struct Config {
     pub missing_receiver_secrets: Vec<String>,
     /// The operator's file. `None` means that the catalog is the demo's.
     pub catalog_file: Option<PathBuf>,
-    /// The destination of files.
     pub output: sink::Settings,
     /// The number of users with which an empty demo table is filled.
     pub seed_rows: u64,
-    /// The HTTP server and the API.
     pub http: http::Settings,
     /// The number of connections to Postgres that the API may open.
     pub api_connections: u32,
@@ -83,27 +77,21 @@ pub struct Config {
     pub metrics_port: Option<u16>,
     /// The time for which running exports may continue after a signal to stop.
     pub drain: Duration,
-    /// The workers, which run exports.
     pub worker: worker::Settings,
     /// The periodic tasks of any process that runs exports.
     pub maintenance: maintenance::Settings,
     /// The number of connections that read a large table for a full export.
     pub readers: u32,
-    /// The limits under which a job is accepted.
     pub terms: Terms,
-    /// True if downloads are redirected to the bucket.
     pub redirects_downloads: bool,
-    /// The logs.
     pub telemetry: crate::telemetry::Settings,
     /// The collector of spans. `None` means that no spans are recorded.
     pub spans: Option<spans::Settings>,
-    /// The failpoints of a test.
     #[cfg(debug_assertions)]
     pub failpoints: Option<String>,
 }
 
 impl Error {
-    /// Returns the error of a `HOST` that is not an address of this machine.
     pub fn no_such_host(host: IpAddr) -> Error {
         invalid(
             "HOST",
@@ -113,13 +101,11 @@ impl Error {
         )
     }
 
-    /// Returns the error of a collector of spans that can't be used.
     #[cfg(feature = "otel")]
     pub fn collector(why: String) -> Error {
         invalid("OTEL_EXPORTER_OTLP_ENDPOINT", why)
     }
 
-    /// Returns the error of a destination of files that can't be used.
     pub fn output(output: &sink::Settings, why: &str) -> Error {
         let name = match output {
             sink::Settings::Folder { .. } => "OUTPUT_DIR",
@@ -265,7 +251,6 @@ impl Config {
     }
 }
 
-/// Formats the mistakes of a catalog, one on each line, with the name of its file.
 fn one_line_per_mistake(file: &str, mistakes: &Mistakes) -> String {
     let lines: Vec<_> = mistakes.to_string().lines().map(|mistake| format!("DATASETS: {file}: {mistake}")).collect();
     lines.join("\n")

@@ -40,10 +40,6 @@ impl Environment {
         Ok(Environment(variables))
     }
 
-    /// Reads the settings of all modules.
-    ///
-    /// # Errors
-    /// If a value is invalid.
     pub fn config(mut self, file: CatalogFile) -> Result<Config, Error> {
         let named = self.0.get("DATASETS").map(PathBuf::from);
         if file != CatalogFile::Read {
@@ -57,17 +53,11 @@ impl Environment {
     }
 
     /// Reads a place of files from an argument: the path of a folder, or a URL as in OUTPUT_URL.
-    ///
-    /// # Errors
-    /// If the URL is invalid, or a variable of its cloud provider is.
     pub fn place(&self, place: &str) -> Result<sink::Settings, Error> {
         output::place(&self.0, place)
     }
 
     /// Reads a database from an argument.
-    ///
-    /// # Errors
-    /// If the URL is invalid, or sets something that would be ignored.
     pub fn target(&self, url: &str) -> Result<NamedDatabase, BadUrl> {
         NamedDatabase::read(url, |name| self.0.get(name))
     }
@@ -79,9 +69,6 @@ impl Environment {
     }
 
     /// Reads the API key for a remote service, the only setting of a client.
-    ///
-    /// # Errors
-    /// If CDC_EXPORT_KEY is not a key.
     pub fn key(&self) -> Result<Option<SecretKeyText>, Error> {
         let Environment(vars) = self;
         // A key that was read from a file ends with a newline.

@@ -14,17 +14,14 @@ use crate::dataset::fault::Mistakes;
 use crate::receiver::{Receivers, SecretVariables};
 
 impl Error {
-    /// Returns the error of an invalid catalog in this file.
     pub fn catalog(file: &Path, mistakes: Mistakes) -> Error {
         Error::Catalog { file: file.display().to_string(), mistakes }
     }
 
-    /// Returns the error of missing or invalid secrets that the operator's file names.
     pub fn no_secrets(file: &Path, missing: &[String]) -> Error {
         invalid("DATASETS", format!("{}: {}", file.display(), missing.join("; ")))
     }
 
-    /// Returns the error of a catalog file that can't be read.
     pub fn unreadable_catalog(file: &Path, why: &std::io::Error) -> Error {
         let help = match why.kind() {
             std::io::ErrorKind::NotFound if file.is_relative() => {
@@ -37,7 +34,6 @@ impl Error {
     }
 }
 
-/// Reads the catalog and the receivers in this file.
 pub(super) fn read(file: &Path) -> Result<(Catalog, Receivers), Error> {
     read_catalog(file, &read_text(file)?)
 }

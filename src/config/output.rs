@@ -61,7 +61,6 @@ pub(super) fn publisher(vars: &Variables, output: &sink::Settings) -> Result<pub
     Ok(publisher::Settings { writes_manifests, key: vars.optional("MANIFEST_KEY", read)? })
 }
 
-/// Reads DOWNLOADS. Returns true if downloads are redirected to the bucket.
 pub(super) fn redirects_downloads(vars: &Variables) -> Result<bool, Error> {
     Ok(vars.one_of_two("DOWNLOADS", [("proxy", false), ("redirect", true)])?.unwrap_or(false))
 }

@@ -57,8 +57,7 @@ pub(super) fn is_read(name: &str) -> bool {
 pub(super) struct Variables(pub(super) HashMap<String, String>);
 
 impl Variables {
-    /// Returns the value of a variable. An empty value counts as unset, because compose files and shells set empty
-    /// variables.
+    /// An empty value counts as unset, because compose files and shells set empty variables.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
@@ -80,8 +79,7 @@ impl Variables {
         Ok(())
     }
 
-    /// Returns the name and value of a variable. Returns `None` if the variable is unset. Used for settings that have
-    /// several variables.
+    /// Used for settings that have several variables.
     pub(super) fn name_and_value(&self, name: &'static str) -> Option<(&'static str, &str)> {
         Some((name, self.get(name)?))
     }
@@ -153,7 +151,6 @@ impl Variables {
         })
     }
 
-    /// Parses a number in a range.
     pub(super) fn number(
         &self,
         name: &'static str,
@@ -163,7 +160,6 @@ impl Variables {
         Ok(self.optional_number(name, range)?.unwrap_or(default))
     }
 
-    /// Parses a number in a range. Returns `None` if the variable is unset.
     pub(super) fn optional_number(
         &self,
         name: &'static str,
@@ -188,7 +184,6 @@ impl Variables {
         })
     }
 
-    /// Parses a value without a default. Returns `None` if the variable is unset.
     pub(super) fn optional<T, E: Display>(
         &self,
         name: &'static str,
@@ -198,7 +193,6 @@ impl Variables {
     }
 }
 
-/// Returns the error of a variable with an invalid value.
 pub(super) fn invalid(name: &'static str, why: impl Into<String>) -> Error {
     Error::Value { name, why: why.into() }
 }
