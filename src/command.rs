@@ -147,10 +147,6 @@ impl Default for Command {
 }
 
 impl Command {
-    /// Runs the command until it ends.
-    ///
-    /// # Errors
-    /// If the command fails. For [`BadUsage`] and for a bad setting, the exit code is 2.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         match self {
             Command::Serve(serve) => serve.run(),

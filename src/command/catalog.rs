@@ -49,7 +49,6 @@ pub(super) async fn check_blocks(file: &Path, catalog: &Catalog, database: &Data
     refuse_faults(catalog, file, found.faults)
 }
 
-/// Returns the dataset with this name.
 pub(super) fn named_dataset(config: &Config, name: &str) -> Result<Arc<Dataset>, BadUsage> {
     config.catalog.get().named(name).cloned().map_err(|why| BadUsage(format!("{name}: {why}")))
 }

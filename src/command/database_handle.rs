@@ -207,7 +207,6 @@ fn ignores_installed() -> bool {
     false
 }
 
-/// Joins the private server of another process, or starts one.
 pub(super) async fn join_or_start(settings: &private_postgres::Settings) -> anyhow::Result<DatabaseHandle> {
     // Another process may have locked the data folder while its server is still starting.
     for _ in 0..30 {

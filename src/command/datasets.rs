@@ -77,7 +77,6 @@ impl AddDatasets {
 }
 
 impl DatasetsCommand {
-    /// Checks the catalog, lists it, or adds a block to it.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let catalog = match self {
             DatasetsCommand::Check | DatasetsCommand::List { .. } => CatalogFile::Read,
@@ -233,7 +232,6 @@ async fn add(config: &Config, database: &Database, add: &AddDatasets) -> anyhow:
     outln!("{}", text.trim_end())
 }
 
-/// Drafts a pattern of all tables in a schema.
 async fn draft_pattern(config: &Config, database: &Database, schema: &str) -> anyhow::Result<String> {
     ensure!(
         !schema.contains(['*', '?']) && plain(schema) == schema,
@@ -295,7 +293,6 @@ async fn list(config: &Config, database: &Database) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Derives the name of a dataset from the name of its table.
 fn derived_name(table: &Table) -> String {
     let name: String = name::derived(&table.name).chars().take(63).collect();
     if name.starts_with(|c: char| c.is_ascii_lowercase()) { name } else { "dataset".to_owned() }

@@ -27,7 +27,6 @@ pub(crate) struct TestReceiver {
 }
 
 impl DeliveriesCommand {
-    /// Tries a receiver.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let DeliveriesCommand::Test(test) = self;
         test.run()

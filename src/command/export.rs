@@ -125,7 +125,6 @@ impl Export {
         Ok(Request { max_file_bytes: self.max_file_bytes, skip_empty, after, ..request })
     }
 
-    /// Returns the last loaded export, if the arguments name one.
     fn after(&self) -> Result<Option<After>, BadUsage> {
         match (self.after, &self.after_sha256) {
             (None, _) => Ok(None),
@@ -169,7 +168,6 @@ impl Export {
         code
     }
 
-    /// Submits the export to a remote service, and waits for its end.
     async fn run_remotely(&self, api: &Api) -> anyhow::Result<ExitCode> {
         let interrupted = stop_on_signal()?;
         let request = self.request(self.dataset.as_deref().unwrap_or_default())?;

@@ -10,10 +10,8 @@ use anyhow::{anyhow, ensure};
 use crate::command::start::{Logs, block_on, settings};
 use crate::tls;
 
-/// The time within which the service must answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Checks that the service on HOST and PORT is ready.
 pub(crate) fn run() -> anyhow::Result<ExitCode> {
     let config = settings(CatalogFile::Unread, Logs::Errors)?;
     let host = if config.http.host.is_unspecified() { IpAddr::from(Ipv4Addr::LOCALHOST) } else { config.http.host };

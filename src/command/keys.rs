@@ -87,7 +87,6 @@ impl CreateKey {
 }
 
 impl KeysCommand {
-    /// Creates, lists or revokes keys.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         if let KeysCommand::Create(new) = &self {
             new.check()?;

@@ -17,7 +17,6 @@ pub(crate) struct Man {
 }
 
 impl Man {
-    /// Writes one page for each command.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let in_folder = || self.folder.display().to_string();
         fs::create_dir_all(&self.folder).with_context(in_folder)?;

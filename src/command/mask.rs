@@ -24,7 +24,6 @@ pub(crate) enum MaskCommand {
 }
 
 impl MaskCommand {
-    /// Runs the action.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let config = settings(CatalogFile::Unread, Logs::Errors)?;
         if let MaskCommand::Drop { dataset } = self {

@@ -44,7 +44,6 @@ pub(super) struct Reload {
     text: String,
     /// The text whose receivers this process has.
     receivers_text: String,
-    /// True if this process has a secret of masks.
     has_mask_secret: bool,
     /// The datasets whose tables the last look would have tracked, each with the state of its table.
     seen: BTreeMap<String, String>,
@@ -52,9 +51,6 @@ pub(super) struct Reload {
 
 impl Reload {
     /// Puts the datasets of patterns in force, and records all datasets of this process.
-    ///
-    /// # Errors
-    /// If the database fails.
     pub(super) async fn begin(config: &Config, database: &Database) -> anyhow::Result<Reload> {
         let text = config.catalog.get().text().unwrap_or_default().to_owned();
         let (catalog, file, receivers_text) = (config.catalog.clone(), config.catalog_file.clone(), text.clone());

@@ -19,7 +19,6 @@ pub(crate) struct Seed {
 }
 
 impl Seed {
-    /// Adds users to the demo table until it has `rows` users.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let config = settings(CatalogFile::Unread, Logs::Errors)?;
         block_on(with_database(&config, CreateMissing::Server, async |database| {

@@ -180,7 +180,6 @@ async fn require_accepted_secret(config: &Config, database: &Database) -> anyhow
     .into())
 }
 
-/// Refuses to start if secrets are missing.
 fn refuse_missing(config: &Config, missing: &[String]) -> Result<(), config::Error> {
     match &config.catalog_file {
         Some(file) if !missing.is_empty() => Err(config::Error::no_secrets(file, missing)),
@@ -327,7 +326,6 @@ fn raise_descriptor_limit() -> ConnectionLimits {
     ConnectionLimits::for_descriptors(descriptor_limit.unwrap_or(u64::MAX))
 }
 
-/// Runs the exports, without an API.
 pub(crate) fn run_worker() -> anyhow::Result<ExitCode> {
     let config = settings(CatalogFile::Read, Logs::AsSet)?;
     refuse_missing(&config, &config.missing_secrets())?;

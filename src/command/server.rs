@@ -85,7 +85,6 @@ pub(super) fn arm(environment: &Environment) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns the API of a service inside this process.
 pub(super) fn local_api(service: Service) -> Api {
     Api::new(ApiTransport::InProcess(InProcess::new(service, &user_name())), Terminal::shared())
 }

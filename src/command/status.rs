@@ -16,7 +16,6 @@ use crate::client::job_view::JobView;
 use crate::command::server::ServerOption;
 use crate::command::signals::stop_on_signal;
 
-/// The interval of `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The format of the status.
@@ -33,7 +32,6 @@ pub(crate) struct Status {
 }
 
 impl Status {
-    /// Prints the consumers and the open jobs. With `--watch`, repeats that until Ctrl-C.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         self.at.run(CatalogFile::Read, async |api| status(api, &self).await)
     }

@@ -130,7 +130,6 @@ pub(super) fn is_closed_stdout(error: &anyhow::Error) -> bool {
     cause.is_some_and(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Prints a notice on standard error.
 pub(super) fn print_notice(text: &str) {
     eprintln!("cdc-export: {}", plain(text));
 }

@@ -34,7 +34,6 @@ pub(crate) struct Track {
 }
 
 impl Track {
-    /// Installs the capture of the tables' changes.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let config = settings(CatalogFile::Read, Logs::Errors)?;
         block_on(async {
@@ -118,7 +117,6 @@ pub(crate) struct Untrack {
 }
 
 impl Untrack {
-    /// Removes the capture of the datasets' tables, of the named table, or of all tables.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let config = settings(CatalogFile::Read, Logs::Errors)?;
         block_on(async {

@@ -80,7 +80,6 @@ pub(super) struct PreparedOutput {
 }
 
 impl PreparedOutput {
-    /// Prepares the destination for a process that exports or serves.
     pub(super) async fn prepare(config: &Config) -> anyhow::Result<PreparedOutput> {
         let wrong = |error: sink::Error| {
             let why = match &error {

@@ -10,13 +10,11 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use pg_rows::words::UnknownWord;
 use uuid::Uuid;
 
-/// Parses the id of an export.
 pub(super) fn job_id(text: &str) -> Result<JobId, &'static str> {
     let id: Result<Uuid, _> = text.parse();
     id.map(JobId::from).map_err(|_| "not the id of an export: `GET /exports` lists the ids")
 }
 
-/// Parses the name of a dataset.
 pub(super) fn dataset_name(text: &str) -> Result<String, String> {
     let why = || "a dataset's name has 1 to 63 of a-z, 0-9, _ and -, and begins with a letter".to_owned();
     is_name(text).then(|| text.to_owned()).ok_or_else(why)
