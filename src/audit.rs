@@ -46,11 +46,8 @@ pub struct Origin {
     /// The prefix of the key; or `schedule:NAME` or `cli:USER`. `None` if a call needed no key.
     key: Option<String>,
     request_id: Option<String>,
-    /// The consumer that the request named.
     pub consumer: OnceLock<ConsumerId>,
-    /// The dataset that the request named.
     pub dataset: OnceLock<String>,
-    /// The job that the request named.
     pub job: OnceLock<JobId>,
 }
 
@@ -61,7 +58,6 @@ impl Origin {
         Origin { key, request_id, ..Origin::default() }
     }
 
-    /// Returns the origin of the exports of a schedule.
     pub fn schedule(name: &str) -> Origin {
         Origin { key: Some(format!("schedule:{name}")), ..Origin::default() }
     }
