@@ -44,7 +44,6 @@ pub struct TableColumn {
     pub rename: Option<String>,
     /// Its number in the table, which stays when it is renamed; 0: it is in none.
     pub number: i16,
-    /// Its values.
     pub kind: ColumnType,
     /// Its type as it was declared.
     pub type_name: Cow<'static, str>,
@@ -53,11 +52,9 @@ pub struct TableColumn {
     /// The type to cast a value to, with its schema unless it is Postgres's own: a domain's base, and no length. Such a
     /// cast cuts nothing off, and a null violates no constraint of a domain.
     pub base_type: Cow<'static, str>,
-    /// The form in which Postgres sends its values.
     pub wire_format: WireFormat,
     /// The schema of the operators that compare its values.
     pub operators: Cow<'static, str>,
-    /// Its type in Parquet.
     pub parquet: ParquetType,
     /// The elements of its arrays, if Parquet has them as a `LIST`.
     pub list: Option<ListElement>,
@@ -83,9 +80,7 @@ pub enum WireFormat {
 /// The elements of a column of arrays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListElement {
-    /// Their values.
     pub kind: ColumnType,
-    /// Their type in Parquet.
     pub parquet: ParquetType,
 }
 
@@ -112,7 +107,6 @@ impl TableColumn {
         }
     }
 
-    /// Returns its name in files.
     pub fn file_name(&self) -> Cow<'static, str> {
         self.rename.clone().map_or_else(|| self.name.clone(), Cow::Owned)
     }
@@ -143,7 +137,6 @@ impl TableColumn {
 /// A column of a key, and how its unique index tells values apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyColumn {
-    /// The column.
     pub column: TableColumn,
     /// The type to read its text as, with its schema unless it is Postgres's own: a domain's base. A `char` has its
     /// length, to which it is padded.
@@ -166,7 +159,6 @@ pub struct CellMax(pub u64);
 pub struct Table {
     /// `None`: found by the connection's `search_path`.
     pub schema: Option<String>,
-    /// Without its schema.
     pub name: String,
 }
 
@@ -256,13 +248,10 @@ pub enum Owners {
 pub struct Dataset {
     /// Its name in requests, lists and file names.
     pub name: String,
-    /// The table.
     pub table: Table,
-    /// The owners that the table may have.
     pub owners: Owners,
     /// The columns that tell rows apart; `None`: the primary key.
     pub key: Option<Vec<String>>,
-    /// The columns of a file.
     pub columns: Columns,
     /// The column that says when a row was last changed.
     pub updated_at: Option<String>,
@@ -272,11 +261,8 @@ pub struct Dataset {
     pub deleted: Option<String>,
     /// The operator's condition on the rows that belong to it, SQL.
     pub filter: Option<String>,
-    /// The way in which its changes are found.
     pub capture: Capture,
-    /// The rule for the operation of a row in a delta.
     pub operation: Operation,
-    /// The Parquet types of its columns.
     pub parquet: ParquetChoices,
     /// The size at which its files end, if a request names none; see
     /// [`Request::max_file_bytes`](crate::job::Request::max_file_bytes).
@@ -287,9 +273,7 @@ pub struct Dataset {
     pub skip_empty: bool,
     /// The age of a waiting change up to which a consumer is fresh. None: it goes by how often there are exports.
     pub fresh_within: Option<Duration>,
-    /// The masks of its columns.
     pub masks: Masks,
-    /// The names of its files' columns, and the columns beside the table's.
     pub header: FileHeader,
 }
 
@@ -298,13 +282,10 @@ pub struct Dataset {
 pub struct ParquetChoices {
     /// True if a `numeric` of declared digits is a text, in place of a `DECIMAL`.
     pub numeric_texts: bool,
-    /// True if a `uuid` is a text.
     pub uuid_texts: bool,
-    /// True if a `time` is a text.
     pub time_texts: bool,
     /// True if arrays are a `LIST`, in place of a text.
     pub lists: bool,
-    /// The treatment of values that Parquet can't represent.
     pub unrepresentable: Unrepresentable,
 }
 
@@ -314,7 +295,6 @@ pub enum Unrepresentable {
     /// The export fails.
     #[default]
     Fail,
-    /// It is NULL.
     Null,
     /// Every date, time and numeric column is written as text.
     Text,
@@ -372,7 +352,6 @@ impl Dataset {
         }
     }
 
-    /// Returns true if it can have exports of this type.
     pub fn allows(&self, export_type: ExportType) -> bool {
         self.capture != Capture::None || export_type == ExportType::Full
     }
@@ -402,9 +381,7 @@ pub enum RelationKind {
     Partitioned,
     /// A view. Only a dataset without capture may have one, or a relation of the following kinds.
     View,
-    /// A materialized view.
     MaterializedView,
-    /// A foreign table.
     ForeignTable,
 }
 
@@ -463,7 +440,6 @@ pub struct TableSchema {
     pub guard_state: GuardState,
     /// True if a file tells only of some rows what they hold.
     pub is_filtered: bool,
-    /// The kind of relation that it is.
     pub relation: RelationKind,
     /// The columns that the dataset masks and the table lacks.
     pub missing_masked: Vec<String>,
@@ -487,7 +463,6 @@ impl TableSchema {
         self.key.iter().map(|part| &*part.column.name).eq(columns)
     }
 
-    /// Returns true if a column of the key is masked.
     pub fn has_masked_key(&self) -> bool {
         self.key.iter().any(|part| part.column.mask.is_some())
     }
@@ -553,7 +528,6 @@ impl TableSchema {
 /// A dataset, and what its table looks like now.
 #[derive(Clone, Debug)]
 pub struct Description {
-    /// The dataset as the operator defines it.
     pub dataset: Arc<Dataset>,
     /// The schema of its table, or the faults of the dataset. No faults, if the role can't see the table.
     pub schema: Result<TableSchema, Faults>,

@@ -47,7 +47,6 @@ impl<'t> OperatorFile<'t> {
         self.table.is_empty()
     }
 
-    /// Returns true if the file has a block of this kind.
     pub(super) fn has(&self, kind: &str) -> bool {
         self.table.contains_key(kind)
     }
@@ -95,7 +94,6 @@ impl<'t> OperatorFile<'t> {
         }
     }
 
-    /// Everything that is wrong with the file.
     pub(super) fn into_mistakes(self) -> Vec<Mistake> {
         self.mistakes
     }
@@ -122,7 +120,6 @@ fn tables<'a, 't>(value: &'a Spanned<DeValue<'t>>) -> Option<Vec<(usize, &'a DeT
 pub struct Names(Vec<(String, &'static str)>);
 
 impl Names {
-    /// The names alone.
     pub(super) fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(name, _)| name.as_str())
     }
@@ -153,7 +150,7 @@ impl Names {
 /// One block, while it is read. The reader asks for every member before it returns: a member that nobody asked for is
 /// unknown.
 pub struct Block<'a, 't> {
-    /// The block's name. Empty if the block says none.
+    /// Empty if the block says none.
     pub name: String,
     text: &'t str,
     kind: &'static str,
@@ -168,7 +165,6 @@ pub struct Block<'a, 't> {
 }
 
 impl<'a, 't> Block<'a, 't> {
-    /// A block of which nothing has been read.
     fn new(text: &'t str, kind: &'static str, start: usize, members: &'a DeTable<'t>) -> Block<'a, 't> {
         let (name, known, shape_faults, faults) = (String::new(), Vec::new(), Vec::new(), Vec::new());
         Block { name, text, kind, start, members, known, is_unread: false, shape_faults, faults }
@@ -182,7 +178,6 @@ impl<'a, 't> Block<'a, 't> {
         }
     }
 
-    /// Returns true if the block has this member.
     pub fn has(&self, member: &str) -> bool {
         self.members.contains_key(member)
     }
@@ -221,12 +216,10 @@ impl<'a, 't> Block<'a, 't> {
         if self.has(member) { found } else { Some(default) }
     }
 
-    /// Reads a member that is any text.
     pub fn text(&mut self, member: &'static str) -> Option<String> {
         self.optional(member, str::parse::<String>)
     }
 
-    /// Returns true if the member is a text.
     pub(super) fn is_text(&self, member: &str) -> bool {
         self.members.get(member).is_some_and(|value| value.as_ref().as_str().is_some())
     }
@@ -241,12 +234,10 @@ impl<'a, 't> Block<'a, 't> {
         self.optional(member, parse).unwrap_or(false)
     }
 
-    /// Reads a boolean member.
     pub fn flag(&mut self, member: &'static str, default: bool) -> bool {
         self.value(member).unwrap_or(default)
     }
 
-    /// Reads a member that is a number of a range.
     pub(super) fn number(&mut self, member: &'static str, range: &RangeInclusive<u64>) -> Option<u64> {
         let number = self.value(member)?;
         if !range.contains(&number) {
@@ -346,7 +337,6 @@ impl<'a, 't> Block<'a, 't> {
     }
 }
 
-/// A fault for each member of a table that is not a known one.
 fn unknown_members(text: &str, table: &DeTable<'_>, known: &[&'static str]) -> Vec<Mistake> {
     let all = known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     let unknown = table.keys().filter(|key| known.iter().all(|name| name != key.as_ref()));

@@ -24,7 +24,6 @@ use crate::schedule::{Schedule, ScheduledDatasets};
 pub struct Catalog {
     /// The datasets of the file, and then those of its patterns.
     datasets: Vec<Arc<Dataset>>,
-    /// The names of the datasets.
     names: Arc<[String]>,
     /// The number of datasets of the file.
     named: usize,
@@ -64,18 +63,12 @@ impl Catalog {
     }
 
     /// Reads the catalog in a TOML text without receivers.
-    ///
-    /// # Errors
-    /// With all faults of the text.
     pub fn from_toml(text: &str) -> Result<Catalog, Mistakes> {
         Catalog::with_receivers(text, &[], |_| false, |_, _| Vec::new())
     }
 
     /// Reads the catalog in a TOML text. `read_receivers` reads the blocks of these `kinds`.
     /// No secret may be in a variable for which `is_setting` returns true.
-    ///
-    /// # Errors
-    /// With all faults of the text.
     pub fn with_receivers(
         text: &str,
         kinds: &[&'static str],
@@ -128,7 +121,6 @@ impl Catalog {
         self.expanded(&[], &UsedNames::new())
     }
 
-    /// The datasets that patterns have made.
     pub fn of_patterns(&self) -> impl Iterator<Item = &Arc<Dataset>> {
         self.datasets[self.named..].iter()
     }
@@ -164,7 +156,6 @@ impl Catalog {
         by_block.or_else(left_out).unwrap_or_else(otherwise)
     }
 
-    /// The catalog with the receivers of another.
     pub fn with_listeners_of(self, other: &Catalog) -> Catalog {
         Catalog { listeners: other.listeners.clone(), ..self }
     }
@@ -179,7 +170,6 @@ impl Catalog {
         self.text.as_deref()
     }
 
-    /// The tables that a pattern matches, and that are no dataset.
     pub fn left_out(&self) -> &[LeftOut] {
         &self.left_out
     }
@@ -226,29 +216,21 @@ impl Catalog {
         &self.idle_patterns
     }
 
-    /// The names of all datasets.
     pub fn dataset_names(&self) -> &Arc<[String]> {
         &self.names
     }
 
-    /// The dataset of this name.
     pub fn get(&self, name: &str) -> Option<&Arc<Dataset>> {
         self.datasets.iter().find(|dataset| dataset.name == name)
     }
 
     /// The dataset of the name that a call says.
-    ///
-    /// # Errors
-    /// If there is none.
     pub fn named(&self, name: &str) -> Result<&Arc<Dataset>, UnknownDataset> {
         let near = || hint(name, self.datasets.iter().map(|dataset| dataset.name.as_str()));
         self.get(name).ok_or_else(|| UnknownDataset { near: near(), names: self.names() })
     }
 
     /// The dataset of a call that names none: `users`, or the only one.
-    ///
-    /// # Errors
-    /// If there are several, and none is `users`.
     pub fn implied(&self) -> Result<&Arc<Dataset>, SeveralDatasets> {
         match (self.get(USERS), self.datasets.as_slice()) {
             (Some(dataset), _) | (None, [dataset]) => Ok(dataset),
@@ -279,7 +261,6 @@ impl Catalog {
         self.datasets.iter()
     }
 
-    /// The receivers of events, with the events that each of them gets.
     pub fn listeners(&self) -> &[Listener] {
         &self.listeners
     }

@@ -20,7 +20,6 @@ struct InForce {
 }
 
 impl CurrentCatalog {
-    /// Puts a catalog in force.
     pub fn new(catalog: Arc<Catalog>) -> CurrentCatalog {
         CurrentCatalog(Arc::new(RwLock::new(InForce {
             catalog,
@@ -30,7 +29,6 @@ impl CurrentCatalog {
         })))
     }
 
-    /// The catalog in force.
     pub fn get(&self) -> Arc<Catalog> {
         self.in_force().catalog
     }

@@ -15,7 +15,6 @@ use crate::job::columns::MetaColumn;
 /// The default of the overlap: the longest time that a transaction may take.
 const OVERLAP: Duration = Duration::from_secs(5 * 60);
 
-/// Reads all datasets.
 pub(super) fn read(file: &mut OperatorFile<'_>, names: &mut Names) -> Vec<Arc<Dataset>> {
     let mut datasets = Vec::new();
     file.each_block(DATASET, names, |block| datasets.extend(dataset(block).map(Arc::new)));

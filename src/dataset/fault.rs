@@ -56,9 +56,7 @@ pub const MASK_REMOVED: &str = "mask_removed";
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{dataset}: {member}: {why}")]
 pub struct Fault {
-    /// The dataset's name.
     pub dataset: String,
-    /// The member.
     pub member: &'static str,
     /// The entry, if the member is a list.
     pub item: Option<String>,
@@ -97,7 +95,6 @@ impl Display for Faults {
 pub struct UnknownDataset {
     /// The end of a sentence that suggests a similar name. Empty if no name is similar.
     pub near: String,
-    /// The names of all datasets.
     pub names: String,
 }
 

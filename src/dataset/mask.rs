@@ -20,7 +20,6 @@ const FEWEST_DIFFERENT: usize = 8;
 /// The masks of a dataset, by the names of columns.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Masks {
-    /// The rule for each column.
     pub rules: BTreeMap<String, MaskRule>,
     /// True if the table may lack some of the columns, as the tables of a pattern may.
     pub are_optional: bool,

@@ -20,9 +20,7 @@ pub(super) const TABLES: &str = "tables";
 /// A relation of the database, as far as a pattern needs to know it.
 #[derive(Clone, Debug)]
 pub struct Candidate {
-    /// Its schema.
     pub schema: String,
-    /// Its name.
     pub name: String,
     /// True if a name without a schema means it.
     pub is_visible: bool,
@@ -32,7 +30,6 @@ pub struct Candidate {
     pub are_owners_trusted: bool,
     /// False for views, foreign tables and tables with rules: reading them runs code of their owners.
     pub is_plain_table: bool,
-    /// True for a partition of a table.
     pub is_partition: bool,
     /// True if a crash of Postgres empties it.
     pub is_unlogged: bool,
@@ -49,19 +46,14 @@ pub struct Candidate {
 pub enum Reason {
     /// It is no plain table.
     NeedsBlock,
-    /// It is a partition of a table.
     Partition,
-    /// A crash of Postgres empties it.
     Unlogged,
     /// Its owner is not one of the pattern's.
     AnotherOwner,
-    /// It has no primary key.
     NoKey,
     /// Its changes are told by a column that it lacks, or with which no index begins.
     NoUpdatedAt,
-    /// Its name can't be a dataset's.
     NameInvalid,
-    /// Another table would get the same name.
     NameClash,
     /// A dataset of another table has the name, or its lanes or keys are still there.
     NameTaken,
@@ -89,9 +81,7 @@ impl Reason {
 pub struct LeftOut {
     /// The name that its dataset would have.
     pub name: String,
-    /// The table.
     pub table: Table,
-    /// Why it is no dataset.
     pub reason: Reason,
     /// The owners of the table and its partitions.
     owners: Vec<String>,
@@ -163,7 +153,6 @@ impl NamePattern {
     }
 }
 
-/// Reads all patterns.
 pub(super) fn read(file: &mut OperatorFile<'_>) -> Vec<Pattern> {
     let mut patterns = Vec::new();
     file.each_unnamed_block(TABLES, |block| patterns.extend(pattern(block)));
@@ -201,7 +190,6 @@ impl Pattern {
         fits(&self.matches) && !fits(&self.exclude)
     }
 
-    /// The masks of its datasets.
     pub(super) fn masks(&self) -> &Masks {
         &self.options.masks
     }

@@ -14,7 +14,6 @@ use crate::schedule::timing::{self, BadTiming, Timing};
 use crate::schedule::{Schedule, ScheduledDatasets};
 use pg_rows::encoding::{Encoding, Format};
 
-/// Reads all schedules.
 pub(super) fn read(file: &mut OperatorFile<'_>, names: &mut Names, known: &Known<'_>) -> Vec<Arc<Schedule>> {
     let mut schedules = Vec::new();
     file.each_block("schedule", names, |block| schedules.extend(schedule(block, known).map(Arc::new)));
