@@ -23,7 +23,6 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Returns a backoff that begins with the pause `first`.
     pub const fn new(first: Duration, longest: Duration) -> Backoff {
         Backoff { next: first, longest }
     }
