@@ -28,7 +28,6 @@ pub struct EventType {
 }
 
 impl EventType {
-    /// Returns all types.
     pub fn all() -> impl Iterator<Item = EventType> {
         Status::ALL.iter().copied().filter(|status| status.is_terminal()).map(|end| EventType { end })
     }
@@ -38,7 +37,6 @@ impl EventType {
         format!("export.{}", self.end)
     }
 
-    /// Returns the type with this name, or `None` if there is none.
     pub fn named(name: &str) -> Option<EventType> {
         EventType::all().find(|event| event.name() == name)
     }
@@ -49,7 +47,6 @@ impl EventType {
 pub struct Listener {
     /// The receiver's name in the operator's file.
     pub name: String,
-    /// The types of the events that the receiver gets.
     pub events: Vec<EventType>,
     /// The datasets for whose exports the receiver gets events. The event of a batch shows no other dataset. `None`
     /// selects all.
@@ -67,7 +64,6 @@ impl Listener {
         self.events.contains(&event) && is_of_consumer && datasets.iter().any(|dataset| self.may_see(dataset))
     }
 
-    /// Returns true if the receiver may see the name of this dataset.
     pub fn may_see(&self, dataset: &str) -> bool {
         self.datasets.as_ref().is_none_or(|names| names.iter().any(|name| name == dataset))
     }
@@ -82,11 +78,9 @@ pub struct Delivery {
     pub endpoint: String,
     /// The export, or the first export of the batch.
     pub job: JobId,
-    /// The batch. `None` if the event is of an export of no batch.
+    /// `None` if the event is of an export of no batch.
     pub batch: Option<JobId>,
-    /// The event.
     pub event: EventType,
-    /// The state of the delivery.
     pub status: DeliveryStatus,
     /// The number of ended attempts since the delivery was created, or since the last request for a redelivery.
     pub attempt: u32,
@@ -94,7 +88,6 @@ pub struct Delivery {
     pub next_attempt_at: Option<DateTime<Utc>>,
     /// The HTTP status of the last response. `None` if no response was received.
     pub last_status: Option<u16>,
-    /// The error of the last attempt.
     pub last_error: Option<String>,
     /// The time at which the export or the batch ended.
     pub created_at: DateTime<Utc>,
@@ -105,9 +98,7 @@ pub struct Delivery {
 /// The filter of a list of deliveries, newest first. A field with `None` does not restrict the list.
 #[derive(Clone, Debug, Default)]
 pub struct DeliveryFilter {
-    /// Selects deliveries in this state.
     pub status: Option<DeliveryStatus>,
-    /// Selects deliveries to this receiver.
     pub endpoint: Option<String>,
     /// Selects deliveries older than this one.
     pub before: Option<Uuid>,
