@@ -39,7 +39,6 @@ pub struct Exported {
 pub struct Part {
     /// The number of rows, without the header.
     pub rows: u64,
-    /// The staged file.
     pub staged: StagedFile,
 }
 
@@ -66,14 +65,12 @@ pub struct StagedFile {
     pub name: String,
     /// The SHA-256 of the file, in hexadecimal.
     pub sha256: String,
-    /// The identity of the file. A file with another content has another identity.
     pub identity: FileIdentity,
 }
 
 /// The identity of a file. A renamed file keeps its identity; a rewritten or copied file has another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileIdentity {
-    /// The size in bytes.
     pub bytes: u64,
     /// The location at the destination, which does not depend on the file's name.
     pub location: FileLocation,
@@ -88,7 +85,6 @@ pub enum FileLocation {
     /// A file in a folder.
     #[serde(rename_all = "camelCase")]
     Folder {
-        /// The inode number.
         #[serde(with = "text")]
         inode: u64,
         /// The time of the last modification, in nanoseconds since 1970.
@@ -97,7 +93,6 @@ pub enum FileLocation {
     },
     /// A multipart upload to a bucket. The object is not visible until the upload is completed.
     Upload {
-        /// The key of the future object.
         key: String,
         /// The object store's id of the upload. Empty if the object store needs none.
         upload: String,
@@ -106,7 +101,6 @@ pub enum FileLocation {
     },
     /// An object in a bucket.
     Object {
-        /// The key of the object.
         key: String,
         /// The ETag of the object. `None` if the object store returned none.
         etag: Option<String>,
@@ -134,7 +128,6 @@ mod text {
 /// The record of a completed job's files.
 #[derive(Clone, Debug)]
 pub struct FileRecord {
-    /// The job that wrote the files.
     pub job: JobId,
     /// The consumer of the job's lane. `None` for an ad-hoc job.
     pub consumer: Option<ConsumerId>,
@@ -143,9 +136,7 @@ pub struct FileRecord {
     /// True if a service on that database wrote the files. A service on a copy of the database must not rename or
     /// remove the files of the original.
     pub is_own: bool,
-    /// The dataset's name.
     pub dataset: String,
-    /// The format and compression of the files.
     pub encoding: Encoding,
     /// The final name of an only file. The names of several files are derived from it: see [`file_names`].
     pub name: String,
@@ -165,7 +156,6 @@ pub struct FileRecord {
     pub is_published: bool,
     /// True if Postgres has a synchronous standby, which may lack the commit.
     pub awaits_standby: bool,
-    /// The trace context of the job.
     pub trace: Option<TraceParent>,
     /// The batch that the job is a member of. `None` if it is a job of its own.
     pub batch: Option<JobId>,
@@ -183,7 +173,6 @@ impl FileRecord {
         names.zip(&self.parts).map(|(name, part)| (name, &part.staged))
     }
 
-    /// Returns a copy of the files with their names, in their order.
     pub fn owned_files(&self) -> Vec<(String, StagedFile)> {
         self.files().map(|(name, file)| (name, file.clone())).collect()
     }

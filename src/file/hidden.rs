@@ -11,11 +11,8 @@ const MARKER_ENDING: &str = ".mark";
 /// A hidden file of a destination: a file of an attempt, or a marker that is being written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HiddenFile {
-    /// The name of the file.
     pub name: String,
-    /// The database of the job.
     pub database: DatabaseId,
-    /// The job that the file belongs to.
     pub job: JobId,
     /// The lease token of the attempt. A marker has a random token instead.
     pub token: LeaseToken,
@@ -36,14 +33,12 @@ impl HiddenFile {
         HiddenFile { name: format!("{stem}.{part}{DRAFT_ENDING}"), part, ..self.clone() }
     }
 
-    /// Returns a new hidden file for a marker.
     pub fn of_marker(database: &DatabaseId, job: JobId) -> HiddenFile {
         let token = LeaseToken::random();
         let name = format!(".{database}.{job}.{}{MARKER_ENDING}", token.as_uuid());
         HiddenFile { name, database: database.clone(), job, token, part: 1 }
     }
 
-    /// Returns true if the file is a marker that is being written.
     pub fn is_marker(&self) -> bool {
         self.name.ends_with(MARKER_ENDING)
     }

@@ -31,13 +31,11 @@ pub fn stem(request: &Request, now: DateTime<Utc>) -> String {
 /// The name of an export's file, and the dataset and consumer that determine its key in a bucket.
 #[derive(Clone, Debug)]
 pub struct FileName {
-    /// The dataset's name.
     pub dataset: String,
-    /// The consumer. `None` for an ad-hoc export.
+    /// `None` for an ad-hoc export.
     pub consumer: Option<ConsumerId>,
     /// The name that clients see.
     pub name: String,
-    /// The format and compression of the file.
     pub encoding: Encoding,
 }
 

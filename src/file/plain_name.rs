@@ -51,12 +51,10 @@ fn is_device(name: &str) -> bool {
 }
 
 impl PlainName {
-    /// Returns the path of the file with this name in a folder.
     pub fn within(&self, folder: &Path) -> PathBuf {
         folder.join(&self.0)
     }
 
-    /// Returns the name as a text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
