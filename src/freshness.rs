@@ -68,7 +68,6 @@ pub struct LaneHistory {
 /// The state of a lane's table, as a look at it found it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TableState {
-    /// It can be exported.
     Ready,
     /// Its changes are not captured, although the dataset needs that.
     NotTracked,
@@ -81,7 +80,6 @@ pub enum TableState {
 /// The facts that decide the state of a lane.
 #[derive(Clone, Debug)]
 pub struct LaneFacts {
-    /// The ends of its latest exports.
     pub history: LaneHistory,
     /// True if it has a position or a watermark.
     pub has_position: bool,
