@@ -40,7 +40,6 @@ pub use progress::{CurrentJob, Progress, Reached};
 pub struct JobId(Uuid);
 
 impl JobId {
-    /// Generates a unique id.
     pub fn random() -> JobId {
         JobId(Uuid::now_v7())
     }
@@ -71,7 +70,6 @@ impl fmt::Display for JobId {
 pub struct LeaseToken(Uuid);
 
 impl LeaseToken {
-    /// Generates a unique token.
     pub fn random() -> LeaseToken {
         LeaseToken(Uuid::new_v4())
     }
@@ -98,7 +96,6 @@ pub struct BadConsumerId;
 pub struct ConsumerId(String);
 
 impl ConsumerId {
-    /// Returns the id.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -169,7 +166,6 @@ impl Status {
         )
     }
 
-    /// Returns true if the status is final.
     pub fn is_terminal(self) -> bool {
         !self.can_become(Status::Cancelled)
     }
@@ -255,15 +251,11 @@ pub const FILE_BYTES: RangeInclusive<u64> = 16 << 20..=5 << 30;
 /// A request for an export.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
-    /// The consumer. `None` for an ad-hoc export, which neither reads nor moves a watermark.
+    /// `None` for an ad-hoc export, which neither reads nor moves a watermark.
     pub consumer: Option<ConsumerId>,
-    /// The dataset's name.
     pub dataset: String,
-    /// The type of the export.
     pub export_type: ExportType,
-    /// The columns and rows of an ad-hoc export.
     pub selection: Selection,
-    /// The format and compression of the files.
     pub encoding: Encoding,
     /// The size at which a file is full, so that further rows go into the next file. `None` uses the dataset's size, or
     /// one file if the dataset has none.
@@ -274,11 +266,9 @@ pub struct Request {
     pub heals: bool,
     /// The export that the caller loaded last, if the caller sent it.
     pub after: Option<After>,
-    /// The job that this request repeats.
     pub retry_of: Option<JobId>,
     /// The client's idempotency key. A second request with the same key creates no second job.
     pub key: Option<IdempotencyKey>,
-    /// The trace context of the request.
     pub trace: Option<TraceParent>,
 }
 
@@ -328,17 +318,12 @@ impl Request {
 /// A job in the state that clients see.
 #[derive(Clone, Debug)]
 pub struct Job {
-    /// The permanent id.
     pub id: JobId,
-    /// The consumer. `None` for an ad-hoc export.
+    /// `None` for an ad-hoc export.
     pub consumer: Option<ConsumerId>,
-    /// The dataset's name.
     pub dataset: String,
-    /// The type of the export.
     pub export_type: ExportType,
-    /// The columns and rows of an ad-hoc export.
     pub selection: Selection,
-    /// The format and compression of the files.
     pub encoding: Encoding,
     /// The size at which a file is full. `None` uses the dataset's size, or one file if the dataset has none.
     pub max_file_bytes: Option<u64>,
@@ -367,9 +352,7 @@ pub struct Job {
     pub digest: Option<String>,
     /// The number of times that a worker claimed the job.
     pub attempt: u32,
-    /// The reason why the job failed.
     pub error: Option<Failure>,
-    /// The facts that the export reports about itself.
     pub report: ExportReport,
     /// The consumer's watermark before the export.
     pub watermark_from: Option<DateTime<Utc>>,
@@ -386,7 +369,6 @@ pub struct Job {
     /// The export that the caller had loaded last, if the caller sent it. It was verified for an incremental export and
     /// a delta.
     pub after: Option<After>,
-    /// The job that this one repeats on request.
     pub retry_of: Option<JobId>,
     /// The batch that the job is a member of: the id of the batch's first job.
     pub batch: Option<JobId>,
@@ -400,7 +382,6 @@ pub struct Job {
     pub created_at: DateTime<Utc>,
     /// The time of the first claim by a worker.
     pub started_at: Option<DateTime<Utc>>,
-    /// The time at which the job ended.
     pub finished_at: Option<DateTime<Utc>>,
 }
 
@@ -410,12 +391,11 @@ impl Job {
         if self.status == Status::Skipped { Status::Completed } else { self.status }
     }
 
-    /// Returns the job's file if the job has exactly one.
     pub fn only_file(&self) -> Option<&JobFile> {
         if let [only] = self.files.as_slice() { Some(only) } else { None }
     }
 
-    /// Returns the job's lane. Returns `None` for an ad-hoc export.
+    /// Returns `None` for an ad-hoc export.
     pub fn lane(&self) -> Option<Lane<'_>> {
         self.consumer.as_ref().map(|consumer| Lane { consumer, dataset: &self.dataset })
     }
@@ -424,13 +404,10 @@ impl Job {
 /// A file of a completed job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobFile {
-    /// The name of the file.
     pub name: String,
     /// The URL of the file. `None` if the file is not published.
     pub location: Option<String>,
-    /// The size in bytes.
     pub bytes: u64,
-    /// The number of rows.
     pub rows: u64,
     /// The SHA-256 of the file, in hexadecimal.
     pub sha256: String,
@@ -441,20 +418,15 @@ pub struct JobFile {
 pub struct Failure {
     /// The guard's verdict, if that is the reason.
     pub continuity: Option<Continuity>,
-    /// The code.
     pub code: FailureCode,
-    /// The sentence.
     pub detail: String,
 }
 
 /// The filter of a list of jobs. A field with `None` does not restrict the list.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
-    /// Selects jobs of this consumer.
     pub consumer: Option<ConsumerId>,
-    /// Selects jobs of this dataset.
     pub dataset: Option<String>,
-    /// Selects exports of this type.
     pub export_type: Option<ExportType>,
     /// Selects jobs with this status, as clients see it.
     pub status: Option<Status>,
@@ -474,7 +446,6 @@ pub struct Retention {
 /// The limits for a new job.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
-    /// The largest number of attempts.
     pub max_attempts: u32,
     /// The largest number of open jobs of all consumers together.
     pub max_open: u32,

@@ -23,7 +23,6 @@ pub struct HourlyExports {
     pub name: String,
     /// The number of completed exports. Skipped ones are not counted.
     pub completed: [u64; HOURS],
-    /// The number of failed exports.
     pub failed: [u64; HOURS],
     /// The rows of the completed exports.
     pub rows: [u64; HOURS],

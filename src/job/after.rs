@@ -12,7 +12,6 @@ pub enum After {
     Nothing,
     /// The caller loaded this export last.
     Export {
-        /// The job id of the export.
         job: JobId,
         /// The SHA-256 of the loaded file in lower-case hexadecimal, if the caller sent it.
         sha256: Option<String>,

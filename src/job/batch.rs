@@ -31,7 +31,6 @@ pub struct BatchRequest {
 /// A dataset that `"*"` does not export.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Omitted {
-    /// The dataset's name.
     pub dataset: String,
     /// The reason, a word.
     pub reason: String,
@@ -44,12 +43,10 @@ pub struct Batch {
     pub id: JobId,
     /// The members, in the order of their datasets' names. There is one at least.
     pub jobs: Vec<Job>,
-    /// The request.
     pub request: BatchRequest,
 }
 
 impl BatchRequest {
-    /// Returns true if the other request is a repetition of this one.
     pub fn is_repeated_by(&self, other: &BatchRequest) -> bool {
         self.request == other.request && self.retry_of == other.retry_of
     }

@@ -15,7 +15,6 @@ impl Bounds {
     /// Allows everything.
     pub const NONE: Bounds = Bounds { consumers: None, datasets: None };
 
-    /// Returns true if the caller may see and request all exports.
     pub fn allow_all(&self) -> bool {
         *self == Bounds::NONE
     }
@@ -25,7 +24,6 @@ impl Bounds {
         self.consumers.as_ref().is_none_or(|its| consumer.is_some_and(|consumer| its.contains(consumer)))
     }
 
-    /// Returns true if exports of the dataset with this name are allowed.
     pub fn allow_dataset(&self, name: &str) -> bool {
         self.datasets.as_ref().is_none_or(|its| its.iter().any(|other| other == name))
     }

@@ -60,9 +60,7 @@ pg_rows::words! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SavedWireFormat {
-    /// The type's binary format.
     Binary,
-    /// The type's text format.
     Text,
 }
 

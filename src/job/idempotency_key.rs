@@ -12,7 +12,6 @@ pub struct IdempotencyKey(String);
 pub struct BadIdempotencyKey;
 
 impl IdempotencyKey {
-    /// Returns the text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

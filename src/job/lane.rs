@@ -7,9 +7,7 @@ use crate::job::ConsumerId;
 /// The jobs of one consumer for one dataset. They run one after another, and the published ones are numbered.
 #[derive(Clone, Copy, Debug)]
 pub struct Lane<'a> {
-    /// The consumer.
     pub consumer: &'a ConsumerId,
-    /// The dataset's name.
     pub dataset: &'a str,
 }
 

@@ -10,7 +10,6 @@ use crate::job::JobId;
 /// completed, the database has lost an export that consumers may have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Marker {
-    /// The job id of the export.
     pub job: JobId,
     /// The digest of the export's content, in hexadecimal: see [`content_sha256`](crate::file::content_sha256).
     pub sha256: String,
@@ -24,7 +23,6 @@ impl Marker {
         Marker { job: Uuid::nil().into(), sha256: String::new(), order: 0 }
     }
 
-    /// Returns true if the marker could not be read.
     pub fn is_unreadable(&self) -> bool {
         self.job.as_uuid().is_nil()
     }

@@ -65,7 +65,6 @@ impl Progress {
         Some(self.0.expected.load(Ordering::Relaxed)).filter(|rows| *rows > 0)
     }
 
-    /// Returns the current progress.
     pub fn read(&self) -> Reached {
         Reached {
             percent: self.0.percent.load(Ordering::Relaxed),
@@ -81,7 +80,6 @@ impl Progress {
 pub struct CurrentJob(Arc<Mutex<(JobId, Progress)>>);
 
 impl CurrentJob {
-    /// Begins with a job.
     pub fn new(job: JobId) -> CurrentJob {
         CurrentJob(Arc::new(Mutex::new((job, Progress::default()))))
     }
@@ -93,7 +91,6 @@ impl CurrentJob {
         progress
     }
 
-    /// Returns the job and how far it is.
     pub fn read(&self) -> (JobId, Reached) {
         let current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         (current.0, current.1.read())

@@ -17,7 +17,6 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// Returns true if it selects everything.
     pub fn is_all(&self) -> bool {
         *self == Selection::default()
     }
@@ -38,9 +37,7 @@ pub struct BadSelection {
 /// A condition on a column.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Condition {
-    /// The column's name.
     pub column: String,
-    /// The comparison.
     pub operator: Operator,
     /// The value to compare with, in the text form of the column's type. It is a JSON array of such texts for
     /// [`Operator::In`], and `true` or `false` for [`Operator::IsNull`].
