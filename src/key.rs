@@ -42,7 +42,6 @@ impl Prefix {
         Prefix(digits)
     }
 
-    /// The digits.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -87,7 +86,6 @@ impl FromStr for PresentedKey {
 pub struct SecretKeyText(String);
 
 impl SecretKeyText {
-    /// Returns the text.
     pub fn reveal(&self) -> &str {
         &self.0
     }
@@ -115,7 +113,6 @@ impl PresentedKey {
         (key, text)
     }
 
-    /// Returns the public part of the key.
     pub fn prefix(&self) -> &Prefix {
         &self.prefix
     }
@@ -148,7 +145,6 @@ fn random_hex<const N: usize>() -> String {
 pub struct KeyName(String);
 
 impl KeyName {
-    /// Returns the name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -191,11 +187,8 @@ impl From<&str> for KeySelector {
 /// The rights of a key, and the exports that they apply to.
 #[derive(Clone, Debug)]
 pub struct Grant {
-    /// The prefix of the key.
     pub prefix: Prefix,
-    /// The consumers and datasets that the key is valid for.
     pub bounds: Bounds,
-    /// The scopes of the key.
     pub scopes: Vec<Scope>,
 }
 
@@ -209,7 +202,6 @@ impl Grant {
 /// A valid key in its stored form.
 #[derive(Clone)]
 pub struct StoredKey {
-    /// The rights of a client with this key.
     pub grant: Arc<Grant>,
     /// The SHA-256 of the key's text.
     pub hash: Vec<u8>,
@@ -226,11 +218,8 @@ impl fmt::Debug for StoredKey {
 /// The description of a key for operators.
 #[derive(Clone, Debug)]
 pub struct KeyInfo {
-    /// The key's name.
     pub name: String,
-    /// The rights of a client with this key.
     pub grant: Grant,
-    /// The time at which the key was created.
     pub created_at: DateTime<Utc>,
     /// The time at which the key expires. `None` if it never expires.
     pub expires_at: Option<DateTime<Utc>>,
