@@ -37,11 +37,9 @@ pub struct Manifest {
     /// The files, in the order of their parts.
     #[serde(deserialize_with = "list::read")]
     pub entries: Vec<Entry>,
-    /// The columns of the files.
     pub schema: Schema,
     /// The size and the number of rows of all files together.
     pub meta: Meta,
-    /// The program that wrote the manifest.
     pub author: Author,
     /// The number of the export in its lane, from 1. A copied manifest may have another number.
     pub number: u64,
@@ -79,11 +77,9 @@ pub struct SignedLocation {
 /// A file, in the form that loaders read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// The URL of the file.
     pub url: String,
     /// True if a loader must fail when the file is missing.
     pub mandatory: bool,
-    /// The size and the number of rows of the file.
     pub meta: Meta,
 }
 
@@ -109,7 +105,6 @@ pub struct Schema {
 pub struct Element {
     /// The column's name in the files.
     pub name: String,
-    /// The column's type.
     #[serde(rename = "type")]
     pub element_type: ElementType,
 }
@@ -124,9 +119,7 @@ pub struct ElementType {
 /// The program that wrote a manifest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Author {
-    /// The program's name.
     pub name: String,
-    /// The program's version.
     pub version: String,
 }
 
@@ -142,9 +135,7 @@ pub struct Chained {
     pub job: String,
     /// The database that the rows come from.
     pub source: ManifestSource,
-    /// The consumer's id.
     pub consumer: String,
-    /// The dataset's name.
     pub dataset: String,
     /// The table, with its schema. `None` if the manifest does not say it.
     pub table: Option<String>,
@@ -199,7 +190,6 @@ pub struct ManifestSource {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ManifestColumn {
-    /// The column's name.
     pub name: String,
     /// The column's type with length and precision, as Postgres writes it.
     #[serde(rename = "type")]
@@ -219,7 +209,6 @@ pub struct ManifestColumn {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ManifestBatch {
-    /// The batch's id.
     pub id: String,
     /// The number of the batch's exports that have files, or had them at the commit. A reader that has as many manifests
     /// of the batch has the whole batch. The names of the datasets are left out: a reader of one dataset need not know
@@ -289,9 +278,6 @@ impl Manifest {
     }
 
     /// Parses a manifest. Does not verify its digest: see [`Manifest::check`].
-    ///
-    /// # Errors
-    /// If the text is not a manifest of this version.
     pub fn read(text: &[u8]) -> Result<Manifest, InvalidManifest> {
         let manifest: Manifest = serde_json::from_slice(text)?;
         // JSON has a NUL in no other form.
@@ -305,7 +291,6 @@ impl Manifest {
         }
     }
 
-    /// Returns the JSON text of the manifest.
     pub fn text(&self) -> String {
         serde_json::to_string(self).expect("texts, numbers and lists are JSON")
     }
@@ -339,12 +324,10 @@ fn without_modifier(type_name: &str) -> String {
     }
 }
 
-/// Returns the name of the manifest in a folder, for an export with this output filename.
 pub fn name_in_folder(output_filename: &str) -> String {
     format!("{}{ENDING}", stem_of(output_filename))
 }
 
-/// Returns true if a file in a folder has the name of a manifest.
 pub fn is_name_in_folder(name: &str) -> bool {
     !name.starts_with('.') && name.ends_with(ENDING)
 }
@@ -359,7 +342,6 @@ pub fn key(dataset: &str, consumer: &ConsumerId, number: u64) -> String {
     format!("{}/{number:020}.json", folder(dataset, consumer))
 }
 
-/// Returns true if an object has the key of a manifest.
 pub fn is_key(key: &str) -> bool {
     let mut parts = key.rsplit('/');
     let name = parts.next().and_then(|name| name.strip_suffix(".json"));

@@ -82,7 +82,6 @@ pub(super) struct LaneEntry {
 /// An export and the previous export that its manifest names.
 #[derive(Debug)]
 pub struct Link {
-    /// The digest of the previous export of the lane.
     pub previous: Option<Digest>,
     /// The number of the export. If copies of the manifest have different numbers, the smallest one.
     pub number: u64,

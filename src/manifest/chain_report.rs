@@ -38,7 +38,6 @@ pub struct ChainReport {
 /// An export whose manifest was read again.
 #[derive(Debug)]
 pub struct Seen {
-    /// True if the files of the export are needed.
     pub is_required: bool,
     /// The faults of the export. Empty if its manifest was already seen.
     pub faults: Vec<ChainFault>,
@@ -80,12 +79,10 @@ impl ChainReport {
         })
     }
 
-    /// Returns the number of exports.
     pub fn exports(&self) -> usize {
         self.chains.links.len()
     }
 
-    /// Returns the number of lanes.
     pub fn lanes(&self) -> usize {
         self.chains.lanes.len()
     }

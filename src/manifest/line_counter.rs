@@ -14,12 +14,10 @@ const MAX_RATIO: u64 = 1100;
 pub struct UnpackLimits {
     /// The rows without the header.
     pub rows: u64,
-    /// The unpacked bytes.
     pub bytes: u64,
 }
 
 impl UnpackLimits {
-    /// Returns the limits of a file with these properties.
     pub fn from_manifest(file: &ManifestFile) -> UnpackLimits {
         let number = |text: &str| text.parse::<u64>().unwrap_or(0);
         let bytes = number(&file.bytes).saturating_mul(MAX_RATIO).saturating_add(MIN_UNPACKED_BYTES);
@@ -30,7 +28,6 @@ impl UnpackLimits {
 /// A file that unpacks to more than its limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LimitExceeded {
-    /// The file has more rows than its manifest says.
     #[error("it has more than {0} rows")]
     Rows(u64),
     /// The file has more bytes than one of its size can have.

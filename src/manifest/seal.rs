@@ -49,22 +49,17 @@ fn is_signed_by(keys: &[PublicKey], bytes: &[u8], signature: &str) -> bool {
 /// The evidence that a manifest was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
-    /// The digest does not match the export.
     #[error("its digest does not match its content")]
     Digest,
-    /// The members that loaders read differ from the export.
     #[error("its entries, schema or meta differ from its export")]
     LoaderMembers,
-    /// The manifest is stored under the name of another manifest.
     #[error("it is the manifest of another name")]
     Name,
-    /// The manifest has no signature.
     #[error("it has no signature")]
     Unsigned,
     /// The signature is by none of the keys, or over another manifest.
     #[error("its signature is not by this key")]
     Signature,
-    /// The manifest is signed in another form.
     #[error("its signature has a form that this version doesn't know")]
     SignatureForm,
 }
@@ -72,9 +67,6 @@ pub enum Broken {
 impl Manifest {
     /// Checks that the manifest is unchanged and belongs under this name. Requires a signature by one of the keys, if
     /// there are any.
-    ///
-    /// # Errors
-    /// The first evidence of a change.
     pub fn check(&self, name: &str, keys: &[PublicKey]) -> Result<(), Broken> {
         self.check_content()?;
         if !self.may_have_name(name) {
@@ -84,9 +76,6 @@ impl Manifest {
     }
 
     /// Checks that the digest and the members for loaders are those of the export.
-    ///
-    /// # Errors
-    /// The first evidence of a change.
     pub fn check_content(&self) -> Result<(), Broken> {
         let urls = self.entries.iter().map(|entry| entry.url.clone()).collect();
         let written = Manifest::new(self.number, self.export.clone(), urls);
@@ -103,9 +92,6 @@ impl Manifest {
     /// Checks that one of the keys signed the manifest. Checks nothing if there are no keys.
     ///
     /// The signature is over the digest that the manifest states: see [`Manifest::check_content`].
-    ///
-    /// # Errors
-    /// If the manifest is not signed, or not by one of the keys.
     pub fn check_signature(&self, keys: &[PublicKey]) -> Result<(), Broken> {
         if keys.is_empty() {
             return Ok(());
@@ -115,7 +101,6 @@ impl Manifest {
         if is_signed_by(keys, &bytes, signature) { Ok(()) } else { Err(Broken::Signature) }
     }
 
-    /// Returns true if a manifest of this export and number may have this name.
     fn may_have_name(&self, name: &str) -> bool {
         if manifest::is_key(name) {
             let consumer: Result<ConsumerId, _> = self.export.consumer.parse();

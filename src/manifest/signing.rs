@@ -49,7 +49,6 @@ impl SigningKey {
         hex::encode(self.0.public_key())
     }
 
-    /// Signs a manifest.
     pub fn sign(&self, manifest: &mut Manifest) {
         manifest.signature_version = Some(VERSION.to_owned());
         let bytes = signed_bytes(manifest).expect("this version's form is known");
