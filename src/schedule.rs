@@ -22,15 +22,10 @@ pub const WAITS_FOR_CLOCK: TimeDelta = TimeDelta::hours(1);
 pub struct Schedule {
     /// The schedule's name in lists, logs and metrics.
     pub name: String,
-    /// The consumer of its exports.
     pub consumer: ConsumerId,
-    /// The datasets of its exports.
     pub datasets: ScheduledDatasets,
-    /// The type of its exports.
     pub export_type: ExportType,
-    /// The format and compression of its files.
     pub encoding: Encoding,
-    /// The times of its slots.
     pub timing: Timing,
     /// True if a full export is made where only one goes on.
     pub heals: bool,
@@ -72,7 +67,6 @@ impl ScheduledDatasets {
 /// The action that is due for a schedule at a given time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Due {
-    /// No action is due.
     Nothing,
     /// This slot is due. It is the latest that passed. Missed earlier slots are skipped.
     Slot(DateTime<Utc>),

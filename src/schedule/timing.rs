@@ -20,48 +20,32 @@ const LONGEST_SHIFT: TimeDelta = TimeDelta::days(2);
 #[derive(Clone, Debug)]
 pub enum Timing {
     /// Slots at the multiples of an interval since the beginning of 1970, UTC. The slots of `1h` are the full hours.
-    Every {
-        /// The interval, in seconds.
-        seconds: u64,
-    },
+    Every { seconds: u64 },
     /// Slots at the local times of a cron pattern in a time zone. A change to or from daylight saving time is handled
     /// as in cron:
     ///
     /// - A pattern with one time of day has a slot right after the gap if that time is skipped, and a single slot if
     ///   that time occurs twice.
     /// - A pattern with many times has no slot in the gap, and slots in both repeated hours.
-    Cron {
-        /// The text of the pattern.
-        text: String,
-        /// The parsed pattern.
-        pattern: Box<Cron>,
-        /// The time zone.
-        zone: Tz,
-    },
+    Cron { text: String, pattern: Box<Cron>, zone: Tz },
 }
 
 /// The error of an invalid timing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadTiming {
-    /// The text is not an interval.
     #[error("a time from 1s to 366d in whole seconds is expected, such as 5m or 1h")]
     Every,
-    /// The text is not a cron pattern. Contains the reason if it is known.
+    /// Contains the reason if it is known.
     #[error("not five fields of cron (minute, hour, day of month, month, day of week), such as 15 2 * * 1-5{0}")]
     Cron(String),
-    /// No date matches the pattern.
     #[error("no date matches this pattern")]
     Never,
-    /// The text is not the name of a time zone.
     #[error("there is no time zone of this name, such as Europe/Berlin")]
     Zone,
 }
 
 impl Timing {
     /// Parses an interval such as `5m`.
-    ///
-    /// # Errors
-    /// If the text is not an interval, or the interval is out of range.
     pub fn every(text: &str) -> Result<Timing, BadTiming> {
         // The parser of durations reads a month as 30.44 days and a year as 365.25 days.
         let mut units = text.split(|letter: char| !letter.is_ascii_alphabetic());
@@ -79,7 +63,7 @@ impl Timing {
     /// Parses a cron pattern of five fields, whose times are those of a time zone.
     ///
     /// # Errors
-    /// If the pattern is invalid, or if no date matches it. The error has the faults of all fields.
+    /// The error has the faults of all fields.
     pub fn cron(text: &str, zone: Tz) -> Result<Timing, BadTiming> {
         let faults = field_faults(text);
         if !faults.is_empty() {
@@ -144,9 +128,6 @@ impl Timing {
 }
 
 /// Parses the name of a time zone in the IANA database.
-///
-/// # Errors
-/// If there is no time zone of this name.
 pub fn zone(name: &str) -> Result<Tz, BadTiming> {
     name.parse().map_err(|_| BadTiming::Zone)
 }
@@ -216,7 +197,6 @@ fn too_long_steps(field: &str, longest: u32) -> impl Iterator<Item = u32> {
     steps.filter(move |step| *step > longest)
 }
 
-/// Returns the names of all time zones.
 pub fn zones() -> impl Iterator<Item = &'static str> {
     chrono_tz::TZ_VARIANTS.iter().map(|zone| zone.name())
 }
