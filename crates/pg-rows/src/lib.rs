@@ -28,6 +28,8 @@
 //! # Ok::<(), pg_rows::Error>(())
 //! ```
 
+#![warn(missing_docs)]
+
 mod assembler;
 pub mod column;
 mod compress;

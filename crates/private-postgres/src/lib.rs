@@ -5,6 +5,8 @@
 //!
 //! It must not know the use of the database: no schema, no pool, no client library, no environment variable.
 
+#![warn(missing_docs)]
+
 mod account;
 mod binaries;
 mod cluster;
