@@ -1,7 +1,6 @@
 //! The rows of each type of export, and the watermark after it.
 
 use serde_json::{Value, json};
-use sqlx::postgres::PgPoolCopyExt;
 
 use crate::harness::{Csv, Database, Start, serving_users};
 
@@ -121,96 +120,6 @@ async fn the_watermark_is_the_latest_finite_time_and_never_moves_back() {
     database.run("delete from users where id = 3; update users set updated_at = '2025-01-01' where id = 1").await;
     service.export("full", "a").await;
     assert_eq!(service.watermark("a").await.as_deref(), Some("2026-01-01T00:03:00.000000Z"));
-}
-
-#[tokio::test]
-async fn a_watermark_set_by_hand_is_obeyed() {
-    let database = Database::with_users(9).await;
-    let statements =
-        "insert into watermarks (consumer_id, last_exported_at, updated_at) values ('a', '2026-01-01 00:05+00', now())";
-    database.run(statements).await;
-    let service = Start::on(&database).service().await;
-    let (_, file) = service.export("incremental", "a").await;
-    assert_eq!(file.ids(), [6, 7, 8, 9]);
-    database.run("update watermarks set last_exported_at = '2026-01-01 00:07+00' where consumer_id = 'a'").await;
-    let (_, file) = service.export("incremental", "a").await;
-    assert_eq!(file.ids(), [8, 9]);
-}
-
-#[tokio::test]
-async fn hostile_values_are_restored_by_copy() {
-    let database = Database::new().await;
-    let values = [
-        "plain",
-        "",
-        " ",
-        "a,b",
-        "\"",
-        "say \"hi\"",
-        "line\nfeed",
-        "carriage\r\nreturn",
-        "\r",
-        "tab\t",
-        "\u{feff}first",
-        "=1+1",
-        "@x",
-        "\\N",
-        "\\.",
-        "a\n\\.\nb",
-        "NULL",
-        "'; drop table users; --",
-        "👩‍🚀",
-        "e\u{301}",
-        "ü",
-        "\u{1}",
-        "$1",
-    ];
-    for (i, value) in values.iter().enumerate() {
-        let insert = "insert into users (name, email, created_at, updated_at) values ($1, $2, now(), 'infinity')";
-        sqlx::query(insert).bind(value).bind(format!("{i}{value}")).execute(&database.pool).await.unwrap();
-    }
-    let times = [
-        "0044-03-15 00:00:00.000001+00 BC",
-        "12026-07-04 05:06:07.89+00",
-        "-infinity",
-        "1999-12-31 23:59:59.999999+00",
-    ];
-    for (i, time) in times.iter().enumerate() {
-        let statements =
-            format!("insert into users (name, email, created_at, updated_at) values ('t', 't{i}', '{time}', '{time}')");
-        database.run(&statements).await;
-    }
-    let service = Start::on(&database).service().await;
-    for (export_type, columns) in [("full", ""), ("delta", "operation text, ")] {
-        let (job, _) = service.export(export_type, export_type).await;
-        let statements = format!(
-            "create table restored ({columns}id bigint, name text, email text, created_at timestamptz,
-               updated_at timestamptz, is_deleted boolean)"
-        );
-        database.run(&statements).await;
-        let mut copy = database.pool.copy_in_raw("copy restored from stdin csv header").await.unwrap();
-        copy.send(std::fs::read(service.path(&job)).unwrap()).await.unwrap();
-        copy.finish().await.unwrap();
-        let differing: i64 = database
-            .one(
-                "select count(*) from users u full join restored r using (id) where
-                 (u.name, u.email, u.created_at, u.updated_at, u.is_deleted)
-                 is distinct from (r.name, r.email, r.created_at, r.updated_at, r.is_deleted)",
-            )
-            .await;
-        assert_eq!(differing, 0, "{export_type}");
-        database.run("drop table restored").await;
-    }
-}
-
-#[tokio::test]
-async fn null_is_not_the_empty_string() {
-    let database = Database::new_with("alter table users alter column name drop not null").await;
-    database.run("insert into users (name, email, created_at, updated_at) values (null, '', now(), now())").await;
-    let service = Start::on(&database).service().await;
-    let (job, _) = service.export("full", "a").await;
-    let text = std::fs::read_to_string(service.path(&job)).unwrap();
-    assert!(text.lines().nth(1).unwrap().starts_with("1,,\"\",20"), "{text}");
 }
 
 #[tokio::test]
