@@ -7,7 +7,7 @@ use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::catalog::Catalog;
-use crate::harness::{Database, Service, Start, ends, eventually, needs_full, serving_users};
+use crate::harness::{Database, Service, Start, ends, eventually, serving_users};
 
 async fn after_a_full_export(users: i64) -> (Database, Service) {
     let (database, service) = serving_users(users).await;
@@ -118,45 +118,6 @@ async fn the_log_keeps_what_somebody_has_yet_to_see() {
     service.export("delta", "a").await;
     assert_eq!(purged().await, 0, "one idle writer doesn't pin the log");
     idle.commit().await.unwrap();
-}
-
-#[tokio::test]
-async fn incremental_exports_alone_do_not_hold_the_log_for_ever() {
-    let (database, service) = after_a_full_export(19).await;
-    // The log of three rounds. The last delta was long ago, and incrementals come all the time.
-    let caps = purge::Caps { bytes: 1_200, age: Duration::from_secs(24 * 3600) };
-    database.run("update watermarks set deletions_saved_at = now() - interval '2 hours'").await;
-    for round in 1..=4 {
-        database.run("update users set name = name || 'x' where id <= 9").await;
-        let (_, file) = service.export("incremental", "a").await;
-        assert_eq!(file.rows.len(), 9, "exact all the time");
-        purge::purge(&database.pool, &caps).await.unwrap();
-        let left: i64 = database.one("select count(*) from cdc_export.change_log").await;
-        assert_eq!(left, if round < 3 { 9 * round } else { 0 });
-    }
-    let id = service.submit("delta", "a").await;
-    let job = service.ended(&id).await;
-    needs_full(&job, "deletes_expired");
-    service.export("full", "a").await;
-    let (_, file) = service.export("delta", "a").await;
-    assert!(file.rows.is_empty());
-}
-
-#[tokio::test]
-async fn the_log_keeps_what_a_first_export_under_way_could_not_see() {
-    let database = Database::with_users(9).await;
-    // It has its snapshot, and no position yet.
-    let service = Start::on(&database).with("FAILPOINTS", "worker.staged=hold").service().await;
-    let id = service.submit("full", "a").await;
-    service.reaches("worker.staged").await;
-    database.run("update users set name = 'x', updated_at = '2001-01-01' where id = 3").await;
-    let caps = purge::Caps { bytes: 1 << 40, age: Duration::from_secs(3600) };
-    purge::purge(&database.pool, &caps).await.unwrap();
-    assert_eq!(service.job(&id).await["status"], "processing");
-    service.release("worker.staged").await;
-    service.ended(&id).await;
-    let (_, delta) = service.export("delta", "a").await;
-    assert_eq!(delta.ids(), [3]);
 }
 
 const PARTS: &str = "[[dataset]]\nname = \"parts\"\ntable = \"parts\"";

@@ -4,10 +4,7 @@ use cdc_export::postgres;
 use serde_json::{Value, json};
 
 use crate::catalog::Catalog;
-use crate::harness::{
-    Database, Start, connect_options, embedded_settings_with_cluster, needs_full, reachable_folder, serving_users,
-    silent, until,
-};
+use crate::harness::{Database, Start, connect_options, embedded_settings_with_cluster, reachable_folder, silent};
 
 /// A role of a test, without any right but to connect.
 struct Role {
@@ -292,53 +289,6 @@ async fn a_commit_waits_for_the_disk_and_for_what_the_operator_asks_beyond() {
 }
 
 #[tokio::test]
-async fn changes_in_every_partition_are_seen() {
-    let schema = "
-        create table users (id bigint primary key, name text not null, email text not null,
-          created_at timestamptz not null, updated_at timestamptz not null, is_deleted boolean not null default false)
-          partition by range (id);
-        create table users_low partition of users for values from (0) to (100);
-        create table users_high partition of users for values from (100) to (200) partition by range (id);
-        create table users_high_all partition of users_high default;
-        insert into users select n, n, n, '2026-01-01', '2026-01-01' from generate_series(0, 190, 10) n";
-    let database = Database::empty_with(schema).await;
-    silent(Start::on(&database).arguments(&["track", "users"]).output().await);
-    let service = Start::on(&database).service().await;
-    assert_eq!(service.export("full", "a").await.1.rows.len(), 20);
-
-    // Through the parent and past it, within a partition and across.
-    let changes = "update users set name = 'x' where id in (10, 110); delete from users_high_all where id = 120;
-                   update users set id = 130 + 1 where id = 20;
-                   insert into users_low values (1, 'n', 'n', '2026-01-02', '2026-01-02')";
-    database.run(changes).await;
-    let (_, delta) = service.export("delta", "a").await;
-    let mut rows: Vec<_> = delta.rows.iter().map(|row| (row[1].parse().unwrap(), row[0].as_str())).collect();
-    rows.sort_unstable();
-    // Nobody has touched updated_at, so each that lives reads as new.
-    let (gone, live) = ("DELETE", "INSERT");
-    let expected: [(i64, _); 6] = [(1, live), (10, live), (20, gone), (110, live), (120, gone), (131, live)];
-    assert_eq!(rows, expected);
-    assert!(service.export("delta", "a").await.1.rows.is_empty());
-
-    for (change, why) in [
-        ("truncate users_high_all", "truncated"),
-        (
-            "do $$ begin
-               execute (select format('alter table %s disable trigger %I', x.tgrelid::regclass, x.tgname) from pg_trigger x
-                 where x.tgrelid = 'users_low'::regclass and x.tgname like 'cdc\\_export\\_r%');
-             end $$",
-            "trigger_missing",
-        ),
-    ] {
-        database.run(change).await;
-        let job = service.ended(&service.submit("delta", "a").await).await;
-        needs_full(&job, why);
-        let (_, full) = service.export("full", "a").await;
-        assert!(full.ids().iter().all(|id| *id < 100), "{full:?}");
-    }
-}
-
-#[tokio::test]
 async fn writers_of_other_databases_are_not_in_the_way() {
     let (database, other) = (Database::new().await, Database::new().await);
     let writing = other.open("select pg_current_xact_id()::text").await;
@@ -346,21 +296,6 @@ async fn writers_of_other_databases_are_not_in_the_way() {
     let (job, _) = service.export("full", "a").await;
     assert_eq!((&job["openTransactions"], &job["oldestTransactionSeconds"]), (&json!(0), &Value::Null));
     writing.rollback().await.unwrap();
-}
-
-#[tokio::test]
-async fn the_log_of_what_everybody_has_seen_is_emptied() {
-    let (database, service) = serving_users(9).await;
-    database.run("update users set name = 'x' where id <> 3").await;
-    service.export("full", "a").await;
-    database.run("update users set name = 'x' where id = 3").await;
-    service.stop().await;
-    let logged = "select count(*) from cdc_export.change_log";
-    // Purges when it starts, and what the consumer hasn't seen stays.
-    let service = Start::on(&database).service().await;
-    until("a purge", async || database.one::<i64>(logged).await == 1).await;
-    assert_eq!(service.export("delta", "a").await.1.ids(), [3]);
-    assert_eq!(service.events("purge_failed"), Vec::<Value>::new());
 }
 
 #[tokio::test]
