@@ -410,17 +410,6 @@ async fn a_user_is_soft_deleted_once() {
 }
 
 #[tokio::test]
-async fn somebodys_users_are_neither_deleted_nor_exported_for_a_consumer() {
-    let database = Database::with_users(5).await;
-    database.run("delete from cdc_export.owned where table_name = 'users'; delete from cdc_export.tracked").await;
-    let service = Start::on(&database).service().await;
-    call(&service, "DELETE", "/users/3", &[]).await.problem(404, "not_found");
-    assert_eq!(database.one::<i64>("select count(*) from users where is_deleted").await, 0);
-
-    call(&service, "POST", "/exports/full", &[CONSUMER]).await.problem_of(409, "not_tracked", "dataset");
-}
-
-#[tokio::test]
 async fn a_failed_export_has_its_reason_and_no_file() {
     let (database, service) = serving_users(0).await;
     // The table goes between the request and the export.

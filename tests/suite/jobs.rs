@@ -90,20 +90,6 @@ async fn held_at(place: &str) -> (Database, Service, Value) {
 }
 
 #[tokio::test]
-async fn a_job_that_waits_for_a_lock_is_cancelled_without_it() {
-    let (database, service) = serving_users(0).await;
-    let held = database.hold_exports().await;
-    let id = service.submit("full", "a").await;
-    service.becomes(&id, "processing").await;
-    let next = service.submit("full", "a").await;
-    assert_eq!(cancel(&service, &id).await.status(), 202);
-    let job = service.ended(&id).await;
-    assert_eq!(job["status"], "cancelled", "while the lock is held");
-    held.rollback().await.unwrap();
-    assert_eq!(service.ended(&next).await["status"], "completed");
-}
-
-#[tokio::test]
 async fn a_large_export_is_cancelled_before_its_end_and_leaves_no_file() {
     let database = Database::new_with("alter table users disable trigger user").await;
     let users = "insert into users (name, email, created_at, updated_at)

@@ -462,14 +462,6 @@ async fn a_worker_without_an_api_is_watched_on_its_own_port() {
     assert_eq!(worker.call("GET", "/exports", &[]).await.status(), 404);
 }
 
-#[tokio::test]
-async fn a_page_of_another_origin_reads_no_metrics() {
-    let (_, service) = serving_users(0).await;
-    for header in [("Host", "example.com"), ("Origin", "http://example.com")] {
-        assert_eq!(service.call("GET", "/metrics", &[header]).await.status(), 403);
-    }
-}
-
 /// The rows of the table in `docs/METRICS.md`: name, type, names of labels.
 fn documented() -> BTreeMap<String, (String, BTreeSet<String>)> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/METRICS.md");
