@@ -216,16 +216,6 @@ async fn a_name_without_an_extension_is_a_folder_that_is_made() {
 }
 
 #[tokio::test]
-async fn help_says_what_a_command_does() {
-    let commands = run(&["--help"], &[]).await.1;
-    for command in ["serve", "status", "track", "completions"] {
-        assert!(commands.lines().any(|line| line.trim_start().starts_with(command)), "{commands}");
-        let (code, help, _) = run(&[command, "--help"], &[]).await;
-        assert!(code == 0 && help.contains("Usage: cdc-export"), "{help}");
-    }
-}
-
-#[tokio::test]
 async fn an_export_that_a_service_with_another_folder_ran_names_no_path_here() {
     let (database, service) = serving_users(3).await;
     let (url, folder) = (database.url(), reachable_folder());
@@ -301,19 +291,6 @@ async fn a_cancel_that_was_asked_for_is_shown_until_the_worker_stops() {
     assert_eq!(job["cancelRequestedAt"], listed["cancelRequestedAt"]);
     kill(pid, Signal::SIGTERM).unwrap();
     assert!(tokio::time::timeout(HANG_TIMEOUT, worker.wait()).await.expect("it ends").unwrap().success());
-}
-
-#[tokio::test]
-async fn a_refused_download_leaves_no_hidden_file() {
-    let database = Database::new().await;
-    let service = Start::on(&database).service().await;
-    let (job, _) = service.export("full", "a").await;
-    std::fs::remove_file(service.path(&job)).unwrap();
-    let (folder, id) = (reachable_folder(), job["jobId"].as_str().unwrap());
-    let inbox = folder.path().join("inbox");
-    let arguments = ["download", id, "--server", &service.address, "-o", inbox.to_str().unwrap()];
-    ends(run(&arguments, &[]).await, 1, "removed or replaced");
-    assert_eq!(std::fs::read_dir(&inbox).unwrap().count(), 0);
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::harness::{
     Csv, Database, HANG_TIMEOUT, Service, Start, ends, eventually, far, reachable_folder, serving, serving_users,
-    silent, until,
+    silent,
 };
 
 async fn run(arguments: &[&str]) -> (i32, String, String) {
@@ -242,21 +242,6 @@ async fn a_failed_export_says_what_helps() {
     assert_eq!((code, printed.as_str()), (1, ""));
     assert!(said.contains("full_export_needed"), "{said}");
     assert!(said.contains("a full export is needed: `cdc-export export full --consumer a --dataset users`"), "{said}");
-}
-
-#[tokio::test]
-async fn an_interrupted_export_is_cancelled_there() {
-    let (database, service) = serving_users(5).await;
-    let held = database.hold_exports().await;
-    let (child, _work) = far(&["export", "full", "--consumer", "a", "--server", &service.address]).spawn();
-    let one = "select count(*) from exports where status = 'processing'";
-    until("it runs", async || database.one::<i64>(one).await == 1).await;
-    kill(Pid::from_raw(child.id().unwrap().cast_signed()), Signal::SIGINT).unwrap();
-    let output = tokio::time::timeout(HANG_TIMEOUT, child.wait_with_output()).await.expect("it ends").unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8(output.stderr).unwrap().contains("the export was cancelled"));
-    assert_eq!(database.one::<String>("select status from exports").await, "cancelled");
-    held.rollback().await.unwrap();
 }
 
 #[tokio::test]
