@@ -206,27 +206,6 @@ async fn log_and_socket_are_closed_to_other_users() {
 }
 
 #[tokio::test]
-async fn rows_outlive_a_stop() {
-    let (home, server) = started().await;
-    keep_a_row(&connect_options(server.socket_folder())).await;
-    server.stop().await;
-    assert_eq!(home.postmaster(), None);
-    let server = Server::start(&home.settings()).await.unwrap();
-    assert_eq!(ask(&connect_options(server.socket_folder()), "select word from kept").await, "row");
-    server.stop().await;
-}
-
-#[tokio::test]
-async fn second_supervisor_is_refused_by_the_folders_name() {
-    let (home, server) = started().await;
-    let error = Server::start(&home.settings()).await.unwrap_err();
-    assert!(matches!(error, Error::AlreadySupervised(_)), "{error:?}");
-    assert!(error.to_string().contains(home.data_dir().to_str().unwrap()));
-    assert_eq!(ask(&connect_options(server.socket_folder()), "select 'unharmed'").await, "unharmed");
-    server.stop().await;
-}
-
-#[tokio::test]
 async fn join_finds_a_running_server_only() {
     let home = Home::empty();
     assert!(join(&home.settings()).unwrap().is_none());
@@ -397,15 +376,6 @@ async fn data_of_another_major_is_refused_by_both_versions() {
     let line = error.to_string();
     assert!(matches!(error, Error::VersionMismatch { .. }), "{line}");
     assert!(line.contains("Postgres 7") && line.contains(ours.trim()), "{line}");
-}
-
-#[tokio::test]
-async fn folder_without_binaries_is_named() {
-    let home = Home::empty();
-    let settings = Settings { bin_dir: Some(home.path().to_owned()), ..home.settings() };
-    let line = Server::start(&settings).await.unwrap_err().to_string();
-    assert!(line.contains("PG_BIN_DIR") && line.contains(home.path().to_str().unwrap()), "{line}");
-    assert!(!home.data_dir().exists());
 }
 
 #[tokio::test]

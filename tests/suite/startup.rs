@@ -194,15 +194,6 @@ async fn a_role_with_the_name_of_our_schema_gets_its_tables_in_public() {
 }
 
 #[tokio::test]
-async fn a_role_that_may_not_create_is_told_so() {
-    let database = Database::empty().await;
-    let role = database.role().await;
-    let (code, line) = refused(Start::plain().with("DATABASE_URL", database.url_as(&role, "pass"))).await;
-    assert!(code == 1 && line.contains("may not create"), "{line}");
-    assert_eq!(relations(&database).await, Vec::<String>::new());
-}
-
-#[tokio::test]
 async fn a_bad_setting_is_named_before_anything_is_touched() {
     let database = Database::empty().await;
     let work = reachable_folder();
