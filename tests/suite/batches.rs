@@ -344,18 +344,6 @@ async fn a_batch_survives_a_kill_at_each_failpoint_of_its_attempt() {
 }
 
 #[tokio::test]
-async fn a_locked_table_is_named_and_holds_up_no_other_batch() {
-    let (database, catalog) = tables().await;
-    let service = catalog.start(&database).with("MAX_ATTEMPTS", 1).service().await;
-    let lock = database.open("lock table beta in access exclusive mode").await;
-    let failed = export_all(&service, "full", json!({ "datasets": "*" })).await;
-    assert_eq!((&failed["status"], &failed["error"]["member"]), (&json!("failed"), &json!("beta")), "{failed}");
-    let others = export_all(&service, "full", json!({ "datasets": ["alpha", "gamma"] })).await;
-    assert_eq!(others["status"], "completed", "{others}");
-    lock.rollback().await.unwrap();
-}
-
-#[tokio::test]
 async fn a_key_of_a_batch_stands_for_its_request() {
     let (database, catalog) = tables().await;
     let service = catalog.start(&database).service().await;

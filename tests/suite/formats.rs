@@ -225,15 +225,6 @@ mod in_parquet {
         first
     }
 
-    fn codecs() -> [(&'static str, basic::Compression); 4] {
-        [
-            ("zstd", basic::Compression::ZSTD(basic::ZstdLevel::default())),
-            ("snappy", basic::Compression::SNAPPY),
-            ("lz4", basic::Compression::LZ4_RAW),
-            ("none", basic::Compression::UNCOMPRESSED),
-        ]
-    }
-
     #[tokio::test]
     async fn each_compression_of_parquet_is_in_the_footer_and_in_the_job() {
         let database = Database::with_users(5_000).await;
@@ -241,7 +232,12 @@ mod in_parquet {
         let csv = export(&service, "full", "csv", &json!({})).await;
         let expected = sorted(values_of_csv(&std::fs::read_to_string(service.path(&csv)).unwrap()));
         let mut bytes = Vec::new();
-        for (word, in_footer) in codecs() {
+        for (word, in_footer) in [
+            ("zstd", basic::Compression::ZSTD(basic::ZstdLevel::default())),
+            ("snappy", basic::Compression::SNAPPY),
+            ("lz4", basic::Compression::LZ4_RAW),
+            ("none", basic::Compression::UNCOMPRESSED),
+        ] {
             let job = export(&service, "full", word, &json!({"format": "parquet", "compression": word})).await;
             let path = service.path(&job);
             assert_eq!((&job["compression"], codec(&path)), (&json!(word), in_footer));
@@ -260,24 +256,6 @@ mod in_parquet {
         }
         let none = bytes.pop().unwrap();
         assert!(bytes.iter().all(|packed| packed * 10 < none * 9), "{bytes:?} of {none}");
-    }
-
-    #[tokio::test]
-    async fn a_retry_has_the_compression_of_its_job() {
-        let (database, service) = serving_users(5).await;
-        for (word, in_footer) in codecs() {
-            let held = database.hold_exports().await;
-            let options = json!({"format": "parquet", "compression": word});
-            let job: Value =
-                service.post("/exports/full", &[("X-Consumer-ID", "a")], &options).await.json().await.unwrap();
-            let id = job["jobId"].as_str().unwrap();
-            service.call("POST", &format!("/exports/{id}/cancel"), &[]).await;
-            service.becomes(id, "cancelled").await;
-            held.rollback().await.unwrap();
-            let retried: Value = service.call("POST", &format!("/exports/{id}/retry"), &[]).await.json().await.unwrap();
-            let retried = service.ended(retried["jobId"].as_str().unwrap()).await;
-            assert_eq!((&retried["compression"], codec(&service.path(&retried))), (&json!(word), in_footer));
-        }
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Csv, Database, Service, Start, eventually, needs_full, refusal, until};
+use crate::harness::{Csv, Database, Service, Start, eventually, needs_full, until};
 
 /// A service that dies between the commit of an export and its file's name, and where the file stands until then.
 pub(crate) async fn dead_after_a_commit(
@@ -103,22 +103,6 @@ async fn a_file_is_not_lost_while_its_folder_is_away() {
     assert_eq!(heir.job(&id).await["status"], "processing");
     move_all(elsewhere.path(), heir.output());
     assert_eq!(heir.ended(&id).await["status"], "completed");
-}
-
-#[tokio::test]
-async fn an_admin_gives_up_an_export_whose_file_nobody_can_reach() {
-    let database = Database::with_users(5).await;
-    let (_doomed, id, _) = dead_after_a_commit(&database, "/exports/full", Some("a")).await;
-    let elsewhere = Start::on(&database).service().await;
-    let path = format!("/exports/{id}");
-    // It may get its name in this very moment.
-    assert_eq!(refusal(elsewhere.call("DELETE", &path, &[]).await).await, (409, "still_open".to_owned()));
-    database.run("update exports set finished_at = finished_at - interval '1 minute'").await;
-    assert_eq!(elsewhere.call("DELETE", &path, &[]).await.status(), 204);
-    let job = elsewhere.job(&id).await;
-    assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("file_lost")), "{job}");
-    refused(&elsewhere, "delta").await;
-    elsewhere.export("full", "a").await;
 }
 
 #[tokio::test]

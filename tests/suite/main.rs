@@ -38,7 +38,6 @@ mod exports;
 mod external_database;
 mod failures;
 mod fairness;
-mod files;
 mod followers;
 mod formats;
 mod freshness;

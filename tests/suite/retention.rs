@@ -219,19 +219,6 @@ async fn each_dataset_of_a_consumer_keeps_its_own_files_and_jobs() {
     eventually("jobs go", async || (database.one::<Vec<i64>>(lanes).await == [1; 6]).then_some(())).await;
 }
 
-#[tokio::test]
-async fn without_acknowledgements_files_go_by_their_count_alone() {
-    let (database, service) = serving_users(5).await;
-    let mut jobs = Vec::new();
-    for export_type in ["full", "delta", "delta"] {
-        jobs.push(service.export(export_type, "a").await.0);
-    }
-    let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_FILES", 1).service().await;
-    let newest = [jobs[2]["outputFilename"].as_str().unwrap().to_owned()];
-    until("older files go", async || keeping.files() == newest).await;
-    assert!(keeping.events("unacknowledged_removed").is_empty(), "{}", keeping.log());
-}
-
 /// One round takes all that is past the retention, however much that is.
 #[tokio::test]
 async fn a_year_of_jobs_goes_at_once() {

@@ -102,21 +102,6 @@ async fn of_two_publishers_that_find_a_number_taken_one_goes_on_behind() {
     }
 }
 
-#[tokio::test]
-async fn each_manifest_of_a_batch_counts_the_exports_with_files() {
-    for bucket in buckets().await {
-        let (database, catalog) = crate::batches::tables().await;
-        let service = bucket.start(&database).with("DATASETS", catalog.path().display()).service().await;
-        let batch = crate::batches::export_all(&service, "full", json!({ "datasets": "*" })).await;
-        let manifests = bucket.manifests().await;
-        assert_eq!(manifests.len(), 3, "{:?}", bucket.cloud);
-        for (key, manifest) in manifests {
-            let expected = json!({ "id": batch["batchId"], "datasets": "3" });
-            assert_eq!(manifest["export"]["batch"], expected, "{:?} {key}", bucket.cloud);
-        }
-    }
-}
-
 /// A copy that is kept by what is in the bucket alone, and one by what `pull` fetches from a service whose files are
 /// there.
 #[tokio::test]
@@ -146,19 +131,6 @@ async fn a_bucket_is_applied_and_pulled_from() {
             assert_eq!(target.one::<String>(live).await, database.one::<String>(live).await, "{from}");
             target.run("drop table users; drop schema cdc_apply cascade").await;
         }
-    }
-}
-
-/// An answer that was lost, or a process that died behind the request: the same manifest stands there, and is ours.
-#[tokio::test]
-async fn a_manifest_that_is_there_already_is_recognised() {
-    for bucket in buckets().await {
-        let database = Database::new().await;
-        let service = bucket.start(&database).with("FAILPOINTS", "sink.manifest.renamed=error").service().await;
-        let job = export(&service, "full", "a").await;
-        assert_eq!(job["number"], 1);
-        assert_eq!(bucket.manifests().await, [(key("a", 1), told(&service, &job).await)]);
-        assert!(service.events("manifest_taken").is_empty());
     }
 }
 
