@@ -67,7 +67,7 @@ pub struct LaneHistory {
 
 /// The state of a lane's table, as a look at it found it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TableState {
+pub enum Readiness {
     Ready,
     /// Its changes are not captured, although the dataset needs that.
     NotTracked,
@@ -88,7 +88,7 @@ pub struct LaneFacts {
     /// The guard's verdict.
     pub continuity: Option<Continuity>,
     /// The state of its table. The verdict is unknown if that is.
-    pub table: TableState,
+    pub table: Readiness,
     /// The age of the oldest change that no export has. None: unknown.
     pub behind: Option<Duration>,
     /// The unacknowledged exports; `None`: the consumer never acknowledges.
@@ -105,13 +105,13 @@ impl LaneFacts {
         let too_old = |age: Duration| age > self.limit();
         let unloaded = self.unacknowledged.and_then(|of| of.since).and_then(|since| (now - since).to_std().ok());
         match (self.table, self.continuity) {
-            (TableState::NotTracked, _) => return Some(LaneState::NotTracked),
-            (TableState::Unfit, _) => return Some(LaneState::Failing),
+            (Readiness::NotTracked, _) => return Some(LaneState::NotTracked),
+            (Readiness::Unfit, _) => return Some(LaneState::Failing),
             (_, Some(why)) if !why.allows(next) => return Some(LaneState::NeedsFull),
             _ if self.history.failures > 0 => return Some(LaneState::Failing),
             _ if is_new => return Some(LaneState::New),
-            (TableState::Unknown, _) => return None,
-            (TableState::Ready, _) => {}
+            (Readiness::Unknown, _) => return None,
+            (Readiness::Ready, _) => {}
         }
         match (self.behind, unloaded) {
             (Some(age), _) if too_old(age) => Some(LaneState::Behind),
@@ -147,7 +147,7 @@ mod tests {
             has_position: true,
             export_type: Some(ExportType::Delta),
             continuity: None,
-            table: TableState::Ready,
+            table: Readiness::Ready,
             behind: Some(Duration::ZERO),
             unacknowledged: None,
             fresh_within: None,
@@ -187,8 +187,8 @@ mod tests {
         assert_eq!(state(full.clone()), Some(LaneState::Fresh));
         for lane in [full, of(Continuity::DatabaseRestored)] {
             let with = |table| state(LaneFacts { table, ..lane.clone() });
-            assert_eq!(with(TableState::NotTracked), Some(LaneState::NotTracked));
-            assert_eq!(with(TableState::Unfit), Some(LaneState::Failing));
+            assert_eq!(with(Readiness::NotTracked), Some(LaneState::NotTracked));
+            assert_eq!(with(Readiness::Unfit), Some(LaneState::Failing));
         }
     }
 
@@ -217,6 +217,6 @@ mod tests {
         assert_eq!(state(since(920)), Some(LaneState::Fresh));
         assert_eq!(state(since(919)), Some(LaneState::NotLoaded));
         assert_eq!(state(LaneFacts { behind: None, ..facts() }), None);
-        assert_eq!(state(LaneFacts { table: TableState::Unknown, ..facts() }), None);
+        assert_eq!(state(LaneFacts { table: Readiness::Unknown, ..facts() }), None);
     }
 }

@@ -210,9 +210,9 @@ pub struct ManifestColumn {
 #[serde(deny_unknown_fields)]
 pub struct ManifestBatch {
     pub id: String,
-    /// The number of the batch's exports that have files, or had them at the commit. A reader that has as many manifests
-    /// of the batch has the whole batch. The names of the datasets are left out: a reader of one dataset need not know
-    /// of the others.
+    /// The number of the batch's exports that have files, or had them at the commit. A reader that has as many
+    /// manifests of the batch has the whole batch. The names of the datasets are left out: a reader of one dataset need
+    /// not know of the others.
     pub datasets: String,
 }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::freshness::TableState;
+use crate::freshness::Readiness;
 use crate::job::{ConsumerId, Continuity};
 
 /// The changes that wait for a consumer, as the table's rows and times tell it.
@@ -30,7 +30,7 @@ pub struct ConsumerLag {
     /// somebody wrote. By the timestamp rule, the consumer has every row up to this time.
     pub last_exported_at: Option<DateTime<Utc>>,
     pub dataset: String,
-    pub table: TableState,
+    pub table: Readiness,
     /// The changes that wait by the table's times.
     pub waiting: Waiting,
     /// The guard's verdict: the reason why the next export can't continue from the position.

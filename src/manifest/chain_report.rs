@@ -15,12 +15,11 @@ pub enum ChainFault {
     #[error("gap after {0}")]
     GapAfter(u64),
     /// The export is the first of its lane, neither it nor a later one is full, and so exports that it builds on are
-    /// missing.
-    /// The number is its own.
+    /// missing. The number is its own.
     #[error("gap before {0}")]
     GapBefore(u64),
-    /// Another export of the lane follows the same one: the number is the smallest of those that follow it. Or the export
-    /// follows none and is not the lane's first: the number is its own.
+    /// Another export of the lane follows the same one: the number is the smallest of those that follow it. Or the
+    /// export follows none and is not the lane's first: the number is its own.
     #[error("forked at {0}")]
     ForkedAt(u64),
     /// The previous export has this number, which is not below the export's own number.

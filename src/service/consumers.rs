@@ -11,7 +11,7 @@ use crate::audit::Action;
 use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::name::is_name;
 use crate::dataset::{Capture, Dataset, Description};
-use crate::freshness::{LaneFacts, LaneHistory, LaneState, TableState};
+use crate::freshness::{LaneFacts, LaneHistory, LaneState, Readiness};
 use crate::job::lane::{Lane, Unacknowledged};
 use crate::job::marker::Marker;
 use crate::job::{ConsumerId, Continuity, Job};
@@ -111,16 +111,16 @@ impl Service {
     async fn tables_without_capture(
         &self,
         names: &BTreeSet<&str>,
-    ) -> BTreeMap<String, (TableState, Option<Continuity>)> {
+    ) -> BTreeMap<String, (Readiness, Option<Continuity>)> {
         let is_its = |dataset: &Dataset| dataset.capture == Capture::None && names.contains(&*dataset.name);
         if !self.catalog.iter().any(|dataset| is_its(dataset)) {
             return BTreeMap::new();
         }
         let Ok(seen) = self.datasets(DATASETS_CACHE_TIME).await else { return BTreeMap::new() };
         let table = |it: &Description| match it.reason() {
-            None => (TableState::Ready, None),
+            None => (Readiness::Ready, None),
             // A reason may be a word of continuity.
-            Some(reason) => (TableState::Unfit, reason.parse::<Continuity>().ok()),
+            Some(reason) => (Readiness::Unfit, reason.parse::<Continuity>().ok()),
         };
         let described = seen.value.datasets.iter().filter(|it| is_its(&it.dataset));
         described.map(|it| (it.dataset.name.clone(), table(it))).collect()
@@ -173,12 +173,12 @@ impl Service {
         let last_export = history.completed_at.map(age);
         match self.catalog.get(&lag.dataset)?.capture {
             Capture::None => last_export,
-            _ if matches!(lag.table, TableState::NotTracked | TableState::Unfit) => last_export,
+            _ if matches!(lag.table, Readiness::NotTracked | Readiness::Unfit) => last_export,
             _ if lag.continuity.is_some_and(|why| !why.keeps_live_rows() || why.is_manual()) => last_export,
             // Without a position in the log, the table was empty at the last export.
             capture => match (capture, logged, lag.waiting) {
                 (Capture::Triggers, Some(LoggedChanges { exist: true, age, .. }), _) => *age,
-                (Capture::Triggers, Some(_), _) if lag.table == TableState::Unknown => None,
+                (Capture::Triggers, Some(_), _) if lag.table == Readiness::Unknown => None,
                 (Capture::Triggers, Some(_), _) | (_, _, Waiting::Nothing) => Some(Duration::ZERO),
                 (_, _, Waiting::Since(at)) => Some(age(at)),
                 (_, _, Waiting::Unknown) => last_export,
@@ -255,7 +255,7 @@ impl Service {
                 lag.value.consumer == position.consumer && lag.value.dataset == position.dataset
             };
             found.iter().position(is_its).map(|at| found.swap_remove(at)).unwrap_or_else(|| {
-                let unknown = (TableState::Unknown, None);
+                let unknown = (Readiness::Unknown, None);
                 let (table, continuity) = tables.get(&position.dataset).copied().unwrap_or(unknown);
                 let value = ConsumerLag {
                     consumer: position.consumer.clone(),
@@ -323,13 +323,13 @@ impl Service {
 }
 
 /// Returns the state of a table at which a look has failed, and the word of continuity that its next export will have.
-fn after_failed_look(error: &Error) -> (TableState, Option<Continuity>) {
+fn after_failed_look(error: &Error) -> (Readiness, Option<Continuity>) {
     match error {
         Error::Mismatch(Faults(faults)) => {
             let is_unmasked = faults.iter().any(Fault::is_of_removed_mask);
-            (TableState::Unfit, is_unmasked.then_some(Continuity::MaskRemoved))
+            (Readiness::Unfit, is_unmasked.then_some(Continuity::MaskRemoved))
         }
-        Error::NotReadable(_) => (TableState::Unfit, None),
-        _ => (TableState::Unknown, None),
+        Error::NotReadable(_) => (Readiness::Unfit, None),
+        _ => (Readiness::Unknown, None),
     }
 }

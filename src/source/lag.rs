@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
 use crate::connection::statement::with_pieces;
 use crate::dataset::{Capture, Dataset, Table, TableColumn};
-use crate::freshness::TableState;
+use crate::freshness::Readiness;
 use crate::job::marker::Marker;
 use crate::job::{Continuity, ExportType};
 use crate::source::captured::CAPTURE;
@@ -88,7 +88,7 @@ impl Source {
                 consumer: consumer.parse().map_err(|_| Error::Protocol("a consumer id that is none"))?,
                 dataset: dataset.name.clone(),
                 last_exported_at: row.try_get("last_exported_at").map_err(&failed)?,
-                table: if is_untracked { TableState::NotTracked } else { TableState::Ready },
+                table: if is_untracked { Readiness::NotTracked } else { Readiness::Ready },
                 waiting: if is_none { Waiting::Nothing } else { since.map_or(Waiting::Unknown, Waiting::Since) },
                 // The guard lets a first export be, or one that goes by its time: the next one would need a full
                 // export.
