@@ -144,7 +144,7 @@ struct WrittenAttempt {
     snapshot: Snapshot,
     /// The export of each job.
     exports: Vec<Exported>,
-    /// The export in each destination's lane marker at the start of the attempt.
+    /// The export that the marker of each job's lane named at the start of the attempt.
     markers: Vec<Option<JobId>>,
 }
 

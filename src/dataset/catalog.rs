@@ -256,7 +256,7 @@ impl Catalog {
         part
     }
 
-    /// All datasets, in the order of the file.
+    /// All datasets: those of the file in its order, then those of its patterns by their names.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Dataset>> {
         self.datasets.iter()
     }

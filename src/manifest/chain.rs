@@ -158,7 +158,7 @@ impl Chains {
         }
     }
 
-    /// Returns the exports with their digests, in an arbitrary order.
+    /// Returns the exports with their digests, in the order of these.
     pub fn iter(&self) -> impl Iterator<Item = (&Digest, &Link)> {
         self.links.iter()
     }

@@ -38,7 +38,7 @@ pub struct CommitInput {
 pub struct Commit<'a> {
     pub job: &'a Job,
     pub found: &'a CommitInput,
-    /// The files. None: the export found nothing, and makes no file.
+    /// Without parts, the export found nothing, and makes no file.
     pub exported: &'a Exported,
 }
 
