@@ -123,7 +123,7 @@ impl LaneReader<'_> {
                         }
                         return Ok(());
                     }
-                    (Some(wanted), None) => match self.submit(wanted, sink.last()).await? {
+                    (Some(wanted), None) => match self.submit_known(wanted, sink).await? {
                         SubmissionOutcome::Completed => {
                             submitted = Some(wanted);
                             None
@@ -143,13 +143,33 @@ impl LaneReader<'_> {
                 return Err(Error::Refused(format!("{why}, although a full export has just completed")));
             }
             self.require_source(sink).await?;
-            self.api.observer().notice(&format!("{why}: asking for a full export"));
             submitted = Some(ExportType::Full);
-            if let SubmissionOutcome::NeedsFullExport(why) = self.submit(ExportType::Full, None).await? {
-                return Err(Error::Refused(format!("a full export was refused: {why}")));
+            if !self.is_full_in_batch().await? {
+                self.api.observer().notice(&format!("{why}: asking for a full export"));
+                if let SubmissionOutcome::NeedsFullExport(why) = self.submit(ExportType::Full, None).await? {
+                    return Err(Error::Refused(format!("a full export was refused: {why}")));
+                }
             }
             self.write_newest_full(sink).await?;
         }
+    }
+
+    /// Returns true if the batch of this round has made a full export, because only a full export went on there.
+    async fn is_full_in_batch(&self) -> Result<bool, Error> {
+        if !self.is_submitted || self.adopts {
+            return Ok(false);
+        }
+        let newest = self.completed(None, 1).await?.into_iter().next().map(|newest| newest.id()).transpose()?;
+        let full = self.newest_full().await?.map(|full| full.id()).transpose()?;
+        Ok(newest.is_some() && newest == full)
+    }
+
+    /// Submits an export, unless the sink would refuse it.
+    async fn submit_known(&self, wanted: ExportType, sink: &impl ExportSink) -> Result<SubmissionOutcome, Error> {
+        if sink.source().is_some() {
+            self.require_source(sink).await?;
+        }
+        self.submit(wanted, sink.last()).await
     }
 
     /// Returns an error if the service exports another database than the sink has rows from. The sink would refuse a

@@ -128,6 +128,10 @@ impl ManifestFolder {
         let place = &self.place;
         let shown = |digest: &Digest, link: &Link| format!("{} (number {})", lane.names[digest], link.number);
         Err(Error::Refused(match lane.chains.fork(successors) {
+            _ if position.is_none() && lane.chains.are_several_databases() => format!(
+                "forked: {place} has exports of several databases, as after --adopt, with any of which a new table could begin: take away \
+                 the manifests of all but one, or let `pull` fill another folder"
+            ),
             Some([(one, first), (other, second)]) => format!(
                 "forked: {place} has {} and {}, of which the lane can have only one, as after a restore of the source: ask the service for \
                  a full export, or take away the manifests that are not of the source as it is now",

@@ -279,6 +279,13 @@ impl ExportSink for PullFolder {
         if let Some(why) = self.gap_before(export, &manifest) {
             return Ok(SinkOutcome::NeedsFullExport(why));
         }
+        if let Some(last) = self.state.last.as_ref().filter(|last| manifest.number <= last.number) {
+            let (number, had) = (manifest.number, last.number);
+            api.observer().notice(&format!(
+                "warning: the source was put back, and its numbers with it: the full export {number} replaces all that the folder has up to \
+                 number {had}. Load it after them"
+            ));
+        }
         let new_column = self.new_column(api, export, &manifest.export).await;
         let format = manifest.export.format.clone();
         let mut rows = Vec::new();

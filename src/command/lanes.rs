@@ -248,6 +248,10 @@ impl LaneOptions {
                 Err(error) => {
                     // The dataset that stopped the batch says why.
                     let cause = error.downcast_ref().map(client::Error::root);
+                    // Its exports would be made in vain.
+                    if matches!(cause, Some(client::Error::Refused(why)) if why.starts_with("another_source:")) {
+                        apart.insert(dataset.clone());
+                    }
                     if !matches!(cause, Some(client::Error::BatchStopped)) {
                         shown.notice(&chain(error.as_ref()));
                     }

@@ -79,7 +79,7 @@ pub(crate) async fn live() -> HealthAnswer {
 /// Checks Postgres, the output folder or bucket, and the free space on a folder's disk. `datasets` lists the datasets
 /// that are not ready, with the reasons, as `/datasets` does; if calls need keys, only their number. They do not change
 /// the status, because exports of other datasets can start. `workers` is listed if a process could claim no job for a
-/// minute, which alone has the status 503 then, or if no process has looked for jobs for a minute.
+/// minute, which alone has the status 503 then, or if no process looks for jobs.
 #[utoipa::path(get, path = "/health/ready", operation_id = "getReadiness", tag = "service", responses(HealthAnswer))]
 pub(crate) async fn ready(Extension(access): Extension<Access>, headers: HeaderMap, service: Service) -> HealthAnswer {
     let health = service.health().await;
@@ -106,7 +106,7 @@ pub(crate) async fn ready(Extension(access): Extension<Access>, headers: HeaderM
     let others = if health.failing_processes > 0 {
         Some("another process can claim no job: `claim_failed` in its log says why")
     } else {
-        health.is_nobody_there.then_some("no process has looked for jobs for a minute: none runs, or it hangs")
+        health.is_nobody_there.then_some("no process looks for jobs: none runs, or each hangs")
     };
     if let Some(others) = others {
         body.checks.entry("workers").or_insert_with(|| others.to_owned());

@@ -158,6 +158,11 @@ impl Chains {
         }
     }
 
+    /// Returns true if the exports of one dataset and consumer are of several databases.
+    pub fn are_several_databases(&self) -> bool {
+        self.lanes.len() > 1
+    }
+
     /// Returns the exports with their digests, in the order of these.
     pub fn iter(&self) -> impl Iterator<Item = (&Digest, &Link)> {
         self.links.iter()
@@ -224,7 +229,7 @@ impl Chains {
         successors: &Successors<'c>,
         position: Option<&ReaderPosition>,
     ) -> Option<(&'c Digest, &'c Link)> {
-        if position.is_none() && self.lanes.len() > 1 {
+        if position.is_none() && self.are_several_databases() {
             return None;
         }
         let last = self.iter().max_by_key(|(_, link)| (link.requested, link.number))?;

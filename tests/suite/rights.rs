@@ -246,7 +246,7 @@ async fn a_process_whose_claims_fail_is_not_ready_and_the_others_say_so() {
     worker.stop().await;
     let (_, nobody) =
         eventually("nobody works", async || Some(ready(&api).await).filter(|(_, why)| why.is_some())).await;
-    assert_eq!(nobody.as_deref(), Some("no process has looked for jobs for a minute: none runs, or it hangs"));
+    assert_eq!(nobody.as_deref(), Some("no process looks for jobs: none runs, or each hangs"));
 }
 
 #[tokio::test]
