@@ -16,7 +16,7 @@ use crate::service::Error;
 use crate::source;
 
 /// The time that a call waits for a look if there is an earlier one.
-const PATIENCE: Duration = Duration::from_millis(300);
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// The age at which a result is forgotten. A call then waits for a new look.
 const MAX_AGE: Duration = Duration::from_secs(60);
