@@ -123,7 +123,7 @@ impl LaneReader<'_> {
                         }
                         return Ok(());
                     }
-                    (Some(wanted), None) => match self.submit_known(wanted, sink).await? {
+                    (Some(wanted), None) => match self.submit(wanted, sink.last()).await? {
                         SubmissionOutcome::Completed => {
                             submitted = Some(wanted);
                             None
@@ -162,14 +162,6 @@ impl LaneReader<'_> {
         let newest = self.completed(None, 1).await?.into_iter().next().map(|newest| newest.id()).transpose()?;
         let full = self.newest_full().await?.map(|full| full.id()).transpose()?;
         Ok(newest.is_some() && newest == full)
-    }
-
-    /// Submits an export, unless the sink would refuse it.
-    async fn submit_known(&self, wanted: ExportType, sink: &impl ExportSink) -> Result<SubmissionOutcome, Error> {
-        if sink.source().is_some() {
-            self.require_source(sink).await?;
-        }
-        self.submit(wanted, sink.last()).await
     }
 
     /// Returns an error if the service exports another database than the sink has rows from. The sink would refuse a

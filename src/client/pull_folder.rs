@@ -282,8 +282,8 @@ impl ExportSink for PullFolder {
         if let Some(last) = self.state.last.as_ref().filter(|last| manifest.number <= last.number) {
             let (number, had) = (manifest.number, last.number);
             api.observer().notice(&format!(
-                "warning: the source was put back, and its numbers with it: the full export {number} replaces all that the folder has up to \
-                 number {had}. Load it after them"
+                "warning: the source was restored, and numbers its exports from an earlier number on: load the full export \
+                 {number} after those that the folder has up to number {had}, which it replaces"
             ));
         }
         let new_column = self.new_column(api, export, &manifest.export).await;

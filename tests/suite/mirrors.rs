@@ -391,6 +391,27 @@ async fn all_copies_go_on_from_a_restored_source_by_one_command() {
 }
 
 #[tokio::test]
+async fn a_lane_that_was_forgotten_goes_on_by_the_full_export_of_its_batch() {
+    let mirror = Mirror::of(&["t1", "t2"]).await;
+    let folder = reachable_folder();
+    let pull = || mirror.pull(folder.path(), &["--all-datasets", "--request", "delta"]);
+    silent(pull().output().await);
+    // As after a restore: the service doesn't know the export that the folder has, and numbers its exports anew.
+    let forget =
+        "delete from exports where dataset = 't1'; update cdc_export.lanes set last_number = 0 where dataset = 't1';
+                  truncate sales.t1; insert into sales.t1 values (1, 'new')";
+    mirror.source.run(forget).await;
+    let (code, printed, said) = pull().output().await;
+    assert_eq!(code, 0, "{said}");
+    assert!(
+        said.contains("after those that the folder has up to number 1") && printed.contains("t1"),
+        "{printed}{said}"
+    );
+    let fulls = "select count(*) from exports where dataset = 't1' and export_type = 'full'";
+    assert_eq!(mirror.source.one::<i64>(fulls).await, 1, "the one of the batch");
+}
+
+#[tokio::test]
 async fn options_that_do_not_fit_several_datasets_are_refused() {
     let server = ["--consumer", "a", "--server", "http://127.0.0.1:1"];
     let apply = ["apply", "--to", "postgres://nobody@127.0.0.1:1/none"];
