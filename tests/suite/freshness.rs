@@ -19,12 +19,12 @@ fn file() -> String {
         + &block("whole", "capture = \"none\"\nfresh_within = \"1d\"\n")
 }
 
-async fn started(database: &Database, file: &str) -> (Catalog, Service) {
-    database.run(TABLES).await;
+async fn started(file: &str) -> (Database, Catalog, Service) {
+    let database = Database::empty_with(TABLES).await;
     let catalog = Catalog::of(file);
-    catalog.track(database, "logged").await;
-    let service = catalog.start(database).service().await;
-    (catalog, service)
+    catalog.track(&database, "logged").await;
+    let service = catalog.start(&database).service().await;
+    (database, catalog, service)
 }
 
 /// What `/consumers` has of a consumer's lane.
@@ -42,26 +42,27 @@ async fn now(database: &Database) -> DateTime<Utc> {
     database.one("select clock_timestamp()").await
 }
 
-/// Waits until the lane is so many seconds behind, and returns how many it says then and how many have passed.
-async fn behind(
+/// Waits until the lane is so many seconds behind. They must be those that have passed, within a tolerance.
+async fn is_behind(
     database: &Database,
     service: &Service,
     dataset: &str,
     since: DateTime<Utc>,
     seconds: u64,
-) -> (u64, u64) {
-    eventually("a lane that is behind", async || {
+    within: u64,
+) {
+    let behind = async || {
         let told = lane(service, "a", dataset).await["behindSeconds"].as_u64()?;
         let passed = (now(database).await - since).num_seconds().unsigned_abs();
         (told >= seconds).then_some((told, passed))
-    })
-    .await
+    };
+    let (told, passed) = eventually("a lane that is behind", behind).await;
+    assert!(told.abs_diff(passed) <= within, "{told} {passed}");
 }
 
 #[tokio::test]
 async fn the_age_of_a_change_counts_from_its_commit() {
-    let database = Database::empty().await;
-    let (_catalog, service) = started(&database, &file()).await;
+    let (database, _catalog, service) = started(&file()).await;
     export(&service, "full", "logged", "a").await;
     let fresh = lane(&service, "a", "logged").await;
     assert_eq!((&fresh["state"], &fresh["behindSeconds"]), (&json!("fresh"), &json!(0)));
@@ -75,14 +76,12 @@ async fn the_age_of_a_change_counts_from_its_commit() {
     assert_eq!(lane(&service, "a", "logged").await["behindSeconds"], 0);
     let committed = now(&database).await;
     writer.commit().await.unwrap();
-    let (told, passed) = behind(&database, &service, "logged", committed, 2).await;
-    assert!(told.abs_diff(passed) <= 1, "{told} {passed}");
+    is_behind(&database, &service, "logged", committed, 2, 1).await;
 
     // A later change is not the oldest one. Nor is one of a transaction that is under way.
     let open = database.open("update logged set n = 0 where id = 3").await;
     database.run("update logged set n = 0 where id = 2").await;
-    let (told, passed) = behind(&database, &service, "logged", committed, 4).await;
-    assert!(told.abs_diff(passed) <= 1, "{told} {passed}");
+    is_behind(&database, &service, "logged", committed, 4, 1).await;
     export(&service, "delta", "logged", "a").await;
     assert_eq!(lane(&service, "a", "logged").await["behindSeconds"], 0);
     open.rollback().await.unwrap();
@@ -90,22 +89,19 @@ async fn the_age_of_a_change_counts_from_its_commit() {
 
 #[tokio::test]
 async fn an_export_of_an_empty_table_is_fresh_until_there_are_rows() {
-    let database = Database::empty().await;
-    let (_catalog, service) = started(&database, &file()).await;
+    let (database, _catalog, service) = started(&file()).await;
     database.run("truncate logged").await;
     export(&service, "full", "logged", "a").await;
     let told = lane(&service, "a", "logged").await;
     assert_eq!((&told["state"], &told["behindSeconds"]), (&json!("fresh"), &json!(0)), "{told}");
     let exported = now(&database).await;
     database.run("insert into logged values (1, 1)").await;
-    let (told, passed) = behind(&database, &service, "logged", exported, 2).await;
-    assert!(told.abs_diff(passed) <= 2, "{told} {passed}");
+    is_behind(&database, &service, "logged", exported, 2, 2).await;
 }
 
 #[tokio::test]
 async fn a_change_while_no_process_was_there_counts_from_the_last_one() {
-    let database = Database::empty().await;
-    let (catalog, service) = started(&database, &file()).await;
+    let (database, catalog, service) = started(&file()).await;
     export(&service, "full", "logged", "a").await;
     service.stop().await;
     // The log has been quiet for long.
@@ -114,14 +110,12 @@ async fn a_change_while_no_process_was_there_counts_from_the_last_one() {
     database.run("update logged set n = 0 where id = 1").await;
     let service = catalog.start(&database).service().await;
     // A process records its end.
-    let (told, passed) = behind(&database, &service, "logged", stopped, 1).await;
-    assert!(told.abs_diff(passed) <= 2, "{told} {passed}");
+    is_behind(&database, &service, "logged", stopped, 1, 2).await;
 }
 
 #[tokio::test]
 async fn a_change_beside_a_stopped_process_counts_from_its_last_look() {
-    let database = Database::empty().await;
-    let (catalog, service) = started(&database, &file()).await;
+    let (database, catalog, service) = started(&file()).await;
     export(&service, "full", "logged", "a").await;
     let other = catalog.start(&database).arguments(&["serve", "--no-workers"]).service().await;
     service.signal(nix::sys::signal::Signal::SIGSTOP);
@@ -135,8 +129,7 @@ async fn a_change_beside_a_stopped_process_counts_from_its_last_look() {
 
 #[tokio::test]
 async fn the_age_of_a_change_is_unknown_while_the_worker_is_dead() {
-    let database = Database::empty().await;
-    let (catalog, service) = started(&database, &file()).await;
+    let (database, catalog, service) = started(&file()).await;
     for dataset in ["logged", "polled"] {
         export(&service, "full", dataset, "a").await;
     }
@@ -152,27 +145,22 @@ async fn the_age_of_a_change_is_unknown_while_the_worker_is_dead() {
     assert_eq!((&changed["state"], &changed["behindSeconds"]), (&json!(null), &json!(null)), "{changed}");
     let all = other.get("/consumers/a").await;
     assert_eq!((&all["states"], &all["behindSeconds"]), (&json!({ "fresh": 1 }), &json!(null)), "{all}");
-    let started = now(&database).await;
     let again = catalog.start(&database).sharing_output(&other).service().await;
-    let (told, _) = behind(&database, &again, "logged", started, 1).await;
-    assert!(told > 0, "{told}");
+    until("it is known", async || lane(&again, "a", "logged").await["behindSeconds"].as_u64() >= Some(1)).await;
 }
 
 #[tokio::test]
 async fn a_truncated_table_is_a_change() {
-    let database = Database::empty().await;
-    let (_catalog, service) = started(&database, &file()).await;
+    let (database, _catalog, service) = started(&file()).await;
     export(&service, "full", "logged", "a").await;
     database.run("truncate logged").await;
     let truncated = now(&database).await;
-    let (told, passed) = behind(&database, &service, "logged", truncated, 2).await;
-    assert!(told.abs_diff(passed) <= 1, "{told} {passed}");
+    is_behind(&database, &service, "logged", truncated, 2, 1).await;
 }
 
 #[tokio::test]
 async fn a_quiet_database_is_not_written_to() {
-    let database = Database::empty().await;
-    let (_catalog, _service) = started(&database, &file()).await;
+    let (database, _catalog, _service) = started(&file()).await;
     let moments = async || database.one::<i64>("select count(*) from cdc_export.moments").await;
     let writer = database.open("update logged set n = 0").await;
     // What `track` and the start left is in a moment by now. Other tables don't count, nor does a writer that waits.
@@ -193,10 +181,9 @@ async fn a_quiet_database_is_not_written_to() {
 
 #[tokio::test]
 async fn a_lane_has_the_state_that_needs_somebody_most() {
-    let database = Database::empty().await;
     let limit = "fresh_within = \"1s\"\n";
     let of = |filter: &str| format!("[[dataset]]\nname = \"logged\"\ntable = \"logged\"\n{filter}{limit}");
-    let (catalog, service) = started(&database, &of("filter = \"n <> 7 or 1 / (n - 7) = 1\"\n")).await;
+    let (database, catalog, service) = started(&of("filter = \"n <> 7 or 1 / (n - 7) = 1\"\n")).await;
     export(&service, "full", "logged", "a").await;
     assert_eq!(state(&service, "a", "logged").await, "fresh");
     let until = async |wanted: &str| {
@@ -237,8 +224,7 @@ async fn a_lane_has_the_state_that_needs_somebody_most() {
 /// After the restore of a dump, a full export would pass.
 #[tokio::test]
 async fn a_lane_whose_changes_are_not_captured_is_not_tracked_whatever_its_continuity_is() {
-    let database = Database::empty().await;
-    let (catalog, service) = started(&database, &file()).await;
+    let (database, catalog, service) = started(&file()).await;
     export(&service, "delta", "logged", "b").await;
     export(&service, "full", "logged", "a").await;
     let exported = now(&database).await;
@@ -249,19 +235,16 @@ async fn a_lane_whose_changes_are_not_captured_is_not_tracked_whatever_its_conti
         let found = (&told["state"], &told["continuity"]);
         assert_eq!(found, (&json!("not_tracked"), &json!("database_restored")), "{told}");
     }
-    let (told, passed) = behind(&database, &service, "logged", exported, 2).await;
-    assert!(told.abs_diff(passed) <= 2, "{told} {passed}");
+    is_behind(&database, &service, "logged", exported, 2, 2).await;
 }
 
 #[tokio::test]
 async fn a_lane_whose_table_is_gone_is_failing() {
-    let database = Database::empty().await;
-    let (_catalog, service) = started(&database, &file()).await;
+    let (database, _catalog, service) = started(&file()).await;
     export(&service, "full", "logged", "a").await;
     let exported = now(&database).await;
     database.run("alter table logged rename to away").await;
-    let (told, passed) = behind(&database, &service, "logged", exported, 2).await;
-    assert!(told.abs_diff(passed) <= 2, "{told} {passed}");
+    is_behind(&database, &service, "logged", exported, 2, 2).await;
     assert_eq!(state(&service, "a", "logged").await, "failing");
     database.run("alter table away rename to logged").await;
     assert_eq!(state(&service, "a", "logged").await, "fresh");
@@ -269,8 +252,7 @@ async fn a_lane_whose_table_is_gone_is_failing() {
 
 #[tokio::test]
 async fn without_triggers_the_rows_times_or_the_last_export_tell_it() {
-    let database = Database::empty().await;
-    let (_catalog, service) = started(&database, &file()).await;
+    let (database, _catalog, service) = started(&file()).await;
     for dataset in ["polled", "whole"] {
         let job = ended(&service, "/exports/full", Some("a"), json!({ "dataset": dataset })).await;
         assert_eq!(job["status"], "completed", "{job}");
@@ -298,8 +280,7 @@ async fn without_triggers_the_rows_times_or_the_last_export_tell_it() {
 
 #[tokio::test]
 async fn a_consumer_is_told_over_all_its_datasets_and_can_be_removed() {
-    let database = Database::empty().await;
-    let (_catalog, service) = started(&database, &file()).await;
+    let (database, _catalog, service) = started(&file()).await;
     let call = async |method: &str, id: &str| service.call(method, &format!("/consumers/{id}"), &[]).await;
     assert_eq!(call("GET", "a").await.status(), 404);
     assert_eq!(call("GET", "a%20b").await.status(), 400);
@@ -361,8 +342,7 @@ async fn a_consumer_is_told_over_all_its_datasets_and_can_be_removed() {
 
 #[tokio::test]
 async fn older_moments_are_thinned() {
-    let database = Database::empty().await;
-    let (_catalog, service) = started(&database, &file()).await;
+    let (database, _catalog, service) = started(&file()).await;
     service.stop().await;
     // One each second for 20 minutes, one each minute for a day before, and one of a cluster that was further on.
     let changes = "
