@@ -257,7 +257,7 @@ pub struct Health {
     pub claims_fail: Option<Duration>,
     /// The number of other processes for which that is so.
     pub failing_processes: i64,
-    /// True if no process has looked for jobs for a minute.
+    /// True if no process looks for jobs: none is there, or each has hung for a minute.
     pub is_nobody_there: bool,
     pub is_draining: bool,
     /// The state of the datasets' tables. A dataset that is not ready does not affect exports of other datasets. `None`

@@ -65,7 +65,7 @@ const CLAIMS_FAIL_AFTER: Duration = Duration::from_secs(60);
 pub struct OtherProcesses {
     /// The number of those, other than this one, whose claims fail.
     pub failing: i64,
-    /// True if none has looked for jobs for a minute.
+    /// True if none looks for jobs: none is there, or each has hung for a minute.
     pub are_none: bool,
 }
 

@@ -102,7 +102,7 @@ impl Posts {
     }
 }
 
-/// What was told of an export, or of a batch, which has the id of its first one.
+/// An event that the receiver was sent: the end of a batch, or of an export of no batch.
 struct Event {
     id: Uuid,
     end: String,
@@ -192,7 +192,7 @@ impl Receiver {
         let _ = self.is_tame.subscribe().wait_for(|is_tame| *is_tame).await;
     }
 
-    /// How a job has ended, as the database says.
+    /// Asks the database for the status in which a job has ended.
     async fn ask(&self, world: &World, job: Uuid) -> Result<Option<String>, sqlx::Error> {
         let mut kept = self.conn.lock().await;
         let mut conn = match kept.take() {
@@ -208,7 +208,7 @@ impl Receiver {
     }
 }
 
-/// How each export and each batch has ended.
+/// Returns the status in which each batch and each export of no batch has ended.
 pub(crate) async fn ends(conn: &mut PgConnection) -> Result<HashMap<Uuid, String>> {
     let ends: Vec<(Uuid, String)> =
         sqlx::query_as("select id, status from torture.ends where status <> 'open'").fetch_all(conn).await?;

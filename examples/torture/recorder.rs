@@ -95,7 +95,7 @@ pub(crate) async fn install(conn: &mut PgConnection) -> Result<()> {
          create trigger torture_remove after delete on exports for each row execute function torture.remove();
          create view torture.jobs as
            select e.*, false as removed from exports e union all select r.*, true from torture.removed r;
-         -- What is told once: the exports of no batch, and the batches as a whole.
+         -- The status of each batch, and of each export of no batch: the end of each is one event.
          create view torture.ends as
            select coalesce(batch_id, id) as id, case
              when bool_or(status in ('pending', 'processing') or status = 'completed' and published_at is null) then 'open'

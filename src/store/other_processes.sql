@@ -1,6 +1,6 @@
 -- store.other_processes
--- Returns the number of processes whose sessions say that their claims fail, true if no process has looked for jobs for
--- a minute, and true if commits wait for a synchronous standby that is not there.
+-- Returns the number of processes whose sessions say that their claims fail, true if no process is there that has
+-- looked for jobs in the last minute, and true if commits wait for a synchronous standby that is not there.
 -- $1 text: the name of such a session of this process
 select (
     select count(*) from pg_stat_activity a

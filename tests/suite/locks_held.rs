@@ -73,9 +73,8 @@ async fn a_batch_that_gives_way_names_the_table_in_the_log_alone() {
                   create view slow as select k, pg_sleep(1)::text as nothing from orders;
                   create view quick as select k from orders where k < 3";
     let database = Database::empty_with(tables).await;
-    let catalog = Catalog::of(
-        "[[dataset]]\nname = \"slow\"\ntable = \"slow\"\ncapture = \"none\"\n[[dataset]]\nname = \"quick\"\ntable = \"quick\"\ncapture = \"none\"\n",
-    );
+    let view = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\ncapture = \"none\"\n");
+    let catalog = Catalog::of(&(view("slow") + &view("quick")));
     let service = catalog.start(&database).with("GIVE_WAY_SECONDS", 1).with("WORKERS", 1).service().await;
     let body = json!({ "exportType": "full", "datasets": ["slow", "quick"] });
     let answer: Value = post(&service, "/exports", Some("a"), &body).await.json().await.unwrap();

@@ -78,7 +78,7 @@ async fn each_export_arrives_once_and_in_order() {
     pulled(&service, &into, &["--ack"]).await;
     assert_eq!(standing().await, true);
 
-    // What somebody else asked for arrives first. A delta after it that finds nothing makes no file, another one does.
+    // The export that somebody else asked for arrives first. The delta after it finds nothing, so it makes no file.
     database.run("update users set name = 'y' where id = 4").await;
     let id = service.submit("delta", "a").await;
     let request = ["--request", "delta"];

@@ -1,8 +1,7 @@
 -- store.moments.record
 -- Records the database's snapshot, if something was committed since the last moment that the change log may have.
 -- $1 timestamptz: a time since that moment at which nothing was; null: none is known
--- $2 bigint: the change log's latest sequence, which was read before. A transaction has an id before
---    it takes a number
+-- $2 bigint: the change log's latest sequence, which was read before. A transaction has an id before it takes a number
 insert into cdc_export.moments (at, since, snapshot, next_xid, log_sequence, open_xids)
 select statement_timestamp(), greatest(coalesce($1, seen.at), last.at), pg_current_snapshot(),
   pg_snapshot_xmax(pg_current_snapshot()), log.sequence,

@@ -41,7 +41,7 @@ async fn apply(target: &Database, place: &Path) -> (i32, String, String) {
     far(&["apply", "--to", &to, "--consumer", "a", "--dataset", "orders", "--from", place]).output().await
 }
 
-/// What is applied from a place with which nothing is wrong.
+/// Applies a place without a fault. Returns the lines that `apply` prints.
 async fn applied(target: &Database, exports: &[&Export]) -> Vec<String> {
     let place = place(exports);
     let printed = silent(apply(target, place.path()).await);
