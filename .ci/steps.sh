@@ -328,7 +328,7 @@ step_torture-controls() {
     torture --controls
 }
 
-# In 300 s too few batches are completed: each time the database is put back, the exports under way are refused.
+# In 300 s too few jobs of several datasets are completed: each time the database is put back, the exports under way are refused.
 step_torture-buckets() {
     needs postgres curl venv npm faketime
     tests/buckets.sh --torture --seed "$seed" --secs 600

@@ -8,24 +8,12 @@
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 times=${1:-100}
-binary=$(realpath "${BINARY:-$(dirname "$0")/../target/release/cdc-export}")
 tables=(orders wide parts filtered)
 
-unset DATABASE_URL DATA_DIR OUTPUT_DIR DATASETS
-dir=$(mktemp -d) && chmod 755 "$dir" && cd "$dir"
+unset DATASETS
+start_service 0
 for name in "${tables[@]}"; do printf '[[dataset]]\nname = "%s"\ntable = "%s"\n' "$name" "$name"; done >datasets.toml
 echo "filter = \"e > 7 or e is null\"" >>datasets.toml
-# serve [DATASETS]: sets $service and what libpq and `http` need.
-serve() {
-    : >log
-    DATASETS=${1-} SEED_ROWS=0 PORT=0 LOG_FORMAT=json "$binary" 2>log & service=$!
-    until grep -q '"listening"' log; do kill -0 $service; sleep 0.1; done
-    port=$(grep -o 'http://[0-9.:]*' log | tail -1 | cut -d: -f3)
-    export PGHOST PGUSER=postgres PGDATABASE=cdc_export
-    PGHOST=$(sed -n 5p data/postgres/postmaster.pid)
-}
-trap 'kill $service; wait $service || true; rm -rf "$dir"' EXIT
-serve
 ten='id int primary key, a text, b numeric(10,2), c timestamptz, d jsonb, e int, f int, g text, h bool, i uuid'
 wide=$(for n in $(seq 299); do printf ', c%s int default %s' "$n" "$n"; done)
 sql "create table orders ($ten); create table filtered ($ten); create table wide (id int primary key$wide);
@@ -36,7 +24,7 @@ for name in "${tables[@]}"; do
     DATASETS=datasets.toml "$binary" track "$name" >/dev/null
 done
 kill $service; wait $service || true
-serve datasets.toml
+DATASETS=datasets.toml listen 0
 
 for name in "${tables[@]}"; do
     export_and_wait full "{\"dataset\":\"$name\"}"

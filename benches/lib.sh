@@ -9,12 +9,17 @@ start_service() {
     # A private server in the scratch folder is wanted, whatever the caller has.
     unset DATABASE_URL DATA_DIR OUTPUT_DIR
     dir=$(mktemp -d) && chmod 755 "$dir" && cd "$dir"
-    SEED_ROWS=$1 PORT=0 LOG_FORMAT=json "$binary" 2>log & service=$!
     trap 'kill $service; wait $service || true; rm -rf "$dir"' EXIT
-    until grep -q '"listening"' log; do kill -0 $service; sleep 0.1; done
-    port=$(grep -o 'http://[0-9.:]*' log | tail -1 | cut -d: -f3)
+    listen "$1"
     # The server asks for no password, but some peers don't connect without one.
     export PGPASSWORD=unused PGHOST PGUSER=postgres PGDATABASE=cdc_export
+}
+# listen ROWS: the same in the folder that was entered, once its last service has ended.
+listen() {
+    : >log
+    SEED_ROWS=$1 PORT=0 LOG_FORMAT=json "$binary" 2>log & service=$!
+    until grep -q '"listening"' log; do kill -0 $service; sleep 0.1; done
+    port=$(grep -o 'http://[0-9.:]*' log | tail -1 | cut -d: -f3)
     PGHOST=$(sed -n 5p data/postgres/postmaster.pid)
     postmaster=$(head -1 data/postgres/postmaster.pid)
 }

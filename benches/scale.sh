@@ -141,7 +141,7 @@ statements() {
         END {printf "%d statements of %d ms", count, time}' logged
 }
 # own_statements COMMAND…: how many there are without those that the service makes again and again, whatever it does.
-periodic='store\.(due|destinations|ping|index_order|retention|datasets|jobs\.by_id|files\.unpublished)|store\.queue\.(beat|ended|scan_start|fail_unknown)'
+periodic='store\.(due|destinations|ping|index_order|retention|datasets|jobs\.get|files\.unpublished)|store\.queue\.(beat|ended|scan_start|fail_unknown)'
 periodic+='|source\.(purge|capture|relations)|postgres\.session|connection\.set_up'
 own_statements() {
     logged "$@"
@@ -312,17 +312,6 @@ row_15() (
     end_second
 )
 
-# batch_and_wait TYPE BODY: leaves the completed batch in $answer.
-batch_and_wait() {
-    local batch
-    http POST "/exports/$1" "$2"
-    [[ $answer =~ \"batchId\":\"([^\"]*) ]] || { echo "$answer" >&2; return 1; }
-    batch=${BASH_REMATCH[1]}
-    until [[ $answer =~ ^[^{]*\{\"batchId\":\"[^\"]*\",\"consumerId\":\"[^\"]*\",\"exportType\":\"[^\"]*\",\"heal\":[a-z]*,\"status\":\"completed\" ]]; do
-        [[ $answer != *'"status":"failed"'* ]] || { echo "${answer:0:2000}" >&2; return 1; }
-        http GET "/batches/$batch?wait=60"
-    done
-}
 # filled_datasets TABLES ROWS: the tables with so many rows each.
 filled_datasets() {
     datasets_of "$1"
@@ -333,20 +322,20 @@ filled_datasets() {
     cli track --all
 }
 
-# A batch of deltas of 1,000 tables, of which 10 changed; and 100 tables with a million rows in all beside one table of a million.
+# A job of deltas of 1,000 tables, of which 10 changed; and one of 100 tables with a million rows in all beside one table of a million.
 row_16() {
     local n
     (
         start_service 0
         filled_datasets 1000 100
         serve_once
-        printf '16: 1,000 tables of 100 rows: a batch of full exports %s\n' "$(seconds batch_and_wait full '{"datasets": "*"}')"
+        printf '16: 1,000 tables of 100 rows: a job of full exports %s\n' "$(seconds export_and_wait full '{"datasets": "*"}')"
         for n in 1 2 3; do
             sql 'do $$ begin for n in 1..10 loop execute format($x$update t%s set name = $y$changed$y$ where id < 4$x$, n * 97); end loop; end $$'
-            printf '16: a batch of deltas with skipEmpty, 10 tables of 1,000 changed: %s' "$(seconds batch_and_wait delta '{"datasets": "*", "skipEmpty": true}')"
+            printf '16: a job of deltas with skipEmpty, 10 tables of 1,000 changed: %s' "$(seconds export_and_wait delta '{"datasets": "*", "skipEmpty": true}')"
             sql 'update t7 set name = $x$again$x$ where id = 1'
-            printf ', with 1 changed %s' "$(own_statements batch_and_wait delta '{"datasets": "*", "skipEmpty": true}')"
-            printf ', with none %s\n' "$(own_statements batch_and_wait delta '{"datasets": "*", "skipEmpty": true}')"
+            printf ', with 1 changed %s' "$(own_statements export_and_wait delta '{"datasets": "*", "skipEmpty": true}')"
+            printf ', with none %s\n' "$(own_statements export_and_wait delta '{"datasets": "*", "skipEmpty": true}')"
         done
         printf '16: most memory of the service, kB: %s\n' "$(memory VmHWM $second)"
         end_second
@@ -363,10 +352,10 @@ row_16() {
         names=$(seq -f '"t%g"' -s, 100)
         for n in 1 2 3 4 5; do
             clock began; export_and_wait full '{"dataset": "whole"}'; clock ended; milliseconds $((ended - began)) >>one
-            clock began; batch_and_wait full "{\"datasets\": [$names]}"; clock ended; milliseconds $((ended - began)) >>many
+            clock began; export_and_wait full "{\"datasets\": [$names]}"; clock ended; milliseconds $((ended - began)) >>many
         done
         paste one many | awk '{printf "%.2f\n", $2 / $1}' >ratios
-        echo "16: a million rows: one table $(median one) ms, a batch of 100 tables $(median many) ms, ratio $(median ratios); most memory, kB: $(memory VmHWM $second)"
+        echo "16: a million rows: one table $(median one) ms, a job of 100 tables $(median many) ms, ratio $(median ratios); most memory, kB: $(memory VmHWM $second)"
         end_second
     )
 }

@@ -78,4 +78,4 @@ for name in "${names[@]}"; do
     printf '%-8s %s\n' "$name" "$(median milliseconds)"
 done
 sql "select count(*) || ' exports told to the webhook, ' ||
-       (select count(*) from exports where traceparent like '%-01') || ' traced' from cdc_export.deliveries where delivered_at is not null"
+       (select count(*) from cdc_export.jobs where traceparent like '%-01') || ' traced' from cdc_export.deliveries where delivered_at is not null"

@@ -1,8 +1,8 @@
 -- The service's tables: jobs, positions, keys, schedules, deliveries and the demo's table.
 --
--- Three tables are in the first schema of the role's search_path, normally public, because people read them: users
--- (the demo's), watermarks and exports. All others are in the schema cdc_export, which exists before the first file
--- runs.
+-- Two tables and a view are in the first schema of the role's search_path, normally public, because people read them:
+-- users (the demo's), watermarks and exports. All others are in the schema cdc_export, which exists before the first
+-- file runs.
 
 -- The tables outside of cdc_export that this service made. Every other table outside belongs to somebody else.
 create table cdc_export.owned (
@@ -21,8 +21,8 @@ create table cdc_export.destinations (
   seen_at timestamptz not null
 );
 
--- A lane is one consumer's line of jobs for one dataset. Whoever adds a job to a lane locks its row, so that the
--- order of the lane's jobs is the order of commits. Ad-hoc exports have a row too, for each dataset, under the empty
+-- A lane is one consumer's line of exports of one dataset. Whoever adds an export to a lane locks its row, so that the
+-- order of the lane's exports is the order of commits. Ad-hoc exports have a row too, for each dataset, under the empty
 -- consumer: a lock only.
 create table cdc_export.lanes (
   consumer_id text collate "C" not null,
@@ -52,25 +52,22 @@ create table cdc_export.datasets (
   seen_at timestamptz not null -- when a process that has it last recorded that, to within an hour
 );
 
--- A job: one export that somebody asked for. The table is the queue, too.
-create table {schema}.exports (
+-- A job: what one request asked for, of one dataset or several. All its exports are read at one snapshot, and completed
+-- in one transaction or not at all. The table is the queue.
+create table cdc_export.jobs (
   id uuid primary key,
 
   -- The request.
   consumer_id text collate "C", -- null: an ad-hoc export
-  dataset text collate "C" not null,
-  lane_sequence bigint, -- the job's place in its lane
   export_type text not null check (export_type in ('full', 'incremental', 'delta')),
+  -- `job::datasets::DatasetsRequest` in JSON: what a request with `datasets` asked for, and the datasets that were left
+  -- out. Null: the request was for one dataset.
+  datasets jsonb,
   format text not null,
   compression text not null default 'none',
   -- The size at which a file ends and the next one begins; null: one file.
   max_file_bytes bigint check (max_file_bytes > 0),
   selection jsonb, -- the filter, columns and limit of an ad-hoc export; null: all of the dataset
-  -- True: the request said which export was loaded last, in "after". The service checked that when it took the
-  -- request.
-  has_after boolean not null default false,
-  after_job uuid, -- that export; null if has_after: none was loaded yet
-  after_sha256 text, -- the SHA-256 that the request gave of that export; null: it gave none
   skip_empty boolean, -- true: make no file if there is nothing to export; null: as the dataset has it
   heals boolean not null default false, -- true: where only a full export goes on, make one in place of another one
   retry_of uuid, -- the job that this one repeats
@@ -79,15 +76,7 @@ create table {schema}.exports (
   -- The job's span in a trace, in the form of the header traceparent: from the request, else from the first attempt.
   traceparent text,
 
-  -- A batch: exports of several datasets, which are read at one snapshot and completed in one transaction. It has the
-  -- id of its first member, in the order of the datasets' names. Only that member has a turn: workers find the batch
-  -- by it. The others have the turn `infinity`.
-  batch_id uuid, -- null: an export of its own
-  -- The first member has it, as `job::batch::BatchRequest` in JSON: what was asked for, the datasets of all members,
-  -- and those that were left out. Null: of every other job.
-  batch jsonb,
-
-  -- The database that the job was made in. In a copy of that database, or after a restore, the job's file may belong
+  -- The database that the job was made in. In a copy of that database, or after a restore, the job's files may belong
   -- to another database.
   database_id text collate "C" not null default cdc_export.database_id(),
   timeline text collate "C" not null default cdc_export.timeline(),
@@ -95,22 +84,20 @@ create table {schema}.exports (
   server_started_at timestamptz not null default pg_catalog.pg_postmaster_start_time(),
 
   -- The queue.
-  -- completed: the position was saved and the files are durable. They get their final names after that, in
-  -- published_at. skipped: the position was saved, and there is no file. Clients see `completed`, with `skipped`.
+  -- committed: the positions were saved and the files are durable. Clients see `processing` until each file has its
+  -- final name. skipped: the positions were saved, and there is no file. Clients see `completed`, with `skipped`.
   status text not null default 'pending'
-    check (status in ('pending', 'processing', 'completed', 'skipped', 'failed', 'cancelled')),
-  progress smallint not null default 0 check (progress between 0 and 100), -- in percent
+    check (status in ('pending', 'processing', 'committed', 'completed', 'skipped', 'failed', 'cancelled')),
+  open_exports integer not null check (open_exports >= 0), -- exports that are neither published nor ended otherwise
   attempt integer not null default 0 check (attempt >= 0),
   max_attempts integer not null check (max_attempts > 0),
   gave_way integer not null default 0, -- how many attempts ended for sessions that waited for their locks
   run_at timestamptz not null default clock_timestamp(), -- a pending job is not claimed earlier
   -- Workers claim jobs in this order. The first job of a consumer that has none gets a turn before the second job of
   -- a consumer that waits.
-  turn timestamptz not null default 'epoch',
-  -- The table of an open job was locked when an attempt last needed it: no job of the dataset is claimed until then.
-  -- After that, one attempt at a time tries the table. Null: no attempt since a successful one found a lock.
-  locked_until timestamptz,
-  lease_token uuid, -- the right to this attempt
+  turn timestamptz not null,
+  destination_id uuid, -- the destination of the process that accepted the job, then of the one that runs it
+  lease_token uuid, -- the right to this attempt; it stays when the attempt has committed
   lease_owner text, -- the process that has the lease, for people
   lease_expires_at timestamptz,
   -- The name of the session that commits a running attempt. A worker whose session has ended has ended too, or will
@@ -118,15 +105,62 @@ create table {schema}.exports (
   session text,
   cancel_requested_at timestamptz,
   purge_hold pg_snapshot, -- the purge keeps what this snapshot didn't see: the attempt may read it yet
-  marker_seen uuid, -- the export that the lane's marker at the destination named when the attempt began
   error_code text,
   error_detail text,
+  error_dataset text collate "C", -- the dataset that the error is of; null: it concerns all
+
+  created_at timestamptz not null default clock_timestamp(),
+  started_at timestamptz,
+
+  constraint selected_ad_hoc check (selection is null or consumer_id is null),
+  constraint lease_is_processing check (
+    (status = 'processing') = (lease_expires_at is not null)
+    and (lease_expires_at is null or lease_token is not null and lease_owner is not null)),
+  constraint ended_has_no_open_export
+    check ((open_exports = 0) = (status in ('completed', 'skipped', 'failed', 'cancelled'))),
+  constraint failed_has_a_code check (status <> 'failed' or error_code is not null)
+);
+
+-- One key must not learn the idempotency keys of another key's ad-hoc exports. A consumer id does not begin with
+-- a colon.
+create unique index jobs_idempotency_key
+  on cdc_export.jobs (coalesce(consumer_id, ':' || key_prefix, ''), idempotency_key) where idempotency_key is not null;
+create index jobs_turn on cdc_export.jobs (turn, created_at) where status = 'pending';
+create index jobs_paused on cdc_export.jobs (run_at) where status = 'pending';
+-- The open jobs that a key asked for, those of each consumer in the order of their turns.
+create index jobs_open_of_key on cdc_export.jobs (coalesce(key_prefix, ''), coalesce(consumer_id, ''), turn)
+  where status in ('pending', 'processing');
+-- The jobs that run, and those whose files wait for their final names.
+create index jobs_running on cdc_export.jobs (status, lease_expires_at) where status in ('processing', 'committed');
+-- The lists of jobs, newest first: the ids have the order of the requests. The key of an entry is all that a list may
+-- be filtered by, as one text: Postgres can't take another index in its place and pass over everybody else's jobs.
+create index jobs_by_kind on cdc_export.jobs ((export_type || ' ' || status), id desc);
+create index jobs_by_consumer on cdc_export.jobs ((consumer_id || ' ' || export_type || ' ' || status), id desc);
+
+-- An export: the part of a job for one dataset.
+create table cdc_export.exports (
+  job uuid not null references cdc_export.jobs (id) on delete cascade,
+  dataset text collate "C" not null,
+  consumer_id text collate "C", -- the job's
+  lane_sequence bigint, -- the export's place in its lane
+  -- The type of the export, which is another one than the job's if it was healed.
+  export_type text not null check (export_type in ('full', 'incremental', 'delta')),
+  -- True: the request said which export was loaded last, in "after". The service checked that when it took the
+  -- request.
+  has_after boolean not null default false,
+  after_job uuid, -- the job of that export; null if has_after: none was loaded yet
+  after_sha256 text, -- the SHA-256 that the request gave of that export; null: it gave none
+  output_filename text collate "C" not null, -- the final name; those of several files are made of it
+
+  -- open: as its job. completed: the position was saved and the files are durable. They get their final names after
+  -- that, in published_at.
+  status text not null default 'open' check (status in ('open', 'completed', 'skipped', 'failed', 'cancelled')),
+  progress smallint not null default 0 check (progress between 0 and 100), -- in percent
+  rows_expected bigint check (rows_expected >= 0), -- of a running export of changes; null: they were not counted
+  rows_exported bigint not null default 0, -- in all files; of one that runs, so far
+  bytes_written bigint not null default 0, -- of all files, compressed; of one that runs, so far
 
   -- The result.
-  rows_expected bigint check (rows_expected >= 0), -- of a running export of changes; null: they were not counted
-  rows_exported bigint not null default 0, -- in all files; of a job that runs, so far
-  bytes_written bigint not null default 0, -- of all files, compressed; of a job that runs, so far
-  output_filename text collate "C" not null, -- the final name; those of several files are made of it
   destination_id uuid, -- the destination that has the files
   staged_name text, -- the hidden name of the first file, which has the token of the attempt that completed the job
   -- The SHA-256 of the file. For several files, that of the list of theirs: 64 hexadecimal digits and a line break
@@ -136,6 +170,7 @@ create table {schema}.exports (
   -- ...], "key": ["id"], "table": ..., "snapshot": ...}.
   file_columns jsonb,
   columns_hash text, -- MD5 of the names and types of the file's columns
+  marker_seen uuid, -- the job of the export that the lane's marker at the destination named when the attempt began
   -- The manifest's text, which the publisher saves before anybody sees it; null: not committed, or ad hoc.
   manifest text,
   digest text collate "C", -- of the manifest
@@ -150,21 +185,14 @@ create table {schema}.exports (
   -- is null, 0 or false.
   report jsonb,
 
-  created_at timestamptz not null default clock_timestamp(),
-  started_at timestamptz,
-  finished_at timestamptz,
+  finished_at timestamptz, -- when it was completed, or ended otherwise
 
+  primary key (job, dataset),
   constraint lane_has_a_consumer check ((consumer_id is null) = (lane_sequence is null)),
-  constraint selected_ad_hoc check (selection is null or consumer_id is null),
   constraint after_is_a_consumers check (not has_after or consumer_id is not null),
   constraint after_is_said check (after_job is null or has_after),
   constraint after_has_a_job check (after_sha256 is null or after_job is not null),
-  constraint lease_is_processing check (
-    (status = 'processing') = (lease_token is not null and lease_owner is not null and lease_expires_at is not null)
-    and (lease_token is null) = (lease_expires_at is null) and (lease_token is null) = (lease_owner is null)),
-  constraint finished_is_terminal
-    check ((finished_at is not null) = (status in ('completed', 'skipped', 'failed', 'cancelled'))),
-  constraint failed_has_a_code check (status <> 'failed' or error_code is not null),
+  constraint finished_is_not_open check ((finished_at is null) = (status = 'open')),
   constraint completed_has_a_file check (
     (status = 'completed') = (staged_name is not null and sha256 is not null and destination_id is not null)),
   constraint published_is_completed check (published_at is null or status = 'completed'),
@@ -172,99 +200,89 @@ create table {schema}.exports (
   constraint removed_is_published check (file_removed_at is null or published_at is not null)
 );
 
-create unique index exports_output_filename on {schema}.exports (lower(output_filename));
--- One key must not learn the idempotency keys of another key's ad-hoc exports. A consumer id does not begin with
--- a colon.
-create unique index exports_idempotency_key
-  on {schema}.exports (coalesce(consumer_id, ':' || key_prefix, ''), idempotency_key) where idempotency_key is not null;
-create index exports_batch on {schema}.exports (batch_id, dataset) where batch_id is not null;
+create unique index exports_output_filename on cdc_export.exports (lower(output_filename));
 
--- The queue.
-create index exports_ready on {schema}.exports (run_at, created_at) where status = 'pending';
-create index exports_turn on {schema}.exports (turn, created_at) where status = 'pending';
-create index exports_locked on {schema}.exports (dataset)
-  where locked_until is not null and status in ('pending', 'processing');
-create unique index exports_one_trial on {schema}.exports (dataset)
-  where locked_until is not null and status = 'processing';
-create index exports_open_of_key on {schema}.exports (key_prefix)
-  where key_prefix is not null and status in ('pending', 'processing');
--- The open jobs of a consumer, or the ad-hoc ones of a key, in the order of their turns.
-create index exports_open_turn on {schema}.exports (coalesce(consumer_id, ':' || key_prefix, ''), turn)
-  where status in ('pending', 'processing');
-create index exports_leases on {schema}.exports (lease_expires_at) where status = 'processing';
-create index exports_unpublished on {schema}.exports (destination_id)
-  where status = 'completed' and published_at is null;
+-- A lane: its exports in their order, those that are neither published nor ended otherwise, and the published ones by
+-- their numbers.
+create unique index exports_lane on cdc_export.exports (consumer_id, dataset, lane_sequence);
+create index exports_open on cdc_export.exports (consumer_id, dataset, lane_sequence)
+  where published_at is null and status in ('open', 'completed');
+create unique index exports_number on cdc_export.exports (consumer_id, dataset, number) where number is not null;
 
--- A lane: its jobs in their order, the open ones, the one that runs, those that wait for their files' names, the
--- completed ones behind however many that failed, and the published ones by their numbers.
-create unique index exports_lane on {schema}.exports (consumer_id, dataset, lane_sequence);
-create index exports_open_lane on {schema}.exports (consumer_id, dataset, lane_sequence)
-  where status in ('pending', 'processing');
-create unique index exports_one_running on {schema}.exports (consumer_id, dataset) where status = 'processing';
-create index exports_unpublished_of_lane on {schema}.exports (consumer_id, dataset, lane_sequence)
-  where status = 'completed' and published_at is null;
-create index exports_completed on {schema}.exports (consumer_id, dataset, lane_sequence) where status = 'completed';
-create unique index exports_number on {schema}.exports (consumer_id, dataset, number) where number is not null;
--- The first of a lane's published exports whose file still exists: retention forgets no job that was published after
--- it.
-create index exports_number_with_file on {schema}.exports (destination_id, consumer_id, dataset, number)
-  where number is not null and file_removed_at is null;
-
--- The lists of jobs, newest first. The key of an entry is all that a list may be filtered by, as one text: Postgres
--- can't take another index in its place and pass over everybody else's jobs. Clients see a committed job without a
--- published file as processing.
-create index exports_by_kind on {schema}.exports (
-  (export_type || ' ' || case when status = 'completed' and published_at is null then 'processing' else status end),
-  created_at desc, id desc);
-create index exports_by_dataset on {schema}.exports (
+-- The lists of jobs that have an export of a dataset, as the lists of jobs above. One without a published file is open.
+create index exports_by_dataset on cdc_export.exports (
   (dataset || ' ' || export_type || ' '
-    || case when status = 'completed' and published_at is null then 'processing' else status end),
-  created_at desc, id desc);
-create index exports_by_consumer on {schema}.exports (
-  (consumer_id || ' ' || export_type || ' '
-    || case when status = 'completed' and published_at is null then 'processing' else status end),
-  created_at desc, id desc);
-create index exports_by_lane on {schema}.exports (
+    || case when status = 'completed' and published_at is null then 'open' else status end),
+  job desc);
+create index exports_by_lane on cdc_export.exports (
   (consumer_id || ' ' || dataset || ' ' || export_type || ' '
-    || case when status = 'completed' and published_at is null then 'processing' else status end),
-  created_at desc, id desc);
+    || case when status = 'completed' and published_at is null then 'open' else status end),
+  job desc);
 
--- Retention, lane by lane: the ended jobs, those with a file at a destination, and those without one.
-create index exports_ended on {schema}.exports (coalesce(consumer_id, ''), dataset, finished_at desc, id desc)
+-- Retention, lane by lane: the ended exports, those with a file at a destination, and those without one.
+create index exports_ended on cdc_export.exports (coalesce(consumer_id, ''), dataset, finished_at desc, job desc)
   where finished_at is not null;
-create index exports_with_file on {schema}.exports
-  (destination_id, coalesce(consumer_id, ''), dataset, finished_at desc, id desc)
-  where status = 'completed' and published_at is not null and file_removed_at is null;
-create index exports_without_file on {schema}.exports
-  (coalesce(consumer_id, ''), dataset, finished_at desc, id desc)
+create index exports_with_file on cdc_export.exports
+  (destination_id, coalesce(consumer_id, ''), dataset, finished_at desc, job desc)
+  where published_at is not null and file_removed_at is null;
+create index exports_without_file on cdc_export.exports
+  (coalesce(consumer_id, ''), dataset, finished_at desc, job desc)
   where finished_at is not null and (status <> 'completed' or file_removed_at is not null);
--- The manifests of a lane that retention has not removed.
-create index exports_with_manifest on {schema}.exports (consumer_id, dataset, number)
-  where number is not null and manifest is not null;
--- A lane keeps its latest skipped job.
-create index exports_skipped on {schema}.exports (consumer_id, dataset) where status = 'skipped';
 
--- A terminal status is final. One exception: a completed job without a published file, which no client was told is
+-- The exports as people read them, with what they have of their jobs. Of an export whose files have no final names yet
+-- the status is `processing`.
+create view {schema}.exports as
+select e.job, e.dataset, e.consumer_id, e.export_type,
+  case
+    when e.status = 'open' then j.status
+    when e.status = 'completed' and e.published_at is null then 'processing'
+    else e.status end as status,
+  e.progress, e.rows_exported, e.bytes_written, e.output_filename, e.number, e.report,
+  case when e.status in ('open', 'failed') then j.error_code end as error_code,
+  case when e.status in ('open', 'failed') then j.error_detail end as error_detail,
+  j.attempt, j.lease_owner, e.watermark_from, e.watermark_to,
+  j.created_at, j.started_at, e.finished_at, e.published_at, e.file_removed_at
+from cdc_export.exports e
+join cdc_export.jobs j on j.id = e.job;
+
+-- A terminal status is final. One exception: a completed export without a published file, which no client was told is
 -- completed, may yet fail.
-create function cdc_export.exports_keep_terminal() returns trigger
+create function cdc_export.keep_terminal() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-  if new.status <> old.status
-    and not (old.status = 'completed' and old.published_at is null and new.status = 'failed'
-      and new.error_code = 'file_lost') then
-    raise exception 'job % is %, which is final', old.id, old.status using errcode = 'restrict_violation';
+  if new.status <> old.status then
+    raise exception 'job % is %, which is final', to_jsonb(old) ->> tg_argv[0], old.status
+      using errcode = 'restrict_violation';
   end if;
   return new;
 end $$;
 
-create trigger exports_keep_terminal before update of status on {schema}.exports
+create trigger jobs_keep_terminal before update of status on cdc_export.jobs
   for each row when (old.status in ('completed', 'skipped', 'failed', 'cancelled'))
-  execute function cdc_export.exports_keep_terminal();
+  execute function cdc_export.keep_terminal('id');
+create trigger exports_keep_terminal before update of status on cdc_export.exports
+  for each row when (old.status in ('skipped', 'failed', 'cancelled') or old.published_at is not null)
+  execute function cdc_export.keep_terminal('job');
 
--- The files of a completed job, one row for each.
+-- A job goes with its last export.
+create function cdc_export.forget_jobs() returns trigger
+language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+  -- Of two transactions that delete the last two exports of a job, the second one waits here, and finds none.
+  perform from cdc_export.jobs j where j.id in (select gone.job from gone) order by j.id for update;
+  delete from cdc_export.jobs j
+  where j.id in (select gone.job from gone) and not exists (select from cdc_export.exports e where e.job = j.id);
+  return null;
+end $$;
+
+create trigger exports_forget_jobs after delete on cdc_export.exports
+  referencing old table as gone for each statement execute function cdc_export.forget_jobs();
+
+-- The files of a completed export, one row for each.
 create table cdc_export.files (
-  job uuid not null references {schema}.exports (id) on delete cascade,
-  part integer not null check (part > 0), -- the place among the job's files, from 1
+  job uuid not null,
+  dataset text collate "C" not null,
+  part integer not null check (part > 0), -- the place among the export's files, from 1
   staged_name text collate "C" not null, -- the hidden name; the final one is made of exports.output_filename
   -- The place of the file at its destination: {"folder": {"inode": "...", "modifiedNs": "..."}}, numbers as texts.
   place jsonb not null,
@@ -272,17 +290,25 @@ create table cdc_export.files (
   bytes bigint not null check (bytes >= 0),
   rows bigint not null check (rows >= 0),
   sha256 text collate "C" not null,
-  primary key (job, part)
+  primary key (job, dataset, part),
+  foreign key (job, dataset) references cdc_export.exports (job, dataset) on delete cascade
 );
 
--- The files of each completed job, as one array in the order of their parts.
+-- The files of each completed export, as one array in the order of their parts.
 create view cdc_export.export_files as
-select job, jsonb_agg(
+select job, dataset, jsonb_agg(
   jsonb_build_object('name', staged_name, 'place', place, 'location', location,
     'bytes', bytes, 'rows', rows, 'sha256', sha256)
   order by part) as files
 from cdc_export.files
-group by job;
+group by job, dataset;
+
+-- The datasets whose tables were locked when an attempt last needed them. No job with one of them is claimed until that
+-- time. The first attempt after it sets the time on, and a successful one removes the row.
+create table cdc_export.locked_datasets (
+  name text collate "C" primary key,
+  until timestamptz not null
+);
 
 -- Positions -------------------------------------------------------------------
 
@@ -382,11 +408,11 @@ create table cdc_export.schedules (
   refused_at timestamptz
 );
 
--- Deliveries of events: a row for each end of an export or a batch and each receiver that takes such events, made in
--- the transaction that ends it.
+-- Deliveries of events: a row for each end of a job and each receiver that takes such events, made in the transaction
+-- that ends it.
 create table cdc_export.deliveries (
   id uuid primary key, -- the event's id too: the same at each attempt
-  job uuid not null references {schema}.exports (id) on delete cascade, -- of a batch its first member
+  job uuid not null references cdc_export.jobs (id) on delete cascade,
   endpoint text not null collate "C", -- the receiver's name in the operator's file
   event text not null collate "C" check (event in ('completed', 'skipped', 'failed', 'cancelled')),
   created_at timestamptz not null default clock_timestamp(),

@@ -1,6 +1,6 @@
 //! Applies the exports of a consumer's lanes to tables of another Postgres.
 //!
-//! One transaction of the target applies an export, or all exports of a batch, and moves the positions. So each export
+//! One transaction of the target applies an export, or all exports of a job, and moves the positions. So each export
 //! is applied exactly once, even if processes are killed or several processes apply.
 //!
 //! Must not know where exports are stored, or the service's own database.

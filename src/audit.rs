@@ -4,7 +4,7 @@
 
 use std::sync::OnceLock;
 
-use crate::job::{ConsumerId, Job, JobId};
+use crate::job::{ConsumerId, Export, Job, JobId};
 use crate::key::Prefix;
 
 pg_rows::words! {
@@ -67,17 +67,20 @@ impl Origin {
         Origin { key: Some(format!("cli:{user}")), ..Origin::default() }
     }
 
-    /// Sets the names of a job that the request named.
+    /// Sets the names of a job that the request named. A job of several datasets has no dataset of its own.
     pub fn learn_names(&self, job: &Job) {
-        if let Some(consumer) = &job.consumer {
+        let _ = self.job.set(job.id());
+        if let Some(consumer) = job.consumer() {
             let _ = self.consumer.set(consumer.clone());
         }
-        let _ = self.dataset.set(job.dataset.clone());
+        if let [only] = job.exports.as_slice() {
+            let _ = self.dataset.set(only.dataset.clone());
+        }
     }
 
-    /// Logs a change of a job. Must be called after its commit.
-    pub fn log_job(&self, action: Action, job: &Job) {
-        self.log_done(action, job.consumer.as_ref(), Some(&job.dataset), Some(job.id));
+    /// Logs a change of an export. Must be called after its commit.
+    pub fn log_job(&self, action: Action, export: &Export) {
+        self.log_done(action, export.consumer.as_ref(), Some(&export.dataset), Some(export.job));
     }
 
     /// Logs a change, or a download that begins. For a change, it must be called after the commit.

@@ -49,12 +49,9 @@ pub(crate) enum Error {
     /// The target of `apply` refused an export, or is unavailable.
     #[error(transparent)]
     Apply(#[from] apply::Error),
-    /// Another export of the same batch can't be applied.
-    #[error("its batch is not applied, because of another dataset")]
-    BatchStopped,
-    /// Not all exports of a batch are there. Only a full export can come next.
-    #[error("{0}")]
-    BatchIncomplete(String),
+    /// Another export of the same job can't be applied.
+    #[error("its job is not applied, because of another dataset")]
+    JobStopped,
     /// The service gives a file a name that isn't the name of one visible file.
     #[error(transparent)]
     Name(#[from] NotPlain),

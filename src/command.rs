@@ -52,7 +52,7 @@ use crate::command::completions::Completions;
 use crate::command::datasets::DatasetsCommand;
 use crate::command::deliveries::DeliveriesCommand;
 use crate::command::download::Download;
-use crate::command::export::Export;
+use crate::command::export::ExportArguments;
 use crate::command::keys::KeysCommand;
 use crate::command::man::Man;
 use crate::command::mask::MaskCommand;
@@ -103,7 +103,7 @@ pub(crate) enum Command {
     /// Fill the demo table `users` with generated users
     Seed(Seed),
     /// Run an export for a consumer, and wait for its file
-    Export(Export),
+    Export(ExportArguments),
     /// Show all consumers, and the exports that are waiting or running
     Status(Status),
     /// Download the files of a completed export, and verify their SHA-256

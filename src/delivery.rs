@@ -1,5 +1,4 @@
-//! Delivers the events of ended exports and batches: each event is sent until its receiver accepts it, for 42 hours at
-//! most.
+//! Delivers the events of ended jobs: each event is sent until its receiver accepts it, for 42 hours at most.
 //!
 //! Delivery is at least once and in no order. If a process dies after a receiver's answer and before the record of it,
 //! the event is sent again under the same id. Each receiver has a [`Dispatcher`] of its own, so a slow receiver delays
@@ -26,9 +25,8 @@ use crate::database::DatabaseId;
 use crate::event::{EventType, Listener};
 use crate::failpoint;
 use crate::job::Status;
-use crate::job::batch_json::BatchJson;
-use crate::job::json::{JobJson, rfc3339};
-use crate::store::deliveries::{Attempt, AttemptOutcome, ClaimedDelivery, Ended};
+use crate::job::json::{AnyJobJson, rfc3339};
+use crate::store::deliveries::{Attempt, AttemptOutcome, ClaimedDelivery};
 use crate::store::{self, Store};
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::spans::{Kind, Span};
@@ -49,8 +47,9 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 /// Timeout of the records of the last answers.
 const RECORD_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The word in place of a dataset in the subject and the routing key of a batch's event. No dataset has this name.
-const DATASET_OF_BATCHES: &str = "_batch";
+/// The word in place of a dataset in the subject and the routing key of the event of a job of several datasets. No
+/// dataset has this name.
+const SEVERAL_DATASETS: &str = "_datasets";
 /// The same of a test event.
 const DATASET_OF_TESTS: &str = "_test";
 
@@ -60,7 +59,7 @@ pub struct Event {
     /// The event's id, the same in each attempt.
     pub id: Uuid,
     pub event: EventType,
-    /// The export's dataset, or [`DATASET_OF_BATCHES`].
+    /// The job's dataset, or [`SEVERAL_DATASETS`].
     pub dataset: String,
     /// The consumer. `None`: an ad-hoc export.
     pub consumer: Option<String>,
@@ -250,23 +249,19 @@ impl Dispatcher {
     /// Makes one attempt at a delivery, and records its outcome. `given_up` ends the attempt.
     async fn deliver(
         &self,
-        ClaimedDelivery { delivery, ended }: ClaimedDelivery,
+        ClaimedDelivery { delivery, job }: ClaimedDelivery,
         database: &DatabaseId,
         given_up: &CancellationToken,
     ) -> DeliveryResult {
         let kind = format!("cdc-export.{}.v1", delivery.event.name());
-        let first = match &ended {
-            Ended::Export(job) => job,
-            Ended::Batch(batch) => &batch.jobs[0],
+        let (consumer, place) = (job.consumer().map(ToString::to_string), job.first().trace);
+        let dataset = match &job.datasets {
+            None => job.first().dataset.clone(),
+            Some(_) => SEVERAL_DATASETS.to_owned(),
         };
-        let (consumer, place) = (first.consumer.as_ref().map(ToString::to_string), first.trace);
-        let (dataset, data) = match ended {
-            Ended::Export(job) => (job.dataset.clone(), json!(JobJson::from(*job))),
-            Ended::Batch(batch) => {
-                let data = BatchJson::of_visible(*batch, |dataset| self.listener.may_see(dataset));
-                (DATASET_OF_BATCHES.to_owned(), json!(data))
-            }
-        };
+        // Retention may have removed the exports that the receiver may see, of a job whose event is delivered again.
+        let job = job.within(|dataset| self.listener.may_see(dataset));
+        let data = json!(job.map(AnyJobJson::from));
         let subject = consumer.as_ref().map_or_else(|| dataset.clone(), |consumer| format!("{dataset}/{consumer}"));
         let span = Span::start("deliver", Kind::Producer, place.as_ref());
         span.set("cdc_export.endpoint", self.listener.name.clone());

@@ -1,5 +1,4 @@
-//! Events and their deliveries. The end of a batch, or of an export of no batch, makes one event for each receiver that
-//! is configured for it.
+//! Events and their deliveries. The end of a job makes one event for each receiver that is configured for it.
 //!
 //! A delivery is the state of one event for one receiver.
 
@@ -23,7 +22,7 @@ pg_rows::words! {
 /// The type of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EventType {
-    /// The final status of the export, or of the batch as a whole.
+    /// The final status of the job.
     pub end: Status,
 }
 
@@ -48,20 +47,22 @@ pub struct Listener {
     /// The receiver's name in the operator's file.
     pub name: String,
     pub events: Vec<EventType>,
-    /// The datasets for whose exports the receiver gets events. The event of a batch shows no other dataset. `None`
+    /// The datasets of whose exports the receiver gets events. An event shows the job as if it had only those. `None`
     /// selects all.
     pub datasets: Option<Vec<String>>,
-    /// The consumers for whose exports the receiver gets events. `None` selects all, and ad-hoc exports.
+    /// The consumers of whose jobs the receiver gets events. `None` selects all, and ad-hoc exports.
     pub consumers: Option<Vec<ConsumerId>>,
 }
 
 impl Listener {
-    /// Returns true if the receiver gets this event of an export in this dataset, or of a batch with any of these
-    /// datasets.
-    pub fn wants(&self, event: EventType, datasets: &[&str], consumer: Option<&str>) -> bool {
+    /// Returns the event that the receiver gets of the end of a job with these exports: the dataset and the status of
+    /// each.
+    pub fn event_of(&self, consumer: Option<&str>, exports: &[(String, Status)]) -> Option<EventType> {
         let is_of_consumer =
             self.consumers.as_ref().is_none_or(|ids| ids.iter().any(|id| Some(id.as_str()) == consumer));
-        self.events.contains(&event) && is_of_consumer && datasets.iter().any(|dataset| self.may_see(dataset))
+        let visible = exports.iter().filter(|(dataset, _)| self.may_see(dataset)).map(|(_, status)| *status);
+        visible.clone().next().filter(|_| is_of_consumer)?;
+        Some(EventType { end: Status::of_job(visible) }).filter(|event| self.events.contains(event))
     }
 
     pub fn may_see(&self, dataset: &str) -> bool {
@@ -76,10 +77,7 @@ pub struct Delivery {
     pub id: Uuid,
     /// The receiver's name.
     pub endpoint: String,
-    /// The export, or the first export of the batch.
     pub job: JobId,
-    /// `None` if the event is of an export of no batch.
-    pub batch: Option<JobId>,
     pub event: EventType,
     pub status: DeliveryStatus,
     /// The number of ended attempts since the delivery was created, or since the last request for a redelivery.
@@ -89,7 +87,7 @@ pub struct Delivery {
     /// The HTTP status of the last response. `None` if no response was received.
     pub last_status: Option<u16>,
     pub last_error: Option<String>,
-    /// The time at which the export or the batch ended.
+    /// The time at which the job ended.
     pub created_at: DateTime<Utc>,
     /// The time at which the event was delivered or the delivery became dead.
     pub ended_at: Option<DateTime<Utc>>,
@@ -120,21 +118,27 @@ mod tests {
             datasets: None,
             consumers: None,
         };
-        assert!(all.wants(export(Status::Completed), &["users"], None));
-        assert!(all.wants(export(Status::Failed), &["orders"], Some("search")));
-        assert!(all.wants(export(Status::Completed), &["orders", "users"], Some("search")));
-        assert!(!all.wants(export(Status::Cancelled), &["users"], None));
+        let ended = |exports: &[(&str, Status)]| -> Vec<_> {
+            exports.iter().map(|(dataset, status)| ((*dataset).to_owned(), *status)).collect()
+        };
+        let (completed, failed, skipped) = (Status::Completed, Status::Failed, Status::Skipped);
+        let two = ended(&[("orders", completed), ("users", skipped)]);
+        assert_eq!(all.event_of(None, &ended(&[("users", completed)])), Some(export(completed)));
+        assert_eq!(all.event_of(Some("search"), &ended(&[("orders", failed)])), Some(export(failed)));
+        assert_eq!(all.event_of(Some("search"), &two), Some(export(completed)));
+        assert_eq!(all.event_of(None, &ended(&[("users", Status::Cancelled)])), None);
         let some = Listener {
             datasets: Some(vec!["users".to_owned(), "prices".to_owned()]),
             consumers: Some(vec!["search".parse().unwrap()]),
             ..all
         };
-        assert!(some.wants(export(Status::Failed), &["users"], Some("search")));
+        assert_eq!(some.event_of(Some("search"), &ended(&[("users", failed)])), Some(export(failed)));
         for (dataset, consumer) in [("orders", Some("search")), ("users", Some("other")), ("users", None)] {
-            assert!(!some.wants(export(Status::Failed), &[dataset], consumer), "{dataset} {consumer:?}");
+            assert_eq!(some.event_of(consumer, &ended(&[(dataset, failed)])), None, "{dataset} {consumer:?}");
         }
-        assert!(some.wants(export(Status::Failed), &["orders", "users"], Some("search")), "it may see one of them");
-        assert!(!some.wants(export(Status::Failed), &["customers", "orders"], Some("search")));
+        assert_eq!(some.event_of(Some("search"), &two), None, "the export that it may see was skipped");
+        let lost = ended(&[("orders", failed), ("users", completed)]);
+        assert_eq!(some.event_of(Some("search"), &lost), Some(export(completed)), "another file was lost");
     }
 
     #[test]

@@ -125,11 +125,11 @@ mod text {
     }
 }
 
-/// The record of a completed job's files.
+/// The record of a completed export's files.
 #[derive(Clone, Debug)]
 pub struct FileRecord {
     pub job: JobId,
-    /// The consumer of the job's lane. `None` for an ad-hoc job.
+    /// The consumer of the export's lane. `None` for an ad-hoc export.
     pub consumer: Option<ConsumerId>,
     /// The database that this record was read from.
     pub database: DatabaseId,
@@ -142,13 +142,13 @@ pub struct FileRecord {
     pub name: String,
     /// The digest of the content: see [`content_sha256`].
     pub sha256: String,
-    /// The place of the job in its lane. `None` for an ad-hoc job.
+    /// The place of the export in its lane. `None` for an ad-hoc export.
     pub order: Option<i64>,
     /// The files, in the order of their parts.
     pub parts: Vec<Part>,
     /// The text of the manifest, if it is recorded and the files are perhaps not published yet.
     pub manifest: Option<String>,
-    /// The export that the destination's marker of the lane named when the job's attempt began.
+    /// The job of the export that the destination's marker of the lane named when the attempt began.
     pub marker_seen: Option<JobId>,
     /// The time of the commit. `None` in the process that has just committed.
     pub finished_at: Option<DateTime<Utc>>,
@@ -157,8 +157,6 @@ pub struct FileRecord {
     /// True if Postgres has a synchronous standby, which may lack the commit.
     pub awaits_standby: bool,
     pub trace: Option<TraceParent>,
-    /// The batch that the job is a member of. `None` if it is a job of its own.
-    pub batch: Option<JobId>,
 }
 
 impl FileRecord {

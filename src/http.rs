@@ -5,7 +5,6 @@
 
 mod access;
 mod activity;
-mod batches;
 mod body;
 mod code;
 mod connections;
@@ -140,9 +139,6 @@ fn routes() -> OpenApiRouter {
         .routes(routes!(exports::ack))
         .routes(routes!(exports::cancel))
         .routes(routes!(exports::submit::retry))
-        .routes(routes!(batches::get))
-        .routes(routes!(batches::cancel))
-        .routes(routes!(batches::retry))
         .routes(routes!(exports::download::download))
         .routes(routes!(exports::download::download_part))
         .routes(routes!(exports::manifest::manifest))

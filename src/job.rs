@@ -1,14 +1,14 @@
-//! A job: one requested export, from the request to its files.
+//! A job: what one request asked for, of one dataset or several. An export is the part of a job for one dataset, from
+//! the request to its files.
 //!
 //! This module defines the statuses and their transitions. It must not know HTTP, SQL or files.
 
 pub mod activity;
 pub mod after;
-pub mod batch;
-pub mod batch_json;
 mod bounds;
 pub mod columns;
 mod continuity;
+pub mod datasets;
 mod idempotency_key;
 pub mod json;
 pub mod lane;
@@ -24,6 +24,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+use crate::job::datasets::DatasetsRequest;
 use crate::job::lane::Lane;
 use crate::job::selection::Selection;
 use crate::trace::TraceParent;
@@ -33,7 +34,7 @@ pub use after::After;
 pub use bounds::Bounds;
 pub use continuity::{Continuity, ExportReport};
 pub use idempotency_key::IdempotencyKey;
-pub use progress::{CurrentJob, Progress, Reached};
+pub use progress::{CurrentExport, Progress, Reached};
 
 /// The permanent id of a job, a UUID of version 7. The ids of later jobs sort after those of earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -134,7 +135,7 @@ pg_rows::words! {
 }
 
 pg_rows::words! {
-    /// The status of a job. The transitions are [`Status::can_become`]; the table `exports` checks them again.
+    /// The status of a job or an export. The transitions are [`Status::can_become`]; the tables check them again.
     Status, "a status: pending, processing, completed, skipped, failed, cancelled" {
         /// The job waits for a worker, or for an earlier job of its lane.
         Pending = "pending",
@@ -142,7 +143,7 @@ pg_rows::words! {
         Processing = "processing",
         /// The job is committed: the file is complete, and the watermark moved with it.
         Completed = "completed",
-        /// The job was to skip an empty export, and found nothing. The position moved, and there is no file. Lists and
+        /// The job was to skip empty exports, and found nothing. The position moved, and there is no file. Lists and
         /// events name this status. The job itself shows `completed`, with `skipped`.
         Skipped = "skipped",
         /// The job ended without a file. The watermark is unchanged, except after `file_lost`.
@@ -155,8 +156,8 @@ pg_rows::words! {
 impl Status {
     /// Returns true if the transition table allows this transition.
     ///
-    /// Clients see a committed job as [`Processing`](Status::Processing) until its file is published. A committed job
-    /// whose file is lost becomes failed. The table `exports` allows only this one transition in addition.
+    /// Clients see a committed export as [`Processing`](Status::Processing) until its file is published. A committed
+    /// export whose file is lost becomes failed. The table `exports` allows only this one transition in addition.
     pub fn can_become(self, next: Status) -> bool {
         use Status::{Cancelled, Completed, Failed, Pending, Processing, Skipped};
         matches!(
@@ -168,6 +169,21 @@ impl Status {
 
     pub fn is_terminal(self) -> bool {
         !self.can_become(Status::Cancelled)
+    }
+
+    /// Returns the status that clients see: a skipped job is completed.
+    pub fn shown(self) -> Status {
+        if self == Status::Skipped { Status::Completed } else { self }
+    }
+
+    /// Returns the status of a job whose exports have these statuses. A job has ended when all of its exports have.
+    pub fn of_job(exports: impl Iterator<Item = Status> + Clone) -> Status {
+        use Status::{Cancelled, Completed, Failed, Pending, Processing, Skipped};
+        let any = |status| exports.clone().any(|export| export == status);
+        if exports.clone().all(Status::is_terminal) {
+            return [Failed, Cancelled, Completed].into_iter().find(|end| any(*end)).unwrap_or(Skipped);
+        }
+        if exports.clone().all(|export| export == Pending) { Pending } else { Processing }
     }
 }
 
@@ -235,8 +251,8 @@ pg_rows::words! {
         FileLost = "file_lost",
         /// Somebody changed the consumer's watermark during each attempt.
         WatermarkChanged = "watermark_changed",
-        /// The export is a member of a batch, and another member ended the attempt. The detail names that one.
-        BatchMemberFailed = "batch_member_failed",
+        /// The export of a dataset ended the job that the caller may not see.
+        OtherDatasetFailed = "other_dataset_failed",
         /// The worker vanished in each of the allowed attempts.
         AttemptsExhausted = "attempts_exhausted",
         /// The service has a defect. Its log has the cause.
@@ -291,34 +307,37 @@ impl Request {
         }
     }
 
-    /// Rebuilds the request of a job, without its idempotency key and its trace context.
-    pub fn from_job(job: &Job) -> Request {
+    /// Rebuilds the request of an export, without its idempotency key and its trace context.
+    pub fn from_export(export: &Export) -> Request {
         Request {
-            consumer: job.consumer.clone(),
-            dataset: job.dataset.clone(),
-            export_type: job.export_type,
-            selection: job.selection.clone(),
-            encoding: job.encoding,
-            max_file_bytes: job.max_file_bytes,
-            skip_empty: job.skip_empty,
-            heals: job.heals,
-            after: job.after.clone(),
-            retry_of: job.retry_of,
+            consumer: export.consumer.clone(),
+            dataset: export.dataset.clone(),
+            export_type: export.export_type,
+            selection: export.selection.clone(),
+            encoding: export.encoding,
+            max_file_bytes: export.max_file_bytes,
+            skip_empty: export.skip_empty,
+            heals: export.heals,
+            after: export.after.clone(),
+            retry_of: export.retry_of,
             key: None,
             trace: None,
         }
     }
 
-    /// Returns true if this request would create a job like this one.
+    /// Returns true if this request, without `datasets`, would create a job like this one.
     pub fn asks_for(&self, job: &Job) -> bool {
-        job.batch.is_none() && Request { key: None, trace: None, ..self.clone() } == Request::from_job(job)
+        let asked = Request { key: None, trace: None, ..self.clone() };
+        job.datasets.is_none() && asked == Request::from_export(job.first())
     }
 }
 
-/// A job in the state that clients see.
+/// An export in the state that clients see, with what it has of its job.
 #[derive(Clone, Debug)]
-pub struct Job {
-    pub id: JobId,
+pub struct Export {
+    pub job: JobId,
+    /// True if the job's request had `datasets`.
+    pub is_of_datasets: bool,
     /// `None` for an ad-hoc export.
     pub consumer: Option<ConsumerId>,
     pub dataset: String,
@@ -331,34 +350,35 @@ pub struct Job {
     pub skip_empty: Option<bool>,
     /// True if a full export is made where only one goes on.
     pub heals: bool,
-    /// The status. It is [`Status::Processing`] until the files of a committed job are published.
+    /// The status. It is [`Status::Processing`] until the files of a committed export are published.
     pub status: Status,
-    /// The progress, 0 to 100. It is 100 only if the job is completed.
+    /// The progress, 0 to 100. It is 100 only if the export is completed.
     pub progress: u8,
-    /// The phase of an open job. `None` if the job has ended.
+    /// The phase of an open export. `None` if the export has ended.
     pub phase: Option<Phase>,
-    /// The number of rows written so far, or of all rows if the job is completed.
+    /// The number of rows written so far, or of all rows if the export is completed.
     pub rows_exported: u64,
     /// The number of rows that a running export of changes expects. `None` if they were not counted.
     pub rows_expected: Option<u64>,
-    /// The number of bytes written so far, or the size of all files if the job is completed.
+    /// The number of bytes written so far, or the size of all files if the export is completed.
     pub bytes_written: u64,
     /// The file's name in the output folder or bucket. The names of several files are derived from it.
     pub output_filename: String,
-    /// The files, in the order of their parts. Empty until the job is completed.
-    pub files: Vec<JobFile>,
+    /// The files, in the order of their parts. Empty until the export is completed.
+    pub files: Vec<ExportFile>,
     /// The digest of the export's manifest, which covers the digest of the previous export of the lane. `None` if the
     /// export is not published or is ad hoc.
     pub digest: Option<String>,
     /// The number of times that a worker claimed the job.
     pub attempt: u32,
+    /// The job's error, if the export is open or failed.
     pub error: Option<Failure>,
     pub report: ExportReport,
     /// The consumer's watermark before the export.
     pub watermark_from: Option<DateTime<Utc>>,
     /// The consumer's watermark after the export.
     pub watermark_to: Option<DateTime<Utc>>,
-    /// The place of the job in its lane, which grows along the lane and may have gaps. `None` for an ad-hoc export.
+    /// The place of the export in its lane, which grows along the lane and may have gaps. `None` for an ad-hoc export.
     pub order: Option<i64>,
     /// The export's number among the published exports of its lane, from 1. `None` if the export is not published or is
     /// ad hoc.
@@ -370,8 +390,6 @@ pub struct Job {
     /// a delta.
     pub after: Option<After>,
     pub retry_of: Option<JobId>,
-    /// The batch that the job is a member of: the id of the batch's first job.
-    pub batch: Option<JobId>,
     /// The trace context of the first request, or else of the first recorded attempt.
     pub trace: Option<TraceParent>,
     /// The earliest time of the next attempt, while the job waits for it.
@@ -385,13 +403,8 @@ pub struct Job {
     pub finished_at: Option<DateTime<Utc>>,
 }
 
-impl Job {
-    /// Returns the status that clients see: a skipped job is completed.
-    pub fn shown_status(&self) -> Status {
-        if self.status == Status::Skipped { Status::Completed } else { self.status }
-    }
-
-    pub fn only_file(&self) -> Option<&JobFile> {
+impl Export {
+    pub fn only_file(&self) -> Option<&ExportFile> {
         if let [only] = self.files.as_slice() { Some(only) } else { None }
     }
 
@@ -401,9 +414,60 @@ impl Job {
     }
 }
 
-/// A file of a completed job.
+/// A job in the state that clients see.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// The request, if it had `datasets`. `None` if it was for one dataset.
+    pub datasets: Option<DatasetsRequest>,
+    /// The exports, in the order of their datasets' names. There is one at least.
+    pub exports: Vec<Export>,
+}
+
+impl Job {
+    pub fn first(&self) -> &Export {
+        &self.exports[0]
+    }
+
+    pub fn id(&self) -> JobId {
+        self.first().job
+    }
+
+    pub fn consumer(&self) -> Option<&ConsumerId> {
+        self.first().consumer.as_ref()
+    }
+
+    /// Returns the type of export that the request asked for. An export that was healed has another one.
+    pub fn export_type(&self) -> ExportType {
+        self.datasets.as_ref().map_or(self.first().export_type, |asked| asked.export_type)
+    }
+
+    pub fn status(&self) -> Status {
+        Status::of_job(self.exports.iter().map(|export| export.status))
+    }
+
+    pub fn error(&self) -> Option<&Failure> {
+        self.exports.iter().find_map(|export| export.error.as_ref())
+    }
+
+    /// Returns the job as if it had only the datasets for which `may_see` is true. `None` if it has none of them.
+    pub fn within(mut self, may_see: impl Fn(&str) -> bool) -> Option<Job> {
+        self.exports.retain(|export| may_see(&export.dataset));
+        for export in &mut self.exports {
+            let is_hidden = |failure: &Failure| failure.dataset.as_ref().is_some_and(|dataset| !may_see(dataset));
+            if export.error.as_ref().is_some_and(is_hidden) {
+                export.error = Some(Failure::of_other_dataset());
+            }
+        }
+        if let Some(asked) = &mut self.datasets {
+            asked.left_out.retain(|omitted| may_see(&omitted.dataset));
+        }
+        (!self.exports.is_empty()).then_some(self)
+    }
+}
+
+/// A file of a completed export.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JobFile {
+pub struct ExportFile {
     pub name: String,
     /// The URL of the file. `None` if the file is not published.
     pub location: Option<String>,
@@ -420,6 +484,15 @@ pub struct Failure {
     pub continuity: Option<Continuity>,
     pub code: FailureCode,
     pub detail: String,
+    /// The dataset whose export failed. `None` if the failure concerns all exports of the job.
+    pub dataset: Option<String>,
+}
+
+impl Failure {
+    fn of_other_dataset() -> Failure {
+        let detail = "the export of another dataset ended the job".to_owned();
+        Failure { continuity: None, code: FailureCode::OtherDatasetFailed, detail, dataset: None }
+    }
 }
 
 /// The filter of a list of jobs. A field with `None` does not restrict the list.
@@ -430,8 +503,8 @@ pub struct Filter {
     pub export_type: Option<ExportType>,
     /// Selects jobs with this status, as clients see it.
     pub status: Option<Status>,
-    /// Selects jobs older than the one with this time of creation and this id.
-    pub before: Option<(DateTime<Utc>, JobId)>,
+    /// Selects jobs older than this one.
+    pub before: Option<JobId>,
 }
 
 /// The limits for ended jobs that are kept. A field with `None` sets no limit.
@@ -454,6 +527,22 @@ pub struct Terms {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_job_has_ended_when_each_of_its_exports_has() {
+        use Status::{Cancelled, Completed, Failed, Pending, Processing, Skipped};
+        for (exports, job) in [
+            ([Pending, Pending], Pending),
+            ([Processing, Completed], Processing),
+            ([Processing, Failed], Processing),
+            ([Completed, Skipped], Completed),
+            ([Skipped, Skipped], Skipped),
+            ([Completed, Failed], Failed),
+            ([Cancelled, Cancelled], Cancelled),
+        ] {
+            assert_eq!(Status::of_job(exports.into_iter()), job, "{exports:?}");
+        }
+    }
 
     #[test]
     fn terminal_states_are_final() {

@@ -11,7 +11,7 @@ mod retain;
 mod schedule;
 mod sweep;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
@@ -238,11 +238,15 @@ async fn reap(Maintenance { settings, store, source, sweep_requested, .. }: &Mai
     store.repair_future_timestamps_of_deliveries().await?;
     store.shorten_orphaned().await?;
     let mut sessions = BTreeSet::new();
-    for Transition { job, session, .. } in store.reap().await? {
-        tracing::warn!(event = "export_taken_over", jobId = %job.id, status = %job.status);
+    let mut jobs = BTreeMap::new();
+    for Transition { export, session, .. } in store.reap().await? {
+        jobs.insert(export.job.as_uuid(), export.status);
+        sessions.extend(session);
+    }
+    for (job, status) in jobs {
+        tracing::warn!(event = "export_taken_over", jobId = %job, status = %status);
         metrics::lease_taken_over();
         sweep_requested.notify_one();
-        sessions.extend(session);
     }
     for session in sessions {
         source.end_sessions(&session).await?;

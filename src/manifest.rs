@@ -13,7 +13,11 @@ mod list;
 pub mod seal;
 pub mod signing;
 
+use std::fmt;
+
 use ring::digest;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::file::name::stem_of;
@@ -61,6 +65,10 @@ pub struct Manifest {
         deserialize_with = "list::read_optional"
     )]
     pub signed_locations: Option<Vec<SignedLocation>>,
+    /// The number of the job's exports that `pull` copies, if it copies those of some datasets alone. A reader counts
+    /// these in place of [`ManifestDatasets::datasets`].
+    #[serde(default, rename = "copiedExports", skip_serializing_if = "Option::is_none")]
+    pub copied_exports: Option<u64>,
 }
 
 /// The location of a file: as loaders read it, and relative to the manifest.
@@ -131,8 +139,8 @@ pub struct Author {
 pub struct Chained {
     /// [`VERSION`].
     pub version: String,
-    /// The export's id.
-    pub job: String,
+    /// The job that the export is a part of.
+    pub job: ManifestJob,
     /// The database that the rows come from.
     pub source: ManifestSource,
     pub consumer: String,
@@ -171,9 +179,27 @@ pub struct Chained {
     /// `None` if the manifest does not say it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order: Option<String>,
-    /// The batch that the export is a member of. `None` if it was requested alone.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub batch: Option<ManifestBatch>,
+}
+
+/// The job of an export, in a form that goes by the job's request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum ManifestJob {
+    /// The id of a job whose request was for one dataset.
+    One(String),
+    /// The request had `datasets`.
+    OfSeveral(ManifestDatasets),
+}
+
+/// A job whose request had `datasets`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ManifestDatasets {
+    pub id: String,
+    /// The number of the job's exports that have files, or had them at the commit. A reader that has as many manifests
+    /// of the job has the whole job. The names of the datasets are left out: a reader of one dataset need not know of
+    /// the others.
+    pub datasets: String,
 }
 
 /// The identity of the database that an export comes from.
@@ -203,17 +229,6 @@ pub struct ManifestColumn {
     /// The kind of a column of `meta`. `None` for a column of the table and for the operation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub meta: Option<MetaColumn>,
-}
-
-/// The batch that an export is a member of.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ManifestBatch {
-    pub id: String,
-    /// The number of the batch's exports that have files, or had them at the commit. A reader that has as many
-    /// manifests of the batch has the whole batch. The names of the datasets are left out: a reader of one dataset need
-    /// not know of the others.
-    pub datasets: String,
 }
 
 /// A file of an export.
@@ -268,6 +283,7 @@ impl Manifest {
             signature: None,
             signature_version: None,
             signed_locations: None,
+            copied_exports: None,
         }
     }
 
@@ -316,6 +332,47 @@ impl Chained {
     }
 }
 
+impl ManifestJob {
+    pub fn id(&self) -> &str {
+        match self {
+            ManifestJob::One(id) | ManifestJob::OfSeveral(ManifestDatasets { id, .. }) => id,
+        }
+    }
+
+    /// Returns the number of the job's exports with files. `None` if its request was for one dataset.
+    pub fn datasets(&self) -> Option<&str> {
+        match self {
+            ManifestJob::One(_) => None,
+            ManifestJob::OfSeveral(ManifestDatasets { datasets, .. }) => Some(datasets),
+        }
+    }
+}
+
+/// A derived implementation would keep the whole member in memory, which may be as long as the manifest.
+impl<'de> Deserialize<'de> for ManifestJob {
+    fn deserialize<D: Deserializer<'de>>(job: D) -> Result<ManifestJob, D::Error> {
+        job.deserialize_any(JobVisitor)
+    }
+}
+
+struct JobVisitor;
+
+impl<'de> Visitor<'de> for JobVisitor {
+    type Value = ManifestJob;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an id, or an id with the number of datasets")
+    }
+
+    fn visit_str<E: Error>(self, id: &str) -> Result<ManifestJob, E> {
+        Ok(ManifestJob::One(id.to_owned()))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<ManifestJob, A::Error> {
+        ManifestDatasets::deserialize(MapAccessDeserializer::new(members)).map(ManifestJob::OfSeveral)
+    }
+}
+
 /// Removes the length or precision from the name of a type: `numeric(12,2)[]` becomes `numeric[]`.
 fn without_modifier(type_name: &str) -> String {
     match type_name.split_once('(') {
@@ -356,7 +413,7 @@ mod tests {
     pub(super) fn chained() -> Chained {
         Chained {
             version: VERSION.to_owned(),
-            job: "019a0000-0000-7000-8000-000000000001".to_owned(),
+            job: ManifestJob::One("019a0000-0000-7000-8000-000000000001".to_owned()),
             source: ManifestSource { cluster: "00000000000000ff".to_owned(), database: "16384".to_owned() },
             consumer: "search".to_owned(),
             dataset: "orders".to_owned(),
@@ -385,7 +442,6 @@ mod tests {
             }],
             previous: None,
             order: None,
-            batch: None,
         }
     }
 
@@ -430,8 +486,24 @@ mod tests {
         changed.files[0].bytes = "11".to_owned();
         assert_ne!(changed.digest(), digest);
         assert_ne!(Chained { previous: Some(digest.clone()), ..chained() }.digest(), digest);
-        let batch = Some(ManifestBatch { id: "1".to_owned(), datasets: "2".to_owned() });
-        assert_ne!(Chained { batch, ..chained() }.digest(), digest);
+    }
+
+    #[test]
+    fn job_of_several_datasets_is_an_object() {
+        let of_several = |datasets: &str| {
+            let (id, datasets) = (chained().job.id().to_owned(), datasets.to_owned());
+            Chained { job: ManifestJob::OfSeveral(ManifestDatasets { id, datasets }), ..chained() }
+        };
+        assert_ne!(of_several("2").digest(), chained().digest());
+        assert_ne!(of_several("2").digest(), of_several("3").digest());
+        let text = Manifest::new(1, of_several("2"), Vec::new()).text();
+        let member = r#""job":{"id":"019a0000-0000-7000-8000-000000000001","datasets":"2"}"#;
+        assert!(text.contains(member), "{text}");
+        assert_eq!(Manifest::read(text.as_bytes()).unwrap().export, of_several("2"));
+        for other in [r#""job":{"id":"1"}"#, r#""job":{"id":"1","datasets":"2","a":1}"#, r#""job":1"#, r#""job":["1"]"#]
+        {
+            assert!(Manifest::read(text.replace(member, other).as_bytes()).is_err(), "{other}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use crate::dataset::mask::MaskSecret;
 use crate::dataset::{CellMax, KnownColumn};
 use crate::file::{Exported, MOST_FILES, Part};
-use crate::job::{ExportType, Job, Progress};
+use crate::job::{Export, ExportType, Progress};
 use crate::row::{ReceiverClosed, RowLayout, RowReceiver};
 use crate::sink::{self, Draft, Drafts};
 use crate::source::{self, rows::Rows};
@@ -70,8 +70,8 @@ impl From<pg_rows::Error> for Error {
 /// The rows to write, and the form of their files.
 #[derive(Debug)]
 pub struct ExportSpec<'a> {
-    /// The job: its consumer, selection and encoding.
-    pub job: &'a Job,
+    /// The export: its consumer, selection and encoding.
+    pub export: &'a Export,
     /// The watermark from which the export begins.
     pub since: Option<DateTime<Utc>>,
     pub cell_max: CellMax,
@@ -86,21 +86,21 @@ pub struct ExportSpec<'a> {
     pub progress: &'a Progress,
 }
 
-/// Writes the rows of a job's snapshot into drafts, and stages all but the last one.
+/// Writes the rows of an export's snapshot into drafts, and stages all but the last one.
 ///
 /// Writes several drafts if [`ExportSpec::max_file_bytes`] bounds the size of a file.
 ///
 /// # Errors
 /// If any step fails. The unstaged draft is then removed. The caller must remove the staged ones.
 pub async fn run(rows: Rows<'_>, spec: &ExportSpec<'_>, drafts: Drafts) -> Result<WrittenExport, Error> {
-    let export = Arc::new(ExportLayout::new(rows.layout(spec.job), spec)?);
+    let export = Arc::new(ExportLayout::new(rows.layout(spec.export), spec)?);
     let first = FileWriter::new(&export.file, drafts.create(1).await?)?;
     let (pieces_in, pieces_out) = mpsc::channel(PIECES_AHEAD);
     let written = WrittenParts::new(spec);
     let layout = Arc::clone(&export.file);
     let read = async move {
         let receiver = || PieceSender::new(&export, &pieces_in);
-        match rows.read(spec.job, spec.cell_max, spec.progress, receiver).await {
+        match rows.read(spec.export, spec.cell_max, spec.progress, receiver).await {
             // The writer has failed, and its own result contains the cause.
             Err(source::Error::ReceiverGone) => std::future::pending().await,
             read => Ok(read?),
@@ -162,13 +162,13 @@ struct ExportLayout {
 
 impl ExportLayout {
     fn new(rows: RowLayout, spec: &ExportSpec<'_>) -> Result<ExportLayout, Error> {
-        let &ExportSpec { job, since, compression_level, mask_secret, .. } = spec;
+        let &ExportSpec { export, since, compression_level, mask_secret, .. } = spec;
         // A full export does not select changes, so it has no late rows.
-        let since = since.filter(|_| job.export_type != ExportType::Full);
+        let since = since.filter(|_| export.export_type != ExportType::Full);
         let columns = rows.columns.iter().map(|column| column.in_file(mask_secret));
         let columns = columns.collect::<Option<_>>().ok_or(Error::NoMaskSecret)?;
         Ok(ExportLayout {
-            file: Arc::new(Layout::new(job.encoding, columns, compression_level)?),
+            file: Arc::new(Layout::new(export.encoding, columns, compression_level)?),
             since: since.and_then(|time| (time - POSTGRES_EPOCH).num_microseconds()),
             rows,
         })

@@ -1,7 +1,7 @@
 //! Gives committed files their final names, writes the manifest beside them, and records both.
 //!
-//! Several processes may publish the same export at once, and again after a crash at any point. The members of a batch
-//! are published in any order: each is the only unpublished export of its lane.
+//! Several processes may publish the same export at once, and again after a crash at any point. The exports of a job
+//! are published in any order: each is the only unpublished export of its lane. The last one ends the job.
 
 use std::time::Duration;
 
@@ -20,7 +20,8 @@ use crate::telemetry::spans::{Kind, Span};
 /// The result of a publication.
 #[derive(Debug)]
 pub enum Publication {
-    /// The files are published, the job ended in another way, or an earlier export of the lane must be published first.
+    /// The files are published, the export ended in another way, or an earlier export of the lane must be published
+    /// first.
     Done,
     /// A file is not at the destination. Another process may be renaming it at this moment.
     Missing(Box<FileRecord>),
@@ -78,9 +79,9 @@ impl Publisher {
         }
     }
 
-    /// Publishes the files of a job if the job is committed. Leaves a job with a missing file to maintenance.
-    pub async fn publish_job(&self, job: JobId) -> Result<(), Error> {
-        match self.store.file(job).await? {
+    /// Publishes the files of an export if it is committed. Leaves an export with a missing file to maintenance.
+    pub async fn publish_export(&self, job: JobId, dataset: &str) -> Result<(), Error> {
+        match self.store.file(job, dataset).await? {
             Some(record) => self.publish(record).await.map(drop),
             None => Ok(()),
         }
@@ -88,12 +89,12 @@ impl Publisher {
 
     pub async fn publish(&self, record: FileRecord) -> Result<Publication, Error> {
         let span = Span::start("publish", Kind::Internal, record.trace.as_ref());
-        let job = record.job;
+        let (job, dataset) = (record.job, record.dataset.clone());
         span.set("cdc_export.job.id", job.to_string());
         let mut published = span.around(self.publish_all(record)).await;
         // Another process published the export in the meantime, and a sweep removed this publisher's hidden file.
         if let Err(Error::Sink(_)) = published
-            && self.store.file(job).await?.is_some_and(|now| now.is_published)
+            && self.store.file(job, &dataset).await?.is_some_and(|now| now.is_published)
         {
             published = Ok(Publication::Done);
         }
@@ -126,7 +127,7 @@ impl Publisher {
                 PublishStep::Gone | PublishStep::Renamed => {}
                 PublishStep::NotNow => return Ok(Publication::Done),
             }
-            match self.store.file(record.job).await? {
+            match self.store.file(record.job, &record.dataset).await? {
                 None => return Ok(Publication::Done),
                 Some(now) if now.name == record.name => match step {
                     _ if now.is_published => return Ok(Publication::Done),
@@ -162,7 +163,7 @@ impl Publisher {
             let mut published = self.destination.publish(&part.staged, &name).await?;
             if published == Published::Misnamed {
                 // A publisher that was delayed must not rename a file that another one has published.
-                let now = self.store.file(record.job).await?;
+                let now = self.store.file(record.job, &record.dataset).await?;
                 if now.is_none_or(|now| now.name != record.name) {
                     return Ok(PublishStep::Renamed);
                 }
@@ -231,10 +232,12 @@ impl Publisher {
         if self.store.published(record, &locations).await?.is_some() {
             return Ok(true);
         }
-        match self.store.job(record.job).await? {
-            // The export was given up at the same time. Files without a completed job must be removed.
-            Some(job) if job.status == Status::Failed => self.destination.discard(record).await?,
-            // The export was published, and retention has removed the job. The manifest must stay.
+        let job = self.store.job(record.job).await?;
+        let export = job.and_then(|job| job.exports.into_iter().find(|export| export.dataset == record.dataset));
+        match export {
+            // The export was given up at the same time. Files without a completed export must be removed.
+            Some(export) if export.status == Status::Failed => self.destination.discard(record).await?,
+            // The export was published, and retention has removed it. The manifest must stay.
             None => {}
             Some(_) => {
                 if let Some(last) = self.store.last_of_lane(record).await? {
@@ -267,8 +270,7 @@ impl Publisher {
         }
     }
 
-    /// Fails a job with a missing file, and removes the job's other files. Does nothing if the job was published
-    /// meanwhile.
+    /// Fails an export with a missing file, and removes its other files. Does nothing if it was published meanwhile.
     pub async fn give_up(&self, record: &FileRecord) -> Result<(), Error> {
         let is_given_up = self.store.give_up(record).await?.is_some();
         if is_given_up && record.is_own {

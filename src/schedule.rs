@@ -40,11 +40,11 @@ pub struct Schedule {
 /// The datasets of a schedule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ScheduledDatasets {
-    /// One dataset, whose export is of no batch.
+    /// One dataset.
     One(String),
-    /// The datasets of a batch, in the order of their names.
+    /// Several datasets, in the order of their names.
     Listed(Vec<String>),
-    /// A batch of all datasets that are ready.
+    /// All datasets that are ready.
     All,
 }
 
@@ -91,7 +91,7 @@ pg_rows::words! {
         TooManyOpenJobs = "too_many_open_jobs",
         /// No dataset is ready, and the schedule is for all that are.
         NothingReady = "nothing_ready",
-        /// More datasets are ready than a batch may have.
+        /// More datasets are ready than a job may have.
         TooManyDatasets = "too_many_datasets",
     }
 }

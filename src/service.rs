@@ -2,8 +2,8 @@
 //!
 //! Only `http` uses this module. It knows no status codes and runs no exports.
 
-pub mod batches;
 pub mod consumers;
+pub mod datasets_order;
 pub mod deadline;
 mod deliveries;
 pub mod files;
@@ -32,9 +32,9 @@ use crate::dataset::pattern::LeftOut;
 use crate::dataset::{Dataset, Description, Table, TableColumn, TableSchema};
 use crate::demo;
 use crate::failpoint;
-use crate::job::batch::MOST_MEMBERS;
+use crate::job::datasets::MOST_DATASETS;
 use crate::job::selection::BadSelection;
-use crate::job::{Bounds, ConsumerId, Job, JobId, Status, Terms};
+use crate::job::{Bounds, ConsumerId, Export, JobId, Status, Terms};
 use crate::key::Prefix;
 use crate::service::consumers::LagKey;
 use crate::service::deadline::{call_timeout, on_table, with_timeout};
@@ -144,19 +144,18 @@ pub enum Error {
     NotPublished(Status),
     #[error("the export belongs to no consumer, so it cannot be acknowledged")]
     AdHoc,
-    #[error(
-        "the export is a member of the batch {0}, which is cancelled and retried as a whole: POST /batches/{0}/cancel or /retry"
-    )]
-    OfBatch(JobId),
     #[error("none of the datasets is ready: {0}")]
     NothingReady(&'static str),
-    #[error("{0} datasets are ready, and a batch has {MOST_MEMBERS} at most: name them")]
-    TooManyMembers(usize),
+    #[error("{0} datasets are ready, and a job has {MOST_DATASETS} at most: name them")]
+    TooManyDatasets(usize),
     #[error("after: `{0}` is none of the datasets")]
     AfterUnknown(String),
-    /// There is no such batch, or the caller may not see it.
-    #[error("there is no batch with this id, or it is not kept any more")]
-    NoBatch,
+    /// The call is for one export, and the job has several that the caller may see: those of these datasets.
+    #[error("the job has exports of several datasets: name one by the parameter `dataset`, of {}", .0.join(", "))]
+    SeveralDatasets(Vec<String>),
+    /// The job has no export of this dataset, or the caller may not see it.
+    #[error("the job has no export of the dataset `{0}`")]
+    NoExport(String),
     /// The look at the tables failed, which several calls may share.
     #[error(transparent)]
     Look(Arc<Error>),
@@ -179,10 +178,10 @@ pub enum Error {
     KeyTaken(Option<JobId>),
     #[error("too many clients follow or wait for exports, with this key, from this address or in total")]
     TooManyFollowers,
-    /// The caller's `after` is not the last job of its lane. Contains the dataset, if it is a batch's, the exports
-    /// published since, and then the open ones.
+    /// The caller's `after` is not the last export of its lane. Contains the dataset if the request has `datasets`, the
+    /// exports published since, and then the open ones.
     #[error("{}{}", .0.as_ref().map(|dataset| format!("{dataset}: ")).unwrap_or_default(), out_of_step_detail(.1))]
-    OutOfStep(Option<String>, Vec<Job>),
+    OutOfStep(Option<String>, Vec<Export>),
     #[error(
         "the database contains no completed export of this consumer and dataset with the id and content in `after`, or misses a later one: \
          it was restored, or retention removed the exports; request a full export to continue"
@@ -208,12 +207,12 @@ async fn checked<T: Clone + Send + Sync + 'static>(
 }
 
 /// Describes which exports an out-of-step caller must load before its next request.
-fn out_of_step_detail(jobs: &[Job]) -> String {
-    let open = jobs.iter().filter(|job| !job.status.is_terminal()).count();
+fn out_of_step_detail(exports: &[Export]) -> String {
+    let open = exports.iter().filter(|export| !export.status.is_terminal()).count();
     format!(
         "`after` is not the consumer's last export: {} published since, {open} open; load the published ones in order, \
          wait for the open ones and load those that complete, and then repeat the request",
-        jobs.len() - open
+        exports.len() - open
     )
 }
 
@@ -456,16 +455,6 @@ impl Service {
         }
         let is_allowed = self.bounds.allow_consumer(consumer);
         if is_allowed { Ok(()) } else { Err(Error::ConsumerNotAllowed(consumer.cloned())) }
-    }
-
-    /// Checks that the caller may see a job. The job of a caller without bounds need not exist.
-    pub async fn require_job(&self, id: JobId) -> Result<(), Error> {
-        let _ = self.origin.job.set(id);
-        // The consumer and the dataset of a job never change, so the check stays valid.
-        if !self.bounds.allow_all() {
-            self.job(id).await?;
-        }
-        Ok(())
     }
 
     /// Checks that the caller may see and export a dataset. The dataset need not exist.

@@ -87,13 +87,13 @@ fn one_line(event: &str) -> String {
 
 /// Logs an event of a job at a level, with the job's id, consumer, dataset and type, and with further fields.
 macro_rules! job_event {
-    ($level:ident, $job:expr, $event:literal $(, $($more:tt)*)?) => {
+    ($level:ident, $export:expr, $event:literal $(, $($more:tt)*)?) => {
         tracing::$level!(
             event = $event,
-            jobId = %$job.id,
-            consumerId = $job.consumer.as_ref().map(|consumer| consumer.as_str()),
-            dataset = $job.dataset,
-            exportType = %$job.export_type,
+            jobId = %$export.job,
+            consumerId = $export.consumer.as_ref().map(|consumer| consumer.as_str()),
+            dataset = $export.dataset,
+            exportType = %$export.export_type,
             $($($more)*)?
         )
     };

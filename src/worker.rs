@@ -34,7 +34,7 @@ use crate::file::name::FileName;
 use crate::file::{Exported, FileRecord};
 use crate::job::columns::FileColumns;
 use crate::job::marker::Marker;
-use crate::job::{CurrentJob, ExportReport, ExportType, Job, JobId, Progress, Status};
+use crate::job::{ConsumerId, CurrentExport, Export, ExportReport, ExportType, JobId, Progress, Status};
 use crate::manifest::Manifest;
 use crate::pipeline::{self, WrittenExport};
 use crate::publisher::{self, Publisher};
@@ -48,7 +48,7 @@ use crate::source::{
 };
 use crate::store::{
     self, Store,
-    commit::{Commit, CommitInput, Committed, CommittedJobs},
+    commit::{Commit, CommitInput, Committed, CommittedJob},
     lease::{self, Lease, Renewal},
     manifests::uncommitted,
     queue::{Claim, Claimant, Settlement},
@@ -79,11 +79,11 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 /// The number of written files that wait for the disk while an attempt goes on reading.
 const MAX_STAGING: usize = 8;
 
-/// The number of exports of a batch that are published at the same time.
+/// The number of exports of a job that are published at the same time.
 const MAX_PUBLISHING: usize = 4;
 
-/// The detail of a batch's members whose attempt gave way to another session.
-const GAVE_WAY_IN_BATCH: &str = "a session waited for an ACCESS EXCLUSIVE lock that the export prevents, so the export ended and is tried \
+/// The detail of a job of several datasets whose attempt gave way to another session.
+const GAVE_WAY: &str = "a session waited for an ACCESS EXCLUSIVE lock that the export prevents, so the export ended and is tried \
      again later: the service's log names the session and its table";
 
 /// The worker's settings.
@@ -115,7 +115,7 @@ pub struct Stops {
 #[derive(Clone, Debug)]
 pub struct Worker {
     settings: Settings,
-    /// The value of `exports.lease_owner`. It is informational and is not used for fencing.
+    /// The value of `lease_owner`. It is informational and is not used for fencing.
     owner: Arc<str>,
     store: Store,
     source: Source,
@@ -134,7 +134,7 @@ pub struct Worker {
 /// An attempt that this worker has claimed.
 struct ClaimedAttempt {
     lease: Lease,
-    /// The datasets of its jobs as the catalog had them at the claim.
+    /// The datasets of its exports as the catalog had them at the claim.
     datasets: Vec<Arc<Dataset>>,
     connections: ExportConnections,
 }
@@ -142,9 +142,8 @@ struct ClaimedAttempt {
 /// An attempt whose files have been written.
 struct WrittenAttempt {
     snapshot: Snapshot,
-    /// The export of each job.
     exports: Vec<Exported>,
-    /// The export that the marker of each job's lane named at the start of the attempt.
+    /// The job of the export that the marker of each lane named at the start of the attempt.
     markers: Vec<Option<JobId>>,
 }
 
@@ -276,9 +275,10 @@ impl Worker {
         let claimant = Claimant { owner, datasets, destination, has_completed, session };
         match self.store.claim(&claimant, self.settings.lease).await? {
             Claim::Job(lease) => {
-                let dataset =
-                    |job: &Job| Arc::clone(catalog.get(&job.dataset).expect("jobs of other datasets are not claimed"));
-                let datasets = lease.jobs().map(dataset).collect();
+                let dataset = |export: &Export| {
+                    Arc::clone(catalog.get(&export.dataset).expect("jobs of other datasets are not claimed"))
+                };
+                let datasets = lease.exports().map(dataset).collect();
                 Ok(Ok(ClaimedAttempt { datasets, lease: *lease, connections: ready }))
             }
             Claim::Nothing(others_wait) => {
@@ -295,10 +295,16 @@ impl Worker {
         ClaimedAttempt { lease, datasets, connections }: ClaimedAttempt,
         shutdown: &CancellationToken,
     ) -> Option<ExportConnections> {
-        let first = lease.first();
-        match lease.members.len() {
-            1 => job_event!(info, first, "export_started", attempt = first.attempt),
-            members => tracing::info!(event = "batch_started", batchId = %lease.id(), members, attempt = first.attempt),
+        let (first, datasets_in_all) = (lease.first(), lease.exports.len());
+        match first.is_of_datasets {
+            false => job_event!(info, first, "export_started", attempt = first.attempt),
+            true => tracing::info!(
+                event = "export_started",
+                jobId = %lease.id(),
+                consumerId = first.consumer.as_ref().map(ConsumerId::as_str),
+                datasets = datasets_in_all,
+                attempt = first.attempt,
+            ),
         }
         let attempted = self.attempt(&lease, &datasets, connections, shutdown).await;
         let (connections, records) = match attempted.inspect_err(|failed| span.fail(chain(&failed.error))) {
@@ -315,15 +321,17 @@ impl Worker {
             let published = match records {
                 // A job without a trace got the one of this attempt.
                 Some(records) => self.publish(records, span.place(), shutdown).await,
-                None => self.publish_jobs(&lease, shutdown).await,
+                None => self.publish_all(&lease, shutdown).await,
             };
             if let Err(error) = published {
                 // The job is committed. Maintenance publishes the files as soon as possible.
                 tracing::error!(event = "publish_failed", jobId = %lease.id(), error);
             }
         }
-        if lease.members.len() > 1 {
-            tracing::info!(event = "batch_committed", batchId = %lease.id(), members = lease.members.len(), withFiles = files);
+        if first.is_of_datasets {
+            tracing::info!(
+                event = "export_committed", jobId = %lease.id(), datasets = datasets_in_all, withFiles = files
+            );
         }
         connections
     }
@@ -349,10 +357,10 @@ impl Worker {
     }
 
     /// Publishes the exports of an attempt that was committed although the answer was lost.
-    async fn publish_jobs(&self, lease: &Lease, shutdown: &CancellationToken) -> Result<(), String> {
+    async fn publish_all(&self, lease: &Lease, shutdown: &CancellationToken) -> Result<(), String> {
         let publisher = self.publisher();
-        for job in lease.jobs() {
-            self.within_lease(publisher.publish_job(job.id), shutdown).await?;
+        for export in lease.exports() {
+            self.within_lease(publisher.publish_export(export.job, &export.dataset), shutdown).await?;
         }
         Ok(())
     }
@@ -370,7 +378,7 @@ impl Worker {
         }
     }
 
-    /// Runs one attempt: opens a snapshot, writes the rows of each job to hidden files, syncs the files, and commits
+    /// Runs one attempt: opens a snapshot, writes the rows of each export to hidden files, syncs the files, and commits
     /// them with the watermarks.
     async fn attempt(
         &self,
@@ -381,7 +389,7 @@ impl Worker {
     ) -> Result<(Option<ExportConnections>, Vec<FileRecord>), Failed> {
         let begun = Instant::now();
         failpoint!("worker.claimed");
-        let current = CurrentJob::new(lease.first().id);
+        let current = CurrentExport::new(&lease.first().dataset);
         let mut heartbeat =
             Heartbeat::start(&self.store, lease, current.clone(), self.settings.lease, self.cancels.subscribe());
         let export = self.write_files(lease, datasets, connections, &current);
@@ -410,11 +418,11 @@ impl Worker {
         let time = self.settings.lease;
         let committed = async {
             let commit = self.commit(lease, &mut written);
-            let (records, jobs) =
+            let (records, job) =
                 tokio::time::timeout(time, commit).await.unwrap_or(Err(Error::Stopped(Stop::Silence)))?;
             failpoint!("worker.commit");
             let connections = written.snapshot.commit(time).await?;
-            self.store.announce_skipped(jobs)?;
+            self.store.announce_committed(job);
             Ok::<_, Error>((connections, records))
         };
         Ok(spans::step("commit", committed).await?)
@@ -429,16 +437,16 @@ impl Worker {
         &self,
         lease: &Lease,
         written: &mut WrittenAttempt,
-    ) -> Result<(Vec<FileRecord>, CommittedJobs), Error> {
+    ) -> Result<(Vec<FileRecord>, CommittedJob), Error> {
         let WrittenAttempt { snapshot, exports, markers } = written;
         let publisher = self.publisher();
         let mut inputs = Vec::new();
         let mut records = Vec::new();
         let with_files = exports.iter().filter(|exported| !exported.parts.is_empty()).count();
-        for (((member, table), exported), marker) in
-            lease.members.iter().zip(&snapshot.tables).zip(&*exports).zip(&*markers)
+        for (((leased, table), exported), marker) in
+            lease.exports.iter().zip(&snapshot.tables).zip(&*exports).zip(&*markers)
         {
-            let schema = table.schema.narrowed(&member.job.selection);
+            let schema = table.schema.narrowed(&leased.export.selection);
             let mut found = CommitInput {
                 position: table.position.clone(),
                 new_position: table.new_position.clone(),
@@ -446,53 +454,60 @@ impl Worker {
                 signature: schema.signature(),
                 columns: FileColumns {
                     begins: table.begins(),
-                    ..schema.saved_columns(member.job.export_type, table.new_position.snapshot.as_deref())
+                    ..schema.saved_columns(leased.export.export_type, table.new_position.snapshot.as_deref())
                 },
                 marker: *marker,
                 newly_masked: table.schema.newly_masked.clone(),
                 manifest: None,
             };
             if !exported.parts.is_empty() {
-                let (record, chained) = uncommitted(lease, member, &found, exported, with_files);
+                let (record, chained) = uncommitted(lease, leased, &found, exported, with_files);
                 found.manifest = chained
-                    .zip(member.link.as_ref())
+                    .zip(leased.link.as_ref())
                     .map(|(chained, link)| publisher.manifest(&record, link.number, chained));
                 records.push(FileRecord { manifest: found.manifest.as_ref().map(Manifest::text), ..record });
             }
             inputs.push(found);
         }
-        let commits = lease.jobs().zip(&inputs).zip(&*exports);
-        let commits: Vec<_> = commits.map(|((job, found), exported)| Commit { job, found, exported }).collect();
+        let commits = lease.exports().zip(&inputs).zip(&*exports);
+        let commits: Vec<_> = commits.map(|((export, found), exported)| Commit { export, found, exported }).collect();
         let (transaction, awaits_standby) = snapshot.begin_commit(self.settings.lease).await?;
-        match self.store.commit(transaction, lease.token(), &commits).await? {
-            Committed::Done(jobs) => {
-                for (record, is_planned) in records.iter_mut().zip(&jobs.are_planned) {
+        match self.store.commit(transaction, lease, &commits).await? {
+            Committed::Done(job) => {
+                let with_files =
+                    exports.iter().zip(&job.are_planned).filter(|(exported, _)| !exported.parts.is_empty());
+                for (record, (_, is_planned)) in records.iter_mut().zip(with_files) {
                     record.manifest.take_if(|_| !is_planned);
                     record.awaits_standby = awaits_standby;
                 }
-                Ok((records, jobs))
+                Ok((records, job))
             }
             Committed::NotOurs => Err(Error::NotOurs),
             Committed::WatermarkChanged => Err(Error::WatermarkChanged),
         }
     }
 
-    /// Takes a snapshot and writes the rows of each job, one after the other.
+    /// Takes a snapshot and writes the rows of each export, one after the other.
     async fn write_files(
         &self,
         lease: &Lease,
         datasets: &[Arc<Dataset>],
         connections: ExportConnections,
-        current: &CurrentJob,
+        current: &CurrentExport,
     ) -> Result<WrittenAttempt, Failed> {
         let mut markers = Vec::new();
-        for job in lease.jobs() {
-            markers.push(self.marker(lease, job).await?);
+        for export in lease.exports() {
+            markers.push(self.marker(lease, export).await?);
         }
-        let marked = |(job, marker): (_, &Option<Marker>)| Some((job, marker.as_ref()?.order));
-        let ahead: Vec<_> = lease.jobs().zip(&markers).filter_map(marked).collect();
-        let ahead: Vec<_> =
-            ahead.into_iter().filter(|(job, marked)| job.order.is_some_and(|own| own <= *marked)).collect();
+        let ahead = |(export, marker): (&'_ Export, &Option<Marker>)| {
+            let marked = marker.as_ref()?.order;
+            export.order.filter(|own| *own <= marked).map(|_| marked)
+        };
+        let ahead: Vec<_> = lease
+            .exports()
+            .zip(&markers)
+            .filter_map(|(export, marker)| Some((&*export.dataset, ahead((export, marker))?)))
+            .collect();
         if !ahead.is_empty() {
             self.store.raise_lanes(lease, &ahead).await.map_err(Error::from)?;
             return Err(Error::LaneRaised.into());
@@ -501,9 +516,10 @@ impl Worker {
         // only after that.
         self.destination.require_room().await.map_err(Error::from)?;
         let mut purposes = Vec::new();
-        for ((job, dataset), marker) in lease.jobs().zip(datasets).zip(&markers) {
-            let (consumer, export_type, format) = (job.consumer.as_ref(), job.export_type, job.encoding.format);
-            let (job, marker) = (job.id, marker.as_ref());
+        for ((export, dataset), marker) in lease.exports().zip(datasets).zip(&markers) {
+            let (consumer, export_type, format) =
+                (export.consumer.as_ref(), export.export_type, export.encoding.format);
+            let (job, marker) = (export.job, marker.as_ref());
             purposes.push(Purpose { dataset, consumer, export_type, format, job, marker });
         }
         let opening = connections.open(&purposes, self.settings.lease, sink::stall_limit());
@@ -521,14 +537,14 @@ impl Worker {
                 self.store.table_opened(lease).await.map_err(Error::from)?;
             }
             failpoint!("worker.opened");
-            let mut exports: Vec<_> = lease.jobs().map(|_| Exported::default()).collect();
+            let mut exports: Vec<_> = lease.exports().map(|_| Exported::default()).collect();
             let mut staging = FuturesUnordered::new();
-            for (at, (job, dataset)) in lease.jobs().zip(datasets).enumerate() {
+            for (at, (export, dataset)) in lease.exports().zip(datasets).enumerate() {
                 if is_unread(at, reading.tables()) {
                     continue;
                 }
                 let (skips_empty, watches) = (may_skip[at], (current, &stalls));
-                let written = self.write_file(lease, (job, dataset), &mut reading, at, skips_empty, watches);
+                let written = self.write_file(lease, (export, dataset), &mut reading, at, skips_empty, watches);
                 let written = written.await.map_err(Failed::at(at))?;
                 // The disk syncs this file while the next table is read.
                 let staged = stage(written, Arc::clone(dataset), reading.tables()[at].new_position.taken_at);
@@ -562,33 +578,33 @@ impl Worker {
         Ok(WrittenAttempt { snapshot, exports, markers })
     }
 
-    async fn marker(&self, lease: &Lease, job: &Job) -> Result<Option<Marker>, Error> {
-        let Some(lane) = job.lane() else { return Ok(None) };
+    async fn marker(&self, lease: &Lease, export: &Export) -> Result<Option<Marker>, Error> {
+        let Some(lane) = export.lane() else { return Ok(None) };
         let file = MarkerFile::new(&lease.database, lane);
         let marker = self.destination.lane_marker(&file).await?;
         if marker.as_ref().is_some_and(Marker::is_unreadable) {
-            tracing::warn!(event = "marker_unreadable", jobId = %job.id, file = file.name());
+            tracing::warn!(event = "marker_unreadable", jobId = %export.job, file = file.name());
         }
         Ok(marker)
     }
 
-    /// Writes the rows of one job to hidden files. The caller must stage the last one.
+    /// Writes the rows of one export to hidden files. The caller must stage the last one.
     async fn write_file(
         &self,
         lease: &Lease,
-        (job, dataset): (&Job, &Dataset),
+        (export, dataset): (&Export, &Dataset),
         reading: &mut SnapshotReader<'_>,
         at: usize,
         skips_empty: bool,
-        (current, stalls): (&CurrentJob, &StallWatch),
+        (current, stalls): (&CurrentExport, &StallWatch),
     ) -> Result<WrittenExport, Error> {
         let name = FileName {
-            dataset: job.dataset.clone(),
-            consumer: job.consumer.clone(),
-            name: job.output_filename.clone(),
-            encoding: job.encoding,
+            dataset: export.dataset.clone(),
+            consumer: export.consumer.clone(),
+            name: export.output_filename.clone(),
+            encoding: export.encoding,
         };
-        let drafts = Drafts::new(&self.destination, lease.hidden_file(job), name, stalls);
+        let drafts = Drafts::new(&self.destination, lease.hidden_file(at), name, stalls);
         // Late rows exist only with triggers and an `updated_at` column.
         let exact = dataset.capture == Capture::Triggers && dataset.updated_at.is_some();
         let table = &reading.tables()[at];
@@ -597,18 +613,18 @@ impl Worker {
         let accepted = &table.mask_secret;
         let mask_secret = mask_secret.as_ref().filter(|secret| accepted.as_ref() == Some(&secret.fingerprint));
         let spec = pipeline::ExportSpec {
-            job,
+            export,
             since: since.filter(|_| exact),
             cell_max,
-            max_file_bytes: job.max_file_bytes.or(dataset.max_file_bytes),
+            max_file_bytes: export.max_file_bytes.or(dataset.max_file_bytes),
             compression_level,
             mask_secret,
             skips_empty,
-            progress: &current.begin(job.id),
+            progress: &current.begin(&export.dataset),
         };
         let rows = reading.rows(at).await?;
-        let count = rows.changes_count(job.export_type);
-        let attributes = [("cdc_export.dataset", &*job.dataset)];
+        let count = rows.changes_count(export.export_type);
+        let attributes = [("cdc_export.dataset", &*export.dataset)];
         let written = spans::step_with("stream", attributes, pipeline::run(rows, &spec, drafts));
         tokio::select! {
             biased;
@@ -629,7 +645,7 @@ impl Worker {
         std::future::pending().await
     }
 
-    /// For each job, returns true if it is to make no file if it finds no rows. An export that has something else to
+    /// For each export, returns true if it is to make no file if it finds no rows. An export that has something else to
     /// tell makes a file all the same: the first one of a lane, and one with other columns or a remark on its
     /// continuity.
     async fn may_skip(
@@ -638,19 +654,19 @@ impl Worker {
         datasets: &[Arc<Dataset>],
         tables: &[SnapshotTable],
     ) -> Result<Vec<bool>, Error> {
-        let is_plain = |((job, dataset), table): ((&Job, &Arc<Dataset>), &SnapshotTable)| {
-            job.export_type != ExportType::Full
+        let is_plain = |((export, dataset), table): ((&Export, &Arc<Dataset>), &SnapshotTable)| {
+            export.export_type != ExportType::Full
                 && !table.begins()
                 && table.report.continuity.is_none()
                 && table.report.quiet_deletes == 0
-                && job.skip_empty.unwrap_or(dataset.skip_empty)
+                && export.skip_empty.unwrap_or(dataset.skip_empty)
         };
-        let mut may_skip: Vec<_> = lease.jobs().zip(datasets).zip(tables).map(is_plain).collect();
+        let mut may_skip: Vec<_> = lease.exports().zip(datasets).zip(tables).map(is_plain).collect();
         let Some(consumer) = lease.first().consumer.as_ref().filter(|_| may_skip.contains(&true)) else {
             return Ok(vec![false; may_skip.len()]);
         };
         let asked: Vec<_> = (0..may_skip.len()).filter(|at| may_skip[*at]).collect();
-        let names: Vec<_> = asked.iter().map(|at| &*lease.members[*at].job.dataset).collect();
+        let names: Vec<_> = asked.iter().map(|at| &*lease.exports[*at].export.dataset).collect();
         let signatures: Vec<_> = asked.iter().map(|at| tables[*at].schema.signature()).collect();
         let are_same = self.store.are_signatures_of_last(consumer, &names, &signatures).await?;
         for (at, is_same) in asked.into_iter().zip(are_same) {
@@ -659,21 +675,22 @@ impl Worker {
         Ok(may_skip)
     }
 
-    /// Settles the jobs of an attempt that failed. If only the response to the commit was lost, detects that the jobs
-    /// are committed.
+    /// Settles the job of an attempt that failed. If only the response to the commit was lost, detects that the job is
+    /// committed.
     async fn settle(&self, lease: &Lease, failed: Failed, shutdown: &CancellationToken) -> AttemptEnd {
-        let (mut settlement, cause) = (failed.error.settlement(), chain(&failed.error));
+        let dataset = |at: usize| &*lease.exports[at].export.dataset;
+        let failed_dataset = failed.export().map(dataset);
+        let (mut settlement, cause) = (failed.error.settlement(failed_dataset), chain(&failed.error));
         if let Settlement::GiveWay(failure) = &mut settlement
-            && lease.members.len() > 1
+            && lease.exports.len() > 1
         {
             // A caller that may see one dataset must not learn the table of another one. The log names it.
-            GAVE_WAY_IN_BATCH.clone_into(&mut failure.detail);
+            GAVE_WAY.clone_into(&mut failure.detail);
         }
-        let member = failed.member().filter(|_| lease.members.len() > 1).map(|at| &lease.members[at].job);
-        let need_full: Vec<_> = failed.need_full_exports().iter().map(|at| lease.members[*at].job.id).collect();
-        let settle = || self.store.settle(lease, member, &need_full, &settlement, &cause);
+        let need_full: Vec<_> = failed.need_full_exports().iter().map(|at| dataset(*at)).collect();
+        let settle = || self.store.settle(lease, &need_full, &settlement, &cause);
         let left = match self.retry_while_leased(lease, shutdown, settle).await {
-            Ok(Some(transition)) => transition.job,
+            Ok(Some(transition)) => transition.export,
             Ok(None) => return self.committed_after_all(lease, shutdown).await,
             Err(failed) => {
                 // The lease expires, another worker takes over the job, and maintenance removes the file.
@@ -683,8 +700,8 @@ impl Worker {
         };
         // This attempt can no longer be committed, so its files can be removed.
         let abort = async {
-            for job in lease.jobs() {
-                self.destination.abort(&lease.hidden_file(job)).await?;
+            for at in 0..lease.exports.len() {
+                self.destination.abort(&lease.hidden_file(at)).await?;
             }
             Ok::<_, sink::Error>(())
         };
@@ -704,11 +721,11 @@ impl Worker {
                 tracing::info!(event = "export_released", jobId = %id, error = cause);
             }
             (Status::Pending, Settlement::Fail(_)) => {
-                let first = failed.need_full_exports().first().map(|at| &*lease.members[*at].job.dataset);
-                tracing::warn!(event = "export_healed", jobId = %id, dataset = first, datasets = need_full.len(), error = cause);
+                let (first, datasets) = (need_full.first().copied(), need_full.len());
+                tracing::warn!(event = "export_healed", jobId = %id, dataset = first, datasets, error = cause);
             }
             (Status::Pending, Settlement::Retry(_) | Settlement::RetryLocked(_)) => {
-                let (attempt, dataset) = (lease.first().attempt, member.map(|job| &*job.dataset));
+                let (attempt, dataset) = (lease.first().attempt, failed_dataset.filter(|_| lease.exports.len() > 1));
                 tracing::warn!(event = "export_retried", jobId = %id, attempt, dataset, error = cause);
             }
             (Status::Pending, Settlement::GiveWay(_)) => {
@@ -723,9 +740,9 @@ impl Worker {
     async fn committed_after_all(&self, lease: &Lease, shutdown: &CancellationToken) -> AttemptEnd {
         let token = lease.token().as_uuid().to_string();
         let ours = |record: &FileRecord| record.parts.iter().all(|part| part.staged.name.contains(&token));
-        // Some members of a batch may be skipped. They have no file.
-        for job in lease.jobs() {
-            match self.retry_while_leased(lease, shutdown, || self.store.file(job.id)).await {
+        // Some exports of a job may be skipped. They have no file.
+        for Export { job, dataset, .. } in lease.exports() {
+            match self.retry_while_leased(lease, shutdown, || self.store.file(*job, dataset)).await {
                 Ok(Some(record)) if ours(&record) => return AttemptEnd::Committed,
                 Ok(None) => {}
                 Ok(Some(_)) | Err(_) => break,

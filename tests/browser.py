@@ -52,10 +52,10 @@ def pictures(browser, service, folder):
     service.sql(change.format(3, 130))
     # The exports of an afternoon, not of a minute.
     service.sql(
-        """update exports e set created_at = e.created_at - away, started_at = e.started_at - away,
-             finished_at = e.finished_at - away
-           from (select id, row_number() over (order by created_at desc) * interval '17 min' as away from exports) o
-           where o.id = e.id"""
+        """with o as (select id, row_number() over (order by id desc) * interval '17 min' as away from cdc_export.jobs),
+             e as (update cdc_export.exports e set finished_at = e.finished_at - away from o where o.id = e.job)
+           update cdc_export.jobs j set created_at = j.created_at - away, started_at = j.started_at - away
+           from o where o.id = j.id"""
     )
     service.stop()
     service.start(FAILPOINTS=f"sink.write=sleep:60000@14,{PATIENT}")

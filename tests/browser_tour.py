@@ -156,7 +156,7 @@ def test_one_is_cancelled_and_retried(watch, service):
     expect(page.get_by_role("heading", level=1)).to_be_focused()
     page.get_by_role("link", name=cancelled).click()
     expect(page.locator(".timeline")).to_contain_text("Cancelled")
-    expect(page.get_by_text("The watermark is where it was")).to_be_visible()
+    expect(page.get_by_text("It was cancelled, and moved no watermark")).to_be_visible()
 
 
 def test_a_job_tells_its_story_while_it_runs(watch, service):
@@ -192,6 +192,29 @@ def test_a_job_tells_its_story_while_it_runs(watch, service):
     page.goto(f"{service.url}/#/jobs/nobody")
     watch.expected = ["Failed to load resource.*404"]
     expect(page.get_by_text("RETAIN_JOBS")).to_be_visible()
+
+
+def test_a_job_with_datasets_lists_its_exports(watch, service):
+    page = watch.page
+    page.goto(service.url)
+    made = page.evaluate(
+        """fetch("/exports/delta", {
+             method: "POST", headers: { "X-Consumer-ID": "consumer-1", "Content-Type": "application/json" }, body: '{"datasets": ["users"]}'
+           }).then((answer) => answer.json())"""
+    )
+    known = service.call("GET", f"/exports/{made['jobId']}?wait=60")
+    page.goto(f"{service.url}/#/jobs/{made['jobId']}")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Delta export of users, for consumer-1")
+    row = page.get_by_role("table", name="Its exports").get_by_role("row").filter(has_text="users")
+    expect(row.locator(".code").last).to_have_text(known["exports"][0]["digest"][:8])
+    with page.expect_download() as download:
+        row.get_by_role("link", name="Download").click()
+    assert saved(download.value) == known["exports"][0]["sha256"]
+    with page.expect_download() as download:
+        row.get_by_role("link", name="Manifest").click()
+    assert made["jobId"] in pathlib.Path(download.value.path()).read_text()
+    assert json.loads(page.locator("details code").text_content()) == known
+    accessible(page, "a job with datasets")
 
 
 def test_a_failure_says_what_to_do(watch, service):
@@ -238,7 +261,7 @@ def test_hostile_texts_are_texts(watch, service):
     page = watch.page
     job = service.call("GET", "/exports?status=failed&limit=1")["items"][0]["jobId"]
     quoted = HOSTILE.replace("'", "''")
-    service.sql(f"update exports set error_detail = '{quoted}' where id = '{job}'")
+    service.sql(f"update cdc_export.jobs set error_detail = '{quoted}' where id = '{job}'")
     page.goto(f"{service.url}/#/jobs/{job}")
     expect(page.locator(".failure")).to_contain_text(HOSTILE)
     # No name of ours can be hostile; another version's may, or a proxy's.

@@ -5,7 +5,7 @@ import typing
 
 from client import Client
 from client.api.exports import get_export, start_delta, start_full
-from client.models import Format, Options, Problem, Status, Submitted, SubmittedBatch
+from client.models import Format, Options, Problem, Status, Submitted, SubmittedDatasets
 
 with Client(base_url=sys.argv[1], timeout=70) as client:
     started = start_full.sync(client=client, x_consumer_id="python", body=Options(format_=Format.NDJSON))
@@ -17,5 +17,5 @@ with Client(base_url=sys.argv[1], timeout=70) as client:
     assert isinstance(refused, Problem) and refused.code == "consumer_invalid", refused
     # What its caller has to tell apart: the answer, that to a request for several datasets, and the problem.
     told_apart = typing.get_args(typing.get_type_hints(start_full.sync)["return"])
-    assert set(told_apart) == {Submitted, SubmittedBatch, Problem, type(None)}, told_apart
+    assert set(told_apart) == {Submitted, SubmittedDatasets, Problem, type(None)}, told_apart
     print(f"openapi-python-client: {job.rows_exported} rows")

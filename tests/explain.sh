@@ -61,24 +61,27 @@ cat <<'MARKDOWN'
 
 MARKDOWN
 printf 'Postgres %s, with these tables:\n\n| table | rows |\n|---|---|\n' "$(sql -c 'show server_version_num' | cut -c 1-2)"
-for table in exports cdc_export.lanes cdc_export.files watermarks cdc_export.change_log users; do
+for table in cdc_export.jobs cdc_export.exports cdc_export.lanes cdc_export.files watermarks cdc_export.change_log users; do
     printf '| `%s` | %s |\n' "$table" "$(sql -c "select to_char(count(*), 'FM999,999') from $table")"
 done
 
 d="'00000000-0000-0000-0000-00000000000d'" processing="'00000000-0000-0000-0000-000000000001'"
 unpublished="'00000000-0000-0000-0000-000000000002'" place="'{\"folder\": {\"inode\": \"1\", \"modifiedNs\": \"1\"}}'"
-explain store/jobs/insert.sql "array[gen_random_uuid()], 'c1', '{users}', '{103}', '{delta}', 'csv', 5, '{new}', $d, now(), '{null}', null,
-'none', null, '{false}', '{null}', '{null}', 'cdc_export', null, null, now(), null, null, null, null, '.csv'" \
+explain store/jobs/insert.sql "gen_random_uuid(), 'c1', 'delta', null, 1, 'csv', 'none', null, null, null, false, null, null, null, null, 5,
+now(), $d, now(), 'cdc_export'" \
     'Makes a job, and notifies the workers. It runs once for each request that is accepted.'
-explain store/queue/claim.sql "'{csv}', '{users}', $d, '{}', gen_random_uuid(), 'worker', 60, now() - interval '1 year', true, null, null" \
+explain store/jobs/insert_exports.sql "$processing, 'c1', '{orders}', '{1}', '{delta}', '{new}', '.csv', '{false}', '{null}', '{null}'" \
+    'Makes the exports of a job. It runs once for each request that is accepted.'
+explain store/queue/claim.sql "'{csv}', '{users}', $d, '{}', gen_random_uuid(), 'worker', 60, now() - interval '1 year', true, null" \
     'Claims the ready job of a free lane whose turn it is. A worker runs it when it is woken, and after each of its jobs if others wait.'
 explain source/opening.sql "'{public.users}', 'c3', '{users}', '{true}', array[''], array['{}']::jsonb[], array[$processing]::uuid[],
 '{null}', '{null}', array['{}']::jsonb[]" \
     'Exports the snapshot, and reads the position and the word of the guard. It runs once for each attempt. The plan has its top nodes only.' | top_nodes
-explain store/lease/beat.sql "$processing, $processing, 60, 50::smallint, 1000, 100000, $processing, null" \
+explain store/lease/beat.sql "$processing, $processing, 60, 50::smallint, 1000, 100000, 'users', null" \
     'Extends the lease of a running attempt, several times in each lease.'
-explain store/commit/complete.sql "$processing, $processing, 1000, 100000, 'a', 'staged', now(), now(), $d, null, 0, 0, 0, false, '', 0,
-null, '{}', 0, array[$place]::jsonb[], '{staged}', '{100000}', '{1000}', '{a}', null, null, null" \
-    'Completes a job and records its files, in the transaction that moves the position. It runs once for each export.'
-explain store/files/published.sql "$unpublished, $unpublished, array[$place]::jsonb[], '{file:///f}', null" \
+explain store/commit/commit.sql "$processing, $processing, '{users}', '{1000}', '{100000}', '{a}', '{staged}', array[now()], array[now()],
+array['{}']::jsonb[], '{\"\"}', '{null}', '{null}', '{null}', '{null}', '{null}', $d, '{users}', '{1}', '{staged}', array[$place]::jsonb[],
+'{100000}', '{1000}', '{a}'" \
+    'Completes a job and records its files, in the transaction that moves the positions. It runs once for each job.'
+explain store/files/published.sql "$unpublished, 'users', 'f', array[$place]::jsonb[], '{file:///f}', null" \
     'Records that the files have their final names, and numbers the export in its lane. It runs once for each export.'

@@ -213,7 +213,7 @@ assert all(types(load) == ["full"] for load in loads.values()), loads
 run(["update users set name = 'pruned', updated_at = now() where id % 73 = 0"])
 for which, format in FORMATS.items():
     export("delta", which, format)
-run([f"delete from exports where consumer_id in {TARGETS}"])
+run([f"delete from cdc_export.exports where consumer_id in {TARGETS}"])
 loads = check("exports that are not kept any more")
 assert all(types(load) == ["full"] for load in loads.values()), loads
 

@@ -35,16 +35,16 @@ def export(body):
     return json.load(urllib.request.urlopen(request))
 
 
-def events(job, batch):
-    """Yields an event of every kind with the lines that a receiver prints: of an export, of a batch, and of `deliveries test`."""
-    one, whole = (json.load(urllib.request.urlopen(f"{server}/{place}")) for place in (f"exports/{job}", f"batches/{batch}"))
-    whole["jobs"].append(one)
-    kinds = [("test", {}, [{}])]
+def events(*jobs):
+    """Yields an event of every kind with the lines that a receiver prints: of each job, and of `deliveries test`."""
+    one, several = (json.load(urllib.request.urlopen(f"{server}/exports/{job}")) for job in jobs)
+    several["exports"].append({**several["exports"][0], "dataset": "another"})
+    kinds = [("test", {})]
     for end in ("completed", "failed", "cancelled", "skipped"):
-        kinds += [(f"export.{end}", one, [one]), (f"export.{end}", whole, whole["jobs"])]
-    for number, (kind, data, exports) in enumerate(kinds):
+        kinds += [(f"export.{end}", one), (f"export.{end}", several)]
+    for number, (kind, data) in enumerate(kinds):
         type = f"cdc-export.{kind}.v1"
-        lines = [f"{type} _test {export.get('dataset')} {export.get('jobId')}" for export in exports]
+        lines = [f"{type} _test {export.get('dataset')} {data.get('jobId')}" for export in data.get("exports", [data])]
         yield {"id": f"id-of-{number}", "type": type, "subject": "_test", "data": data}, lines
 
 
@@ -93,15 +93,14 @@ late = threading.Timer(60, listening.kill)
 late.daemon = True
 late.start()
 try:
-    job, batch = export({"dataset": dataset})["jobId"], export({"datasets": [dataset]})["batchId"]
+    one, several = (export(body)["jobId"] for body in ({"dataset": dataset}, {"datasets": [dataset]}))
     # What was exported before is told as well.
-    # The first export of a batch has the batch's id.
-    awaited = {job: f"{dataset}/webhooks", batch: "_batch/webhooks"}
+    awaited = {one: f"{dataset}/webhooks", several: "_datasets/webhooks"}
     while awaited:
         type, subject, of, id = next(line.split() for line in listening.stdout)
         if id in awaited:
             assert [type, subject, of] == ["cdc-export.export.completed.v1", awaited.pop(id), dataset], (type, subject, of)
-    sent = list(events(job, batch))
+    sent = list(events(one, several))
     for event, lines in sent:
         assert post(event) == 204, event
         for line in lines:

@@ -27,7 +27,9 @@ class Export:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         self.path, self.number, self.digest = path, manifest["number"], manifest["digest"]
         export = manifest["export"]
-        self.job, self.type, self.key, self.rows = export["job"], export["type"], export["key"], export["rows"]
+        # The id alone, or of a job of several datasets an object.
+        self.job = export["job"] if isinstance(export["job"], str) else export["job"]["id"]
+        self.type, self.key, self.rows = export["type"], export["key"], export["rows"]
         self.format, self.previous = export["format"], export["previous"]
         columns = [column["name"] for column in export["columns"] if "meta" not in column]
         # The first column of a delta says what became of the row. The others are those of the table.

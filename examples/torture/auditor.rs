@@ -11,6 +11,7 @@ use anyhow::Result;
 use sqlx::PgConnection;
 
 use crate::clients::sha256;
+use crate::era::ExportId;
 use crate::place::Identity;
 use crate::report::locked;
 use crate::trial::World;
@@ -26,7 +27,7 @@ pub(crate) struct Seen {
     pub(crate) sha256: String,
     pub(crate) copy: PathBuf,
     /// Whose file it is, once the database was asked.
-    job: Option<uuid::Uuid>,
+    export: Option<ExportId>,
 }
 
 /// Every file that was ever seen, by its final name.
@@ -38,9 +39,10 @@ pub(crate) struct Archive {
 }
 
 impl Archive {
-    /// The jobs whose files are kept here.
-    pub(crate) fn jobs(&self) -> Vec<String> {
-        self.files.values().filter_map(|seen| seen.job.map(|job| job.to_string())).collect()
+    /// The exports whose files are kept here, by their jobs and lanes.
+    pub(crate) fn exports(&self) -> Vec<(String, String)> {
+        let known = self.files.values().filter_map(|seen| seen.export.as_ref());
+        known.map(|(job, lane)| (job.to_string(), lane.clone())).collect()
     }
 }
 
@@ -103,45 +105,37 @@ async fn look_at_files(world: &World, turn: &mut usize) -> Result<()> {
         let kept = format!("{}.{}", name.replace('/', " "), identity.tag.trim_matches('"'));
         let copy = world.folder.join("archive").join(kept);
         std::fs::write(&copy, &bytes)?;
-        let seen = Seen { identity, sha256: sha256(&bytes), copy, job: None };
+        let seen = Seen { identity, sha256: sha256(&bytes), copy, export: None };
         locked(&world.archive).files.insert(name, seen);
     }
     Ok(())
 }
 
 /// What must hold at every moment, each in one statement and so of one moment.
-const RULES: [(&str, &str, &str); 6] = [
+const RULES: [(&str, &str, &str); 5] = [
     (
         "6",
-        "a lane with more than one running job",
-        "select consumer_id || '/' || dataset || ': ' || count(*) from exports
-         where status = 'processing' and consumer_id is not null
-         group by consumer_id, dataset having count(*) > 1",
+        "a lane with more than one running export",
+        "select e.consumer_id || '/' || e.dataset || ': ' || count(*)
+         from cdc_export.jobs j join cdc_export.exports e on e.job = j.id
+         where j.status = 'processing' and e.consumer_id is not null
+         group by e.consumer_id, e.dataset having count(*) > 1",
     ),
+    // The earlier one is open, or its file has no name yet.
     (
         "6",
-        "a job that overtook an earlier one",
-        "select e.consumer_id || '/' || e.dataset || ': ' || e.lane_sequence || ' is ' || e.status || ', '
-           || o.lane_sequence || ' is ' || o.status
-         from exports o
-         join exports e on (e.consumer_id, e.dataset) = (o.consumer_id, o.dataset) and e.lane_sequence > o.lane_sequence
-         where o.status in ('pending', 'processing') and e.status in ('processing', 'completed', 'skipped', 'failed')",
-    ),
-    (
-        "6",
-        "a job that overtook an earlier one which has no name yet",
-        "select e.consumer_id || '/' || e.dataset || ': ' || e.lane_sequence || ' is ' || e.status || ', '
-           || o.lane_sequence || ' is unpublished'
-         from exports o
-         join exports e on (e.consumer_id, e.dataset) = (o.consumer_id, o.dataset) and e.lane_sequence > o.lane_sequence
-         where o.status = 'completed' and o.published_at is null
+        "an export that overtook an earlier one",
+        "select e.lane || ': ' || e.lane_sequence || ' is ' || e.status || ', ' || o.lane_sequence || ' is ' || o.status
+         from cdc_export.exports o
+         join torture.kept e on (e.consumer_id, e.dataset) = (o.consumer_id, o.dataset) and e.lane_sequence > o.lane_sequence
+         where o.published_at is null and o.status in ('open', 'completed')
            and e.status in ('processing', 'completed', 'skipped', 'failed')",
     ),
     // Nobody here removes a file that has no name yet.
     (
         "3",
         "a committed export without its file",
-        "select consumer_id || ': ' || id from exports where error_code = 'file_lost' and consumer_id is not null",
+        "select lane || ': ' || job from torture.kept where error_code = 'file_lost' and consumer_id is not null",
     ),
     (
         "2",
@@ -149,7 +143,7 @@ const RULES: [(&str, &str, &str); 6] = [
         "select w.consumer_id || '/' || w.dataset || ': ' || coalesce(w.last_exported_at::text, 'null') || ', '
            || coalesce(j.watermark_to::text, 'null')
          from watermarks w
-         left join lateral (select watermark_to from exports e
+         left join lateral (select watermark_to from torture.kept e
                             where e.consumer_id = w.consumer_id and e.dataset = w.dataset
                               and (e.status in ('completed', 'skipped') or e.error_code = 'file_lost')
                             order by lane_sequence desc limit 1) j on true
@@ -158,11 +152,16 @@ const RULES: [(&str, &str, &str); 6] = [
     // Claimed together, ended together. A lost file is a loss after the commit.
     (
         "12",
-        "a batch that is neither all nor nothing",
-        "select batch_id || ': ' || string_agg(dataset || ' is ' || status || coalesce(', ' || error_code, ''), '; ')
-         from exports where batch_id is not null group by batch_id
-         having count(distinct case
-           when status in ('completed', 'skipped') or error_code = 'file_lost' then 'committed' else status end) > 1",
+        "a job that is neither all nor nothing",
+        "select j.id || ' is ' || j.status || ', ' || e.dataset || ' is ' || e.status
+         from cdc_export.jobs j join cdc_export.exports e on e.job = j.id
+         where not case
+           when j.status in ('pending', 'processing') then e.status = 'open'
+           when j.status = 'committed'
+             then e.status in ('completed', 'skipped') or e.status = 'failed' and j.error_code = 'file_lost'
+           when j.status = 'completed' then e.published_at is not null or e.status = 'skipped'
+           when j.error_code = 'file_lost' then e.published_at is not null or e.status in ('skipped', 'failed')
+           else e.status = j.status end",
     ),
 ];
 
@@ -170,7 +169,7 @@ async fn look_at_tables(world: &World, conn: &mut PgConnection) -> Result<(), sq
     for (invariant, what, sql) in RULES {
         let found: Vec<String> = sqlx::query_scalar(sql).fetch_all(&mut *conn).await?;
         for broken in found {
-            if invariant == "3" && world.was_removed(broken.rsplit(": ").next().unwrap_or_default()) {
+            if invariant == "3" && broken.split_once(": ").is_some_and(|(lane, job)| world.was_removed(job, lane)) {
                 continue;
             }
             world.report.red(invariant, format!("{what}: {broken}"));
@@ -178,29 +177,30 @@ async fn look_at_tables(world: &World, conn: &mut PgConnection) -> Result<(), sq
     }
     let unknown: HashMap<String, (Identity, String)> = {
         let archive = locked(&world.archive);
-        let unknown = archive.files.iter().filter(|(_, seen)| seen.job.is_none());
+        let unknown = archive.files.iter().filter(|(_, seen)| seen.export.is_none());
         unknown.map(|(name, seen)| (name.clone(), (seen.identity.clone(), seen.sha256.clone()))).collect()
     };
     for (name, (identity, sha256)) in unknown {
-        let job: Option<(uuid::Uuid, String, Option<String>, i64)> =
-            sqlx::query_as("select id, status, sha256, bytes_written from exports where output_filename = $1")
-                .bind(world.place.output_filename(&name))
-                .fetch_optional(&mut *conn)
-                .await?;
-        match &job {
-            Some((_, status, hash, size)) if status == "completed" => {
+        let export: Option<(uuid::Uuid, String, String, Option<String>, i64)> = sqlx::query_as(
+            "select job, lane, status, sha256, bytes_written from torture.kept where output_filename = $1",
+        )
+        .bind(world.place.output_filename(&name))
+        .fetch_optional(&mut *conn)
+        .await?;
+        match &export {
+            Some((_, _, status, hash, size)) if status == "completed" => {
                 let is_recorded = hash.as_deref() == Some(&sha256) && *size as u64 == identity.size;
                 // In a bucket a name that is used again is another key.
                 if !is_recorded && !locked(&world.lost).contains(&sha256) {
-                    world.report.red("3", format!("{name} is not what its job has recorded: {size} bytes, {hash:?}"));
+                    world.report.red("3", format!("{name} is not what is recorded of it: {size} bytes, {hash:?}"));
                 }
             }
             // The database was put back to before it was made.
             _ if locked(&world.lost).contains(&sha256) => {}
-            other => world.report.red("5", format!("{name} has its final name, and its job is {other:?}")),
+            other => world.report.red("5", format!("{name} has its final name, and its export is {other:?}")),
         }
         if let Some(seen) = locked(&world.archive).files.get_mut(&name) {
-            seen.job = Some(job.map_or(uuid::Uuid::nil(), |(id, ..)| id));
+            seen.export = Some(export.map(|(job, lane, ..)| (job, lane)).unwrap_or_default());
         }
     }
     Ok(())

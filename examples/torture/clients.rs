@@ -1,7 +1,6 @@
 //! The clients: they ask for exports, look at them, cancel some, fetch and remove files, and remember what they were
 //! told.
 
-use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
@@ -10,7 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::lanes::{self, AD_HOC, AskedBy, LANES, Lane};
-use crate::ledger::{Ledger, Promise, status};
+use crate::ledger::{Ledger, Promise, exports, lane_of, status};
 use crate::random::Random;
 use crate::report::locked;
 use crate::trial::World;
@@ -34,7 +33,7 @@ pub(crate) async fn ask(world: Arc<World>, client: u64) {
                     caller.submit_ad_hoc(&mut random).await;
                 }
             }
-            8..45 if lane.asked_by == AskedBy::Batches && random.percent(75) => {
+            8..45 if lane.asked_by == AskedBy::Datasets && random.percent(75) => {
                 caller.submit_some(lane, &mut random).await;
             }
             8..45 => {
@@ -49,12 +48,12 @@ pub(crate) async fn ask(world: Arc<World>, client: u64) {
                     if random.percent(70) {
                         body["skipEmpty"] = json!(true);
                     }
-                    caller.submit(kind, lane, &body).await;
+                    caller.submit(kind, lane.consumer, &body).await;
                     // It looks again at once, and in a calm table mostly finds nothing.
                     let again = if lane.dataset == "calm" { 90 } else { 20 };
                     if open + 1 < MOST_OPEN && random.percent(again) {
                         body["skipEmpty"] = json!(true);
-                        caller.submit("delta", lane, &body).await;
+                        caller.submit("delta", lane.consumer, &body).await;
                     }
                 }
             }
@@ -62,20 +61,9 @@ pub(crate) async fn ask(world: Arc<World>, client: u64) {
             50..70 => caller.look(lane).await,
             70..76 => caller.watermark(lane).await,
             76..84 => {
-                let open: BTreeSet<(bool, String)> = {
-                    let ledger = locked(&world.ledger);
-                    let open = ledger.promises.iter().filter(|(_, promise)| promise.is_open());
-                    // A batch as often as a job.
-                    let or_batch = |(id, promise): (&String, &Promise)| match &promise.batch {
-                        Some(batch) => (true, batch.clone()),
-                        None => (false, id.clone()),
-                    };
-                    open.map(or_batch).collect()
-                };
-                match random.pick(&Vec::from_iter(open)) {
-                    Some((true, batch)) => caller.cancel_batch(&batch, &mut random).await,
-                    Some((false, job)) => caller.cancel(&job).await,
-                    None => {}
+                let open = locked(&world.ledger).ids(Promise::is_open);
+                if let Some(job) = random.pick(&open) {
+                    caller.cancel(&job).await;
                 }
             }
             84..92 => caller.fetch(&mut random).await,
@@ -83,12 +71,15 @@ pub(crate) async fn ask(world: Arc<World>, client: u64) {
             _ => {
                 let any = locked(&world.ledger).ids(|_| true);
                 if let Some(job) = random.pick(&any) {
-                    caller.look_at_batch_of(&job).await;
+                    caller.job(&job).await;
                 }
             }
         }
     }
 }
+
+/// The id of a job, and the lanes of its exports.
+type Accepted = (String, Vec<&'static str>);
 
 /// A client that speaks to one replica.
 pub(crate) struct Caller<'w> {
@@ -124,7 +115,7 @@ impl<'w> Caller<'w> {
         if status == 202
             && let Some(job) = answer["jobId"].as_str()
         {
-            self.ledger()?.promised(job, lane.name, None);
+            self.ledger()?.promised(job, vec![lane.name]);
         }
         Some((status, answer))
     }
@@ -168,46 +159,54 @@ impl<'w> Caller<'w> {
         Some((status, answer))
     }
 
-    /// Asks twice with one key, as a client does that isn't sure of the first answer: it is one job.
-    pub(crate) async fn submit(&self, kind: &str, lane: &'static Lane, body: &Value) -> Option<String> {
+    /// Asks twice with one key, as a client does that isn't sure of the first answer: it is one job, of the same
+    /// exports. Returns its id.
+    pub(crate) async fn submit(&self, kind: &str, consumer: &str, body: &Value) -> Option<String> {
         let key = uuid::Uuid::new_v4().to_string();
-        let once = || self.submit_once(kind, lane, body, &key);
+        let once = || self.submit_once(kind, consumer, body, &key);
         let (first, second) = (once().await, once().await);
         if let (Some(first), Some(second)) = (&first, &second)
             && first != second
         {
-            self.world.report.red("8", format!("two jobs by one key: {first} and {second}"));
+            self.red("8", format!("two jobs by one key: {first:?} and {second:?}"));
         }
-        first.or(second)
+        first.or(second).map(|(job, _)| job)
     }
 
-    async fn submit_once(&self, kind: &str, lane: &'static Lane, body: &Value, key: &str) -> Option<String> {
+    async fn submit_once(&self, kind: &str, consumer: &str, body: &Value, key: &str) -> Option<Accepted> {
         let path = format!("/exports/{kind}");
-        let request = self.world.http.post(format!("{}{path}", self.address)).header("X-Consumer-ID", lane.consumer);
+        let request = self.world.http.post(format!("{}{path}", self.address)).header("X-Consumer-ID", consumer);
         let request = request.header("Idempotency-Key", key).json(body);
-        let answer = self.send(request, &format!("POST {path}")).await?;
-        self.promised(answer, lane.name).await
+        let answer = self.send(request, &format!("POST {path} of {body}")).await?;
+        self.promised(answer, consumer, body).await
     }
 
     /// An export for no consumer: of all rows, or of those up to some key.
     async fn submit_ad_hoc(&self, random: &mut Random) {
         let up_to = [None, Some(random.between(1, 2_400))][random.below(2) as usize];
         let filter: Vec<_> = up_to.iter().map(|key| json!({ "column": "id", "op": "lte", "value": key })).collect();
-        let request = self.world.http.post(format!("{}/exports", self.address));
-        let answer = self.send(request.json(&json!({ "exportType": "full", "filter": filter })), "POST /exports").await;
-        if let Some(answer) = answer {
-            self.promised(answer, AD_HOC).await;
+        let body = json!({ "exportType": "full", "filter": filter });
+        let request = self.world.http.post(format!("{}/exports", self.address)).json(&body);
+        if let Some(answer) = self.send(request, "POST /exports").await {
+            self.promised(answer, AD_HOC, &body).await;
         }
     }
 
-    async fn promised(&self, (status, answer): (u16, reqwest::Response), lane: &'static str) -> Option<String> {
-        if status != 202 {
-            return None;
-        }
+    async fn promised(&self, answer: (u16, reqwest::Response), consumer: &str, body: &Value) -> Option<Accepted> {
+        let (202, answer) = answer else { return None };
         // A body that was cut off is a 202 all the same, but of which job, nobody knows.
-        let job = answer.json::<Value>().await.ok()?["jobId"].as_str()?.to_owned();
-        self.ledger()?.promised(&job, lane, None);
-        Some(job)
+        let answer: Value = answer.json().await.ok()?;
+        let job = answer["jobId"].as_str()?.to_owned();
+        let exports = answer["exports"].as_array().map_or(std::slice::from_ref(body), Vec::as_slice);
+        let lane = |export: &Value| lanes::name(consumer, export["dataset"].as_str().unwrap_or_default());
+        let lanes: Vec<&str> = exports.iter().filter_map(lane).collect();
+        let asked_for = body["datasets"].as_array().map_or(exports.len(), Vec::len);
+        let is_of_datasets = !body["datasets"].is_null();
+        if lanes.len() != asked_for || lanes.is_empty() || is_of_datasets != answer["exports"].is_array() {
+            self.red("api", format!("a job of {body} is {answer}"));
+        }
+        self.ledger()?.promised(&job, lanes.clone());
+        Some((job, lanes))
     }
 
     /// The lane's newest jobs.
@@ -216,13 +215,14 @@ impl<'w> Caller<'w> {
         // `:` and `@` may stand in a query as they are.
         let jobs = self.look_at(&format!("/exports?consumer={consumer}&dataset={dataset}&limit=30")).await;
         // 6: newest first, whatever clocks say.
-        let numbers: Vec<u64> = jobs.iter().filter_map(|job| job["number"].as_u64()).collect();
+        let exports = jobs.iter().flat_map(exports).filter(|export| export["dataset"] == *dataset);
+        let numbers: Vec<u64> = exports.filter_map(|export| export["number"].as_u64()).collect();
         if !numbers.is_sorted_by(|newer, older| newer > older) {
             self.red("6", format!("the list of {name} has the numbers {numbers:?}"));
         }
         // No list has a skipped job with another one after it.
         let listed = |id: &String| jobs.iter().any(|job| job["jobId"] == id.as_str());
-        let of_lane = locked(&self.world.ledger).ids(|promise| promise.lane == *name && promise.is_open());
+        let of_lane = locked(&self.world.ledger).ids(|promise| promise.lanes.contains(name) && promise.is_open());
         for id in of_lane.iter().filter(|id| !listed(id)) {
             self.job(id).await;
         }
@@ -248,17 +248,17 @@ impl<'w> Caller<'w> {
         let asked = Instant::now();
         let (status, answer) = self.call(Method::GET, &format!("/exports/{id}"), None).await?;
         if status == 404 {
-            self.gone(id);
+            self.gone(id, |_| true);
         }
         let job = answer.json::<Value>().await.ok().filter(|_| status == 200)?;
         self.ledger()?.told(&job, asked, &self.world.report);
         Some(job)
     }
 
-    /// There is no job of that id. Whether it may be so, the oracle says.
-    fn gone(&self, id: &str) {
+    /// The job has no exports of these lanes, or there is no job of that id. Whether it may be so, the oracle says.
+    fn gone(&self, id: &str, is_gone: impl Fn(&str) -> bool) {
         if let Some(promise) = self.ledger().as_mut().and_then(|ledger| ledger.promises.get_mut(id)) {
-            promise.gone = true;
+            promise.gone.extend(promise.lanes.iter().filter(|lane| is_gone(lane)));
         }
     }
 
@@ -284,22 +284,21 @@ impl<'w> Caller<'w> {
         }
     }
 
-    /// Downloads a completed job's file: all of it or an error, never a part that looks like all. A skipped one has
+    /// Downloads a completed export's file: all of it or an error, never a part that looks like all. A skipped one has
     /// none.
     async fn fetch(&self, random: &mut Random) {
-        let done: Vec<(String, bool)> = {
+        let done: Vec<Value> = {
             let ledger = locked(&self.world.ledger);
-            let ended = |(id, promise): (&String, &Promise)| Some((id.clone(), promise.ended.as_ref()?.0.clone()));
-            let shown = ledger.promises.iter().filter_map(ended).filter(|(_, job)| job["status"] == "completed");
-            shown.map(|(id, job)| (id, status(&job) == "skipped")).collect()
+            let ended = ledger.promises.values().filter_map(|promise| promise.ended.as_ref());
+            ended.flat_map(|(job, _)| exports(job)).filter(|export| export["status"] == "completed").collect()
         };
-        let Some((id, is_skipped)) = random.pick(&done) else { return };
-        let Some((code, answer)) = self.call(Method::GET, &format!("/exports/{id}/download"), None).await else {
-            return;
-        };
-        let removed = || locked(&self.world.ledger).promises.get(&id).is_some_and(|promise| promise.removal_asked);
+        let Some(export) = random.pick(&done) else { return };
+        let (Some(id), Some(lane)) = (export["jobId"].as_str(), lane_of(&export)) else { return };
+        let is_skipped = status(&export) == "skipped";
+        let path = self.path_of_file(id, lane, "/download");
+        let Some((code, answer)) = self.call(Method::GET, &path, None).await else { return };
         match code {
-            404 if is_skipped => self.gone(&id),
+            404 if is_skipped => self.gone(id, |gone| gone == lane),
             409 if is_skipped => {
                 let Ok(problem) = answer.json::<Value>().await else { return };
                 if problem["code"] != "no_file" {
@@ -308,38 +307,46 @@ impl<'w> Caller<'w> {
             }
             200 if !is_skipped => {
                 let Ok(bytes) = answer.bytes().await else { return };
-                let Some(ledger) = self.ledger() else { return };
-                let Some((job, _)) = ledger.promises.get(&id).and_then(|promise| promise.ended.as_ref()) else {
-                    return;
-                };
-                if job["bytesWritten"] != bytes.len() || job["sha256"] != sha256(&bytes).as_str() {
-                    self.world.report.red("5", format!("a download of {} bytes is not the file of {job}", bytes.len()));
+                if export["bytesWritten"] != bytes.len() || export["sha256"] != sha256(&bytes).as_str() {
+                    self.red("5", format!("a download of {} bytes is not the file of {export}", bytes.len()));
                 }
             }
-            410 if removed() => {}
+            410 if self.world.was_removed(id, lane) => {}
             503 => {}
             _ => self.red("3", format!("a download of {id}, which is completed, skipped: {is_skipped}: {code}")),
         }
     }
 
-    /// Removes a file that the auditor has a copy of, for the oracle to replay. Only of jobs that are known to be
-    /// completed: one whose file has no name yet would be given up.
+    /// Removes a file that the auditor has a copy of, for the oracle to replay. Only of jobs that are known to have
+    /// ended: a file that has no name yet would be given up.
     async fn remove(&self, random: &mut Random) {
-        let mut kept = locked(&self.world.archive).jobs();
+        let mut kept = locked(&self.world.archive).exports();
         // Loaders come later than others.
-        let is_loaded = |lane| lanes::of_loaders().any(|loaded| loaded.name == lane);
-        let known = |promise: &Promise| promise.ended.is_some() && !is_loaded(promise.lane);
-        kept.retain(|id| locked(&self.world.ledger).promises.get(id).is_some_and(known));
-        let Some(id) = random.pick(&kept) else { return };
+        kept.retain(|(id, lane)| {
+            let is_loaded = lanes::of_loaders().any(|loaded| loaded.name == lane);
+            let has_ended = |promise: &Promise| promise.ended.is_some();
+            !is_loaded && locked(&self.world.ledger).promises.get(id).is_some_and(has_ended)
+        });
+        let Some((id, lane)) = random.pick(&kept) else { return };
         let name = match locked(&self.world.ledger).promises.get_mut(&id) {
             Some(promise) => {
-                promise.removal_asked = true;
-                promise.ended.as_ref().and_then(|(job, _)| job["outputFilename"].as_str()).map(str::to_owned)
+                promise.removal_asked.extend(promise.lanes.iter().filter(|its| **its == lane));
+                promise.told(&lane).and_then(|export| export["outputFilename"].as_str().map(str::to_owned))
             }
             None => return,
         };
         locked(&self.world.archive).removed.extend(name);
-        self.call(Method::DELETE, &format!("/exports/{id}"), None).await;
+        self.call(Method::DELETE, &self.path_of_file(&id, &lane, ""), None).await;
+    }
+
+    /// The path of a call about the file of an export. It names the dataset where the job has several.
+    fn path_of_file(&self, id: &str, lane: &str, call: &str) -> String {
+        let several = |promise: &Promise| promise.lanes.len() > 1;
+        let is_one_of_several = locked(&self.world.ledger).promises.get(id).is_some_and(several);
+        match lane.split_once('/').filter(|_| is_one_of_several) {
+            Some((_, dataset)) => format!("/exports/{id}{call}?dataset={dataset}"),
+            None => format!("/exports/{id}{call}"),
+        }
     }
 }
 

@@ -55,8 +55,8 @@ const REMOVE_ON_DOUBT: Edit = Edit {
     file: "src/worker.rs",
     text: "            Ok(None) => return self.committed_after_all(lease, shutdown).await,\n",
     instead: "            Ok(None) => {
-                for job in lease.jobs() {
-                    let _ = self.destination.abort(&lease.hidden_file(job)).await;
+                for at in 0..lease.exports.len() {
+                    let _ = self.destination.abort(&lease.hidden_file(at)).await;
                 }
                 return self.committed_after_all(lease, shutdown).await;
             }\n",
@@ -67,9 +67,9 @@ const PUBLISH_FIRST: Edit = Edit {
     file: "src/worker.rs",
     text: "        failpoint!(\"worker.extended\");\n",
     instead: "        let folder = std::path::PathBuf::from(std::env::var_os(\"OUTPUT_DIR\").unwrap_or_default());
-        for (job, exported) in lease.jobs().zip(&written.exports) {
+        for (export, exported) in lease.exports().zip(&written.exports) {
             if let Some(part) = exported.parts.first() {
-                let _ = std::fs::rename(folder.join(&part.staged.name), folder.join(&job.output_filename));
+                let _ = std::fs::rename(folder.join(&part.staged.name), folder.join(&export.output_filename));
             }
         }
         failpoint!(\"worker.extended\");\n",
@@ -142,9 +142,9 @@ const CONTROLS: [Control; 15] = [
         name: "no-token",
         breaks: Some("4"),
         edits: &[Edit {
-            file: "src/store/commit/complete.sql",
-            text: "where e.id = $1 and e.lease_token = $2 and e.status",
-            instead: "where e.id = $1 and $2::uuid is not null and e.status",
+            file: "src/store/commit/commit.sql",
+            text: "where job.id = $1 and job.lease_token = $2 and job.status",
+            instead: "where job.id = $1 and $2::uuid is not null and job.status",
         }],
         // It ends when it is found out, and a busy machine starts few workers in a while.
         scenario: Scenario::Overtaking(60),
@@ -155,8 +155,8 @@ const CONTROLS: [Control; 15] = [
         breaks: Some("6"),
         edits: &[Edit {
             file: "src/store/queue/ready.sql",
-            text: "and earlier.lane_sequence < r.lane_sequence and earlier.status in ('pending', 'processing'))",
-            instead: "and earlier.lane_sequence < r.lane_sequence and false)",
+            text: "and earlier.published_at is null and earlier.status in ('open', 'completed')))",
+            instead: "and earlier.published_at is null and earlier.status = 'completed'))",
         }],
         scenario: Scenario::Usual(60),
     },
@@ -164,11 +164,18 @@ const CONTROLS: [Control; 15] = [
     Control {
         name: "no-wait-for-the-name",
         breaks: Some("6"),
-        edits: &[Edit {
-            file: "src/store/queue/ready.sql",
-            text: "where b.status = 'completed' and b.published_at is null and b.consumer_id is not null))",
-            instead: "where false))",
-        }],
+        edits: &[
+            Edit {
+                file: "src/store/queue/ready.sql",
+                text: "where running.status in ('processing', 'committed') and b.consumer_id",
+                instead: "where running.status = 'processing' and b.consumer_id",
+            },
+            Edit {
+                file: "src/store/queue/ready.sql",
+                text: "and earlier.published_at is null and earlier.status in ('open', 'completed')))",
+                instead: "and earlier.status = 'open'))",
+            },
+        ],
         scenario: Scenario::Usual(60),
     },
     Control { name: "publish-first", breaks: Some("5"), edits: &[PUBLISH_FIRST], scenario: Scenario::Usual(60) },
@@ -194,7 +201,7 @@ const CONTROLS: [Control; 15] = [
         }],
         scenario: Scenario::Usual(60),
     },
-    // Each member of a batch but the first is read at a snapshot of its own, and its position says so. So each lane by
+    // Each export of a job but the first is read at a snapshot of its own, and its position says so. So each lane by
     // itself is right.
     Control {
         name: "a-moment-each",
@@ -225,20 +232,29 @@ const CONTROLS: [Control; 15] = [
         ],
         scenario: Scenario::Usual(60),
     },
-    // Each export of a batch is committed by itself. A worker that dies in between leaves the rest undone.
+    // Each export of a job is committed by itself. A worker that dies in between leaves the rest undone.
     Control {
         name: "a-commit-each",
         breaks: Some("12"),
-        edits: &[Edit {
-            file: "src/store/commit.rs",
-            text: "                Some(is_planned) => are_planned.push(is_planned),\n",
-            instead: "                Some(is_planned) => {
-                    are_planned.push(is_planned);
-                    if commits.len() > 1 {
-                        sqlx::raw_sql(\"commit; begin; savepoint writes\").execute(&mut *conn).await?;
-                    }
-                }\n",
-        }],
+        edits: &[
+            Edit {
+                file: "src/store/commit.rs",
+                text: "        let rows = complete(conn, lease, commits).await?;\n",
+                instead: "        let mut rows = Vec::new();
+        for commit in commits.chunks(1) {
+            rows.extend(complete(conn, lease, commit).await?);
+            if commits.len() > 1 {
+                sqlx::raw_sql(\"commit; begin; savepoint writes\").execute(&mut *conn).await?;
+            }
+        }\n",
+            },
+            Edit {
+                file: "src/store/commit/commit.sql",
+                text: "job.lease_token = $2 and job.status = 'processing' and job.cancel_requested_at is null\n",
+                instead: "(job.lease_token = $2 and job.status = 'processing' and job.cancel_requested_at is null
+    or job.status = 'committed')\n",
+            },
+        ],
         scenario: Scenario::Usual(60),
     },
     // A backfill of one table costs the positions of others.
@@ -286,17 +302,15 @@ const CONTROLS: [Control; 15] = [
         breaks: Some("11"),
         edits: &[Edit {
             file: "src/store/commit.rs",
-            text: "                Some(is_planned) => are_planned.push(is_planned),\n",
-            instead: "                Some(is_planned) => {
-                    are_planned.push(is_planned);
-                    sqlx::query(
-                        \"insert into cdc_export.deliveries (id, job, endpoint, event)
-                         values (gen_random_uuid(), $1, 'receiver', 'completed')\",
-                    )
-                    .bind(commit.job.id.as_uuid())
-                    .execute(&mut *conn)
-                    .await?;
-                }\n",
+            text: "        remember_masks(conn, commits).await?;\n",
+            instead: "        sqlx::query(
+            \"insert into cdc_export.deliveries (id, job, endpoint, event)
+             values (gen_random_uuid(), $1, 'receiver', 'completed') on conflict do nothing\",
+        )
+        .bind(lease.id().as_uuid())
+        .execute(&mut *conn)
+        .await?;
+        remember_masks(conn, commits).await?;\n",
         }],
         scenario: Scenario::Usual(60),
     },
@@ -307,14 +321,12 @@ const CONTROLS: [Control; 15] = [
         breaks: Some("11"),
         edits: &[Edit {
             file: "src/store/transitions.rs",
-            text: "                    transition(tx, &self.listeners, statement).await
-                });
-                changed.await?\n",
-            instead: "                    transition(tx, &[], statement).await
-                });
-                let rows = changed.await?;
-                self.with(async |conn| plan_deliveries(conn, &self.listeners, &rows).await).await?;
-                rows\n",
+            text: "            false => self.transaction(async |tx| transition(tx, &self.listeners, statement).await).await?,\n",
+            instead: "            false => {
+                let rows = self.transaction(async |tx| transition(tx, &[], statement).await).await?;
+                self.with(async |conn| deliveries::plan(conn, &self.listeners, &rows).await).await?;
+                rows
+            }\n",
         }],
         scenario: Scenario::LostAnswers(20),
     },

@@ -1,4 +1,4 @@
-//! An era as the database tells it: its jobs, what the recorder wrote down, and the tables as they are.
+//! An era as the database tells it: its exports, what the recorder wrote down, and the tables as they are.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -7,24 +7,28 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::lanes::{LANES, Lane};
+use crate::lanes::{AD_HOC, LANES, Lane};
 use crate::log_bound;
-use crate::recorder::{self, History, MoveMade, Row, Versions};
+use crate::recorder::{self, History, MoveMade, Row, Step, Versions};
 use crate::replay::{Said, Window};
 
 /// A failure's code.
 pub(crate) const FILE_LOST: &str = "file_lost";
-/// The code of a batch's members beside the one that failed.
-pub(crate) const MEMBER_FAILED: &str = "batch_member_failed";
+/// The code here of the exports of a job beside the one that ended it.
+pub(crate) const OTHER_FAILED: &str = "other_dataset_failed";
+
+/// The job of an export, and its lane, in which the job has no other export.
+pub(crate) type ExportId = (Uuid, String);
 
 #[derive(Debug, sqlx_macros::FromRow)]
-pub(crate) struct Job {
-    pub(crate) id: Uuid,
+pub(crate) struct Export {
+    pub(crate) job: Uuid,
     /// `consumer/dataset`; empty: ad hoc.
     pub(crate) lane: String,
     /// Empty: ad hoc.
     pub(crate) consumer_id: String,
-    pub(crate) batch_id: Option<Uuid>,
+    /// Its job's request had `datasets`.
+    pub(crate) is_of_datasets: bool,
     pub(crate) dataset: String,
     pub(crate) lane_sequence: Option<i64>,
     pub(crate) number: Option<i64>,
@@ -55,14 +59,18 @@ pub(crate) struct Job {
     pub(crate) after_sha256: Option<String>,
 }
 
-/// An export as its consumer has it: after the database was put back, a job may make another file under its old id, or
-/// be skipped anew.
+/// An export of a lane as its consumer has it: after the database was put back, a job may make another file under its
+/// old id, or be skipped anew.
 pub(crate) type Delivered = (Uuid, String);
 
-impl Job {
+impl Export {
+    pub(crate) fn id(&self) -> ExportId {
+        (self.job, self.lane.clone())
+    }
+
     pub(crate) fn delivered(&self) -> Delivered {
         let skipped_by = || self.skipped_by.map(|token| token.to_string());
-        (self.id, self.sha256.clone().or_else(skipped_by).unwrap_or_default())
+        (self.job, self.sha256.clone().or_else(skipped_by).unwrap_or_default())
     }
 
     /// The export that its caller said it had loaded last.
@@ -70,7 +78,7 @@ impl Job {
         Some((self.after_job?, self.after_sha256.clone()?))
     }
 
-    /// The failure of a job that was committed, and whose file was gone before it had its name. The watermark stays
+    /// The failure of an export that was committed, and whose file was gone before it had its name. The watermark stays
     /// where it brought it.
     pub(crate) fn has_lost_its_file(&self) -> bool {
         self.error_code.as_deref() == Some(FILE_LOST)
@@ -89,23 +97,24 @@ impl Job {
 
 /// What the database says that happened.
 pub(crate) struct Era {
-    pub(crate) jobs: Vec<Job>,
+    pub(crate) exports: Vec<Export>,
     pub(crate) history: History,
     pub(crate) moves: Vec<MoveMade>,
     pub(crate) versions: BTreeMap<String, Versions>,
     pub(crate) tables: BTreeMap<&'static str, BTreeMap<i64, Row>>,
-    /// The refused jobs whose positions the bound of the change log may have cost.
-    pub(crate) given_up: HashSet<Uuid>,
-    /// For each job that moved its consumer's position, the transaction that did, and the snapshot that the position is
-    /// at; `None`: there is no position yet.
-    pub(crate) commits: HashMap<Uuid, (u64, Option<String>)>,
+    /// The refused exports whose positions the bound of the change log may have cost.
+    pub(crate) given_up: HashSet<ExportId>,
+    /// For each export that moved its consumer's position, the transaction that did, and the snapshot that the position
+    /// is at; `None`: there is no position yet.
+    pub(crate) commits: HashMap<ExportId, (u64, Option<String>)>,
 }
 
-/// A batch's jobs, as the database has them.
+/// A job, as the database has it.
 #[derive(Default)]
-pub(crate) struct Members<'e> {
-    pub(crate) jobs: Vec<&'e Job>,
-    /// `committed` for each job that moved its consumer's position, else its status.
+pub(crate) struct Job<'e> {
+    pub(crate) is_of_datasets: bool,
+    pub(crate) exports: Vec<&'e Export>,
+    /// `committed` for each export that moved its consumer's position, else its status.
     pub(crate) states: BTreeSet<&'e str>,
     /// The transactions that moved positions.
     pub(crate) commits: BTreeSet<u64>,
@@ -115,18 +124,19 @@ pub(crate) struct Members<'e> {
 
 impl Era {
     pub(crate) async fn read(conn: &mut PgConnection) -> Result<Era> {
-        let jobs = sqlx::query_as(
-            "select id, coalesce(consumer_id || '/' || dataset, '') as lane, coalesce(consumer_id, '') as consumer_id,
-               batch_id, dataset, lane_sequence, number,
+        let exports = sqlx::query_as(
+            "select job, lane, coalesce(consumer_id, '') as consumer_id, is_of_datasets, dataset, lane_sequence, number,
                (selection->'filter'->0->>'value')::bigint as up_to, export_type, status, error_code,
                report->>'continuity' as continuity, (report->>'schemaChanged')::boolean as schema_changed,
                rows_exported, bytes_written, output_filename, sha256, staged_name,
-               (select location from cdc_export.files f where f.job = e.id and f.part = 1), digest, published_at is not null as published,
-               watermark_from, watermark_to, after_job, after_sha256, removed, skip_empty,
-               (select s.token_was from torture.steps s where s.job = e.id and s.became = 'skipped') as skipped_by
-             from torture.jobs e order by lane, lane_sequence",
+               (select location from cdc_export.files f where (f.job, f.dataset, f.part) = (e.job, e.dataset, 1)),
+               digest, published_at is not null as published, watermark_from, watermark_to, after_job, after_sha256,
+               removed, skip_empty,
+               (select token_was from torture.steps s where (s.job, s.lane, s.became) = (e.job, e.lane, 'skipped'))
+                 as skipped_by
+             from torture.exports e order by lane, lane_sequence",
         );
-        let jobs: Vec<Job> = jobs.fetch_all(&mut *conn).await?;
+        let exports: Vec<Export> = exports.fetch_all(&mut *conn).await?;
         let (history, versions) = (History::read(conn).await?, recorder::versions(conn).await?);
         let mut tables = BTreeMap::new();
         for Lane { dataset, .. } in LANES {
@@ -135,52 +145,53 @@ impl Era {
             }
         }
         let moves = recorder::moves(conn).await?;
-        let given_up = log_bound::given_up(&jobs, &history, &recorder::written(conn).await?);
+        let given_up = log_bound::given_up(&exports, &history, &recorder::written(conn).await?);
         let positions = recorder::positions(conn).await?;
         let commits = history.steps.iter().filter(|step| ["completed", "skipped"].contains(&step.became.as_str()));
-        let commits = commits.filter_map(|step| {
-            let position = positions.get(&(step.xid, step.lane.clone()?)).cloned();
-            Some((step.job, (step.xid, position)))
+        let commits = commits.filter(|step| step.lane != AD_HOC).map(|step| {
+            let position = positions.get(&(step.xid, step.lane.clone())).cloned();
+            (step.export(), (step.xid, position))
         });
         let commits = commits.collect();
-        Ok(Era { jobs, history, moves, versions, tables, given_up, commits })
+        Ok(Era { exports, history, moves, versions, tables, given_up, commits })
     }
 
-    pub(crate) fn completed(&self) -> impl Iterator<Item = &Job> {
-        self.jobs.iter().filter(|job| job.status == "completed")
+    pub(crate) fn completed(&self) -> impl Iterator<Item = &Export> {
+        self.exports.iter().filter(|export| export.status == "completed")
     }
 
-    pub(crate) fn of_lane(&self, lane: &str) -> impl Iterator<Item = &Job> {
-        self.jobs.iter().filter(move |job| job.lane == lane)
+    pub(crate) fn of_lane(&self, lane: &str) -> impl Iterator<Item = &Export> {
+        self.exports.iter().filter(move |export| export.lane == lane)
     }
 
-    pub(crate) fn batches(&self) -> BTreeMap<Uuid, Members<'_>> {
-        let mut batches = BTreeMap::<Uuid, Members<'_>>::new();
-        for job in &self.jobs {
-            let Some(batch) = job.batch_id else { continue };
-            let members = batches.entry(batch).or_default();
-            members.jobs.push(job);
-            members.states.insert(if job.has_committed() { "committed" } else { &job.status });
-            if let Some((xid, snapshot)) = self.commits.get(&job.id).filter(|_| job.has_committed()) {
-                members.commits.insert(*xid);
-                members.snapshots.extend(snapshot.as_deref());
+    pub(crate) fn jobs(&self) -> BTreeMap<Uuid, Job<'_>> {
+        let mut jobs = BTreeMap::<Uuid, Job<'_>>::new();
+        for export in &self.exports {
+            let job = jobs.entry(export.job).or_default();
+            job.is_of_datasets = export.is_of_datasets;
+            job.exports.push(export);
+            job.states.insert(if export.has_committed() { "committed" } else { &export.status });
+            if let Some((xid, snapshot)) = self.commits.get(&export.id()).filter(|_| export.has_committed()) {
+                job.commits.insert(*xid);
+                job.snapshots.extend(snapshot.as_deref());
             }
         }
-        batches
+        jobs
     }
 
-    /// From the claim of the attempt that completed or skipped a job to its commit.
-    pub(crate) fn window(&self, job: &Job) -> Option<Window> {
+    /// From the claim of the attempt that completed or skipped an export to its commit.
+    pub(crate) fn window(&self, export: &Export) -> Option<Window> {
         let attempts = &self.history.attempts;
-        let (attempt, end) = match job.skipped_by {
+        let (attempt, end) = match export.skipped_by {
             Some(token) => (attempts.get(&token)?, "skipped"),
             None => {
-                let staged = job.staged_name.as_deref()?;
+                let staged = export.staged_name.as_deref()?;
                 let written = attempts.iter().find(|(token, _)| staged.contains(&token.to_string()))?;
                 (written.1, "completed")
             }
         };
-        let committed = self.history.steps.iter().find(|step| step.job == job.id && step.became == end)?;
+        let is_commit = |step: &&Step| (step.job, &step.lane) == (export.job, &export.lane) && step.became == end;
+        let committed = self.history.steps.iter().find(is_commit)?;
         Some(Window { from: attempt.saw.clone(), to: committed.snapshot.clone() })
     }
 }

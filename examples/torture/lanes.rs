@@ -18,8 +18,8 @@ pub(crate) struct Lane {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AskedBy {
     Clients,
-    /// The clients, mostly in batches of several of the consumer's datasets.
-    Batches,
+    /// The clients, mostly for several of the consumer's datasets in one job.
+    Datasets,
     /// See [`crate::loader`].
     Loaders,
 }
@@ -37,7 +37,7 @@ macro_rules! lane {
     };
 }
 
-/// Consumers that ask for batches have all datasets. Any other consumer has one.
+/// Consumers that ask for several datasets in one job have all of them. Any other consumer has one.
 pub(crate) const LANES: [Lane; 28] = [
     lane!("faithful", "users", 4, 0, Clients),
     lane!("mirror", "users", 4, 0, Clients),
@@ -57,16 +57,16 @@ pub(crate) const LANES: [Lane; 28] = [
     lane!("calm", "calm", 4, 20, Clients),
     lane!("calm-2", "calm", 2, 50, Clients),
     lane!("calm-loader", "calm", 0, 0, Loaders),
-    lane!("warehouse", "users", 4, 10, Batches),
-    lane!("warehouse", "shapes", 4, 10, Batches),
-    lane!("warehouse", "parts", 4, 10, Batches),
-    lane!("warehouse", "fed", 4, 10, Batches),
-    lane!("warehouse", "calm", 4, 10, Batches),
-    lane!("mart", "users", 0, 30, Batches),
-    lane!("mart", "shapes", 0, 30, Batches),
-    lane!("mart", "parts", 0, 30, Batches),
-    lane!("mart", "fed", 0, 30, Batches),
-    lane!("mart", "calm", 0, 30, Batches),
+    lane!("warehouse", "users", 4, 10, Datasets),
+    lane!("warehouse", "shapes", 4, 10, Datasets),
+    lane!("warehouse", "parts", 4, 10, Datasets),
+    lane!("warehouse", "fed", 4, 10, Datasets),
+    lane!("warehouse", "calm", 4, 10, Datasets),
+    lane!("mart", "users", 0, 30, Datasets),
+    lane!("mart", "shapes", 0, 30, Datasets),
+    lane!("mart", "parts", 0, 30, Datasets),
+    lane!("mart", "fed", 0, 30, Datasets),
+    lane!("mart", "calm", 0, 30, Datasets),
 ];
 
 /// Whose ad-hoc exports are: nobody's, and no lane.
@@ -86,6 +86,14 @@ impl Lane {
 /// The lanes of a consumer.
 pub(crate) fn of_consumer(consumer: &str) -> impl Iterator<Item = &'static Lane> {
     LANES.iter().filter(move |lane| lane.consumer == consumer)
+}
+
+/// Returns the name of the lane of a consumer in a dataset.
+pub(crate) fn name(consumer: &str, dataset: &str) -> Option<&'static str> {
+    if consumer == AD_HOC {
+        return Some(AD_HOC);
+    }
+    of_consumer(consumer).find(|lane| lane.dataset == dataset).map(|lane| lane.name)
 }
 
 /// The lanes that loaders of their own ask for.

@@ -5,28 +5,38 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::lanes;
+use crate::era::FILE_LOST;
+use crate::lanes::{self, AD_HOC};
 use crate::report::Report;
 
 /// A job that a client got a 202 for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Promise {
-    pub(crate) lane: &'static str,
-    /// The batch that it is a member of.
-    pub(crate) batch: Option<String>,
+    /// The lanes of its exports.
+    pub(crate) lanes: Vec<&'static str>,
     /// The job as it was when somebody first saw it ended, and when that answer came.
     pub(crate) ended: Option<(Value, Instant)>,
     /// A cancel was answered with 202.
     pub(crate) cancel_accepted: bool,
-    /// The service doesn't know it any more, as an export that was skipped, with another one after it.
-    pub(crate) gone: bool,
-    /// Somebody asked to remove its file; whether that was done is not known if the answer was lost.
-    pub(crate) removal_asked: bool,
+    /// The lanes whose exports the service doesn't know any more: they were skipped, with another one after them.
+    pub(crate) gone: BTreeSet<&'static str>,
+    /// The lanes whose files somebody asked to remove; whether that was done is not known if the answer was lost.
+    pub(crate) removal_asked: BTreeSet<&'static str>,
 }
 
 impl Promise {
     pub(crate) fn is_open(&self) -> bool {
-        self.ended.is_none() && !self.gone
+        self.ended.is_none() && !self.is_gone()
+    }
+
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.len() == self.lanes.len()
+    }
+
+    /// What a client was told of the end of the export of a lane.
+    pub(crate) fn told(&self, lane: &str) -> Option<Value> {
+        let (job, _) = self.ended.as_ref()?;
+        exports(job).into_iter().find(|export| lane_of(export) == Some(lane))
     }
 }
 
@@ -39,6 +49,37 @@ pub(crate) struct Ledger {
     full_wanted: BTreeSet<&'static str>,
 }
 
+/// The exports of a job, each in the form of a job of one dataset, as far as the torture goes by it.
+pub(crate) fn exports(job: &Value) -> Vec<Value> {
+    let Some(exports) = job["exports"].as_array() else { return vec![job.clone()] };
+    let cause = &job["error"]["dataset"];
+    let alone = |export: &Value| {
+        let mut alone = export.clone();
+        for of_job in ["jobId", "consumerId", "status", "error"] {
+            alone[of_job] = job[of_job].clone();
+        }
+        if !cause.is_null() && *cause != export["dataset"] {
+            alone["error"] = Value::Null;
+        }
+        // A job whose file is lost has failed, and the other exports have not.
+        if job["error"]["code"] == FILE_LOST && has_ended_well(export) {
+            alone["status"] = json!("completed");
+        }
+        alone
+    };
+    exports.iter().map(alone).collect()
+}
+
+/// Whether an export of a job of several datasets is published, or was skipped.
+fn has_ended_well(export: &Value) -> bool {
+    export["skipped"] == true || !export["number"].is_null()
+}
+
+/// The name of the lane of an export.
+pub(crate) fn lane_of(export: &Value) -> Option<&'static str> {
+    lanes::name(export["consumerId"].as_str().unwrap_or(AD_HOC), export["dataset"].as_str()?)
+}
+
 /// The status of a job, which its clients see as completed if it was skipped.
 pub(crate) fn status(job: &Value) -> &str {
     if job["skipped"] == true { "skipped" } else { job["status"].as_str().unwrap_or_default() }
@@ -49,22 +90,19 @@ pub(crate) fn is_terminal(job: &Value) -> bool {
 }
 
 impl Ledger {
-    pub(crate) fn promised(&mut self, job: &str, lane: &'static str, batch: Option<&str>) {
-        let batch = batch.map(str::to_owned);
-        let promise = Promise { lane, batch, ended: None, cancel_accepted: false, gone: false, removal_asked: false };
+    pub(crate) fn promised(&mut self, job: &str, lanes: Vec<&'static str>) {
         // The same job may be promised twice, by its key.
-        self.promises.entry(job.to_owned()).or_insert(promise);
+        self.promises.entry(job.to_owned()).or_insert(Promise { lanes, ..Promise::default() });
     }
 
     pub(crate) fn open(&self, lane: &str) -> usize {
-        self.promises.values().filter(|promise| promise.lane == lane && promise.is_open()).count()
+        self.promises.values().filter(|promise| promise.lanes.contains(&lane) && promise.is_open()).count()
     }
 
-    /// The open jobs of a consumer, a batch as one. Its turns come as they do to a consumer with one lane.
+    /// The open jobs of a consumer. Its turns come as they do to a consumer with one lane.
     pub(crate) fn open_of(&self, consumer: &str) -> usize {
-        let is_its = |lane: &str| lanes::of_consumer(consumer).any(|its| its.name == lane);
-        let open = self.promises.iter().filter(|(_, promise)| promise.is_open() && is_its(promise.lane));
-        open.map(|(id, promise)| promise.batch.as_ref().unwrap_or(id)).collect::<BTreeSet<_>>().len()
+        let is_its = |promise: &&Promise| lanes::of_consumer(consumer).any(|its| promise.lanes.contains(&its.name));
+        self.promises.values().filter(|promise| promise.is_open()).filter(is_its).count()
     }
 
     /// The database was put back: it has these jobs, as the API shows them, with whether somebody cancelled them. What
@@ -74,7 +112,7 @@ impl Ledger {
         for (id, promise) in &mut self.promises {
             let (now, cancelled) = &states[id];
             promise.cancel_accepted &= cancelled;
-            promise.gone = false;
+            promise.gone.clear();
             promise.ended.take_if(|(job, _)| status(job) != now);
         }
         self.watermarks.clear();
@@ -93,19 +131,28 @@ impl Ledger {
     /// that was asked for afterwards says less.
     pub(crate) fn told(&mut self, job: &Value, asked: Instant, report: &Report) {
         let Some(promise) = job["jobId"].as_str().and_then(|id| self.promises.get_mut(id)) else { return };
+        let exports = exports(job);
+        let shown: Vec<&str> = exports.iter().filter_map(lane_of).collect();
+        promise.gone.extend(promise.lanes.iter().filter(|lane| !shown.contains(*lane)));
+        if is_torn(job) {
+            report.red("12", format!("a job is neither all nor nothing: {job}"));
+        }
         match (&mut promise.ended, is_terminal(job)) {
             (None, true) => {
-                if let Some(wrong) = wrong_with_skip(job) {
-                    report.red("3", format!("{wrong}: {job}"));
-                }
                 promise.ended = Some((job.clone(), Instant::now()));
-                if job["error"]["code"] == "full_export_needed" {
-                    self.full_wanted.insert(promise.lane);
-                } else if job["status"] == "completed" && job["exportType"] == "full" {
-                    self.full_wanted.remove(promise.lane);
+                for export in &exports {
+                    if let Some(wrong) = wrong_with_skip(export) {
+                        report.red("3", format!("{wrong}: {export}"));
+                    }
+                    let Some(lane) = lane_of(export) else { continue };
+                    if export["error"]["code"] == "full_export_needed" {
+                        self.full_wanted.insert(lane);
+                    } else if export["status"] == "completed" && export["exportType"] == "full" {
+                        self.full_wanted.remove(lane);
+                    }
                 }
             }
-            (Some((before, _)), true) if before != job => {
+            (Some((before, _)), true) if !say_the_same(before.clone(), job.clone()) => {
                 report.red("7", format!("an ended job has changed: {before} is now {job}"));
             }
             (Some((before, known)), false) if asked > *known => {
@@ -136,6 +183,30 @@ impl Ledger {
             self.watermarks.insert(lane, told);
         }
     }
+}
+
+/// Whether the exports of a job are committed together or not at all, as far as an answer shows it. A file may be lost
+/// after the commit: that is a loss of its own.
+fn is_torn(job: &Value) -> bool {
+    let Some(exports) = job["exports"].as_array() else { return false };
+    let is_committed = |export: &&Value| has_ended_well(export) || export["phase"] == "publishing";
+    let committed = exports.iter().filter(is_committed).count();
+    match job["status"].as_str() {
+        _ if job["error"]["code"] == FILE_LOST => committed == exports.len(),
+        Some("completed") => !exports.iter().all(has_ended_well),
+        Some("processing") => committed > 0 && committed < exports.len(),
+        _ => committed > 0,
+    }
+}
+
+/// Whether two answers say the same of an ended job. Exports that were skipped may be gone in one of them.
+fn say_the_same(mut one: Value, mut other: Value) -> bool {
+    if let (Some(Value::Array(left)), Some(Value::Array(right))) = (one.get_mut("exports"), other.get_mut("exports")) {
+        let has = |exports: &[Value], export: &Value| exports.iter().any(|its| its["dataset"] == export["dataset"]);
+        left.retain(|export| has(right, export));
+        right.retain(|export| has(left, export));
+    }
+    one == other
 }
 
 /// Why an ended job says wrongly that it was skipped, or that it was not.

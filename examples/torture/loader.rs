@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::clients::{Caller, MOST_OPEN, sha256};
 use crate::era::Delivered;
 use crate::lanes::{self, Lane};
-use crate::ledger::{self, is_terminal};
+use crate::ledger::{self, Promise, is_terminal};
 use crate::random::Random;
 use crate::report::locked;
 use crate::trial::World;
@@ -181,7 +181,7 @@ impl<'w> Loader<'w> {
                 return None;
             }
             // The other loader's export was skipped after it.
-            if locked(&self.world.ledger).promises.get(id).is_some_and(|promise| promise.gone) {
+            if locked(&self.world.ledger).promises.get(id).is_some_and(Promise::is_gone) {
                 return None;
             }
             if let Some(job) = caller.job(id).await.filter(is_terminal) {

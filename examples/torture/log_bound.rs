@@ -6,9 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use uuid::Uuid;
-
-use crate::era::Job;
+use crate::era::{Export, ExportId};
 use crate::lanes::LANES;
 use crate::recorder::{History, Snapshot, Written};
 
@@ -64,20 +62,20 @@ struct Position {
     deletions: Mark,
 }
 
-/// The jobs that were refused because of the log, and whose position may have been given up because of the bound.
-pub(crate) fn given_up(jobs: &[Job], history: &History, written: &[Written]) -> HashSet<Uuid> {
+/// The exports that were refused because of the log, and whose position may have been given up because of the bound.
+pub(crate) fn given_up(exports: &[Export], history: &History, written: &[Written]) -> HashSet<ExportId> {
     let mut logs = BTreeMap::<&str, Log>::new();
     for written in written {
         logs.entry(&written.table).or_default().add(written);
     }
-    let jobs: HashMap<Uuid, &Job> = jobs.iter().map(|job| (job.id, job)).collect();
+    let exports: HashMap<ExportId, &Export> = exports.iter().map(|export| (export.id(), export)).collect();
     let mut positions = BTreeMap::<&str, Position>::new();
     let mut explained = HashSet::new();
     for (at, step) in history.steps.iter().enumerate() {
-        let Some(job) = jobs.get(&step.job) else { continue };
-        let Some(lane) = LANES.iter().find(|lane| lane.name == job.lane) else { continue };
+        let Some(export) = exports.get(&step.export()) else { continue };
+        let Some(lane) = LANES.iter().find(|lane| lane.name == step.lane) else { continue };
         let moves = ["completed", "skipped"].contains(&step.became.as_str());
-        let lost = job.continuity.as_deref().filter(|word| step.became == "failed" && LOG_LOST.contains(word));
+        let lost = export.continuity.as_deref().filter(|word| step.became == "failed" && LOG_LOST.contains(word));
         if !moves && lost.is_none() {
             continue;
         }
@@ -93,13 +91,13 @@ pub(crate) fn given_up(jobs: &[Job], history: &History, written: &[Written]) -> 
             let position = positions.entry(lane.name);
             let position = position.or_insert(Position { table: lane.dataset, live: new, deletions: new });
             position.live = new;
-            if job.export_type != "incremental" {
+            if export.export_type != "incremental" {
                 position.deletions = new;
             }
         } else if let Some(position) = positions.get(lane.name) {
             let lost = if lost == Some("deletes_expired") { position.deletions } else { position.live };
             if lost.may_be_given_up {
-                explained.insert(step.job);
+                explained.insert(step.export());
             }
         }
     }

@@ -7,7 +7,6 @@
 
 mod auditor;
 mod backfill;
-mod batches;
 mod bucket;
 mod builds;
 mod bystander;
@@ -15,6 +14,7 @@ mod clients;
 mod clock;
 mod cluster;
 mod controls;
+mod datasets;
 mod ddl;
 mod era;
 mod file_order;
@@ -237,8 +237,8 @@ fn print_counts(counts: &Counts, time: Duration) {
     println!(
         "{} deaths {:?}, {} zombies, {} answers to COMMIT lost, {} readers silenced
 {} more attempts whose leases were ended early, {} that ended with no fault near
-{} jobs accepted; {} completed, {} skipped, {} failed, {} cancelled; {} refused, since the change log was over its bound
-{} batches completed, {} failed, {} cancelled
+{} exports accepted; {} completed, {} skipped, {} failed, {} cancelled; {} refused, since the change log was over its bound
+{} jobs of several datasets completed, {} failed, {} cancelled
 {} events in {} posts; {} refused, {} dropped, {} answered late or never; {} of which the database couldn't be asked, {} of before a put-back
 {} commits of writers, {} statements of the bystander, {} looks of the auditor, {} replays; {:.0} s in all",
         deaths.total(),
@@ -254,9 +254,9 @@ fn print_counts(counts: &Counts, time: Duration) {
         counts.failed,
         counts.cancelled,
         counts.given_up,
-        counts.batches_completed,
-        counts.batches_failed,
-        counts.batches_cancelled,
+        counts.jobs_of_datasets[0],
+        counts.jobs_of_datasets[1],
+        counts.jobs_of_datasets[2],
         posts.ids,
         posts.tries,
         posts.refused,

@@ -1,4 +1,4 @@
-//! The manifests, read by themselves: whoever has them alone replays what the oracle replays by the jobs.
+//! The manifests, read by themselves: whoever has them alone replays what the oracle replays by the database.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::clients::sha256;
-use crate::era::{Era, Job};
+use crate::era::{Era, Export};
 use crate::lanes::AD_HOC;
 use crate::report::Report;
 use crate::trial::World;
@@ -21,8 +21,8 @@ struct Manifest {
     previous: Option<String>,
     snapshot: Option<String>,
     files: Vec<String>,
-    /// The id of its batch, and the number of the batch's exports that have files.
-    batch: Option<(String, String)>,
+    /// The number of the job's exports that have files, if the job's request had `datasets`.
+    datasets: Option<String>,
 }
 
 impl Manifest {
@@ -31,16 +31,16 @@ impl Manifest {
         let export = &value["export"];
         let text = |of: &Value| of.as_str().map(str::to_owned).context("a text is missing");
         let files = export["files"].as_array().context("it has no files")?;
-        let batch = export["batch"]["id"].as_str().zip(export["batch"]["datasets"].as_str());
+        let job = &export["job"];
         let manifest = Manifest {
             name: name.to_owned(),
             number: value["number"].as_i64().context("it has no number")?,
-            job: text(&export["job"])?,
+            job: text(if job.is_object() { &job["id"] } else { job })?,
             digest: text(&value["digest"])?,
             previous: export["previous"].as_str().map(str::to_owned),
             snapshot: export["snapshot"].as_str().map(str::to_owned),
             files: files.iter().map(|file| text(&file["sha256"])).collect::<Result<_>>()?,
-            batch: batch.map(|(id, many)| (id.to_owned(), many.to_owned())),
+            datasets: job.is_object().then(|| text(&job["datasets"])).transpose()?,
         };
         anyhow::ensure!(sha256(canonical(export).as_bytes()) == manifest.digest, "its digest is of another content");
         Ok((format!("{}/{}", text(&export["consumer"])?, text(&export["dataset"])?), manifest))
@@ -63,7 +63,7 @@ fn canonical(value: &Value) -> String {
 
 /// 2, 3 and 6: each published export of a consumer has its manifest, with its number and its file's hash; and if the
 /// database was never put back, the manifests of a lane are all there is of it, each naming the one before. 12: so are
-/// those of a batch, each of which says how many there are.
+/// those of a job of several datasets, each of which says how many there are.
 pub(crate) async fn check(world: &World, era: &Era) -> Result<()> {
     let report: &Arc<Report> = &world.report;
     let mut lanes: HashMap<String, Vec<Manifest>> = HashMap::new();
@@ -76,42 +76,42 @@ pub(crate) async fn check(world: &World, era: &Era) -> Result<()> {
     }
     let of_all: HashMap<String, &Manifest> =
         lanes.values().flatten().map(|manifest| (manifest.digest.clone(), manifest)).collect();
-    for job in era.completed().filter(|job| job.published && job.consumer_id != AD_HOC) {
-        let Job { id, number, sha256, digest, .. } = job;
+    for export in era.completed().filter(|export| export.published && export.lane != AD_HOC) {
+        let Export { job, lane, number, sha256, digest, .. } = export;
         let Some(found) = digest.as_ref().and_then(|digest| of_all.get(digest)) else {
-            report.red("3", format!("{id} is published, and has no manifest of its digest {digest:?}"));
+            report.red("3", format!("{job} of {lane} is published, and has no manifest of its digest {digest:?}"));
             continue;
         };
-        if found.job != id.to_string() || Some(found.number) != *number || found.files.first() != sha256.as_ref() {
-            report.red("3", format!("{} is not the manifest of {id}, number {number:?}", found.name));
+        if found.job != job.to_string() || Some(found.number) != *number || found.files.first() != sha256.as_ref() {
+            report.red("3", format!("{} is not the manifest of {job} of {lane}, number {number:?}", found.name));
         }
-        let position = era.commits.get(id).and_then(|(_, snapshot)| snapshot.as_ref());
+        let position = era.commits.get(&export.id()).and_then(|(_, snapshot)| snapshot.as_ref());
         if found.snapshot.as_ref() != position {
             let said = &found.snapshot;
             report.red("3", format!("{} is of {said:?}, and brought its consumer to {position:?}", found.name));
         }
     }
     // 12: what readers of the manifests alone go by.
-    let snapshots: HashMap<&str, Option<&str>> =
-        of_all.values().map(|manifest| (manifest.job.as_str(), manifest.snapshot.as_deref())).collect();
-    for (batch, members) in era.batches() {
-        let ids: Vec<String> = members.jobs.iter().map(|job| job.id.to_string()).collect();
-        let said: BTreeSet<_> = ids.iter().filter_map(|id| snapshots.get(id.as_str())).collect();
-        if said.len() > 1 {
-            report.red("12", format!("the manifests of the batch {batch} are of {said:?}"));
+    for (id, job) in era.jobs() {
+        let found = job.exports.iter().filter_map(|export| of_all.get(export.digest.as_ref()?));
+        let snapshots: BTreeSet<_> = found.map(|manifest| &manifest.snapshot).collect();
+        if snapshots.len() > 1 {
+            report.red("12", format!("the manifests of the job {id} are of {snapshots:?}"));
         }
     }
     if world.was_turned_over() {
         return Ok(());
     }
-    for (batch, members) in era.batches() {
-        let published = members.jobs.iter().filter(|job| job.published).count();
-        let made = members.jobs.iter().filter(|job| job.status == "completed" || job.has_lost_its_file()).count();
-        let id = batch.to_string();
-        let said: Vec<_> =
-            of_all.values().filter_map(|manifest| manifest.batch.as_ref()).filter(|(of, _)| *of == id).collect();
-        if said.len() != published || said.iter().any(|(_, many)| *many != made.to_string()) {
-            report.red("12", format!("the batch {batch} made {made} files, published {published}: {said:?}"));
+    for (id, job) in era.jobs() {
+        let published = job.exports.iter().filter(|export| export.published && export.lane != AD_HOC).count();
+        let has_made = |export: &&&Export| export.status == "completed" || export.has_lost_its_file();
+        let made = job.exports.iter().filter(has_made).count();
+        let due = job.is_of_datasets.then(|| made.to_string());
+        let text = id.to_string();
+        let said = of_all.values().filter(|manifest| manifest.job == text).map(|manifest| &manifest.datasets);
+        let said: Vec<_> = said.collect();
+        if said.len() != published || said.iter().any(|datasets| **datasets != due) {
+            report.red("12", format!("the job {id} made {made} files, published {published}: {said:?}"));
         }
     }
     for (lane, manifests) in &mut lanes {
@@ -124,7 +124,7 @@ pub(crate) async fn check(world: &World, era: &Era) -> Result<()> {
             }
             before = Some(manifest.digest.clone());
         }
-        let published = era.of_lane(lane).filter(|job| job.published).count() as i64;
+        let published = era.of_lane(lane).filter(|export| export.published).count() as i64;
         if number != published {
             report.red("6", format!("{lane}: there are {number} manifests of {published} published exports"));
         }

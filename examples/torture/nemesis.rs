@@ -170,8 +170,8 @@ pub(crate) async fn overtake(world: &Arc<World>, length: Duration, binary: &Path
         let of_first = leased(&mut conn).await?.into_iter().filter(|(_, owner)| first.is(owner));
         let jobs = Vec::from_iter(of_first.map(|(job, _)| job));
         let lost = sqlx::query(
-            "update exports
-             set status = 'pending', progress = 0, lease_token = null, lease_owner = null, lease_expires_at = null, purge_hold = null,
+            "update cdc_export.jobs
+             set status = 'pending', lease_token = null, lease_owner = null, lease_expires_at = null, purge_hold = null,
                  run_at = clock_timestamp() - interval '30 s'
              where id = any($1) and status = 'processing'",
         );
@@ -317,11 +317,9 @@ async fn shake(world: &World, quake: Quake) -> Result<()> {
             "termination"
         }
         Quake::Expire => {
-            // The lease of a batch is its first member's. That of the others never ends.
             ask(
                 world,
-                "update exports set lease_expires_at = clock_timestamp() - interval '1 h'
-                 where status = 'processing' and lease_expires_at < 'infinity'",
+                "update cdc_export.jobs set lease_expires_at = clock_timestamp() - interval '1 h' where status = 'processing'",
             )
             .await;
             EXPIRE
@@ -435,7 +433,7 @@ async fn visit_one(world: &Arc<World>, index: usize, name: &str, fault: Fault, b
 
 /// The jobs at which somebody works, each with its lease's owner.
 async fn leased(conn: &mut PgConnection) -> Result<Vec<(Uuid, String)>> {
-    let held = sqlx::query_as("select id, lease_owner from exports where status = 'processing'");
+    let held = sqlx::query_as("select id, lease_owner from cdc_export.jobs where status = 'processing'");
     Ok(held.fetch_all(conn).await?)
 }
 

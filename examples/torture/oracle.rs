@@ -11,7 +11,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::auditor::Archive;
-use crate::era::{Delivered, Era, FILE_LOST, Job, MEMBER_FAILED};
+use crate::era::{Delivered, Era, Export, ExportId, FILE_LOST, OTHER_FAILED};
 use crate::lanes::{AD_HOC, LANES, Lane};
 use crate::ledger;
 use crate::loader;
@@ -22,7 +22,8 @@ use crate::replay::{Replica, Window};
 use crate::report::{Report, locked};
 use crate::trial::World;
 
-/// Why a job may fail here: its attempts are spent. All else is a defect, a transient error taken for a permanent one.
+/// Why an export may fail here: its job's attempts are spent. All else is a defect, a transient error taken for a
+/// permanent one.
 const SPENT: [&str; 4] = ["attempts_exhausted", "source_unavailable", "watermark_changed", "gave_way"];
 /// What the failpoints of the first phase look like.
 const INJECTED: [&str; 3] = ["storage_full", "storage_unavailable", "internal"];
@@ -46,23 +47,26 @@ struct Consumer {
     /// How many of its loads were replayed, of a loader's.
     taken: usize,
     wrong: usize,
-    /// The same of what was the table's at another moment than its batch's.
+    /// The same of what was the table's at another moment than its job's.
     beside: usize,
 }
+
+/// The last state of each export.
+type States = HashMap<ExportId, String>;
 
 /// What was judged so far.
 #[derive(Default)]
 pub(crate) struct Oracle {
     consumers: BTreeMap<String, Consumer>,
     ad_hoc: HashSet<Delivered>,
-    /// The last state of each job, in whichever era.
-    ended: HashMap<Uuid, String>,
+    /// The last state of each export, in whichever era.
+    ended: States,
     pub(crate) attempts: Attempts,
     pub(crate) replays: usize,
-    /// Jobs that were refused because the change log was over its bound.
-    pub(crate) given_up: HashSet<Uuid>,
-    /// The last state of each batch, in whichever era.
-    batches: HashMap<Uuid, String>,
+    /// Exports that were refused because the change log was over its bound.
+    pub(crate) given_up: HashSet<ExportId>,
+    /// The last state of each job whose request had `datasets`, in whichever era.
+    jobs_of_datasets: HashMap<Uuid, String>,
     pub(crate) eras: usize,
     /// When the failpoints were behind us.
     first_phase_ended: Option<DateTime<Utc>>,
@@ -88,14 +92,14 @@ impl Oracle {
         self.first_phase_ended = Some(Utc::now());
     }
 
-    /// In all eras.
+    /// The exports of all eras.
     pub(crate) fn count(&self, status: &str) -> usize {
         self.ended.values().filter(|ended| *ended == status).count()
     }
 
-    /// The same of batches, which are `committed`, `failed` or `cancelled`.
-    pub(crate) fn count_batches(&self, state: &str) -> usize {
-        self.batches.values().filter(|ended| *ended == state).count()
+    /// The same of jobs whose requests had `datasets`, which are `committed`, `failed` or `cancelled`.
+    pub(crate) fn count_jobs_of_datasets(&self, state: &str) -> usize {
+        self.jobs_of_datasets.values().filter(|ended| *ended == state).count()
     }
 
     /// Reads what happened and takes it into account, unjudged.
@@ -115,11 +119,10 @@ impl Oracle {
 
     fn count_in(&mut self, era: &Era) {
         self.eras += 1;
-        self.ended.extend(era.jobs.iter().map(|job| (job.id, job.status.clone())));
-        self.given_up.extend(&era.given_up);
-        let states =
-            era.batches().into_iter().filter_map(|(id, members)| Some((id, (*members.states.first()?).to_owned())));
-        self.batches.extend(states);
+        self.ended.extend(era.exports.iter().map(|export| (export.id(), export.status.clone())));
+        self.given_up.extend(era.given_up.iter().cloned());
+        let jobs = era.jobs().into_iter().filter(|(_, job)| job.is_of_datasets);
+        self.jobs_of_datasets.extend(jobs.filter_map(|(id, job)| Some((id, (*job.states.first()?).to_owned()))));
         for (token, attempt) in &era.history.attempts {
             let known = self.attempts.entry(*token).or_insert_with(|| attempt.clone());
             if known.ended.is_none() {
@@ -138,7 +141,7 @@ impl Oracle {
         judged.check_endings(self.first_phase_ended, end);
         judged.check_steps();
         judged.check_skips();
-        judged.check_batches();
+        judged.check_jobs();
         if end == End::OfAll {
             judged.check_files().await?;
             manifests::check(world, era).await?;
@@ -159,16 +162,15 @@ impl Oracle {
                 Err(error) => world.report.red("1", format!("{}, loader {which}: {error:#}", lane.name)),
             }
         }
-        for job in era.completed().filter(|job| job.consumer_id == AD_HOC && !self.ad_hoc.contains(&job.delivered())) {
-            match judged.compare_ad_hoc(job) {
+        for export in era.completed().filter(|it| it.lane == AD_HOC && self.ad_hoc.insert(it.delivered())) {
+            match judged.compare_ad_hoc(export) {
                 Ok(()) => self.replays += 1,
-                Err(error) => world.report.red("1", format!("{}: {error:#}", job.output_filename)),
+                Err(error) => world.report.red("1", format!("{}: {error:#}", export.output_filename)),
             }
         }
         if end == End::OfEra {
-            locked(&world.lost).extend(era.completed().filter_map(|job| job.sha256.clone()));
+            locked(&world.lost).extend(era.completed().filter_map(|export| export.sha256.clone()));
         }
-        self.ad_hoc.extend(era.completed().filter(|job| job.consumer_id == AD_HOC).map(Job::delivered));
         Ok(())
     }
 }
@@ -180,26 +182,30 @@ impl Judged<'_> {
 
     /// 7 and 8: every 202 is a job that has ended as its clients were told.
     fn check_promises(&self) {
-        let jobs: BTreeMap<String, &Job> = self.era.jobs.iter().map(|job| (job.id.to_string(), job)).collect();
-        for (id, promise) in &locked(&self.world.ledger).promises {
-            let Some(job) = jobs.get(id) else {
-                self.report().red("8", format!("job {id} of {} was accepted and is gone", promise.lane));
+        let exports = self.era.exports.iter().map(|export| ((export.job.to_string(), export.lane.as_str()), export));
+        let exports: BTreeMap<(String, &str), &Export> = exports.collect();
+        let ledger = locked(&self.world.ledger);
+        let promised =
+            ledger.promises.iter().flat_map(|(id, promise)| promise.lanes.iter().map(move |lane| (id, lane, promise)));
+        for (id, lane, promise) in promised {
+            let Some(export) = exports.get(&(id.clone(), *lane)) else {
+                self.report().red("8", format!("job {id} of {lane} was accepted and is gone"));
                 continue;
             };
-            if promise.gone && !job.removed {
-                self.report().red("8", format!("there was no job {id}, which is {} in the end", job.status));
+            if promise.gone.contains(lane) && !export.removed {
+                self.report().red("8", format!("there was no {id} of {lane}, which is {} in the end", export.status));
             }
-            if promise.cancel_accepted && ["completed", "skipped", "failed"].contains(&job.status.as_str()) {
-                self.report().red("7", format!("a cancel of {id} was accepted, and it is {}", job.status));
+            if promise.cancel_accepted && ["completed", "skipped", "failed"].contains(&export.status.as_str()) {
+                self.report().red("7", format!("a cancel of {id} of {lane} was accepted, and it is {}", export.status));
             }
-            let Some((told, _)) = &promise.ended else { continue };
-            if ledger::status(told) != job.status {
-                self.report().red("7", format!("{told} is {} in the end", job.status));
+            let Some(told) = promise.told(lane) else { continue };
+            if ledger::status(&told) != export.status {
+                self.report().red("7", format!("{told} is {} in the end", export.status));
             }
             // What was told of another file was told before the database was put back.
-            let is_of_this = job.published && told["sha256"].as_str() == job.sha256.as_deref();
-            if is_of_this && told["location"].as_str() != job.location.as_deref() {
-                self.report().red("7", format!("{told} is at {:?} in the end", job.location));
+            let is_of_this = export.published && told["sha256"].as_str() == export.sha256.as_deref();
+            if is_of_this && told["location"].as_str() != export.location.as_deref() {
+                self.report().red("7", format!("{told} is at {:?} in the end", export.location));
             }
         }
     }
@@ -207,34 +213,33 @@ impl Judged<'_> {
     /// 9: everything has ended, and nothing failed that could have been done.
     fn check_endings(&self, first_phase_ended: Option<DateTime<Utc>>, end: End) {
         let failed = self.era.history.steps.iter().filter(|step| step.became == "failed");
-        let failed: HashMap<Uuid, &Step> = failed.map(|step| (step.job, step)).collect();
-        let in_first_phase =
-            |id| first_phase_ended.is_none_or(|ended| failed.get(id).is_some_and(|step| step.at < ended));
-        for job in &self.era.jobs {
-            let Job { id, lane, status, error_code, .. } = job;
+        let in_first_phase = |step: &&Step| first_phase_ended.is_none_or(|ended| step.at < ended);
+        let in_first_phase: HashSet<ExportId> = failed.filter(in_first_phase).map(Step::export).collect();
+        for export in &self.era.exports {
+            let Export { job, lane, status, error_code, .. } = export;
             let code = error_code.as_deref().unwrap_or_default();
             match status.as_str() {
                 "completed" | "skipped" | "cancelled" => {}
                 "failed" if SPENT.contains(&code) => {}
                 // `replay` checks the reason of an export in a lane. An export without a lane may have run already.
                 "failed" if code == "full_export_needed" && (lane != AD_HOC || self.world.was_turned_over()) => {}
-                "failed" if INJECTED.contains(&code) && in_first_phase(id) => {}
-                // `check_batches` looks for the member that failed by itself.
-                "failed" if code == MEMBER_FAILED && job.batch_id.is_some() => {}
-                "failed" if code == FILE_LOST && self.world.was_removed(&id.to_string()) => {}
-                "failed" => self.report().red("9", format!("job {id} of {lane} failed: {code}, {:?}", job.continuity)),
+                "failed" if INJECTED.contains(&code) && in_first_phase.contains(&export.id()) => {}
+                // `check_jobs` looks for the export that failed by itself.
+                "failed" if code == OTHER_FAILED && export.is_of_datasets => {}
+                "failed" if code == FILE_LOST && self.world.was_removed(&job.to_string(), lane) => {}
+                "failed" => self.report().red("9", format!("{job} of {lane} failed: {code}, {:?}", export.continuity)),
                 _ if end == End::OfEra => {}
-                _ => self.report().red("9", format!("job {id} of {lane} is {status} in the end")),
+                _ => self.report().red("9", format!("job {job} of {lane} is {status} in the end")),
             }
         }
     }
 
-    /// 4, 6 and 7: by the recorder, every step of every job.
+    /// 4, 6 and 7: by the recorder, every step of every export.
     fn check_steps(&self) {
         let mut running = BTreeMap::<&str, Uuid>::new();
         let mut open = BTreeMap::<&str, BTreeMap<Uuid, i64>>::new();
         for step in &self.era.history.steps {
-            let (Some(lane), Some(seq)) = (step.lane.as_deref(), step.lane_sequence) else { continue };
+            let (lane, Some(seq)) = (step.lane.as_str(), step.lane_sequence) else { continue };
             let was = step.was.as_deref().unwrap_or("nothing");
             let legal = matches!(
                 (was, step.became.as_str()),
@@ -245,7 +250,7 @@ impl Judged<'_> {
                     | ("pending" | "processing", "moved")
             );
             let is_lost = (was, step.code.as_deref()) == ("completed", Some(FILE_LOST))
-                && self.world.was_removed(&step.job.to_string());
+                && self.world.was_removed(&step.job.to_string(), lane);
             if !legal && !is_lost {
                 self.report().red("7", format!("job {} of {lane} went from {was} to {}", step.job, step.became));
             }
@@ -282,69 +287,68 @@ impl Judged<'_> {
         }
     }
 
-    /// 3, 4 and 8: a skipped job has nothing of a file, was to be skipped, and was skipped by the attempt that held it.
-    /// No job is gone but a skipped one, after a later one of its lane was skipped, too.
+    /// 3, 4 and 8: a skipped export has nothing of a file, was to be skipped, and was skipped by the attempt that held
+    /// it. No export is gone but a skipped one, after a later one of its lane was skipped, too.
     fn check_skips(&self) {
         let mut last = HashMap::<&str, i64>::new();
-        for job in self.era.jobs.iter().filter(|job| job.status == "skipped") {
-            let Job { id, lane, lane_sequence, .. } = job;
+        for export in self.era.exports.iter().filter(|export| export.status == "skipped") {
+            let Export { job, lane, lane_sequence, .. } = export;
             let last = last.entry(lane).or_insert(0);
             *last = (*last).max(lane_sequence.unwrap_or_default());
-            let has_file = job.published
-                || job.number.is_some()
-                || job.location.is_some()
-                || job.rows_exported + job.bytes_written != 0
-                || [&job.sha256, &job.digest, &job.staged_name].into_iter().any(Option::is_some);
-            if has_file || job.watermark_from != job.watermark_to {
-                self.report().red("3", format!("{id} of {lane} was skipped, and it is {job:?}"));
+            let has_file = export.published
+                || export.number.is_some()
+                || export.location.is_some()
+                || export.rows_exported + export.bytes_written != 0
+                || [&export.sha256, &export.digest, &export.staged_name].into_iter().any(Option::is_some);
+            if has_file || export.watermark_from != export.watermark_to {
+                self.report().red("3", format!("{job} of {lane} was skipped, and it is {export:?}"));
             }
-            let may_be = job.skip_empty == Some(true) && job.export_type != "full" && job.continuity.is_none();
+            let may_be = export.skip_empty == Some(true) && export.export_type != "full" && export.continuity.is_none();
             if !may_be || lane == AD_HOC {
-                self.report().red("3", format!("{id} of {lane} was not to be skipped: {job:?}"));
+                self.report().red("3", format!("{job} of {lane} was not to be skipped: {export:?}"));
             }
-            if job.skipped_by.is_none() {
-                self.report().red("4", format!("{id} of {lane} was skipped while nobody held it"));
+            if export.skipped_by.is_none() {
+                self.report().red("4", format!("{job} of {lane} was skipped while nobody held it"));
             }
         }
-        for job in self.era.jobs.iter().filter(|job| job.removed) {
-            if job.status != "skipped" || last.get(job.lane.as_str()).copied() <= job.lane_sequence {
-                self.report().red("8", format!("job {} of {} was accepted and is gone", job.id, job.lane));
+        for export in self.era.exports.iter().filter(|export| export.removed) {
+            if export.status != "skipped" || last.get(export.lane.as_str()).copied() <= export.lane_sequence {
+                self.report().red("8", format!("job {} of {} was accepted and is gone", export.job, export.lane));
             }
         }
     }
 
-    /// 12: all members of a batch were committed, in one transaction and as of one snapshot, or none was, and then all
-    /// of them ended in one way. Also while the batch is open.
-    fn check_batches(&self) {
-        for (batch, members) in self.era.batches() {
-            if members.states.len() > 1 || members.commits.len() > 1 {
-                let of_all = members.jobs.iter().map(|job| {
-                    let Job { id, lane, status, error_code, .. } = job;
-                    format!("{id} of {lane}: {status}, {error_code:?}, {:?}", self.era.commits.get(id))
+    /// 12: all exports of a job were committed, in one transaction and as of one snapshot, or none was, and then all of
+    /// them ended in one way. Also while the job is open.
+    fn check_jobs(&self) {
+        for (id, job) in self.era.jobs() {
+            if job.states.len() > 1 || job.commits.len() > 1 {
+                let exports = job.exports.iter().map(|export| {
+                    let Export { lane, status, error_code, .. } = export;
+                    format!("{lane}: {status}, {error_code:?}, {:?}", self.era.commits.get(&export.id()))
                 });
-                let of_all: Vec<_> = of_all.collect();
-                self.report().red("12", format!("the batch {batch} is neither all nor nothing: {of_all:?}"));
+                let exports: Vec<_> = exports.collect();
+                self.report().red("12", format!("the job {id} is neither all nor nothing: {exports:?}"));
             }
-            if members.snapshots.len() > 1 {
-                let line = format!("the positions of the batch {batch} are of several moments");
-                self.report().red("12", format!("{line}: {:?}", members.snapshots));
+            if job.snapshots.len() > 1 {
+                let line = format!("the positions of the job {id} are of several moments");
+                self.report().red("12", format!("{line}: {:?}", job.snapshots));
             }
-            let has_no_cause = members.jobs.iter().all(|job| job.error_code.as_deref() == Some(MEMBER_FAILED));
-            if members.states.contains("failed") && has_no_cause {
-                self.report().red("9", format!("the batch {batch} failed, and none of its members did"));
+            let has_no_cause = job.exports.iter().all(|export| export.error_code.as_deref() == Some(OTHER_FAILED));
+            if job.states.contains("failed") && has_no_cause {
+                self.report().red("9", format!("the job {id} failed, and none of its exports did"));
             }
         }
     }
 
-    /// The snapshot of a batch, at which each of its members must be the table.
-    fn moment(&self, job: &Job) -> Result<Option<Snapshot>> {
-        let Some(batch) = job.batch_id else { return Ok(None) };
-        let of_batch = self.era.jobs.iter().filter(|other| other.batch_id == Some(batch));
-        let mut moments = of_batch.filter_map(|other| self.era.commits.get(&other.id)?.1.as_deref());
+    /// The snapshot of a job of several datasets, at which each of its exports must be the table.
+    fn moment(&self, export: &Export) -> Result<Option<Snapshot>> {
+        let of_job = self.era.exports.iter().filter(|other| export.is_of_datasets && other.job == export.job);
+        let mut moments = of_job.filter_map(|other| self.era.commits.get(&other.id())?.1.as_deref());
         moments.next().map(Snapshot::parse).transpose()
     }
 
-    /// 3 and 10: a completed job has its file whole, and there are no others.
+    /// 3 and 10: a completed export has its file whole, and there are no others.
     async fn check_files(&self) -> Result<()> {
         let place = &self.world.place;
         for left in place.leftovers(|job| self.is_forgotten(job)).await? {
@@ -352,21 +356,21 @@ impl Judged<'_> {
         }
         let listing = place.list().await?;
         let archive = locked(&self.world.archive);
-        for job in self.era.completed() {
-            let (due, name) = (place.due_name(job)?, place.name(job).unwrap_or_default());
+        for export in self.era.completed() {
+            let (due, name) = (place.due_name(export)?, place.name(export).unwrap_or_default());
             if name != due {
-                self.report().red("api", format!("the file of {} is called {name}, and not {due}", job.id));
+                self.report().red("api", format!("the file of {} is called {name}, and not {due}", export.job));
             }
             let Some(seen) = archive.files.get(&name) else {
-                self.report().red("3", format!("{} is completed, and {name} was never seen", job.id));
+                self.report().red("3", format!("{} is completed, and {name} was never seen", export.job));
                 continue;
             };
-            if job.sha256.as_deref() != Some(&seen.sha256) || job.bytes_written as u64 != seen.identity.size {
-                self.report().red("3", format!("{name} is not what {} has recorded", job.id));
+            if export.sha256.as_deref() != Some(&seen.sha256) || export.bytes_written as u64 != seen.identity.size {
+                self.report().red("3", format!("{name} is not what {} has recorded", export.job));
             }
             match listing.identity(&name) {
                 Some(now) if now == seen.identity => {}
-                None if self.world.was_removed(&job.id.to_string()) => {}
+                None if self.world.was_removed(&export.job.to_string(), &export.lane) => {}
                 other => {
                     self.report().red("3", format!("{name} was {:?} and is {other:?} in the end", seen.identity));
                 }
@@ -374,24 +378,24 @@ impl Judged<'_> {
         }
         let lost = locked(&self.world.lost);
         let was_once = |name: &str| archive.files.get(name).is_some_and(|seen| lost.contains(&seen.sha256));
-        let owned: HashSet<String> = self.era.completed().filter_map(|job| place.name(job)).collect();
+        let owned: HashSet<String> = self.era.completed().filter_map(|export| place.name(export)).collect();
         let seen = listing.finals.iter().chain(archive.files.keys());
         for name in seen.filter(|name| !owned.contains(*name) && !was_once(name)) {
-            self.report().red("10", format!("{name} belongs to no completed job"));
+            self.report().red("10", format!("{name} belongs to no completed export"));
         }
         Ok(())
     }
 
-    /// 2: each job begins where the one that was committed before it ended.
+    /// 2: each export begins where the one that was committed before it ended.
     fn check_chain(&self, lane: &str) {
         let mut last = None;
-        for job in self.era.of_lane(lane).filter(|job| job.has_committed()) {
-            if job.watermark_from != last || job.watermark_to < last {
-                let Job { id, watermark_from, watermark_to, .. } = job;
-                let line = format!("{lane}: {id} goes from {watermark_from:?} to {watermark_to:?} after {last:?}");
+        for export in self.era.of_lane(lane).filter(|export| export.has_committed()) {
+            if export.watermark_from != last || export.watermark_to < last {
+                let Export { job, watermark_from, watermark_to, .. } = export;
+                let line = format!("{lane}: {job} goes from {watermark_from:?} to {watermark_to:?} after {last:?}");
                 self.report().red("2", line);
             }
-            last = job.watermark_to;
+            last = export.watermark_to;
         }
     }
 
@@ -399,8 +403,8 @@ impl Judged<'_> {
     /// back.
     fn check_numbers(&self, lane: &str) {
         let mut last = 0;
-        for job in self.era.of_lane(lane) {
-            let Job { id, published, number, .. } = job;
+        for export in self.era.of_lane(lane) {
+            let Export { job, published, number, .. } = export;
             let follows = match (published, number) {
                 (true, Some(number)) if self.world.era() == 0 => *number == last + 1,
                 (true, Some(number)) => *number > last,
@@ -409,7 +413,7 @@ impl Judged<'_> {
             };
             if !follows {
                 self.report()
-                    .red("6", format!("{lane}: {id} has number {number:?} after {last}, published: {published}"));
+                    .red("6", format!("{lane}: {job} has number {number:?} after {last}, published: {published}"));
             }
             last = number.unwrap_or(last);
         }
@@ -423,57 +427,60 @@ impl Judged<'_> {
     /// An export of changes is refused where what the consumer has is not what the database knows that it has, after
     /// some moves of the table's owner, and where the change log may have been over its bound; never for nothing. A
     /// full one only where it waited in a copy, and may have been done since.
-    fn replay(&self, lane: &Lane, consumer: &mut Consumer, before: &HashMap<Uuid, String>, end: End) -> Result<usize> {
+    fn replay(&self, lane: &Lane, consumer: &mut Consumer, before: &States, end: End) -> Result<usize> {
         let mut compared = 0;
         let mut since = Since::default();
         // And no full export came after it.
         let mut has_lost_a_file = false;
-        for job in self.era.of_lane(lane.name) {
-            let Job { id, export_type, continuity, .. } = job;
-            match job.status.as_str() {
-                "failed" if job.error_code.as_deref() == Some("full_export_needed") => {
-                    if before.get(id) == Some(&job.status) {
+        for export in self.era.of_lane(lane.name) {
+            let Export { job, export_type, continuity, .. } = export;
+            let is_as_before = before.get(&export.id()) == Some(&export.status);
+            match export.status.as_str() {
+                "failed" if export.error_code.as_deref() == Some("full_export_needed") => {
+                    if is_as_before {
                         continue;
                     }
-                    let refused =
-                        self.era.history.steps.iter().rfind(|step| step.job == *id && step.became == "failed");
+                    let is_refusal = |step: &&Step| step.export() == export.id() && step.became == "failed";
+                    let refused = self.era.history.steps.iter().rfind(is_refusal);
                     let has_moved = refused.is_some_and(|step| {
                         recorder::has_moved(&self.era.moves, lane.dataset, export_type, &since, &step.snapshot)
                     });
                     if continuity.as_deref().is_some_and(|word| LOG_LOST.contains(&word)) {
-                        if !self.era.given_up.contains(id) {
-                            let line = format!("{export_type} {id} of {} was refused, {continuity:?}", lane.name);
+                        if !self.era.given_up.contains(&export.id()) {
+                            let line = format!("{export_type} {job} of {} was refused, {continuity:?}", lane.name);
                             self.report().red("1", format!("{line}, and the log was not over its bound"));
                         }
                         continue;
                     }
-                    // No file of the lane is there to bear witness that its first job wasn't done before a failover.
+                    // No file of the lane is there to bear witness that its first export wasn't done before a failover.
                     let unwitnessed = consumer.last.is_none() && self.world.was_turned_over();
                     if !has_moved && !consumer.astray && !consumer.doubtful && !has_lost_a_file && !unwitnessed {
                         let line =
-                            format!("{export_type} {id} of {} was refused for nothing: {continuity:?}", lane.name);
+                            format!("{export_type} {job} of {} was refused for nothing: {continuity:?}", lane.name);
                         self.report().red("1", line);
                     }
                 }
-                "failed" if job.has_lost_its_file() => has_lost_a_file = true,
+                "failed" if export.has_lost_its_file() => has_lost_a_file = true,
                 "completed" | "skipped" => {
-                    since.any = self.era.window(job).map(|window| window.from);
+                    since.any = self.era.window(export).map(|window| window.from);
                     if export_type != "incremental" {
                         since.deletions = since.any.clone();
                     }
-                    let (is_full, is_skipped) = (export_type == "full", job.status == "skipped");
+                    let (is_full, is_skipped) = (export_type == "full", export.status == "skipped");
                     has_lost_a_file &= !is_full;
-                    let is_new = !consumer.had.contains(&job.delivered());
+                    let is_new = !consumer.had.contains(&export.delivered());
                     if is_new && consumer.astray && !is_full {
                         // The loader that asked was not given the lost export, and goes on from the one before.
                         // `reload` compares what loaders have. This replica, which has the lost export, stands still
                         // until a full one.
-                        if job.after().is_some_and(|after| Some(&after) != consumer.last.as_ref()) {
+                        if export.after().is_some_and(|after| Some(&after) != consumer.last.as_ref()) {
                             consumer.left_behind = true;
                             continue;
                         }
-                        let line =
-                            format!("{export_type} {id} of {} goes on from a lost one, {:?}", lane.name, consumer.last);
+                        let line = format!(
+                            "{export_type} {job} of {} goes on from a lost one, {:?}",
+                            lane.name, consumer.last
+                        );
                         self.report().red("1", line);
                     }
                     if is_new && is_full {
@@ -481,19 +488,19 @@ impl Judged<'_> {
                         (consumer.astray, consumer.doubtful) = (false, false);
                     }
                     if is_skipped {
-                        if consumer.had.insert(job.delivered()) && !consumer.left_behind {
-                            self.compare(job, consumer, &BTreeSet::new())?;
+                        if consumer.had.insert(export.delivered()) && !consumer.left_behind {
+                            self.compare(export, consumer, &BTreeSet::new())?;
                             compared += 1;
                         }
                         continue;
                     }
                     // One of before a put-back says nothing of what was committed since, and was lost.
-                    if before.get(id) != Some(&job.status) {
-                        consumer.committed = Some(job.delivered());
+                    if !is_as_before {
+                        consumer.committed = Some(export.delivered());
                     }
-                    if job.published && consumer.had.insert(job.delivered()) {
-                        compared += usize::from(self.load(job, consumer)?);
-                        consumer.last = Some(job.delivered());
+                    if export.published && consumer.had.insert(export.delivered()) {
+                        compared += usize::from(self.load(export, consumer)?);
+                        consumer.last = Some(export.delivered());
                     }
                 }
                 _ => {}
@@ -511,9 +518,9 @@ impl Judged<'_> {
         let loaded = recorded.get(&(lane.name, which)).map_or(&[][..], |recorded| &recorded.loaded);
         let fresh = &loaded[consumer.taken..];
         for delivered in fresh {
-            let job = self.era.of_lane(lane.name).find(|job| job.delivered() == *delivered);
-            let job = job.with_context(|| format!("it loaded {delivered:?}, which nobody made"))?;
-            self.load(job, consumer)?;
+            let export = self.era.of_lane(lane.name).find(|export| export.delivered() == *delivered);
+            let export = export.with_context(|| format!("it loaded {delivered:?}, which nobody made"))?;
+            self.load(export, consumer)?;
             consumer.taken += 1;
         }
         self.compare_with_table(lane, consumer, end);
@@ -529,45 +536,45 @@ impl Judged<'_> {
     }
 
     /// Loads one export more, and compares. False: its file was never seen, which was said before.
-    fn load(&self, job: &Job, consumer: &mut Consumer) -> Result<bool> {
+    fn load(&self, export: &Export, consumer: &mut Consumer) -> Result<bool> {
         let archive = locked(&self.world.archive);
-        let Some(file) = self.file(&archive, job) else { return Ok(false) };
-        let name = &job.output_filename;
+        let Some(file) = self.file(&archive, export) else { return Ok(false) };
+        let name = &export.output_filename;
         let nothing = Versions::new();
-        let versions = self.era.versions.get(&job.dataset).unwrap_or(&nothing);
-        let (wrong, brought) = consumer.replica.load(&file, &job.said(), versions).with_context(|| name.clone())?;
+        let versions = self.era.versions.get(&export.dataset).unwrap_or(&nothing);
+        let (wrong, brought) = consumer.replica.load(&file, &export.said(), versions).with_context(|| name.clone())?;
         for what in wrong {
             self.report().red("1", format!("{name}: {what}"));
         }
-        self.compare(job, consumer, &brought)?;
+        self.compare(export, consumer, &brought)?;
         Ok(true)
     }
 
-    /// Compares what a consumer has with the table that a completed or skipped job saw, and 12, with the table at the
-    /// moment of the job's batch.
-    fn compare(&self, job: &Job, consumer: &mut Consumer, brought: &BTreeSet<i64>) -> Result<()> {
+    /// Compares what a consumer has with the table that a completed or skipped export saw, and 12, with the table at
+    /// the moment of the export's job.
+    fn compare(&self, export: &Export, consumer: &mut Consumer, brought: &BTreeSet<i64>) -> Result<()> {
         let nothing = Versions::new();
-        let versions = self.era.versions.get(&job.dataset).unwrap_or(&nothing);
-        let window = self.era.window(job).context("the job has an attempt that completed or skipped it")?;
-        let live_only = job.export_type == "incremental";
+        let versions = self.era.versions.get(&export.dataset).unwrap_or(&nothing);
+        let window = self.era.window(export).context("the export has an attempt that completed or skipped it")?;
+        let live_only = export.export_type == "incremental";
         let wrong = consumer.replica.compare(versions, &window, brought, live_only);
-        if let Some(moment) = self.moment(job)?.filter(|_| wrong.is_empty()) {
+        if let Some(moment) = self.moment(export)?.filter(|_| wrong.is_empty()) {
             let moment = Window { from: moment.clone(), to: moment };
             for beside in consumer.replica.compare(versions, &moment, brought, live_only) {
                 consumer.beside += 1;
                 if consumer.beside <= 5 {
-                    let Job { output_filename, batch_id, .. } = job;
-                    let line = format!("after {output_filename}, not of the moment of the batch {batch_id:?}");
+                    let Export { output_filename, job, .. } = export;
+                    let line = format!("after {output_filename}, not of the moment of the job {job}");
                     self.report().red("12", format!("{line}: {beside}"));
                 }
             }
         }
-        self.tell_wrong(job, consumer, wrong);
+        self.tell_wrong(export, consumer, wrong);
         Ok(())
     }
 
-    fn tell_wrong(&self, job: &Job, consumer: &mut Consumer, wrong: Vec<String>) {
-        let Job { output_filename, status, lane_sequence, .. } = job;
+    fn tell_wrong(&self, export: &Export, consumer: &mut Consumer, wrong: Vec<String>) {
+        let Export { output_filename, status, lane_sequence, .. } = export;
         for wrong in wrong {
             consumer.wrong += 1;
             // One lost row is wrong in every export until it changes again.
@@ -580,31 +587,31 @@ impl Judged<'_> {
 
     /// 1, of an export for nobody: its rows are the table's, up to its key, at a moment between the attempt's claim and
     /// its commit.
-    fn compare_ad_hoc(&self, job: &Job) -> Result<()> {
+    fn compare_ad_hoc(&self, export: &Export) -> Result<()> {
         let archive = locked(&self.world.archive);
-        let Some(file) = self.file(&archive, job) else { return Ok(()) };
-        let is_asked_for = |id: i64| job.up_to.is_none_or(|last| id <= last);
-        let window = self.era.window(job).context("a completed job has an attempt that completed it")?;
-        let versions = self.era.versions.get(&job.dataset).into_iter().flatten();
+        let Some(file) = self.file(&archive, export) else { return Ok(()) };
+        let is_asked_for = |id: i64| export.up_to.is_none_or(|last| id <= last);
+        let window = self.era.window(export).context("a completed export has an attempt that completed it")?;
+        let versions = self.era.versions.get(&export.dataset).into_iter().flatten();
         let versions: Versions =
             versions.filter(|(id, _)| is_asked_for(**id)).map(|(id, versions)| (*id, versions.clone())).collect();
         let mut replica = Replica::default();
-        let (mut wrong, brought) = replica.load(&file, &job.said(), &versions)?;
+        let (mut wrong, brought) = replica.load(&file, &export.said(), &versions)?;
         wrong.extend(brought.iter().filter(|id| !is_asked_for(**id)).map(|id| format!("row {id} was not asked for")));
         wrong.extend(replica.compare(&versions, &window, &brought, false));
         for what in wrong.iter().take(5) {
-            self.report().red("1", format!("{}: {what}", job.output_filename));
+            self.report().red("1", format!("{}: {what}", export.output_filename));
         }
         Ok(())
     }
 
-    /// The auditor's copy of a job's file.
-    fn file(&self, archive: &Archive, job: &Job) -> Option<std::path::PathBuf> {
-        archive.files.get(&self.world.place.name(job)?).map(|seen| seen.copy.clone())
+    /// The auditor's copy of an export's file.
+    fn file(&self, archive: &Archive, export: &Export) -> Option<std::path::PathBuf> {
+        archive.files.get(&self.world.place.name(export)?).map(|seen| seen.copy.clone())
     }
 
     /// Whether it is a job that the database knew before it was put back: what such a one left stays for an hour.
     fn is_forgotten(&self, job: &str) -> bool {
-        self.world.was_turned_over() && !self.era.jobs.iter().any(|known| known.id.to_string() == job)
+        self.world.was_turned_over() && !self.era.exports.iter().any(|known| known.job.to_string() == job)
     }
 }

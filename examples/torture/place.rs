@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::bucket::{Bucket, Object};
-use crate::era::Job;
+use crate::era::Export;
 use crate::lanes::AD_HOC;
 use crate::proxy::Link;
 
@@ -107,12 +107,12 @@ impl Place {
         }
     }
 
-    /// What the file of a completed job is called here, as the job says; `None`: it has no name yet.
-    pub(crate) fn name(&self, job: &Job) -> Option<String> {
+    /// What the file of a completed export is called here, as its record says; `None`: it has no name yet.
+    pub(crate) fn name(&self, export: &Export) -> Option<String> {
         match self {
-            Place::Folder(_) => Some(job.output_filename.clone()),
+            Place::Folder(_) => Some(export.output_filename.clone()),
             Place::Bucket(bucket) => {
-                let below = job.location.as_deref()?.strip_prefix(&bucket.url(""))?;
+                let below = export.location.as_deref()?.strip_prefix(&bucket.url(""))?;
                 Some(below.trim_start_matches('/').to_owned())
             }
         }
@@ -120,19 +120,20 @@ impl Place {
 
     /// Returns the name that it must have: in a bucket `{dataset}/{consumer}/{stem}_{token}{extension}`, with the first
     /// eight digits of its attempt's token.
-    pub(crate) fn due_name(&self, job: &Job) -> Result<String> {
-        let Job { output_filename, dataset, consumer_id, staged_name, .. } = job;
+    pub(crate) fn due_name(&self, export: &Export) -> Result<String> {
+        let Export { output_filename, dataset, consumer_id, staged_name, .. } = export;
         if let Place::Folder(_) = self {
             return Ok(output_filename.clone());
         }
         let consumer = if consumer_id == AD_HOC { "_ad_hoc" } else { consumer_id };
         let (stem, extension) = split(output_filename);
-        let token = staged_name.as_deref().and_then(|hidden| hidden.strip_suffix(".part")?.rsplit_once('.'));
-        let (_, token) = token.context("a completed job has a hidden name, which has its attempt's token")?;
+        // `.{database}.{job}.{token}.{n}.part`
+        let token = staged_name.as_deref().and_then(|hidden| hidden.split('.').nth(3));
+        let token = token.context("a completed export has a hidden name, which has its attempt's token")?;
         Ok(format!("{dataset}/{consumer}/{stem}_{}{extension}", &token[..8.min(token.len())]))
     }
 
-    /// What a job calls the file of this name.
+    /// What an export calls the file of this name.
     pub(crate) fn output_filename(&self, name: &str) -> String {
         let (stem, extension) = split(name.rsplit('/').next().unwrap_or_default());
         match (self, stem.rsplit_once('_')) {
@@ -145,7 +146,7 @@ impl Place {
     /// have left.
     pub(crate) async fn leftovers(&self, is_forgotten: impl Fn(&str) -> bool) -> Result<Vec<String>> {
         let (kept, mut left): (Vec<_>, Vec<_>) = self.list().await?.hidden.into_iter().partition(|name| {
-            // `.{database}.{job}.{token}.part`, of a bucket's notes in their folder.
+            // `.{database}.{job}.{token}.{n}.part`, of a bucket's notes in their folder.
             let job = name.strip_prefix(NOTES).unwrap_or(name).split('.').nth(2);
             job.is_some_and(&is_forgotten)
         });

@@ -1,5 +1,5 @@
 //! A receiver of webhooks that refuses, hangs, answers late and goes away. It holds each event that it is posted
-//! against the database, at that moment; in the end each end of an export or a batch has to have been told.
+//! against the database, at that moment; in the end each end of a job has to have been told, under one id.
 //!
 //! It refuses an event that it can't check at that moment, so the service has to deliver it again.
 
@@ -28,6 +28,7 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::clients::Caller;
+use crate::ledger;
 use crate::random::Random;
 use crate::report::locked;
 use crate::trial::World;
@@ -102,7 +103,7 @@ impl Posts {
     }
 }
 
-/// An event that the receiver was sent: the end of a batch, or of an export of no batch.
+/// An event that the receiver was sent: the end of a job.
 struct Event {
     id: Uuid,
     end: String,
@@ -192,14 +193,14 @@ impl Receiver {
         let _ = self.is_tame.subscribe().wait_for(|is_tame| *is_tame).await;
     }
 
-    /// Asks the database for the status in which a job has ended.
-    async fn ask(&self, world: &World, job: Uuid) -> Result<Option<String>, sqlx::Error> {
+    /// Asks the database for the status in which a job has ended, and what its event must have of its exports.
+    async fn ask(&self, world: &World, job: Uuid) -> Result<Option<(String, bool, Vec<String>)>, sqlx::Error> {
         let mut kept = self.conn.lock().await;
         let mut conn = match kept.take() {
             Some(conn) => conn,
             None => world.cluster.connect().await?,
         };
-        let found = sqlx::query_scalar("select status from torture.ends where id = $1")
+        let found = sqlx::query_as("select status, is_of_datasets, datasets from torture.ends where job = $1")
             .bind(job)
             .fetch_optional(&mut conn)
             .await?;
@@ -208,10 +209,10 @@ impl Receiver {
     }
 }
 
-/// Returns the status in which each batch and each export of no batch has ended.
+/// Returns the status in which each job has ended.
 pub(crate) async fn ends(conn: &mut PgConnection) -> Result<HashMap<Uuid, String>> {
     let ends: Vec<(Uuid, String)> =
-        sqlx::query_as("select id, status from torture.ends where status <> 'open'").fetch_all(conn).await?;
+        sqlx::query_as("select job, status from torture.ends where status <> 'open'").fetch_all(conn).await?;
     Ok(ends.into_iter().collect())
 }
 
@@ -313,7 +314,7 @@ fn said(status: StatusCode) -> Result<Response<String>> {
 /// `None`: it can't be taken.
 async fn check_post(world: Arc<World>, headers: HeaderMap, body: Vec<u8>) -> Option<(Uuid, Uuid)> {
     let (receiver, era) = (&world.receiver, world.era());
-    let Post { id, job, end, status, is_skipped } = match Post::read(&headers, &body) {
+    let Post { id, job, end, status, is_skipped, is_of_datasets, datasets } = match Post::read(&headers, &body) {
         Ok(post) => post,
         Err(error) => {
             world.report.red("11", format!("a post that is none: {error:#}: {}", String::from_utf8_lossy(&body)));
@@ -337,8 +338,9 @@ async fn check_post(world: Arc<World>, headers: HeaderMap, body: Vec<u8>) -> Opt
         }
     };
     let shown = if end == "skipped" { "completed" } else { end.as_str() };
-    if found.as_ref() != Some(&end) || status != shown || is_skipped != (end == "skipped") {
-        let line = format!("job {job} was told to be {end} when it was {found:?}; the event shows it as {status}");
+    let due = Some((end.clone(), is_of_datasets, datasets));
+    if found != due || status != shown || is_skipped != (end == "skipped") {
+        let line = format!("job {job} was told to be {due:?} when it was {found:?}; the event shows it as {status}");
         world.report.red("11", line);
     }
     let event = told.events.entry(job).or_insert_with(|| Event { id, end: end.clone(), taken: 0 });
@@ -357,6 +359,9 @@ struct Post {
     /// The job's, as the event shows it.
     status: String,
     is_skipped: bool,
+    is_of_datasets: bool,
+    /// Of its exports, in the order of their names.
+    datasets: Vec<String>,
 }
 
 impl Post {
@@ -378,12 +383,15 @@ impl Post {
         ensure!(["completed", "skipped", "failed", "cancelled"].contains(&end.as_str()), "{end} is no end");
         let data = &event["data"];
         let text = |member: &str| data[member].as_str().with_context(|| format!("it has no {member}"));
-        let (job, is_skipped) = match data["jobs"].as_array() {
-            Some(jobs) => (text("batchId")?, jobs.iter().all(|job| job["skipped"] == true)),
-            None => (text("jobId")?, data["skipped"] == true),
-        };
-        ensure!(data["jobs"].is_array() || data["batchId"].is_null(), "it is of one export of a batch");
-        Ok(Post { id: id.parse()?, job: job.parse()?, end, status: text("status")?.to_owned(), is_skipped })
+        let (job, status) = (text("jobId")?.parse()?, text("status")?.to_owned());
+        let exports = ledger::exports(data);
+        let datasets: Vec<_> =
+            exports.iter().filter_map(|export| export["dataset"].as_str().map(str::to_owned)).collect();
+        let (is_skipped, is_of_datasets) = (data["skipped"] == true, data["exports"].is_array());
+        let about = if is_of_datasets { "_datasets" } else { text("dataset")? };
+        let due = data["consumerId"].as_str().map_or(about.to_owned(), |consumer| format!("{about}/{consumer}"));
+        ensure!(event["subject"] == due, "its subject is not {due}");
+        Ok(Post { id: id.parse()?, job, end, status, is_skipped, is_of_datasets, datasets })
     }
 }
 

@@ -1,6 +1,6 @@
-//! The recorder: triggers of our own on `exports` and on every table, so that the history of every attempt and of every
-//! row is known exactly and not by sampling. It writes in the transactions that it watches: what is rolled back was
-//! never there.
+//! The recorder: triggers of our own on jobs, exports and every table, so that the history of every attempt and of
+//! every row is known exactly and not by sampling. It writes in the transactions that it watches: what is rolled back
+//! was never there.
 //!
 //! No clock of the database has a say in it, since the nemesis sets that: what an export may have seen is told by
 //! snapshots, and when something happened by the machine's uptime.
@@ -10,8 +10,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use chrono::{DateTime, TimeDelta, Utc};
-use sqlx::{AssertSqlSafe, Executor, PgConnection};
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Executor, PgConnection, Row as _};
 
+use crate::era::ExportId;
 use crate::replica::Replica;
 use crate::report::{Done, EXPIRE, Report};
 
@@ -49,32 +51,82 @@ pub(crate) async fn install(conn: &mut PgConnection) -> Result<()> {
         "create schema torture;
          create function torture.uptime() returns float8 language sql security definer set search_path = '' as
            $$ select pg_catalog.split_part(pg_catalog.pg_read_file('/proc/uptime', 0, 64), ' ', 1)::float8 $$;
+         -- The exports that the service has, each with what it has of its job.
+         create view torture.kept as
+           select e.job, e.dataset, e.consumer_id, coalesce(e.consumer_id || '/' || e.dataset, '') as lane,
+             e.lane_sequence, e.number, j.datasets is not null as is_of_datasets, j.selection, j.skip_empty,
+             e.export_type, case e.status when 'open' then j.status else e.status end as status, j.cancel_requested_at,
+             -- The error of an export whose failure ended the job. A lost file is the failure of each that has lost one.
+             case when e.status in ('open', 'failed') then
+               case when coalesce(j.error_dataset, e.dataset) = e.dataset or j.error_code = 'file_lost' then j.error_code
+                 else 'other_dataset_failed' end end as error_code,
+             e.report, e.rows_exported, e.bytes_written, e.output_filename, e.sha256, e.staged_name, e.digest,
+             e.published_at, e.watermark_from, e.watermark_to, e.after_job, e.after_sha256
+           from cdc_export.exports e join cdc_export.jobs j on j.id = e.job;
+         create table torture.removed (like torture.kept);
+         create function torture.remove() returns trigger language plpgsql security definer set search_path = '' as $$
+         begin
+           insert into torture.removed
+           select k.* from torture.kept k where (k.job, k.dataset) = (old.job, old.dataset);
+           return old;
+         end $$;
+         create trigger torture_remove before delete on cdc_export.exports
+           for each row execute function torture.remove();
+         create view torture.exports as
+           select k.*, false as removed from torture.kept k union all select r.*, true from torture.removed r;
+         -- The status in which each job has ended, which is one event, and the datasets of its exports.
+         create view torture.ends as
+           select job, is_of_datasets, array_agg(dataset order by dataset) as datasets,
+             bool_or(cancel_requested_at is not null or status = 'cancelled') as is_cancelled,
+             case
+               when bool_or(status not in ('completed', 'skipped', 'failed', 'cancelled')
+                 or status = 'completed' and published_at is null) then 'open'
+               when bool_or(status = 'failed') then 'failed'
+               when bool_or(status = 'cancelled') then 'cancelled'
+               when bool_or(status = 'completed') then 'completed'
+               else 'skipped' end as status
+           from torture.exports group by job, is_of_datasets;
          create table torture.steps (
            seq bigint generated always as identity primary key, up float8 not null default torture.uptime(),
            snapshot text not null default pg_current_snapshot()::text,
            xid xid8 not null default pg_current_xact_id(),
-           job uuid, lane text, lane_sequence bigint, was text, became text, token_was uuid, token uuid, owner text, staged text, code text);
-         create function torture.step() returns trigger language plpgsql security definer set search_path = '' as $$
-         declare
-           its_lane constant text := new.consumer_id || '/' || new.dataset;
+           job uuid, lane text, lane_sequence bigint, was text, became text, token_was uuid, token uuid, owner text, staged text);
+         create index on torture.steps (job, lane, seq);
+         -- Records a step of an export, from the state that the last one before it has recorded.
+         create function torture.record(export cdc_export.exports, became text, token uuid, owner text) returns void language sql as $$
+           insert into torture.steps (job, lane, lane_sequence, was, became, token_was, token, owner, staged)
+           select export.job, own.lane, export.lane_sequence, last.became, $2, last.token, $3, $4, export.staged_name
+           from (select coalesce(export.consumer_id || '/' || export.dataset, '')) as own (lane)
+           left join lateral (
+             select s.became, s.token from torture.steps s
+             where s.job = export.job and s.lane = own.lane and s.became not in ('published', 'moved')
+             order by s.seq desc limit 1) last on true
+         $$;
+         create function torture.step_of_export() returns trigger language plpgsql security definer set search_path = '' as $$
          begin
-           if tg_op = 'UPDATE' and old.published_at is null and new.published_at is not null then
-             insert into torture.steps (job, lane, lane_sequence, was, became) values (new.id, its_lane, new.lane_sequence, new.status, 'published');
-           end if;
-           -- Behind what a restored database doesn't know that it was handed out.
-           if tg_op = 'UPDATE' and new.lane_sequence is distinct from old.lane_sequence then
-             insert into torture.steps (job, lane, lane_sequence, was, became)
-             values (new.id, its_lane, new.lane_sequence, new.status, 'moved');
-           end if;
-           if tg_op = 'UPDATE' and new.status = old.status and new.lease_token is not distinct from old.lease_token then
-             return null;
-           end if;
-           insert into torture.steps (job, lane, lane_sequence, was, became, token_was, token, owner, staged, code)
-           values (new.id, its_lane, new.lane_sequence, case tg_op when 'UPDATE' then old.status end, new.status,
-             case tg_op when 'UPDATE' then old.lease_token end, new.lease_token, new.lease_owner, new.staged_name, new.error_code);
+           perform torture.record(new, became, null, null)
+           from unnest(array[
+             case when old.published_at is null and new.published_at is not null then 'published' end,
+             -- Behind what a restored database doesn't know that it was handed out.
+             case when tg_op = 'UPDATE' and new.lane_sequence is distinct from old.lane_sequence then 'moved' end,
+             case when new.status is distinct from old.status then
+               case new.status when 'open' then 'pending' else new.status end end]) became
+           where became is not null;
            return null;
          end $$;
-         create trigger torture_step after insert or update on exports for each row execute function torture.step();
+         create trigger torture_step after insert or update on cdc_export.exports
+           for each row execute function torture.step_of_export();
+         -- Until its exports end, each of them is as its job.
+         create function torture.step_of_job() returns trigger language plpgsql security definer set search_path = '' as $$
+         begin
+           perform torture.record(e, new.status, case new.status when 'processing' then new.lease_token end, new.lease_owner)
+           from cdc_export.exports e where e.job = new.id;
+           return null;
+         end $$;
+         create trigger torture_step after update on cdc_export.jobs for each row
+           when (new.status in ('pending', 'processing')
+             and (new.status, new.lease_token) is distinct from (old.status, old.lease_token))
+           execute function torture.step_of_job();
          -- The snapshots that consumers' positions are moved to.
          create table torture.positions (
            xid xid8 not null default pg_current_xact_id(), lane text not null, snapshot text not null);
@@ -86,24 +138,6 @@ pub(crate) async fn install(conn: &mut PgConnection) -> Result<()> {
          end $$;
          create trigger torture_position after insert or update on watermarks
            for each row execute function torture.position();
-         create table torture.removed (like exports);
-         create function torture.remove() returns trigger language plpgsql security definer set search_path = '' as $$
-         begin
-           insert into torture.removed select old.*;
-           return null;
-         end $$;
-         create trigger torture_remove after delete on exports for each row execute function torture.remove();
-         create view torture.jobs as
-           select e.*, false as removed from exports e union all select r.*, true from torture.removed r;
-         -- The status of each batch, and of each export of no batch: the end of each is one event.
-         create view torture.ends as
-           select coalesce(batch_id, id) as id, case
-             when bool_or(status in ('pending', 'processing') or status = 'completed' and published_at is null) then 'open'
-             when bool_or(status = 'failed') then 'failed'
-             when bool_or(status = 'cancelled') then 'cancelled'
-             when bool_or(status = 'completed') then 'completed'
-             else 'skipped' end as status
-           from torture.jobs group by 1;
          create table torture.versions (
            seq bigint generated always as identity primary key, xid xid8 not null default pg_current_xact_id(),
            tbl text not null, id bigint not null, fields jsonb);
@@ -369,7 +403,7 @@ pub(crate) fn booted() -> Result<DateTime<Utc>> {
     Ok(Utc::now() - TimeDelta::microseconds((up * 1e6) as i64))
 }
 
-/// One change of a job's status or lease, or that its file got its name (`became` is `published`).
+/// One change of an export's status or lease, or that its file got its name (`became` is `published`).
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
     pub(crate) at: DateTime<Utc>,
@@ -377,7 +411,8 @@ pub(crate) struct Step {
     pub(crate) snapshot: Snapshot,
     pub(crate) xid: u64,
     pub(crate) job: uuid::Uuid,
-    pub(crate) lane: Option<String>,
+    /// Empty: ad hoc.
+    pub(crate) lane: String,
     pub(crate) lane_sequence: Option<i64>,
     pub(crate) was: Option<String>,
     pub(crate) became: String,
@@ -388,44 +423,9 @@ pub(crate) struct Step {
     pub(crate) code: Option<String>,
 }
 
-#[derive(sqlx_macros::FromRow)]
-struct RecordedStep {
-    up: f64,
-    snapshot: String,
-    xid: i64,
-    job: uuid::Uuid,
-    lane: Option<String>,
-    lane_sequence: Option<i64>,
-    was: Option<String>,
-    became: String,
-    token_was: Option<uuid::Uuid>,
-    token: Option<uuid::Uuid>,
-    owner: Option<String>,
-    staged: Option<String>,
-    code: Option<String>,
-}
-
-impl RecordedStep {
-    fn step(self, booted: DateTime<Utc>) -> Result<Step> {
-        let RecordedStep {
-            up,
-            snapshot,
-            xid,
-            job,
-            lane,
-            lane_sequence,
-            was,
-            became,
-            token_was,
-            token,
-            owner,
-            staged,
-            code,
-        } = self;
-        let xid = xid.cast_unsigned();
-        let at = booted + TimeDelta::microseconds((up * 1e6) as i64);
-        let snapshot = Snapshot::parse(&snapshot)?;
-        Ok(Step { at, snapshot, xid, job, lane, lane_sequence, was, became, token_was, token, owner, staged, code })
+impl Step {
+    pub(crate) fn export(&self) -> ExportId {
+        (self.job, self.lane.clone())
     }
 }
 
@@ -466,15 +466,33 @@ pub(crate) struct History {
 
 impl History {
     pub(crate) async fn read(conn: &mut PgConnection) -> Result<History> {
-        let booted = booted()?;
-        let recorded: Vec<RecordedStep> = sqlx::query_as(
-            "select up, snapshot, xid::text::bigint as xid,
-               job, lane, lane_sequence, was, became, token_was, token, owner, staged, code
-             from torture.steps order by seq",
+        let recorded = sqlx::query(
+            "select $1::timestamptz + up * interval '1 s' as at, snapshot, xid::text::bigint as xid, s.job, s.lane, s.lane_sequence,
+               was, became, token_was, token, owner, staged, case when became = 'failed' then e.error_code end as code
+             from torture.steps s left join torture.exports e on (e.job, e.lane) = (s.job, s.lane)
+             order by seq",
         )
+        .bind(booted()?)
         .fetch_all(conn)
         .await?;
-        let steps: Vec<Step> = recorded.into_iter().map(|step| step.step(booted)).collect::<Result<_>>()?;
+        let step = |row: &PgRow| -> Result<Step> {
+            Ok(Step {
+                at: row.try_get("at")?,
+                snapshot: Snapshot::parse(row.try_get("snapshot")?)?,
+                xid: row.try_get::<i64, _>("xid")?.cast_unsigned(),
+                job: row.try_get("job")?,
+                lane: row.try_get("lane")?,
+                lane_sequence: row.try_get("lane_sequence")?,
+                was: row.try_get("was")?,
+                became: row.try_get("became")?,
+                token_was: row.try_get("token_was")?,
+                token: row.try_get("token")?,
+                owner: row.try_get("owner")?,
+                staged: row.try_get("staged")?,
+                code: row.try_get("code")?,
+            })
+        };
+        let steps: Vec<Step> = recorded.iter().map(step).collect::<Result<_>>()?;
         let mut attempts = Attempts::new();
         for step in steps.iter().filter(|step| !["published", "moved"].contains(&step.became.as_str())) {
             if let Some(attempt) = step.token_was.and_then(|token| attempts.get_mut(&token)) {

@@ -107,9 +107,8 @@ pub(crate) struct Counts {
     pub(crate) failed: usize,
     pub(crate) cancelled: usize,
     pub(crate) accepted: usize,
-    pub(crate) batches_completed: usize,
-    pub(crate) batches_failed: usize,
-    pub(crate) batches_cancelled: usize,
+    /// How many jobs of several datasets were committed, failed and were cancelled.
+    pub(crate) jobs_of_datasets: [usize; 3],
     pub(crate) answers_lost: u64,
     pub(crate) readers_silenced: u64,
     pub(crate) commits: usize,
@@ -128,7 +127,7 @@ const LEAST_DEATHS: usize = 200;
 const LEAST_ZOMBIES: usize = 20;
 const LEAST_COMPLETED: usize = 60;
 const LEAST_SKIPPED: usize = 5;
-const LEAST_BATCHES: usize = 10;
+const LEAST_JOBS_OF_DATASETS: usize = 10;
 /// The least that a run with backfills needs.
 const LEAST_GIVEN_UP: usize = 1;
 
@@ -141,7 +140,7 @@ impl Counts {
             ("deaths", self.deaths.total(), share(LEAST_DEATHS)),
             ("zombies", self.zombies, share(LEAST_ZOMBIES)),
             ("completed exports", self.completed, share(LEAST_COMPLETED)),
-            ("completed batches", self.batches_completed, share(LEAST_BATCHES)),
+            ("completed jobs of several datasets", self.jobs_of_datasets[0], share(LEAST_JOBS_OF_DATASETS)),
             ("skipped exports", self.skipped, share(LEAST_SKIPPED)),
             ("events posted again", self.posts.repeated(), share(LEAST_COMPLETED)),
             ("ends told and held against the database", self.posts.checked(), share(LEAST_COMPLETED)),

@@ -75,10 +75,10 @@ impl World {
         self.report.acts().iter().any(|act| act.what == UPHEAVAL)
     }
 
-    /// Whether somebody asked to remove a job's file, which had its name then. Where the database is put back to a
-    /// moment at which it had none, the file is lost, and its lane needs a full export.
-    pub(crate) fn was_removed(&self, job: &str) -> bool {
-        locked(&self.ledger).promises.get(job).is_some_and(|promise| promise.removal_asked)
+    /// Whether somebody asked to remove the file of a job's export in a lane, which had its name then. Where the
+    /// database is put back to a moment at which it had none, the file is lost, and its lane needs a full export.
+    pub(crate) fn was_removed(&self, job: &str, lane: &str) -> bool {
+        locked(&self.ledger).promises.get(job).is_some_and(|promise| promise.removal_asked.contains(lane))
     }
 
     /// Whether the faults may stop before their time.
@@ -249,10 +249,8 @@ impl Trial {
             given_up: oracle.given_up.len(),
             failed: oracle.count("failed"),
             cancelled: oracle.count("cancelled"),
-            batches_completed: oracle.count_batches("committed"),
-            batches_failed: oracle.count_batches("failed"),
-            batches_cancelled: oracle.count_batches("cancelled"),
-            accepted: locked(&world.ledger).promises.len(),
+            jobs_of_datasets: ["committed", "failed", "cancelled"].map(|state| oracle.count_jobs_of_datasets(state)),
+            accepted: locked(&world.ledger).promises.values().map(|promise| promise.lanes.len()).sum(),
             readers_silenced: world.replicas.iter().map(|replica| replica.link.readers_silenced()).sum(),
             answers_lost: world.replicas.iter().map(|replica| replica.link.answers_lost()).sum(),
             commits,
@@ -280,7 +278,7 @@ async fn settle(world: &World) -> Result<()> {
     let mut conn = world.cluster.connect().await?;
     while open(&mut conn).await? > 0 {
         // An export that gave way is tried again after minutes.
-        let make_ready = "update exports set run_at = clock_timestamp()
+        let make_ready = "update cdc_export.jobs set run_at = clock_timestamp()
                           where status = 'pending' and gave_way > 0 and run_at > clock_timestamp()";
         sqlx::query(make_ready).execute(&mut conn).await?;
         if begun.elapsed() > DRAIN {
@@ -297,7 +295,8 @@ async fn settle(world: &World) -> Result<()> {
     while !lanes.is_empty() {
         let mut last = Vec::new();
         for (lane, kind) in lanes {
-            let job = insist(async || caller.submit(kind, lane, &json!({ "dataset": lane.dataset })).await).await;
+            let job =
+                insist(async || caller.submit(kind, lane.consumer, &json!({ "dataset": lane.dataset })).await).await;
             let job = job.with_context(|| format!("no last {kind} for {}", lane.name))?;
             last.push((lane, kind, job));
         }
@@ -344,14 +343,9 @@ async fn ended(caller: &Caller<'_>, id: &str) -> Result<serde_json::Value> {
     }
 }
 
-/// Jobs that have not ended, or whose file has no name yet.
+/// Jobs that have not ended, or of which a file has no name yet.
 async fn open(conn: &mut PgConnection) -> Result<i64> {
-    Ok(sqlx::query_scalar(
-        "select count(*) from exports
-         where status in ('pending', 'processing') or status = 'completed' and published_at is null",
-    )
-    .fetch_one(conn)
-    .await?)
+    Ok(sqlx::query_scalar("select count(*) from torture.ends where status = 'open'").fetch_one(conn).await?)
 }
 
 /// 10: what is left when all have gone home.

@@ -1,7 +1,7 @@
 //! The database is put back to what it was: an operator's restore, a standby that lagged. With it an era ends: what it
 //! says that happened since is gone, and what the consumers have of it is theirs.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result};
@@ -76,19 +76,13 @@ async fn put_back(world: &World, timeline: Timeline) -> Result<()> {
     }
     world.cluster.launch(Reach::OnlyUs).await?;
     let mut conn = world.cluster.connect_aside().await.context("aside, after")?;
-    let known: Vec<(Uuid, String, Option<String>, bool)> = sqlx::query_as(
-        "select id, case when status = 'completed' and published_at is null then 'processing' else status end, sha256,
-           status = 'cancelled' or cancel_requested_at is not null
-         from torture.jobs",
-    )
-    .fetch_all(&mut conn)
-    .await?;
-    let completed: HashSet<Delivered> =
-        known.iter().filter_map(|(id, _, hash, _)| Some((*id, hash.clone()?))).collect();
-    oracle.put_back(&completed);
-    let states: HashMap<String, (String, bool)> =
-        known.into_iter().map(|(id, status, _, cancelled)| (id.to_string(), (status, cancelled))).collect();
-    locked(&world.ledger).put_back(&states);
+    let completed: Vec<Delivered> =
+        sqlx::query_as("select job, sha256 from torture.exports where sha256 is not null").fetch_all(&mut conn).await?;
+    oracle.put_back(&HashSet::from_iter(completed));
+    let known: Vec<(Uuid, String, bool)> =
+        sqlx::query_as("select job, status, is_cancelled from torture.ends").fetch_all(&mut conn).await?;
+    let states = known.into_iter().map(|(job, status, cancelled)| (job.to_string(), (status, cancelled)));
+    locked(&world.ledger).put_back(&states.collect());
     let (ends, left) = (receiver::ends(&mut conn).await?, receiver::planned(&mut conn).await?);
     world.receiver.put_back(&ends, events, &left);
     world.cluster.stop().await?;

@@ -240,7 +240,7 @@ pub(super) async fn write(
 ) -> Result<(), Error> {
     let export = &manifest.export;
     let job: Uuid =
-        export.job.parse().map_err(|_| Error::refused("changed", "the manifest has an invalid export id"))?;
+        export.job.id().parse().map_err(|_| Error::refused("changed", "the manifest has an invalid export id"))?;
     let number = i64::try_from(manifest.number)
         .map_err(|_| Error::refused("changed", "the manifest has an invalid export number"))?;
     let columns: Vec<_> = target_columns(export, settings).cloned().collect();

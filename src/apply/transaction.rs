@@ -164,7 +164,7 @@ async fn prepare<'m>(
     let MemberExport { target: Target { settings, consumer, dataset, read_digest, .. }, manifest, files } = member;
     let export = &manifest.export;
     if export.columns.is_empty() || export.key.is_empty() && export.export_type != "full" {
-        let why = format!("the manifest of the export {} lists no columns or no key", export.job);
+        let why = format!("the manifest of the export {} lists no columns or no key", export.job.id());
         return Err(Error::refused("changed", why));
     }
     let target = position::target_name(table);
@@ -243,7 +243,7 @@ impl PreparedExport<'_> {
 
 /// Returns the reason if this export can't be applied next, so that only a full export in csv can.
 fn export_obstacle(export: &Chained, before: Option<&TargetPosition>, settings: &Settings) -> Option<String> {
-    let job = &export.job;
+    let job = export.job.id();
     let needed = |why: String| Some(format!("full_export_needed: {why}"));
     if !["full", "incremental", "delta"].contains(&export.export_type.as_str()) {
         return needed(format!("the export {job} has a type that this version doesn't know"));
@@ -273,6 +273,7 @@ fn require_rows(export: &Chained, rows: u64) -> Result<(), Error> {
     if export.rows == rows.to_string() {
         return Ok(());
     }
-    let why = format!("the files of the export {} have {rows} rows, and its manifest says {}", export.job, export.rows);
+    let (job, said) = (export.job.id(), &export.rows);
+    let why = format!("the files of the export {job} have {rows} rows, and its manifest says {said}");
     Err(Error::refused("changed", why))
 }

@@ -18,7 +18,7 @@ use crate::http::answer_from_json;
 use crate::http::in_process::Cause;
 use crate::tls;
 
-/// The maximum size of a JSON answer in bytes. A page of jobs has about 200 kB.
+/// The maximum size of a JSON answer in bytes. A job of a thousand datasets has about 1.5 MB.
 const MAX_BYTES: usize = 16 << 20;
 /// The timeout of reading a JSON answer.
 const BODY_TIMEOUT: Duration = Duration::from_secs(45);

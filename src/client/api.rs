@@ -13,19 +13,21 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use crate::client::answer::{ApiAnswer, CallError, PlainText};
-use crate::client::job_view::JobView;
+use crate::client::answer::{ApiAnswer, CallError};
+use crate::client::job_view::{ExportView, JobOfDatasets};
 use crate::client::observer::Observer;
 use crate::client::remote::RemoteService;
 use crate::client::{About, Error};
 use crate::http::in_process::InProcess;
-use crate::job::{After, ConsumerId, FailureCode, Filter, JobId, Request, Status};
+use crate::job::{After, ConsumerId, Filter, JobId, Request, Status};
 use crate::manifest::Manifest;
 use crate::manifest::seal::PublicKey;
 use crate::tls;
 
 /// The number of items that one call of a list requests.
 pub(crate) const PAGE_ITEMS: u32 = 200;
+/// The number of jobs that one call requests of a long list. Each may have the exports of a thousand datasets.
+const PAGE_JOBS: u32 = 5;
 /// The time between two polls of a job in this process.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -59,66 +61,7 @@ pub(crate) struct RefusedExport {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct SubmittedJob {
-    job_id: Uuid,
-}
-
-/// The answer to the submission of a batch.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct AcceptedBatch {
-    batch_id: Uuid,
-}
-
-/// A batch.
-#[derive(Deserialize)]
-pub(crate) struct BatchView {
-    pub(crate) status: PlainText,
-    error: Option<BatchError>,
-    jobs: Vec<Value>,
-}
-
-#[derive(Deserialize)]
-struct BatchError {
-    code: PlainText,
-    detail: PlainText,
-    member: Option<PlainText>,
-}
-
-impl BatchView {
-    /// Returns the batch's exports, in the order of their datasets.
-    pub(crate) fn jobs(&self) -> Result<Vec<JobView>, Error> {
-        self.jobs.iter().cloned().map(JobView::from_json).collect()
-    }
-
-    /// Returns true if the batch has this status.
-    pub(crate) fn has_status(&self, status: Status) -> bool {
-        &*self.status == status.as_str()
-    }
-
-    /// Returns true if the batch has ended.
-    pub(crate) fn has_ended(&self) -> bool {
-        ![Status::Pending, Status::Processing].iter().any(|open| self.has_status(*open))
-    }
-
-    /// Returns the dataset whose export ended the batch.
-    pub(crate) fn failed_member(&self) -> Option<&str> {
-        self.error.as_ref()?.member.as_deref()
-    }
-
-    /// Returns true if the batch failed because the service's output folder or bucket takes no file.
-    pub(crate) fn is_of_destination(&self) -> bool {
-        use FailureCode::{OutputMissing, StorageFull, StorageReadonly, StorageUnavailable};
-        let codes = [OutputMissing, StorageFull, StorageReadonly, StorageUnavailable];
-        let is_of_it = |error: &BatchError| codes.iter().any(|code| &*error.code == code.as_str());
-        self.failed_member().is_none() && self.error.as_ref().is_some_and(is_of_it)
-    }
-
-    /// Returns the reason why the batch is not completed. `None`: it is.
-    pub(crate) fn failure(&self) -> Option<String> {
-        let member = self.failed_member().map(|member| format!("{member}: ")).unwrap_or_default();
-        let failed = self.error.as_ref().map(|error| format!("{member}{}", error.detail));
-        (!self.has_status(Status::Completed)).then(|| failed.unwrap_or_else(|| format!("it was {}", self.status)))
-    }
+    job_id: JobId,
 }
 
 /// A page of a list.
@@ -218,31 +161,39 @@ impl Api {
         self.call(call(Method::GET, path)?, ApiAnswer::json).await
     }
 
-    /// Submits a batch: an export of each of these datasets for one consumer, all at one snapshot, and a full export
+    /// Submits a job of these datasets for one consumer: their exports are read at one snapshot, and each is a full one
     /// where only that goes on.
-    pub(crate) async fn submit_batch(&self, request: &Request, datasets: &[&str]) -> Result<Uuid, CallError> {
+    pub(crate) async fn submit_datasets(&self, request: &Request, datasets: &[&str]) -> Result<JobId, CallError> {
         let mut body = body_of(request);
         body["datasets"] = datasets.into();
         body["heal"] = true.into();
-        let AcceptedBatch { batch_id } = self.call(submission(request, &body)?, ApiAnswer::json).await?;
-        Ok(batch_id)
+        let SubmittedJob { job_id } = self.call(submission(request, &body)?, ApiAnswer::json).await?;
+        Ok(job_id)
     }
 
-    /// Waits until a batch has ended.
-    pub(crate) async fn ended_batch(&self, id: Uuid) -> Result<BatchView, CallError> {
+    /// Reads a job whose request had `datasets`.
+    pub(super) async fn job_of_datasets(&self, id: JobId) -> Result<JobOfDatasets, CallError> {
+        self.get(&format!("/exports/{id}")).await
+    }
+
+    /// Waits until a job whose request had `datasets` has ended.
+    pub(crate) async fn ended_job(&self, id: JobId) -> Result<JobOfDatasets, CallError> {
         loop {
-            let batch: BatchView = self.get(&format!("/batches/{id}?wait=5")).await?;
-            if batch.has_ended() {
-                return Ok(batch);
+            let ended: JobOfDatasets = self.get(&format!("/exports/{id}?wait=5")).await?;
+            if ended.job.has_ended() {
+                return Ok(ended);
             }
         }
     }
 
-    /// Waits until a batch has ended, and so until each of its exports is published or has lost its file. Returns the
-    /// number in its lane of each published export, by dataset.
-    pub(super) async fn numbers_of_batch(&self, id: Uuid) -> Result<BTreeMap<String, u64>, Error> {
-        let jobs = self.ended_batch(id).await.about(|| format!("batch_incomplete: the batch {id}"))?.jobs()?;
-        Ok(jobs.iter().filter_map(|job| Some((job.dataset.to_string(), job.number?))).collect())
+    /// Waits until a job has ended, and so until each of its exports is published or has lost its file. Returns the
+    /// number of each published export in its lane, by dataset. Warns if a file is lost.
+    pub(super) async fn numbers_of_job(&self, id: JobId) -> Result<BTreeMap<String, u64>, Error> {
+        let ended = self.ended_job(id).await.about(|| format!("job_incomplete: the job {id}"))?;
+        if let Some(why) = ended.failure() {
+            self.observer.notice(&format!("warning: {why}: the other exports of the job {id} are applied"));
+        }
+        Ok(ended.numbers())
     }
 
     /// Submits an export.
@@ -263,7 +214,7 @@ impl Api {
             }
         }
         match self.call(submission(request, &body)?, ApiAnswer::json).await {
-            Ok(SubmittedJob { job_id }) => Ok(job_id.into()),
+            Ok(SubmittedJob { job_id }) => Ok(job_id),
             Err(error) => Err(self.refused_export(error)),
         }
     }
@@ -285,20 +236,21 @@ impl Api {
         RefusedExport { code: code.to_string(), open, text }.into()
     }
 
-    pub(crate) async fn job(&self, id: JobId) -> Result<JobView, Error> {
-        JobView::from_json(self.get(&format!("/exports/{id}")).await?)
+    /// Reads an export of a job, as [`ExportView::from_job`] does.
+    pub(crate) async fn export(&self, id: JobId, dataset: Option<&str>) -> Result<ExportView, Error> {
+        ExportView::from_job(self.get(&format!("/exports/{id}")).await?, dataset)
     }
 
-    /// Reads a job when it ends, or when the poll interval has passed.
-    pub(crate) async fn poll(&self, id: JobId) -> Result<JobView, Error> {
+    /// Reads an export of a job when the job ends, or when the poll interval has passed.
+    pub(crate) async fn poll(&self, id: JobId, dataset: Option<&str>) -> Result<ExportView, Error> {
         let wait = if self.observer.draws_progress() { 1 } else { 5 };
-        let ended = async { JobView::from_json(self.get(&format!("/exports/{id}?wait={wait}")).await?) };
+        let ended = async { ExportView::from_job(self.get(&format!("/exports/{id}?wait={wait}")).await?, dataset) };
         let present = async {
             sleep(POLL_INTERVAL).await;
-            self.job(id).await
+            self.export(id, dataset).await
         };
         match &*self.transport {
-            ApiTransport::InProcess(_) => tokio::select! { job = ended => job, job = present => job },
+            ApiTransport::InProcess(_) => tokio::select! { export = ended => export, export = present => export },
             ApiTransport::Http(_) => ended.await,
         }
     }
@@ -313,60 +265,65 @@ impl Api {
     }
 
     /// Acknowledges a published export and all exports before it in its lane as loaded.
-    pub(crate) async fn ack(&self, id: JobId) -> Result<(), Error> {
-        let _: Value = self.call(call(Method::POST, &format!("/exports/{id}/ack"))?, ApiAnswer::json).await?;
+    pub(crate) async fn ack(&self, id: JobId, dataset: &str) -> Result<(), Error> {
+        let _: Value = self.call(call(Method::POST, &export_path(id, "ack", dataset))?, ApiAnswer::json).await?;
         Ok(())
     }
 
-    /// Lists the newest jobs that match a filter, at most `limit` of them, which is at most [`PAGE_ITEMS`].
-    pub(crate) async fn jobs(&self, filter: &Filter, limit: u32) -> Result<Vec<JobView>, Error> {
-        Ok(self.page(&path_with("/exports", &query_of(filter)), limit, None).await?.0)
+    /// Returns the newest export of a lane that matches a filter.
+    pub(super) async fn newest_export(&self, filter: &Filter) -> Result<Option<ExportView>, Error> {
+        let path = path_with("/exports", &query_of(filter));
+        Ok(self.page(&path, filter.dataset.as_deref(), 1, None).await?.0.into_iter().next())
     }
 
-    /// Lists the oldest jobs of a lane that match a filter, newest first: those of the last page. Reads the pages one
-    /// at a time, so a long list takes no more memory than a short one.
+    /// Lists the oldest exports of a lane that match a filter, oldest first: those of the last page. Reads the pages
+    /// one at a time, so a long list takes no more memory than a short one.
     ///
     /// # Errors
-    /// Also if the numbers of the jobs don't descend: a page comes again, and the list has no end.
-    pub(crate) async fn oldest_jobs(&self, filter: &Filter) -> Result<Vec<JobView>, Error> {
-        let path = path_with("/exports", &query_of(filter));
-        let (mut oldest, mut cursor, mut above) = (Vec::new(), None::<String>, None::<u64>);
+    /// Also if the ids of the jobs don't descend: a page comes again, and the list has no end.
+    pub(super) async fn oldest_exports(&self, filter: &Filter) -> Result<Vec<ExportView>, Error> {
+        let (path, dataset) = (path_with("/exports", &query_of(filter)), filter.dataset.as_deref());
+        let (mut oldest, mut cursor, mut above) = (Vec::new(), None::<String>, None::<Uuid>);
         loop {
-            let (jobs, next) = self.page(&path, PAGE_ITEMS, cursor.as_deref()).await?;
-            for job in &jobs {
-                if above.is_some_and(|above| job.number >= Some(above)) {
+            let (exports, next) = self.page(&path, dataset, PAGE_JOBS, cursor.as_deref()).await?;
+            for id in exports.iter().map(|export| export.job.id.as_uuid()) {
+                if above.is_some_and(|above| id >= above) {
                     return Err(Error::refused("the list of exports repeats: the service doesn't list them in order"));
                 }
-                above = job.number;
+                above = Some(id);
             }
-            if !jobs.is_empty() {
-                oldest = jobs;
+            if !exports.is_empty() {
+                oldest = exports;
             }
             match next {
                 Some(_) if next == cursor => return Err(Error::refused("the list of exports repeats")),
                 Some(_) => cursor = next,
-                None => return Ok(oldest),
+                None => break,
             }
         }
+        oldest.sort_by_key(|export| export.number);
+        Ok(oldest)
     }
 
-    /// Reads a page of a list. Returns its jobs and the cursor of the next page.
+    /// Reads a page of a list of jobs. Returns the export of the dataset in each of them, and the cursor of the next
+    /// page.
     async fn page(
         &self,
         path: &str,
+        dataset: Option<&str>,
         limit: u32,
         cursor: Option<&str>,
-    ) -> Result<(Vec<JobView>, Option<String>), Error> {
+    ) -> Result<(Vec<ExportView>, Option<String>), Error> {
         let mut path = format!("{path}&limit={limit}");
         if let Some(cursor) = cursor {
             path.extend(["&cursor=", &form_urlencoded::byte_serialize(cursor.as_bytes()).collect::<String>()]);
         }
-        let page: ItemPage = self.get(&path).await?;
-        let jobs = page.items.into_iter().map(JobView::from_json).collect::<Result<Vec<_>, _>>()?;
-        if jobs.is_empty() && page.next_cursor.is_some() {
+        let ItemPage { items, next_cursor } = self.get(&path).await?;
+        if items.is_empty() && next_cursor.is_some() {
             return Err(Error::refused("the list of exports has an empty page, and no end"));
         }
-        Ok((jobs, page.next_cursor))
+        let exports = items.into_iter().map(|job| ExportView::from_job(job, dataset));
+        Ok((exports.collect::<Result<_, _>>()?, next_cursor))
     }
 
     /// Lists the datasets and the other tables that a pattern matches, as JSON.
@@ -381,11 +338,11 @@ impl Api {
         consumer: &ConsumerId,
         dataset: &str,
         after: JobId,
-    ) -> Result<Vec<JobView>, Error> {
+    ) -> Result<Vec<ExportView>, Error> {
         let after = after.to_string();
         let query = [("consumer", consumer.as_str()), ("dataset", dataset), ("after", &after)];
         let path = path_with("/exports", &query.map(|(name, value)| (name, Some(value))));
-        Ok(self.page(&path, PAGE_ITEMS, None).await?.0)
+        Ok(self.page(&path, Some(dataset), PAGE_ITEMS, None).await?.0)
     }
 
     /// Lists the datasets and the other tables that a pattern matches.
@@ -405,8 +362,8 @@ impl Api {
     }
 
     /// Reads the manifest of a consumer's completed export, and checks its content and its signature.
-    pub(crate) async fn manifest(&self, id: JobId) -> Result<Manifest, Error> {
-        let manifest: Value = self.get(&format!("/exports/{id}/manifest")).await?;
+    pub(crate) async fn manifest(&self, id: JobId, dataset: &str) -> Result<Manifest, Error> {
+        let manifest: Value = self.get(&export_path(id, "manifest", dataset)).await?;
         let about = || format!("the manifest of {id}");
         let manifest = Manifest::read(manifest.to_string().as_bytes()).about(about)?;
         manifest.check_content().and_then(|()| manifest.check_signature(&self.keys)).about(about)?;
@@ -431,20 +388,9 @@ impl Api {
         Ok(json!({ "consumers": Value::Array(consumers), "openJobs": Value::Array(jobs) }))
     }
 
-    /// Downloads the bytes of a file, beginning at offset `from`. Skips the bytes before it if the answer is the whole
-    /// file. `part` is the number of the file if the job has several.
-    pub(crate) async fn fetch(
-        &self,
-        id: JobId,
-        part: Option<u32>,
-        sha256: &str,
-        from: u64,
-        into: &mut dyn Write,
-    ) -> Result<(), Error> {
-        let path = match part {
-            None => format!("/exports/{id}/download"),
-            Some(part) => format!("/exports/{id}/files/{part}/download"),
-        };
+    /// Downloads the bytes of a file by the call with this path, beginning at offset `from`. Skips the bytes before it
+    /// if the answer is the whole file.
+    pub(super) async fn fetch(&self, path: &str, sha256: &str, from: u64, into: &mut dyn Write) -> Result<(), Error> {
         let mut call = http::Request::get(path);
         if from > 0 {
             call = call.header(header::RANGE, format!("bytes={from}-"));
@@ -487,6 +433,11 @@ fn query_of(filter: &Filter) -> [(&str, Option<&str>); 4] {
         ("exportType", export_type.map(|it| it.as_str())),
         ("status", status.map(|it| it.as_str())),
     ]
+}
+
+/// Builds the path of a call about one export of a job.
+pub(super) fn export_path(id: JobId, call: &str, dataset: &str) -> String {
+    path_with(&format!("/exports/{id}/{call}"), &[("dataset", Some(dataset))])
 }
 
 /// Builds a path with its query.

@@ -14,8 +14,8 @@ use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 
 use crate::client::answer::CallError;
-use crate::client::api::Api;
-use crate::client::job_view::{FileView, JobView, ServedName};
+use crate::client::api::{Api, export_path};
+use crate::client::job_view::{ExportView, FileView, ServedName};
 use crate::client::observer::Observer;
 use crate::client::{About, Error, own_file};
 use crate::file::plain_name::PlainName;
@@ -37,9 +37,9 @@ pub(crate) enum Output {
     Folder(PathBuf),
 }
 
-/// Downloads a job's files to `output`. Without `output`, each file gets its own name in the current folder.
-pub(crate) async fn save(api: &Api, id: JobId, job: &JobView, output: Option<&Output>) -> Result<(), Error> {
-    let files = export_files(job)?;
+/// Downloads the files of an export to `output`. Without `output`, each file gets its own name in the current folder.
+pub(crate) async fn save(api: &Api, export: &ExportView, output: Option<&Output>) -> Result<(), Error> {
+    let files = export_files(export)?;
     let several = files.len() > 1;
     match output {
         Some(Output::Stdout | Output::File(_)) if several => {
@@ -50,7 +50,7 @@ pub(crate) async fn save(api: &Api, id: JobId, job: &JobView, output: Option<&Ou
         }
         Some(Output::Stdout) => {
             for file in &files {
-                PartialFile::new(Storage::Stdout, file)?.fetch_rest(api, id).await?;
+                PartialFile::new(Storage::Stdout, file)?.fetch_rest(api).await?;
             }
             return Ok(());
         }
@@ -65,7 +65,7 @@ pub(crate) async fn save(api: &Api, id: JobId, job: &JobView, output: Option<&Ou
         };
         // An earlier download may have completed some of several files.
         if !(several && file.is_downloaded_to(&path)) {
-            save_file(api, id, file, &path).await?;
+            save_file(api, export.job.id, file, &path).await?;
         }
         api.observer().file(&path, file.rows).map_err(Error::Output)?;
     }
@@ -73,7 +73,7 @@ pub(crate) async fn save(api: &Api, id: JobId, job: &JobView, output: Option<&Ou
 }
 
 /// Downloads one file.
-async fn save_file(api: &Api, id: JobId, file: &ExportFile, path: &Path) -> Result<(), Error> {
+async fn save_file(api: &Api, id: JobId, file: &ServedFile, path: &Path) -> Result<(), Error> {
     let already_exists =
         || Error::Refused(format!("{} is there already: --output names another place", path.display()));
     let replaced = |path: &Path| Error::Refused(format!("{}: another process replaced this file", path.display()));
@@ -81,7 +81,7 @@ async fn save_file(api: &Api, id: JobId, file: &ExportFile, path: &Path) -> Resu
         return Err(already_exists());
     }
     let part = part_path(path, id);
-    let ours = fetch_part(api, id, file, &part).await?;
+    let ours = fetch_part(api, file, &part).await?;
     // Another user with write access to the folder may have replaced the file.
     let is_ours = |path: &Path| {
         fs::symlink_metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (ours.dev(), ours.ino()))
@@ -104,7 +104,7 @@ async fn save_file(api: &Api, id: JobId, file: &ExportFile, path: &Path) -> Resu
 }
 
 /// Downloads the missing bytes of a file into the hidden file `part`, verifies the whole file, and syncs it to disk.
-pub(super) async fn fetch_part(api: &Api, id: JobId, file: &ExportFile, part: &Path) -> Result<fs::Metadata, Error> {
+pub(super) async fn fetch_part(api: &Api, file: &ServedFile, part: &Path) -> Result<fs::Metadata, Error> {
     let at_part = || part.display();
     let opened = open_part(part).about(at_part)?;
     let ours = opened.metadata().about(at_part)?;
@@ -115,7 +115,7 @@ pub(super) async fn fetch_part(api: &Api, id: JobId, file: &ExportFile, part: &P
         return Err(error).about(at_part);
     }
     let mut partial = PartialFile::new(Storage::File(opened), file)?;
-    if let Err(error) = partial.fetch_rest(api, id).await {
+    if let Err(error) = partial.fetch_rest(api).await {
         // If all bytes are here and wrong, the next attempt must begin at the first byte. An empty file is useless.
         if partial.is_whole() || partial.have == 0 || error.is_gone() {
             fs::remove_file(part).about(at_part)?;
@@ -126,7 +126,7 @@ pub(super) async fn fetch_part(api: &Api, id: JobId, file: &ExportFile, part: &P
 }
 
 /// Returns an error if the rest of a file is larger than the free space of its disk.
-fn require_room(part: &File, file: &ExportFile) -> Result<(), Error> {
+fn require_room(part: &File, file: &ServedFile) -> Result<(), Error> {
     let disk = rustix::fs::fstatvfs(part).map_err(io::Error::from)?;
     let (needed, free) =
         (file.bytes.saturating_sub(part.metadata()?.len()), disk.f_bavail.saturating_mul(disk.f_frsize));
@@ -147,31 +147,32 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
 }
 
 /// A file of an export, as the service describes it.
-pub(super) struct ExportFile {
-    /// The number of the file. `None` if it is the only file of the export.
-    part: Option<u32>,
+pub(super) struct ServedFile {
+    /// The path of the call that downloads it.
+    pub(super) path: String,
     pub(super) name: ServedName,
     pub(super) bytes: u64,
     pub(super) rows: u64,
     pub(super) sha256: String,
 }
 
-/// Lists the files of a completed job.
-pub(super) fn export_files(job: &JobView) -> Result<Vec<ExportFile>, Error> {
-    let several = job.files.len() > 1;
-    let file = |file: &FileView| ExportFile {
-        part: several.then_some(file.part),
+/// Lists the files of a completed export.
+pub(super) fn export_files(export: &ExportView) -> Result<Vec<ServedFile>, Error> {
+    let several = export.files.len() > 1;
+    let call = |part: u32| if several { format!("files/{part}/download") } else { "download".to_owned() };
+    let file = |file: &FileView| ServedFile {
+        path: export_path(export.job.id, &call(file.part), &export.dataset),
         name: file.name.clone(),
         bytes: file.bytes,
         rows: file.rows,
         sha256: file.sha256.to_string(),
     };
-    let files: Vec<_> = job.files.iter().map(file).collect();
+    let files: Vec<_> = export.files.iter().map(file).collect();
     let are_known = !files.is_empty() && files.iter().all(|file| After::is_sha256(&file.sha256));
     if are_known { Ok(files) } else { Err(Error::refused("the export has no SHA-256")) }
 }
 
-impl ExportFile {
+impl ServedFile {
     /// Returns the file's name. Refuses a name that could choose the folder.
     fn plain_name(&self) -> Result<PlainName, Error> {
         self.name.plain().map_err(|why| Error::Refused(format!("{why}: --output names one")))
@@ -201,7 +202,7 @@ fn sha256_of(mut file: impl Read) -> io::Result<(u64, digest::Context)> {
 }
 
 /// Returns the path of the hidden file of a download. The name contains the job's id, so two jobs never share a file.
-/// A long name is cut at its beginning, because the files of a job differ at the end.
+/// A long name is cut at its beginning, because the files of an export differ at the end.
 pub(super) fn part_path(path: &Path, id: JobId) -> PathBuf {
     /// With the id, the hidden name has fewer than the 255 bytes that file systems accept.
     const MAX_BYTES: usize = 200;
@@ -245,7 +246,7 @@ enum Storage {
 
 /// A file that is partly downloaded.
 struct PartialFile<'w> {
-    wanted: &'w ExportFile,
+    wanted: &'w ServedFile,
     storage: Storage,
     have: u64,
     hash: digest::Context,
@@ -259,7 +260,7 @@ struct DownloadWriter<'a, 'w> {
 
 impl<'w> PartialFile<'w> {
     /// Resumes a download: the bytes in the hidden file count as the first bytes of the wanted file.
-    fn new(mut storage: Storage, wanted: &'w ExportFile) -> Result<PartialFile<'w>, Error> {
+    fn new(mut storage: Storage, wanted: &'w ServedFile) -> Result<PartialFile<'w>, Error> {
         let (mut have, mut hash) = (0, digest::Context::new(&SHA256));
         if let Storage::File(file) = &mut storage {
             if file.metadata()?.len() > wanted.bytes {
@@ -276,9 +277,9 @@ impl<'w> PartialFile<'w> {
     }
 
     /// Downloads the missing bytes, then verifies the SHA-256 of the whole file.
-    async fn fetch_rest(&mut self, api: &Api, id: JobId) -> Result<(), Error> {
+    async fn fetch_rest(&mut self, api: &Api) -> Result<(), Error> {
         api.observer().bytes(self.have, self.wanted.bytes);
-        let fetched = self.fetch_bytes(api, id).await;
+        let fetched = self.fetch_bytes(api).await;
         api.observer().end();
         fetched?;
         if hex::encode(self.hash.clone().finish()) != self.wanted.sha256 {
@@ -292,13 +293,13 @@ impl<'w> PartialFile<'w> {
         Ok(())
     }
 
-    async fn fetch_bytes(&mut self, api: &Api, id: JobId) -> Result<(), Error> {
+    async fn fetch_bytes(&mut self, api: &Api) -> Result<(), Error> {
         let wanted = self.wanted;
         let mut last_progress = Instant::now();
         while !self.is_whole() {
             let had = self.have;
             let mut writer = DownloadWriter { observer: api.observer(), file: self };
-            let fetched = api.fetch(id, wanted.part, &wanted.sha256, had, &mut writer).await;
+            let fetched = api.fetch(&wanted.path, &wanted.sha256, had, &mut writer).await;
             if self.have > had {
                 last_progress = Instant::now();
             }

@@ -1,27 +1,56 @@
-//! Jobs and list items as the API shows them: the members that clients use.
+//! Jobs and exports as the API shows them: the members that clients use.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
 
 use serde::Deserialize;
 use serde_json::Value;
-use uuid::Uuid;
 
 use crate::client::answer::PlainText;
 use crate::client::{About, Error};
 use crate::file::plain_name::{NotPlain, PlainName};
-use crate::job::{JobId, Status};
+use crate::job::{FailureCode, JobId, Status};
 
-/// A job.
+/// A job, in the form of any request.
 #[derive(Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct JobView {
-    pub(crate) job_id: PlainText,
+    #[serde(rename = "jobId")]
+    pub(crate) id: JobId,
     pub(crate) consumer_id: Option<PlainText>,
-    pub(crate) dataset: PlainText,
-    pub(crate) export_type: PlainText,
     pub(crate) status: PlainText,
-    pub(crate) phase: Option<PlainText>,
     pub(crate) progress: u8,
+    pub(crate) attempt: u32,
+    pub(crate) error: Option<FailureView>,
+    pub(crate) next_attempt_at: Option<PlainText>,
+    pub(crate) cancel_requested_at: Option<PlainText>,
+}
+
+/// A job whose request had `datasets`.
+#[derive(Deserialize)]
+pub(crate) struct JobOfDatasets {
+    #[serde(flatten)]
+    pub(crate) job: JobView,
+    exports: Vec<ExportState>,
+}
+
+/// An export of such a job.
+#[derive(Deserialize)]
+struct ExportState {
+    dataset: PlainText,
+    number: Option<u64>,
+    skipped: bool,
+}
+
+/// An export, and what it has of its job.
+#[derive(Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ExportView {
+    /// The job, with the status of the export.
+    #[serde(flatten)]
+    pub(crate) job: JobView,
+    pub(crate) dataset: PlainText,
+    pub(crate) phase: Option<PlainText>,
     pub(crate) rows_exported: u64,
     /// None if the export was skipped.
     pub(crate) output_filename: Option<ServedName>,
@@ -29,14 +58,10 @@ pub(crate) struct JobView {
     pub(crate) number: Option<u64>,
     pub(crate) digest: Option<PlainText>,
     pub(crate) files: Vec<FileView>,
-    pub(crate) attempt: u32,
     pub(crate) continuity: Option<PlainText>,
-    pub(crate) error: Option<FailureView>,
-    pub(crate) next_attempt_at: Option<PlainText>,
-    pub(crate) cancel_requested_at: Option<PlainText>,
     /// True if the columns differ from those of the export before.
     pub(super) schema_changed: Option<bool>,
-    /// The whole job as the API shows it.
+    /// The whole export as the API shows it.
     #[serde(skip)]
     pub(crate) json: Value,
 }
@@ -62,7 +87,7 @@ impl Display for ServedName {
     }
 }
 
-/// A file of a job.
+/// A file of an export.
 #[derive(Clone, Deserialize)]
 pub(crate) struct FileView {
     pub(crate) part: u32,
@@ -86,22 +111,18 @@ impl FileView {
 pub(crate) struct FailureView {
     pub(crate) code: PlainText,
     pub(crate) detail: PlainText,
+    /// The dataset whose export failed, if the job has several.
+    dataset: Option<PlainText>,
 }
 
 impl JobView {
-    pub(crate) fn from_json(json: Value) -> Result<JobView, Error> {
-        let view: JobView = serde_json::from_value(json.clone()).about(|| "a job as the API shows it was expected")?;
-        Ok(JobView { json, ..view })
-    }
-
-    pub(crate) fn id(&self) -> Result<JobId, Error> {
-        let id: Uuid = self.job_id.parse().map_err(|_| Error::refused("an export has no id"))?;
-        Ok(id.into())
-    }
-
     /// Returns true if the job has ended. A status that only a later version knows counts as open.
     pub(crate) fn has_ended(&self) -> bool {
         self.status.parse::<Status>().is_ok_and(Status::is_terminal)
+    }
+
+    pub(crate) fn has_status(&self, status: Status) -> bool {
+        &*self.status == status.as_str()
     }
 
     /// Returns a remark on an open job: that its cancellation was requested, or why its last attempt failed and when
@@ -110,15 +131,85 @@ impl JobView {
         if self.cancel_requested_at.is_some() {
             return "  (a cancel was asked for)".to_owned();
         }
-        let Some(FailureView { code, detail }) = &self.error else { return String::new() };
+        let Some(FailureView { code, detail, .. }) = &self.error else { return String::new() };
         let next = self.next_attempt_at.as_ref().map(|at| format!("; the next one comes at {at}")).unwrap_or_default();
         // An attempt that gave way is given back.
         let attempt =
             if self.attempt == 0 { "the last attempt".to_owned() } else { format!("attempt {}", self.attempt) };
         format!("  ({attempt} failed: {code}: {detail}{next})")
     }
+}
 
-    pub(crate) fn has_status(&self, status: Status) -> bool {
-        &*self.status == status.as_str()
+impl JobOfDatasets {
+    /// Returns the number of each published export in its lane, by dataset.
+    pub(super) fn numbers(&self) -> BTreeMap<String, u64> {
+        self.exports.iter().filter_map(|export| Some((export.dataset.to_string(), export.number?))).collect()
+    }
+
+    /// Returns the number of exports of these datasets that are published, or will be unless their files are lost.
+    pub(super) fn files_of(&self, datasets: &BTreeSet<String>) -> u64 {
+        let is_open = !self.job.has_ended();
+        let is_counted = |export: &&ExportState| {
+            datasets.contains(&*export.dataset) && (export.number.is_some() || is_open && !export.skipped)
+        };
+        self.exports.iter().filter(is_counted).count() as u64
+    }
+
+    /// Returns the datasets whose exports are committed and have lost no file. A failed job has some only if others
+    /// lost their files.
+    pub(crate) fn completed(&self) -> BTreeSet<&str> {
+        let completed = self.exports.iter().filter(|export| export.number.is_some() || export.skipped);
+        completed.map(|export| &*export.dataset).collect()
+    }
+
+    /// Returns the dataset whose export failed.
+    pub(crate) fn failed_dataset(&self) -> Option<&str> {
+        self.job.error.as_ref()?.dataset.as_deref()
+    }
+
+    /// Returns true if the job failed because the service's output folder or bucket takes no file.
+    pub(crate) fn is_of_destination(&self) -> bool {
+        use FailureCode::{OutputMissing, StorageFull, StorageReadonly, StorageUnavailable};
+        let codes = [OutputMissing, StorageFull, StorageReadonly, StorageUnavailable];
+        let is_of_it = |error: &FailureView| codes.iter().any(|code| &*error.code == code.as_str());
+        self.failed_dataset().is_none() && self.job.error.as_ref().is_some_and(is_of_it)
+    }
+
+    /// Returns the reason why the job is not completed. `None`: it is.
+    pub(crate) fn failure(&self) -> Option<String> {
+        let dataset = self.failed_dataset().map(|dataset| format!("{dataset}: ")).unwrap_or_default();
+        let failed = self.job.error.as_ref().map(|error| format!("{dataset}{}", error.detail));
+        let is_completed = self.job.has_status(Status::Completed);
+        (!is_completed).then(|| failed.unwrap_or_else(|| format!("it was {}", self.job.status)))
+    }
+}
+
+impl ExportView {
+    /// Reads the export of a dataset from a job in either form. Without a dataset, reads the only export.
+    ///
+    /// # Errors
+    /// If the job has no export of the dataset, or has several and no dataset is given.
+    pub(crate) fn from_job(mut job: Value, dataset: Option<&str>) -> Result<ExportView, Error> {
+        let exports = match job.as_object_mut().and_then(|job| job.remove("exports")) {
+            Some(Value::Array(exports)) => exports,
+            _ => vec![job.clone()],
+        };
+        let is_wanted = |export: &&Value| dataset.is_none_or(|dataset| export["dataset"] == dataset);
+        let wanted: Vec<_> = exports.iter().filter(is_wanted).collect();
+        let [export] = wanted[..] else {
+            let names: Vec<_> = exports.iter().filter_map(|export| export["dataset"].as_str()).collect();
+            let names = PlainText::from(names.join(", "));
+            return Err(Error::Refused(format!("the job has exports of {names}: --dataset names one of them")));
+        };
+        // The files of a job are published in any order.
+        if !export["number"].is_null() || export["skipped"] == true {
+            job["status"] = Status::Completed.as_str().into();
+        }
+        for (name, value) in export.as_object().into_iter().flatten() {
+            job[name] = value.clone();
+        }
+        let view: ExportView =
+            serde_json::from_value(job.clone()).about(|| "a job as the API shows it was expected")?;
+        Ok(ExportView { json: job, ..view })
     }
 }

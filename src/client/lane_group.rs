@@ -1,9 +1,9 @@
-//! The lanes of a consumer that are read side by side, and the batches at which they wait for each other.
+//! The lanes of a consumer that are read side by side, and the jobs at whose exports they wait for each other.
 //!
-//! A lane that comes to the export of a batch waits until each other lane of the batch has come to its own export, or
-//! has a later one. Then the target applies all of these exports in one transaction. If a lane's round ends before its
-//! export, the batch is not applied in this round. No batch waits for a lane whose table belongs to another lane. While
-//! it waits, a lane gives its turn to another one.
+//! A lane that reaches its export of a job of several datasets waits until each other lane of the job has reached its
+//! own, or has a later one. Then the target applies all of these exports in one transaction. If a lane's round ends
+//! before its export, the job is not applied in this round. No job waits for a lane whose table belongs to another
+//! lane. While it waits, a lane gives its turn to another one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,11 +14,12 @@ use uuid::Uuid;
 
 use crate::apply::{Applied, TransactionFailure};
 use crate::client::Error;
+use crate::client::api::Api;
 use crate::client::manifest_index::ManifestIndex;
 use crate::client::observer::Observer;
 use crate::client::ready_export::{ReadyExport, apply_together};
 use crate::client::spool::Spool;
-use crate::manifest::ManifestBatch;
+use crate::manifest::{ManifestDatasets, ManifestJob};
 
 /// The lanes that are read side by side in one round.
 pub(crate) struct LaneGroup {
@@ -27,8 +28,8 @@ pub(crate) struct LaneGroup {
     state: Mutex<Lanes>,
     /// The manifests of the place from which the lanes are read, if it is one.
     manifests: OnceCell<Arc<ManifestIndex>>,
-    /// True if the user knows that an export of the round is of no batch.
-    has_told: AtomicBool,
+    /// True if the user was warned that an export of the round is of a job of one dataset.
+    has_warned: AtomicBool,
 }
 
 /// The right to work on a lane. Only some lanes have it at the same time.
@@ -42,16 +43,18 @@ struct Lanes {
     ended: BTreeMap<String, u64>,
     /// The same of lanes whose round has ended with an error.
     failed: BTreeMap<String, u64>,
-    /// The exports that wait, by batch and dataset.
+    /// The exports that wait, by job and dataset.
     waiting: BTreeMap<Uuid, BTreeMap<String, WaitingExport>>,
-    batches: BTreeMap<Uuid, Arc<LaneBatch>>,
+    jobs: BTreeMap<Uuid, Arc<SharedJob>>,
 }
 
-/// A batch to whose exports some lanes have come.
+/// A job of several datasets whose exports some lanes have reached.
 #[derive(Default)]
-pub(super) struct LaneBatch {
-    /// The number of each export with a file, by dataset.
+pub(super) struct SharedJob {
+    /// The number of each export that is applied, by dataset.
     numbers: OnceCell<BTreeMap<String, u64>>,
+    /// The number of its exports that `pull` copies.
+    copied: OnceCell<u64>,
     pub(super) spool: Spool,
 }
 
@@ -70,7 +73,7 @@ impl LaneGroup {
             turns: Arc::new(Semaphore::new(turns.into())),
             state: Mutex::new(Lanes { running, ..Lanes::default() }),
             manifests: OnceCell::new(),
-            has_told: AtomicBool::new(false),
+            has_warned: AtomicBool::new(false),
         }
     }
 
@@ -105,19 +108,19 @@ impl LaneGroup {
         .await;
     }
 
-    /// Changes the state of the lanes, and applies the batches for which no lane has to be waited for any more.
+    /// Changes the state of the lanes, and applies the jobs for which no lane has to be waited for any more.
     async fn change(&self, change: impl FnOnce(&mut Lanes)) {
         let whole = {
             let mut state = self.state();
             change(&mut state);
             state.take_whole()
         };
-        for batch in whole {
-            apply_batch(batch).await;
+        for exports in whole {
+            apply_job(exports).await;
         }
     }
 
-    /// Records that the lane's round has ended. No batch is applied to which it has not come.
+    /// Records that the lane's round has ended. No job is applied whose export the lane has not reached.
     pub(crate) async fn has_ended(&self, dataset: &str, has_failed: bool) {
         self.change(|lanes| {
             let ended = if has_failed { &mut lanes.failed } else { &mut lanes.ended };
@@ -131,43 +134,53 @@ impl LaneGroup {
         self.change(|lanes| _ = lanes.running.remove(dataset)).await;
     }
 
-    /// Returns the batch to which a lane's export belongs. Returns `None` if the export is to be applied by itself.
-    /// `numbers` reads the number of each export of the batch, by dataset. An export that is not published has none.
-    ///
-    /// # Errors
-    /// [`Error::BatchIncomplete`] if some exports have no number.
-    pub(super) async fn batch<F>(
+    fn shared_job(&self, id: &str) -> Result<(Uuid, Arc<SharedJob>), Error> {
+        let id: Uuid = id.parse().map_err(|_| Error::refused("a job has no id"))?;
+        Ok((id, Arc::clone(self.state().jobs.entry(id).or_default())))
+    }
+
+    /// Returns the job of a lane's export. Returns `None` if the export is to be applied by itself. `numbers` reads the
+    /// number of each export of the job that is applied, by dataset.
+    pub(super) async fn job<F>(
         &self,
-        batch: Option<&ManifestBatch>,
+        job: &ManifestJob,
         observer: &dyn Observer,
-        numbers: impl Fn(Uuid) -> F,
-    ) -> Result<Option<(Uuid, Arc<LaneBatch>)>, Error>
+        numbers: impl FnOnce(Uuid) -> F,
+    ) -> Result<Option<(Uuid, Arc<SharedJob>)>, Error>
     where
         F: Future<Output = Result<BTreeMap<String, u64>, Error>>,
     {
         if self.datasets.len() == 1 {
             return Ok(None);
         }
-        let Some(ManifestBatch { id, datasets }) = batch else {
-            if !self.has_told.swap(true, Ordering::Relaxed) {
+        let ManifestJob::OfSeveral(ManifestDatasets { id, .. }) = job else {
+            if !self.has_warned.swap(true, Ordering::Relaxed) {
                 observer.notice(
-                    "warning: exports of this round belong to no batch: joins between tables hold again after the next \
-                     batch",
+                    "warning: exports of this round are of jobs of one dataset: joins between tables hold again after \
+                     the next job of all datasets",
                 );
             }
             return Ok(None);
         };
-        let id: Uuid = id.parse().map_err(|_| Error::refused("a batch has no id"))?;
-        let batch = Arc::clone(self.state().batches.entry(id).or_default());
-        let known = batch.numbers.get_or_try_init(|| numbers(id)).await?.len();
-        if *datasets != known.to_string() {
-            let why = format!("batch_incomplete: {known} of the {datasets} exports of the batch {id} are there");
-            return Err(Error::BatchIncomplete(why));
-        }
-        Ok(Some((id, batch)))
+        let (id, job) = self.shared_job(id)?;
+        job.numbers.get_or_try_init(|| numbers(id)).await?;
+        Ok(Some((id, job)))
     }
 
-    /// Applies an export of a batch, together with those of the other lanes.
+    /// Returns the number of a job's exports that the lanes copy. Returns `None` if the job's manifests say the same.
+    /// Returns `None` also if there is only one lane: its readers don't count.
+    pub(super) async fn copied_exports(&self, job: &ManifestJob, api: &Api) -> Result<Option<u64>, Error> {
+        let ManifestJob::OfSeveral(ManifestDatasets { id, datasets }) = job else { return Ok(None) };
+        if self.datasets.len() == 1 {
+            return Ok(None);
+        }
+        let (id, job) = self.shared_job(id)?;
+        let count = async { Ok::<_, Error>(api.job_of_datasets(id.into()).await?.files_of(&self.datasets)) };
+        let copied = *job.copied.get_or_try_init(|| count).await?;
+        Ok(Some(copied).filter(|copied| copied.to_string() != *datasets))
+    }
+
+    /// Applies an export of a job, together with those of the other lanes.
     pub(super) async fn apply(
         &self,
         id: Uuid,
@@ -187,29 +200,29 @@ impl LaneGroup {
             return applied;
         }
         *turn = None;
-        let applied = applied.await.map_err(|_| Error::refused("batch_incomplete: its batch waits for a later one"))?;
+        let applied = applied.await.map_err(|_| Error::refused("job_incomplete: its job waits for a later one"))?;
         *turn = Some(self.turn().await);
         applied
     }
 }
 
 impl Lanes {
-    /// Removes and returns the exports of each batch for which no lane has to be waited for. Ends the waiting for a
-    /// batch whose lane has ended before it.
+    /// Removes and returns the exports of each job for which no lane has to be waited for. Ends the waiting for a job
+    /// whose lane has ended before it.
     fn take_whole(&mut self) -> Vec<Vec<WaitingExport>> {
         let any_before = |lanes: &BTreeMap<String, u64>, id: &Uuid, arrived: &BTreeMap<String, WaitingExport>| {
             let is_before = |(dataset, number): &(&String, &u64)| {
                 !arrived.contains_key(*dataset) && lanes.get(*dataset).is_some_and(|had| had < *number)
             };
-            let (dataset, number) = self.batches.get(id)?.numbers.get()?.iter().find(is_before)?;
-            Some(format!("batch_incomplete: the export {number} of {dataset} in the same batch was not there in time"))
+            let (dataset, number) = self.jobs.get(id)?.numbers.get()?.iter().find(is_before)?;
+            Some(format!("job_incomplete: the export {number} of {dataset} in the same job was not there in time"))
         };
         self.waiting.retain(|id, arrived| {
             let late = any_before(&self.ended, id, arrived);
             let is_stopped = late.is_some() || any_before(&self.failed, id, arrived).is_some();
             if is_stopped {
                 for waiting in std::mem::take(arrived).into_values() {
-                    let why = late.clone().map_or(Error::BatchStopped, Error::Refused);
+                    let why = late.clone().map_or(Error::JobStopped, Error::Refused);
                     drop(waiting.outcome.send(Err(why)));
                 }
             }
@@ -218,13 +231,13 @@ impl Lanes {
         let is_whole = |id: &Uuid, arrived| any_before(&self.running, id, arrived).is_none();
         let waiting = self.waiting.iter();
         let whole: Vec<_> = waiting.filter(|(id, arrived)| is_whole(id, arrived)).map(|(id, _)| *id).collect();
-        // No service gives batches an order in which lanes wait for each other. If one does, the lanes of a batch fail.
+        // No service gives jobs an order in which lanes wait for each other. If one does, the lanes of a job fail.
         let do_all_wait = self.waiting.values().map(BTreeMap::len).sum::<usize>() == self.running.len();
         if whole.is_empty() && do_all_wait {
             drop(self.waiting.pop_first());
         }
         let take = |id: &Uuid| {
-            self.batches.remove(id);
+            self.jobs.remove(id);
             Some(self.waiting.remove(id)?.into_values().collect())
         };
         whole.iter().filter_map(take).collect()
@@ -232,7 +245,7 @@ impl Lanes {
 }
 
 /// Applies exports in one transaction. If some can't be applied, applies the others without them.
-async fn apply_batch(mut exports: Vec<WaitingExport>) {
+async fn apply_job(mut exports: Vec<WaitingExport>) {
     while !exports.is_empty() {
         let ready: Vec<_> = exports.iter().map(|waiting| &waiting.export).collect();
         let (applied, are_several) = (apply_together(&ready).await, ready.len() > 1);
@@ -250,7 +263,7 @@ async fn apply_batch(mut exports: Vec<WaitingExport>) {
                 let is_of_another_lane = error.is_of_another_lane();
                 let mut error = Some(match Error::from(error) {
                     cause if member.is_none() && are_several => {
-                        Error::About { subject: "its batch".to_owned(), cause: Box::new(cause) }
+                        Error::About { subject: "its job".to_owned(), cause: Box::new(cause) }
                     }
                     own => own,
                 });
@@ -258,7 +271,7 @@ async fn apply_batch(mut exports: Vec<WaitingExport>) {
                     match error.take_if(|_| at == member.unwrap_or(0)) {
                         Some(own) => drop(waiting.outcome.send(Err(own))),
                         None if is_of_another_lane => exports.push(waiting),
-                        None => drop(waiting.outcome.send(Err(Error::BatchStopped))),
+                        None => drop(waiting.outcome.send(Err(Error::JobStopped))),
                     }
                 }
             }

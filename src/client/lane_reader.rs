@@ -10,7 +10,7 @@ use crate::client::Error;
 use crate::client::answer::CallError;
 use crate::client::api::{Api, RefusedExport};
 use crate::client::download::export_files;
-use crate::client::job_view::JobView;
+use crate::client::job_view::ExportView;
 use crate::job::{After, ConsumerId, ExportType, FailureCode, Filter, JobId, Request, Status};
 use crate::manifest::{Manifest, ManifestSource};
 use crate::telemetry::chain;
@@ -33,13 +33,13 @@ pub(crate) struct LanePosition {
 
 impl LanePosition {
     /// Returns the position of a sink that has written this export.
-    pub(super) fn from_job(job: &JobView) -> Result<LanePosition, Error> {
-        let not_published = || Error::Refused(format!("the export {} is not published", job.job_id));
+    pub(super) fn from_export(export: &ExportView) -> Result<LanePosition, Error> {
+        let not_published = || Error::Refused(format!("the export {} is not published", export.job.id));
         Ok(LanePosition {
-            job_id: job.id()?.as_uuid(),
-            number: job.number.ok_or_else(not_published)?,
-            digest: job.digest.as_ref().ok_or_else(not_published)?.to_string(),
-            sha256: job.sha256.as_ref().map(ToString::to_string),
+            job_id: export.job.id.as_uuid(),
+            number: export.number.ok_or_else(not_published)?,
+            digest: export.digest.as_ref().ok_or_else(not_published)?.to_string(),
+            sha256: export.sha256.as_ref().map(ToString::to_string),
         })
     }
 
@@ -61,7 +61,7 @@ pub(crate) trait ExportSink {
     ///
     /// # Errors
     /// If the export can't be downloaded or written now. A later call with the same export may succeed.
-    async fn write(&mut self, api: &Api, export: &JobView, manifest: Manifest) -> Result<SinkOutcome, Error>;
+    async fn write(&mut self, api: &Api, export: &ExportView, manifest: Manifest) -> Result<SinkOutcome, Error>;
 }
 
 /// The outcome of writing an export to its sink.
@@ -81,7 +81,7 @@ pub(crate) struct LaneReader<'b> {
     pub(crate) request: Option<ExportType>,
     /// The encoding of the exports that are submitted.
     pub(crate) encoding: Encoding,
-    /// True if an export of the type was submitted for this round already, as the member of a batch.
+    /// True if an export of the type was submitted for this round already, in a job of several datasets.
     pub(crate) is_submitted: bool,
     /// True if each written export is acknowledged.
     pub(crate) acks: bool,
@@ -100,7 +100,7 @@ enum SubmissionOutcome {
 
 /// The exports that can be written next.
 enum NextExports {
-    Found(Vec<JobView>),
+    Found(Vec<ExportView>),
     /// Only a full export can come next, for this reason.
     NeedsFullExport(String),
 }
@@ -144,7 +144,7 @@ impl LaneReader<'_> {
             }
             self.require_source(sink).await?;
             submitted = Some(ExportType::Full);
-            if !self.is_full_in_batch().await? {
+            if !self.is_full_in_job().await? {
                 self.api.observer().notice(&format!("{why}: asking for a full export"));
                 if let SubmissionOutcome::NeedsFullExport(why) = self.submit(ExportType::Full, None).await? {
                     return Err(Error::Refused(format!("a full export was refused: {why}")));
@@ -154,21 +154,21 @@ impl LaneReader<'_> {
         }
     }
 
-    /// Returns true if the batch of this round has made a full export, because only a full export went on there.
-    async fn is_full_in_batch(&self) -> Result<bool, Error> {
+    /// Returns true if the job of this round has made a full export, because only a full export went on there.
+    async fn is_full_in_job(&self) -> Result<bool, Error> {
         if !self.is_submitted || self.adopts {
             return Ok(false);
         }
-        let newest = self.completed(None, 1).await?.into_iter().next().map(|newest| newest.id()).transpose()?;
-        let full = self.newest_full().await?.map(|full| full.id()).transpose()?;
-        Ok(newest.is_some() && newest == full)
+        let id_of = |export: Option<ExportView>| export.map(|export| export.job.id);
+        let newest = id_of(self.newest(None).await?);
+        Ok(newest.is_some() && newest == id_of(self.newest_full().await?))
     }
 
     /// Returns an error if the service exports another database than the sink has rows from. The sink would refuse a
     /// full export of it.
     async fn require_source(&self, sink: &impl ExportSink) -> Result<(), Error> {
-        let Some(newest) = self.completed(None, 1).await?.into_iter().next() else { return Ok(()) };
-        self.require_same_source(sink, &self.api.manifest(newest.id()?).await?)
+        let Some(newest) = self.newest(None).await? else { return Ok(()) };
+        self.require_same_source(sink, &self.api.manifest(newest.job.id, &self.dataset).await?)
     }
 
     fn require_same_source(&self, sink: &impl ExportSink, manifest: &Manifest) -> Result<(), Error> {
@@ -188,21 +188,22 @@ impl LaneReader<'_> {
     async fn write_all(
         &self,
         sink: &mut impl ExportSink,
-        exports: &[JobView],
+        exports: &[ExportView],
         written: &mut HashSet<JobId>,
     ) -> Result<Option<String>, Error> {
         for export in exports {
-            if written.contains(&export.id()?) {
-                return Err(Error::Refused(format!("the service lists the export {} after itself", export.job_id)));
+            let id = export.job.id;
+            if written.contains(&id) {
+                return Err(Error::Refused(format!("the service lists the export {id} after itself")));
             }
             let obstacle = match self.write(sink, export).await {
                 Ok(SinkOutcome::Written) => {
-                    let is_last = sink.last().is_some_and(|last| last.job_id.to_string() == *export.job_id);
+                    let is_last = sink.last().is_some_and(|last| last.job_id == id.as_uuid());
                     // Another process has moved the sink's position. The exports have to be listed again.
                     if !is_last {
                         return Ok(None);
                     }
-                    written.insert(export.id()?);
+                    written.insert(id);
                     continue;
                 }
                 Ok(SinkOutcome::NeedsFullExport(why)) => Ok(why),
@@ -213,7 +214,7 @@ impl LaneReader<'_> {
             let full = self.newest_full().await?.filter(|full| full.number > export.number);
             let Some(full) = full else { return obstacle.map(Some) };
             let why = obstacle.unwrap_or_else(|error| chain(&error));
-            self.api.observer().notice(&format!("{why}: going on from the full export {}", full.job_id));
+            self.api.observer().notice(&format!("{why}: going on from the full export {}", full.job.id));
             return Ok(match self.write(sink, &full).await? {
                 SinkOutcome::Written => None,
                 SinkOutcome::NeedsFullExport(why) => Some(why),
@@ -230,7 +231,7 @@ impl LaneReader<'_> {
         }
     }
 
-    async fn write(&self, sink: &mut impl ExportSink, export: &JobView) -> Result<SinkOutcome, Error> {
+    async fn write(&self, sink: &mut impl ExportSink, export: &ExportView) -> Result<SinkOutcome, Error> {
         let written = async {
             let manifest = self.manifest(export).await?;
             self.require_same_source(sink, &manifest)?;
@@ -238,16 +239,15 @@ impl LaneReader<'_> {
             let is_older = sink.last().is_some_and(|last| manifest.number <= last.number);
             if is_older && self.api.requires_signature() && !self.adopts {
                 let why = "is not newer than the last one: after a restore of the source, --adopt takes it";
-                return Err(Error::Refused(format!("older: the export {} {why}", export.job_id)));
+                return Err(Error::Refused(format!("older: the export {} {why}", export.job.id)));
             }
             sink.write(self.api, export, manifest).await
         };
         let outcome = match written.await {
             Err(error) if error.is_gone() => {
-                let why = format!("the service has the files of the export {} no more", export.job_id);
+                let why = format!("the service has the files of the export {} no more", export.job.id);
                 return Ok(SinkOutcome::NeedsFullExport(why));
             }
-            Err(Error::BatchIncomplete(why)) => return Ok(SinkOutcome::NeedsFullExport(why)),
             outcome => outcome?,
         };
         if matches!(outcome, SinkOutcome::Written) {
@@ -260,15 +260,15 @@ impl LaneReader<'_> {
     ///
     /// # Errors
     /// If the manifest isn't that of this export in this lane: a service could replay the signed one of another.
-    async fn manifest(&self, export: &JobView) -> Result<Manifest, Error> {
-        let id = export.id()?;
-        let manifest = self.api.manifest(id).await?;
+    async fn manifest(&self, export: &ExportView) -> Result<Manifest, Error> {
+        let id = export.job.id;
+        let manifest = self.api.manifest(id, &self.dataset).await?;
         let chained = &manifest.export;
         let served = export_files(export)?.into_iter().map(|file| (file.bytes.to_string(), file.sha256));
         let is_same = served.eq(chained.files.iter().map(|file| (file.bytes.clone(), file.sha256.clone())))
             && export.digest.as_deref() == Some(&manifest.digest)
             && export.number == Some(manifest.number)
-            && chained.job == id.to_string();
+            && chained.job.id() == id.to_string();
         if !is_same {
             return Err(Error::Refused(format!(
                 "the manifest of {id} is that of another export, or lists other files"
@@ -286,7 +286,7 @@ impl LaneReader<'_> {
 
     async fn acknowledge(&self, sink: &impl ExportSink) -> Result<(), Error> {
         match sink.last() {
-            Some(last) if self.acks => self.api.ack(last.job_id.into()).await,
+            Some(last) if self.acks => self.api.ack(last.job_id.into(), &self.dataset).await,
             _ => Ok(()),
         }
     }
@@ -310,8 +310,7 @@ impl LaneReader<'_> {
         if let Some(full) = self.newest_full().await? {
             return Ok(NextExports::Found(vec![full]));
         }
-        let mut oldest = self.api.oldest_jobs(&self.completed_filter(None)).await?;
-        oldest.reverse();
+        let oldest = self.api.oldest_exports(&self.completed(None)).await?;
         match oldest.first() {
             Some(first) if first.number != Some(1) => Ok(NextExports::NeedsFullExport(
                 "the first exports of the lane were removed, and it has no full export".to_owned(),
@@ -320,16 +319,16 @@ impl LaneReader<'_> {
         }
     }
 
-    async fn newest_full(&self) -> Result<Option<JobView>, Error> {
-        Ok(self.completed(Some(ExportType::Full), 1).await?.into_iter().next())
+    async fn newest_full(&self) -> Result<Option<ExportView>, Error> {
+        self.newest(Some(ExportType::Full)).await
     }
 
-    /// Lists the lane's completed exports, newest first.
-    async fn completed(&self, export_type: Option<ExportType>, limit: u32) -> Result<Vec<JobView>, Error> {
-        self.api.jobs(&self.completed_filter(export_type), limit).await
+    /// Returns the newest completed export of the lane.
+    async fn newest(&self, export_type: Option<ExportType>) -> Result<Option<ExportView>, Error> {
+        self.api.newest_export(&self.completed(export_type)).await
     }
 
-    fn completed_filter(&self, export_type: Option<ExportType>) -> Filter {
+    fn completed(&self, export_type: Option<ExportType>) -> Filter {
         Filter {
             consumer: Some(self.consumer.clone()),
             dataset: Some(self.dataset.clone()),
@@ -367,7 +366,7 @@ impl LaneReader<'_> {
 
     /// Waits for the end of a submitted export, and returns its outcome.
     async fn outcome(&self, id: JobId) -> Result<SubmissionOutcome, Error> {
-        let job = self.wait(id).await?;
+        let job = self.wait(id).await?.job;
         let failure = job.error.as_ref().filter(|_| job.has_status(Status::Failed));
         match failure {
             _ if job.has_status(Status::Completed) => Ok(SubmissionOutcome::Completed),
@@ -379,13 +378,13 @@ impl LaneReader<'_> {
         }
     }
 
-    /// Waits until a job has ended.
-    async fn wait(&self, id: JobId) -> Result<JobView, Error> {
+    /// Waits until the lane's export of a job has ended.
+    async fn wait(&self, id: JobId) -> Result<ExportView, Error> {
         let observer = self.api.observer();
         observer.begin_job(id);
         loop {
-            match self.api.poll(id).await {
-                Ok(job) if !job.has_ended() => observer.job(&job),
+            match self.api.poll(id, Some(&self.dataset)).await {
+                Ok(export) if !export.job.has_ended() => observer.job(&export),
                 ended => {
                     observer.end();
                     return ended;

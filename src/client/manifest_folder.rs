@@ -78,7 +78,7 @@ impl ManifestFolder {
             let position = ReaderPosition { digest: *digest, number: link.number, requested: link.requested };
             let obstacle = match self.apply(index, &lane.names[digest], mirror).await {
                 Ok(SinkOutcome::Written) => None,
-                Ok(SinkOutcome::NeedsFullExport(why)) | Err(Error::BatchIncomplete(why)) => {
+                Ok(SinkOutcome::NeedsFullExport(why)) => {
                     Some((why.clone(), Error::Refused(format!("{why}; a newer full export goes on"))))
                 }
                 // Only a newer full export can go past a row that the target refuses.
@@ -171,16 +171,16 @@ impl ManifestFolder {
         let manifest = spawn_blocking(checked).await??;
         let manifest = Arc::new(manifest.ok_or_else(|| Error::Refused(format!("{name} is gone")))?);
         let (checked_archive, of, manifest_name) = (Arc::clone(archive), Arc::clone(&manifest), name.to_owned());
-        if let Some(why) = spawn_blocking(move || missing_file(&*checked_archive, &of, &manifest_name)).await?? {
+        let missing = spawn_blocking(move || missing_file(&*checked_archive, &of, &manifest_name)).await??;
+        if let Some(why) = missing.or_else(|| index.missing_exports(&manifest)) {
             return Ok(SinkOutcome::NeedsFullExport(why));
         }
         let paths = manifest.export.files.iter().map(|file| path_of(&**archive, name, file));
         let paths = paths.collect::<Result<Vec<_>, _>>()?;
-        let numbers = |id| ready(Ok(index.numbers_of_batch(id)));
-        let batch = manifest.export.batch.as_ref();
-        let batch = mirror.group().batch(batch, mirror.observer(), numbers).await?.map(|(id, _)| id);
+        let numbers = |id| ready(Ok(index.numbers_of_job(id)));
+        let job = mirror.group().job(&manifest.export.job, mirror.observer(), numbers).await?.map(|(id, _)| id);
         let (archive, of) = (Arc::clone(archive), Arc::clone(&manifest));
-        mirror.apply(manifest, batch, move || files(&archive, &of, &paths)).await
+        mirror.apply(manifest, job, move || files(&archive, &of, &paths)).await
     }
 }
 

@@ -1,7 +1,7 @@
 //! The manifests of a folder or bucket of exports, as one reading finds them. All lanes of a round go by that reading.
 //!
-//! Keeps in memory the digest and the name of each manifest of these lanes, and of each batch the number of each export
-//! that has a manifest here.
+//! Keeps in memory the digest and the name of each manifest of these lanes, and of each job of several datasets the
+//! number of each export that has a manifest here.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 use uuid::Uuid;
 
 use crate::client::{About, Error};
+use crate::file::plain_name::PlainName;
 use crate::job::ConsumerId;
 use crate::manifest::chain::{Chains, Digest, parse_digest};
 use crate::manifest::seal::PublicKey;
@@ -28,8 +29,8 @@ pub(super) struct ManifestIndex {
     keys: Vec<PublicKey>,
     /// The lanes that are read, by dataset.
     lanes: BTreeMap<String, LaneManifests>,
-    /// The number of each export of a batch, by dataset. Empty if only one lane is read.
-    batches: HashMap<Uuid, BTreeMap<String, u64>>,
+    /// The number of each export of a job of several datasets, by dataset. Empty if only one lane is read.
+    jobs: HashMap<Uuid, BTreeMap<String, u64>>,
     /// The dataset and consumer of some lanes, of any consumer.
     some_lanes: BTreeSet<String>,
     /// The manifests that can't be read, each with the reason. They may be of any lane.
@@ -48,7 +49,8 @@ pub(super) struct LaneManifests {
 }
 
 impl ManifestIndex {
-    /// Reads all manifests of the place. Keeps those of these datasets of the consumer.
+    /// Reads all manifests of the place, and of the folders in it that `pull` made for these datasets. Keeps those of
+    /// these datasets of the consumer.
     ///
     /// # Errors
     /// If the place can't be read. A manifest that can't be used is no error.
@@ -64,21 +66,34 @@ impl ManifestIndex {
             archive: Arc::clone(&archive),
             consumer,
             keys,
-            lanes: datasets.into_iter().map(|dataset| (dataset, LaneManifests::default())).collect(),
-            batches: HashMap::new(),
+            lanes: datasets.iter().map(|dataset| (dataset.clone(), LaneManifests::default())).collect(),
+            jobs: HashMap::new(),
             some_lanes: BTreeSet::new(),
             unreadable: Vec::new(),
         };
-        for name in archive.manifests()? {
-            let name = name?;
-            match read_manifest(&*archive, &name) {
-                Ok(Some(manifest)) => index.add(name, &manifest),
-                Ok(None) => {}
-                Err(error) if is_of_the_place(&error) => return Err(error),
-                Err(error) => index.unreadable.push((name, chain(&error))),
+        index.read_all("", &*archive)?;
+        for dataset in datasets {
+            let Some((folder, name)) = place.folder().zip(dataset.parse::<PlainName>().ok()) else { continue };
+            let own = name.within(folder);
+            if own.symlink_metadata().is_ok_and(|found| found.is_dir()) {
+                index.read_all(&format!("{dataset}/"), &*Settings::Folder(own).archive(runtime)?)?;
             }
         }
         Ok(index)
+    }
+
+    /// Reads the manifests that are listed for a folder within the place.
+    fn read_all(&mut self, folder: &str, listed: &dyn Archive) -> Result<(), Error> {
+        for name in listed.manifests()? {
+            let name = format!("{folder}{}", name?);
+            match read_manifest(&*self.archive, &name) {
+                Ok(Some(manifest)) => self.add(name, &manifest),
+                Ok(None) => {}
+                Err(error) if is_of_the_place(&error) => return Err(error),
+                Err(error) => self.unreadable.push((name, chain(&error))),
+            }
+        }
+        Ok(())
     }
 
     fn add(&mut self, name: String, manifest: &Manifest) {
@@ -86,17 +101,18 @@ impl ManifestIndex {
         if self.some_lanes.len() <= MAX_LISTED {
             self.some_lanes.insert(shown_lane(&export.dataset, &export.consumer));
         }
-        let batch = export.batch.as_ref().filter(|_| self.lanes.len() > 1);
-        let is_needed = batch.is_some() || self.lanes.contains_key(&export.dataset);
+        let counts = self.lanes.len() > 1 && export.job.datasets().is_some();
+        let is_needed = counts || self.lanes.contains_key(&export.dataset);
         if export.consumer != self.consumer.as_str() || !is_needed {
             return;
         }
         let checked = manifest.check(&name, &self.keys);
-        // Only an intact manifest counts. The batch may have datasets that are not read.
-        if checked.is_ok()
-            && let Some(id) = batch.and_then(|batch| Uuid::try_parse(&batch.id).ok())
+        // Only an intact manifest counts. The job may have datasets that are not read.
+        if counts
+            && checked.is_ok()
+            && let Ok(id) = Uuid::try_parse(export.job.id())
         {
-            self.batches.entry(id).or_default().insert(export.dataset.clone(), manifest.number);
+            self.jobs.entry(id).or_default().insert(export.dataset.clone(), manifest.number);
         }
         let Some(lane) = self.lanes.get_mut(&export.dataset) else { return };
         match checked {
@@ -114,9 +130,21 @@ impl ManifestIndex {
         &self.lanes[dataset]
     }
 
-    /// Returns the number of each export of a batch that has a manifest here, by dataset.
-    pub(super) fn numbers_of_batch(&self, id: Uuid) -> BTreeMap<String, u64> {
-        self.batches.get(&id).cloned().unwrap_or_default()
+    /// Returns the number of each export of a job that has a manifest here, by dataset.
+    pub(super) fn numbers_of_job(&self, id: Uuid) -> BTreeMap<String, u64> {
+        self.jobs.get(&id).cloned().unwrap_or_default()
+    }
+
+    /// Returns the reason if fewer exports of a manifest's job have manifests here than the manifest says. Nothing is
+    /// missing if only one lane is read.
+    pub(super) fn missing_exports(&self, manifest: &Manifest) -> Option<String> {
+        let job = &manifest.export.job;
+        let stated = job.datasets().filter(|_| self.lanes.len() > 1)?;
+        let all = manifest.copied_exports.or_else(|| stated.parse().ok()).unwrap_or(u64::MAX);
+        let numbers = Uuid::try_parse(job.id()).ok().and_then(|id| self.jobs.get(&id));
+        let found = numbers.map_or(0, BTreeMap::len) as u64;
+        let why = || format!("job_incomplete: {found} of the {all} exports of the job {} are there", job.id());
+        (found < all).then(why)
     }
 
     /// Returns the reason for each manifest that can't be used and may be of this dataset. `applied` is the number of

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use crate::client::job_view::JobView;
+use crate::client::job_view::ExportView;
 use crate::job::JobId;
 
 /// Shows results, notices and progress of a client to the user. The command line prints and draws them.
@@ -29,8 +29,8 @@ pub(crate) trait Observer: Send + Sync {
     /// Starts the progress display of a job.
     fn begin_job(&self, id: JobId);
 
-    /// Updates the progress of the job that was started last.
-    fn job(&self, job: &JobView);
+    /// Updates the progress of the job that was started last: of one of its exports.
+    fn job(&self, export: &ExportView);
 
     /// Shows how many of `all` bytes are downloaded or checked.
     fn bytes(&self, done: u64, all: u64);

@@ -11,13 +11,15 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use pg_rows::encoding::Format;
 use serde::{Deserialize, Serialize};
 
 use crate::client::api::Api;
 use crate::client::download::{export_files, fetch_part, part_path, rename_without_replacing, sync_folder_of};
-use crate::client::job_view::JobView;
+use crate::client::job_view::ExportView;
+use crate::client::lane_group::LaneGroup;
 use crate::client::lane_reader::{ExportSink, LanePosition, SinkOutcome};
 use crate::client::observer::Observer;
 use crate::client::{About, Error, own_file};
@@ -25,6 +27,7 @@ use crate::failpoint;
 use crate::file::plain_name::PlainName;
 use crate::file::{MOST_FILES, file_names};
 use crate::job::ConsumerId;
+use crate::job::lane::Lane;
 use crate::manifest::{self, Chained, Manifest, ManifestSource};
 
 /// The version of the format of [`FolderState`].
@@ -60,6 +63,8 @@ struct PendingNames {
 pub(crate) struct PullFolder {
     folder: PathBuf,
     state: FolderState,
+    /// The lanes that are pulled in the same round.
+    group: Arc<LaneGroup>,
     /// The format that the user expects, if they named one.
     expected: Option<Format>,
     /// The lock is held until this file is closed.
@@ -110,8 +115,8 @@ impl PullFolder {
     /// the files that a killed process has not renamed.
     pub(crate) fn open(
         folder: &Path,
-        consumer: &ConsumerId,
-        dataset: String,
+        Lane { consumer, dataset }: Lane<'_>,
+        group: Arc<LaneGroup>,
         expected: Option<Format>,
         when_locked: WhenLocked,
         observer: &dyn Observer,
@@ -132,7 +137,7 @@ impl PullFolder {
             }
             Err(TryLockError::Error(error)) => return Err(error).about(at_folder),
         }
-        let consumer = consumer.to_string();
+        let (consumer, dataset) = (consumer.to_string(), dataset.to_owned());
         let new = FolderState { version: VERSION, consumer, dataset, source: None, last: None, naming: None };
         let state = read_state(folder)?.unwrap_or_else(|| new.clone());
         if (&state.consumer, &state.dataset) != (&new.consumer, &new.dataset) {
@@ -143,7 +148,7 @@ impl PullFolder {
                 state.consumer
             )));
         }
-        let mut opened = PullFolder { folder: folder.to_owned(), state, expected, _lock: lock };
+        let mut opened = PullFolder { folder: folder.to_owned(), state, group, expected, _lock: lock };
         opened.name_files()?;
         Ok(opened)
     }
@@ -186,20 +191,21 @@ impl PullFolder {
     }
 
     /// Returns the reason if an export doesn't follow the last one in this folder, so that only a full export can.
-    fn gap_before(&self, export: &JobView, manifest: &Manifest) -> Option<String> {
+    fn gap_before(&self, export: &ExportView, manifest: &Manifest) -> Option<String> {
         let chained = &manifest.export;
         let had = self.state.last.as_ref().map(|last| &last.digest);
         // A delta that begins a chain has every live row, but not what was deleted since the last file.
         let is_next = chained.export_type == "full" || had.is_none() || had == chained.previous.as_ref();
-        (!is_next).then(|| format!("gap: the export {} doesn't follow the last one in the folder", export.job_id))
+        (!is_next).then(|| format!("gap: the export {} doesn't follow the last one in the folder", export.job.id))
     }
 
     /// Returns the first column of an export of changes that the last export doesn't have with this type. If the
     /// service has no manifest of the last export any more, that is the first column.
-    async fn new_column(&self, api: &Api, export: &JobView, chained: &Chained) -> Option<String> {
+    async fn new_column(&self, api: &Api, export: &ExportView, chained: &Chained) -> Option<String> {
         let has_changed = export.schema_changed == Some(true) && !chained.is_base();
         let last = self.state.last.as_ref().filter(|_| has_changed)?;
-        let before = api.manifest(last.job_id.into()).await.map(|before| before.export.columns).unwrap_or_default();
+        let before = api.manifest(last.job_id.into(), &self.state.dataset).await;
+        let before = before.map(|before| before.export.columns).unwrap_or_default();
         let operations = usize::from(chained.export_type == "delta");
         let new = chained.columns.iter().skip(operations).find(|column| !before.contains(column));
         new.map(|column| column.name.clone())
@@ -265,8 +271,8 @@ impl ExportSink for PullFolder {
         self.state.source.as_ref()
     }
 
-    async fn write(&mut self, api: &Api, export: &JobView, mut manifest: Manifest) -> Result<SinkOutcome, Error> {
-        let id = export.id()?;
+    async fn write(&mut self, api: &Api, export: &ExportView, mut manifest: Manifest) -> Result<SinkOutcome, Error> {
+        let id = export.job.id;
         let files = export_files(export)?;
         let named = export.output_filename.as_ref();
         let name = named.ok_or_else(|| Error::refused(format!("the export {id} has no file")))?.plain()?;
@@ -290,14 +296,16 @@ impl ExportSink for PullFolder {
         let format = manifest.export.format.clone();
         let mut rows = Vec::new();
         for (file, name) in files.iter().zip(&names) {
-            fetch_part(api, id, file, &part(name)).await?;
+            fetch_part(api, file, &part(name)).await?;
             rows.push(file.rows);
         }
+        manifest.copied_exports = self.group.copied_exports(&manifest.export.job, api).await?;
         let manifest_name = names.last().expect("the manifest has the last name");
         self.write_manifest(&mut manifest, &names, &part(manifest_name))?;
         self.state.source = Some(manifest.export.source.clone());
         let shown: Vec<_> = names.iter().map(|name| name.within(&self.folder)).zip(rows).collect();
-        self.state.naming = Some(PendingNames { position: LanePosition::from_job(export)?, name, files: files.len() });
+        self.state.naming =
+            Some(PendingNames { position: LanePosition::from_export(export)?, name, files: files.len() });
         self.save()?;
         failpoint!("pull.fetched", Err(Error::refused("pull.fetched")));
         self.name_files()?;

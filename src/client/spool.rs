@@ -11,7 +11,7 @@ use tokio::task::spawn_blocking;
 
 use crate::client::api::Api;
 use crate::client::download::{export_files, fetch_part};
-use crate::client::job_view::JobView;
+use crate::client::job_view::ExportView;
 use crate::client::{About, Error};
 
 /// The file. What is downloaded has no name, so it is gone when the process ends, also if it is killed.
@@ -22,13 +22,12 @@ pub(super) struct Spool {
 
 impl Spool {
     /// Downloads the files of an export behind those that are there. Returns them in their order.
-    pub(super) async fn fetch(&self, api: &Api, export: &JobView) -> Result<Vec<FileRange>, Error> {
-        let id = export.id()?;
+    pub(super) async fn fetch(&self, api: &Api, export: &ExportView) -> Result<Vec<FileRange>, Error> {
         let folder = tempfile::Builder::new().prefix("cdc-export-apply").tempdir().about(|| "a temporary folder")?;
         let mut ranges = Vec::new();
         for file in &export_files(export)? {
             let part = folder.path().join("part");
-            fetch_part(api, id, file, &part).await?;
+            fetch_part(api, file, &part).await?;
             let opened = File::options().read(true).append(true).open(&part)?;
             fs::remove_file(&part)?;
             ranges.push(self.append(opened).await?);

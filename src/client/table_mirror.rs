@@ -9,7 +9,7 @@ use crate::apply::input::{Input, unpacked};
 use crate::apply::{Applied, Changes, Target};
 use crate::client::Error;
 use crate::client::api::Api;
-use crate::client::job_view::JobView;
+use crate::client::job_view::ExportView;
 use crate::client::lane_group::{LaneGroup, Turn};
 use crate::client::lane_reader::{ExportSink, LanePosition, SinkOutcome};
 use crate::client::observer::Observer;
@@ -61,15 +61,15 @@ impl TableMirror {
         &self.group
     }
 
-    /// Applies an export, by itself or with the others of its batch. `open` opens the export's files, in their order.
+    /// Applies an export, by itself or with the others of its job. `open` opens the export's files, in their order.
     pub(super) async fn apply(
         &mut self,
         manifest: Arc<Manifest>,
-        batch: Option<Uuid>,
+        job: Option<Uuid>,
         open: impl Fn() -> Vec<Input> + Send + Sync + 'static,
     ) -> Result<SinkOutcome, Error> {
         let ready = self.ready(Arc::clone(&manifest), open);
-        let applied = match batch {
+        let applied = match job {
             Some(id) => self.group.apply(id, self.target.dataset(), ready, &mut self.turn).await,
             None => ready.apply().await,
         };
@@ -110,11 +110,11 @@ impl ExportSink for TableMirror {
         self.source.as_ref()
     }
 
-    async fn write(&mut self, api: &Api, export: &JobView, manifest: Manifest) -> Result<SinkOutcome, Error> {
-        let batch = manifest.export.batch.as_ref();
-        let batch = self.group.batch(batch, api.observer(), |id| api.numbers_of_batch(id)).await?;
+    async fn write(&mut self, api: &Api, export: &ExportView, manifest: Manifest) -> Result<SinkOutcome, Error> {
+        let numbers = |id: Uuid| api.numbers_of_job(id.into());
+        let job = self.group.job(&manifest.export.job, api.observer(), numbers).await?;
         let alone = Spool::default();
-        let spool = batch.as_ref().map_or(&alone, |(_, batch)| &batch.spool);
+        let spool = job.as_ref().map_or(&alone, |(_, job)| &job.spool);
         let ranges = spool.fetch(api, export).await?;
         let manifest = Arc::new(manifest);
         let of = Arc::clone(&manifest);
@@ -122,7 +122,7 @@ impl ExportSink for TableMirror {
             let files = ranges.iter().cloned().zip(&of.export.files);
             files.map(|(range, file)| unpacked(|| Ok(range), &of.export.compression, file)).collect()
         };
-        let id = batch.as_ref().map(|(id, _)| *id);
+        let id = job.as_ref().map(|(id, _)| *id);
         self.apply(manifest, id, open).await
     }
 }

@@ -17,9 +17,12 @@ use crate::job::{JobId, Status};
 /// The export, and the destination of its files.
 #[derive(Args)]
 pub(crate) struct Download {
-    /// The id of the export
+    /// The id of the job
     #[arg(value_parser = job_id)]
     job: JobId,
+    /// The dataset whose export to download. Needed if the job has several
+    #[arg(long, value_name = "NAME")]
+    dataset: Option<String>,
     /// The destination. A name with an extension is a file. Any other name is a folder, which is created if it is
     /// missing. - is standard output [default: the current folder]
     #[arg(long, short, value_name = "PATH", value_parser = output)]
@@ -29,21 +32,22 @@ pub(crate) struct Download {
 }
 
 impl Download {
-    /// Downloads the files of a completed job, and prints their paths.
+    /// Downloads the files of a completed export, and prints their paths.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        self.at.run(CatalogFile::Unread, async |api| fetch(api, self.job, self.output.as_ref()).await)
+        self.at.run(CatalogFile::Unread, async |api| self.fetch(api).await)
     }
-}
 
-async fn fetch(api: &Api, id: JobId, output: Option<&Output>) -> anyhow::Result<()> {
-    if let Some(output) = output {
-        check(output).map_err(|why| BadUsage(format!("--output: {why}")))?;
+    async fn fetch(&self, api: &Api) -> anyhow::Result<()> {
+        if let Some(output) = &self.output {
+            check(output).map_err(|why| BadUsage(format!("--output: {why}")))?;
+        }
+        let export = api.export(self.job, self.dataset.as_deref()).await?;
+        let job = &export.job;
+        if !job.has_ended() {
+            bail!("the export is {}, at {} %: its file is there once it has completed", job.status, job.progress);
+        }
+        ensure!(job.has_status(Status::Completed), "the export is {}, so it has no file", job.status);
+        ensure!(export.output_filename.is_some(), "the export found nothing and was skipped, so it has no file");
+        Ok(download::save(api, &export, self.output.as_ref()).await?)
     }
-    let job = api.job(id).await?;
-    if !job.has_ended() {
-        bail!("the export is {}, at {} %: its file is there once it has completed", job.status, job.progress);
-    }
-    ensure!(job.has_status(Status::Completed), "the export is {}, so it has no file", job.status);
-    ensure!(job.output_filename.is_some(), "the export found nothing and was skipped, so it has no file");
-    Ok(download::save(api, id, &job, output).await?)
 }

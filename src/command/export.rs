@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::client::api::Api;
 use crate::client::download::{self, Output};
-use crate::client::job_view::{FileView, JobView};
+use crate::client::job_view::{ExportView, FileView};
 use crate::command::BadUsage;
 use crate::command::catalog::named_or_implied;
 use crate::command::database_handle::{Alternatives, CreateMissing, DatabaseHandle};
@@ -36,7 +36,7 @@ const CLAIM_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The export to run.
 #[derive(Args)]
-pub(crate) struct Export {
+pub(crate) struct ExportArguments {
     /// The type of the export
     #[arg(value_parser = words::<ExportType>(ExportType::ALL.iter().map(|it| it.as_str())))]
     export_type: ExportType,
@@ -97,7 +97,7 @@ impl FromStr for LastLoaded {
     }
 }
 
-impl Export {
+impl ExportArguments {
     /// Submits the export, waits for its end, and prints the paths of its files. Ctrl-C cancels the export.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         if let Some(api) = self.at.remote_api()? {
@@ -185,32 +185,32 @@ impl Export {
 async fn follow(
     api: &Api,
     id: JobId,
-    export: &Export,
+    arguments: &ExportArguments,
     folder: Option<&Path>,
     interrupted: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
-    let job = watch(api, id, interrupted).await;
-    let job = job.with_context(|| {
+    let export = watch(api, id, interrupted).await;
+    let export = export.with_context(|| {
         format!("the end of the export {id} is not known; `cdc-export status{}` shows it", api.server_option())
     })?;
-    finish(api, id, &job, export, folder, interrupted).await
+    finish(api, id, &export, arguments, folder, interrupted).await
 }
 
 async fn wait_until_claimed(api: &Api, id: JobId) {
-    while api.poll(id).await.is_ok_and(|job| job.has_status(Status::Pending)) {}
+    while api.poll(id, None).await.is_ok_and(|export| export.job.has_status(Status::Pending)) {}
 }
 
 /// Waits for the end of a job, and shows its progress. Ctrl-C cancels the job, unless it is committing.
-async fn watch(api: &Api, id: JobId, interrupted: &CancellationToken) -> anyhow::Result<JobView> {
+async fn watch(api: &Api, id: JobId, interrupted: &CancellationToken) -> anyhow::Result<ExportView> {
     let (observer, mut cancelled) = (api.observer(), false);
     observer.begin_job(id);
     loop {
-        let polled = api.poll(id);
-        let job = if cancelled {
+        let polled = api.poll(id, None);
+        let export = if cancelled {
             polled.await?
         } else {
             tokio::select! {
-                job = polled => job?,
+                export = polled => export?,
                 () = interrupted.cancelled() => {
                     cancelled = true;
                     match api.cancel(id).await {
@@ -223,74 +223,74 @@ async fn watch(api: &Api, id: JobId, interrupted: &CancellationToken) -> anyhow:
                 }
             }
         };
-        if job.has_ended() {
+        if export.job.has_ended() {
             observer.end();
-            return Ok(job);
+            return Ok(export);
         }
-        observer.job(&job);
+        observer.job(&export);
     }
 }
 
-/// Prints the outcome of the job, and downloads its file if `--output` is given.
+/// Prints the outcome of the export, and downloads its file if `--output` is given.
 async fn finish(
     api: &Api,
     id: JobId,
-    job: &JobView,
-    export: &Export,
+    export: &ExportView,
+    arguments: &ExportArguments,
     folder: Option<&Path>,
     interrupted: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
-    if export.json {
-        outln!("{}", job.json)?;
+    if arguments.json {
+        outln!("{}", export.json)?;
     }
-    if !job.has_status(Status::Completed) {
-        if !export.json {
-            eprintln!("cdc-export: the export {}", failure_text(job));
+    if !export.job.has_status(Status::Completed) {
+        if !arguments.json {
+            eprintln!("cdc-export: the export {}", failure_text(export));
         }
         return Ok(ExitCode::FAILURE);
     }
-    if job.continuity.as_deref() == Some(Continuity::TriggerMissing.as_str()) {
+    if export.continuity.as_deref() == Some(Continuity::TriggerMissing.as_str()) {
         eprintln!(
             "cdc-export: the file is right, but the changes of the table are not captured: the next incremental or delta will fail until \
              you run `cdc-export track {}`, and then a full export again",
-            job.dataset
+            export.dataset
         );
     }
-    let Some(name) = &job.output_filename else {
+    let Some(name) = &export.output_filename else {
         eprintln!("cdc-export: the export found nothing, so there is no file");
         return Ok(ExitCode::SUCCESS);
     };
     let in_folder = |folder: &Path| {
-        job.files.iter().map(|file| Ok(file.name.plain()?.within(folder))).collect::<Result<Vec<_>, NotPlain>>()
+        export.files.iter().map(|file| Ok(file.name.plain()?.within(folder))).collect::<Result<Vec<_>, NotPlain>>()
     };
     let paths = folder.map(in_folder).transpose()?;
     let is_elsewhere = paths.as_ref().is_some_and(|paths| paths.iter().any(|path| !path.exists()));
     let server = if is_elsewhere { " --server URL".to_owned() } else { api.server_option() };
     let fetches = format!("`cdc-export download {id}{server}` fetches its file");
-    if export.output.is_some() {
+    if arguments.output.is_some() {
         let saved = tokio::select! {
-            saved = download::save(api, id, job, export.output.as_ref()) => saved.map_err(Into::into),
+            saved = download::save(api, export, arguments.output.as_ref()) => saved.map_err(Into::into),
             () = interrupted.cancelled() => Err(anyhow!("interrupted")),
         };
         saved.with_context(|| format!("the export has completed; {fetches}"))?;
-    } else if !export.json && is_elsewhere {
-        outln!("{name}  {} rows", job.rows_exported)?;
+    } else if !arguments.json && is_elsewhere {
+        outln!("{name}  {} rows", export.rows_exported)?;
         eprintln!("cdc-export: a service with another output folder or bucket ran the export; {fetches}");
-    } else if !export.json {
+    } else if !arguments.json {
         // A path on another machine is useless here, so only the name of the file is printed.
         let shown: Vec<String> = match &paths {
             Some(paths) => paths.iter().map(|path| path.display().to_string()).collect(),
-            None => job.files.iter().map(FileView::place).collect(),
+            None => export.files.iter().map(FileView::place).collect(),
         };
-        for (place, file) in shown.iter().zip(&job.files) {
+        for (place, file) in shown.iter().zip(&export.files) {
             outln!("{place}  {} rows", file.rows)?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns the reason why a job has no file, and a remedy.
-fn failure_text(job: &JobView) -> String {
+/// Returns the reason why an export has no file, and a remedy.
+fn failure_text(ExportView { job, dataset, .. }: &ExportView) -> String {
     let Some(error) = job.error.as_ref().filter(|_| job.has_status(Status::Failed)) else {
         return format!("was {}", job.status);
     };
@@ -298,7 +298,7 @@ fn failure_text(job: &JobView) -> String {
     let next = match error.code.parse() {
         Ok(FailureCode::FullExportNeeded) => {
             // The detail ends with the remedy.
-            format!(": `cdc-export export full --consumer {consumer} --dataset {}`", job.dataset)
+            format!(": `cdc-export export full --consumer {consumer} --dataset {dataset}`")
         }
         _ => String::new(),
     };

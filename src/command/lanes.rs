@@ -25,8 +25,8 @@ use crate::job::{ConsumerId, ExportType, Request};
 use crate::telemetry::chain;
 use pg_rows::encoding::Encoding;
 
-/// The number of batches that a round asks for if a member ends each of them.
-const MAX_BATCHES: u32 = 10;
+/// The number of jobs that a round submits if the export of one dataset ends each of them.
+const MAX_JOBS: u32 = 10;
 
 /// The options that choose the lanes and the rounds.
 #[derive(Args)]
@@ -62,12 +62,12 @@ struct RoundDatasets {
     stale: BTreeSet<String>,
 }
 
-/// The batch that was submitted for a round. The lanes of other datasets submit their own exports.
+/// The job that was submitted for a round. The lanes of other datasets submit their own exports.
 #[derive(Default)]
-struct RoundBatch {
+struct RoundJob {
     /// The datasets that it exports.
-    members: BTreeSet<String>,
-    /// The datasets whose exports ended earlier batches. Each returns to the batch once a round of its own succeeds.
+    datasets: BTreeSet<String>,
+    /// The datasets whose exports ended earlier jobs. Each returns to the job once a round of its own succeeds.
     apart: BTreeSet<String>,
 }
 
@@ -77,7 +77,7 @@ pub(super) struct LaneTask {
     pub(super) terminal: Arc<Terminal>,
     /// True if the command was asked for several datasets, or for all.
     pub(super) is_one_of_several: bool,
-    /// True if the lane's export was submitted already, as the member of a batch.
+    /// True if the lane's export was submitted already, in the job of the round.
     pub(super) is_submitted: bool,
     /// All lanes of the round.
     pub(super) group: Arc<LaneGroup>,
@@ -113,8 +113,8 @@ impl LaneOptions {
     }
 
     /// Reads all lanes with `read`, and with `--every` again after each pause, until a signal stops it. `implied`
-    /// returns the dataset if the options name none, and `recorded` the datasets that have copies. Of several lanes,
-    /// submits the requested exports as one batch.
+    /// returns the dataset if the options name none, and `recorded` the datasets that have copies. Submits the
+    /// requested exports of several lanes as one job.
     pub(super) async fn run(
         self,
         api: Option<&Api>,
@@ -130,7 +130,7 @@ impl LaneOptions {
             if named.is_empty() && !self.all_datasets {
                 named.insert(implied().await?);
             }
-            let (mut unready, mut batch) = (BTreeMap::new(), RoundBatch::default());
+            let (mut unready, mut job) = (BTreeMap::new(), RoundJob::default());
             loop {
                 let round = async {
                     let datasets = match api.filter(|_| self.all_datasets) {
@@ -141,12 +141,10 @@ impl LaneOptions {
                         None => RoundDatasets { ready: named.clone(), stale: BTreeSet::new() },
                     };
                     let submitted = match (api, request.filter(|_| !self.adopt)) {
-                        (Some(api), Some(request)) => {
-                            self.submit_batch(api, request, &datasets.ready, &mut batch).await
-                        }
+                        (Some(api), Some(request)) => self.submit_job(api, request, &datasets.ready, &mut job).await,
                         _ => Ok(()),
                     };
-                    self.round(&datasets, &mut batch, terminal, &read).await.and(submitted)
+                    self.round(&datasets, &mut job, terminal, &read).await.and(submitted)
                 };
                 let done = round.await;
                 let Some(every) = self.every else { return done };
@@ -165,49 +163,54 @@ impl LaneOptions {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Submits an export of each dataset, all at one snapshot, and waits for them. If the export of one dataset ends
-    /// the batch, submits another batch without it. The batch has no members if none can be completed.
+    /// Submits a job of all datasets, and waits for its end. If the export of one dataset ends the job, submits another
+    /// job without it. The job has no datasets if none can be completed.
     ///
     /// # Errors
-    /// If the service's output folder or bucket takes no file. The batch keeps its members, so that they don't submit
-    /// exports of their own.
-    async fn submit_batch(
+    /// If the service's output folder or bucket takes no file. The job keeps its datasets, so that their lanes don't
+    /// submit exports of their own.
+    async fn submit_job(
         &self,
         api: &Api,
         request: RoundRequest,
-        datasets: &BTreeSet<String>,
-        batch: &mut RoundBatch,
+        ready: &BTreeSet<String>,
+        job: &mut RoundJob,
     ) -> anyhow::Result<()> {
         let RoundRequest { export_type, encoding } = request;
         let wanted = Request::new(Some(self.consumer.clone()), String::new(), export_type, encoding);
         let wanted = Request { skip_empty: Some(true), ..wanted };
-        batch.members = datasets.difference(&batch.apart).cloned().collect();
-        for _ in 0..MAX_BATCHES {
-            if batch.members.len() < 2 {
+        job.datasets = ready.difference(&job.apart).cloned().collect();
+        for _ in 0..MAX_JOBS {
+            if job.datasets.len() < 2 {
                 break;
             }
-            let names: Vec<_> = batch.members.iter().map(String::as_str).collect();
-            let ended = async { api.ended_batch(api.submit_batch(&wanted, &names).await?).await };
-            let (why, member) = match ended.await {
-                Ok(ended) => match ended.failure() {
-                    Some(why) if ended.is_of_destination() => bail!("{why}"),
-                    Some(why) => (why, ended.failed_member().map(str::to_owned)),
-                    None => return Ok(()),
+            let names: Vec<_> = job.datasets.iter().map(String::as_str).collect();
+            let ended = async { api.ended_job(api.submit_datasets(&wanted, &names).await?).await };
+            let (why, failed) = match ended.await {
+                Ok(ended) => match (ended.failure(), ended.completed()) {
+                    (None, _) => return Ok(()),
+                    // The lanes of the lost files ask for full exports.
+                    (Some(_), completed) if !completed.is_empty() => {
+                        job.datasets.retain(|dataset| completed.contains(&**dataset));
+                        return Ok(());
+                    }
+                    (Some(why), _) if ended.is_of_destination() => bail!("{why}"),
+                    (Some(why), _) => (why, ended.failed_dataset().map(str::to_owned)),
                 },
                 Err(error) if error.has_code("output_missing") => return Err(error.into()),
                 Err(error) => (error.to_string(), None),
             };
-            let Some(member) = member.and_then(|member| batch.members.take(&member)) else {
-                let all = batch.members.len();
+            let Some(failed) = failed.and_then(|failed| job.datasets.take(&failed)) else {
+                let all = job.datasets.len();
                 let text = format!("{why}: the {all} datasets are not exported together, but each by itself");
                 api.observer().notice(&text);
                 break;
             };
-            let others = batch.members.len();
+            let others = job.datasets.len();
             api.observer().notice(&format!("{why}: the other {others} datasets are exported without it"));
-            batch.apart.insert(member);
+            job.apart.insert(failed);
         }
-        batch.members.clear();
+        job.datasets.clear();
         Ok(())
     }
 
@@ -219,7 +222,7 @@ impl LaneOptions {
     async fn round(
         &self,
         datasets: &RoundDatasets,
-        batch: &mut RoundBatch,
+        job: &mut RoundJob,
         terminal: &Arc<Terminal>,
         read: &impl AsyncFn(LaneTask) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
@@ -227,12 +230,12 @@ impl LaneOptions {
         let RoundDatasets { ready, stale } = datasets;
         let all = ready.len() + stale.len();
         let group = Arc::new(LaneGroup::new(ready.clone(), self.jobs));
-        let RoundBatch { members, apart } = batch;
+        let RoundJob { datasets: submitted, apart } = job;
         let read = async |dataset: String| {
             let shown = terminal.of_dataset(&dataset);
             let terminal = Arc::clone(&shown);
             let (of, turn) = (Arc::clone(&group), group.turn().await);
-            let is_submitted = members.contains(&dataset);
+            let is_submitted = submitted.contains(&dataset);
             let task =
                 LaneTask { dataset: dataset.clone(), terminal, is_one_of_several, is_submitted, group: of, turn };
             let done = read(task).await;
@@ -246,13 +249,13 @@ impl LaneOptions {
                 Ok(()) => drop(apart.remove(&dataset)),
                 Err(error) if !is_one_of_several || is_closed_stdout(&error) => return Err(error.context(dataset)),
                 Err(error) => {
-                    // The dataset that stopped the batch says why.
+                    // The dataset that stopped the job says why.
                     let cause = error.downcast_ref().map(client::Error::root);
                     // Its exports would be made in vain.
                     if matches!(cause, Some(client::Error::Refused(why)) if why.starts_with("another_source:")) {
                         apart.insert(dataset.clone());
                     }
-                    if !matches!(cause, Some(client::Error::BatchStopped)) {
+                    if !matches!(cause, Some(client::Error::JobStopped)) {
                         shown.notice(&chain(error.as_ref()));
                     }
                     failed.insert(dataset);

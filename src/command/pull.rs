@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use crate::job::ExportType;
+use crate::job::lane::Lane;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use pg_rows::encoding::{Compression, Encoding, Format};
@@ -84,10 +85,13 @@ impl Pull {
         let read = async |task: LaneTask| {
             let (folder, consumer) = (task.folder_in(&into)?, consumer.clone());
             let when_locked = if task.is_one_of_several { WhenLocked::Refuse } else { WhenLocked::Wait };
-            let LaneTask { dataset, terminal, is_submitted, .. } = task;
+            let LaneTask { dataset, terminal, is_submitted, group, .. } = task;
             let api = api.observed_by(Arc::clone(&terminal) as Arc<dyn Observer>);
             let (opened_by, of) = (consumer.clone(), dataset.clone());
-            let open = move || PullFolder::open(&folder, &opened_by, of, format, when_locked, &*terminal);
+            let open = move || {
+                let lane = Lane { consumer: &opened_by, dataset: &of };
+                PullFolder::open(&folder, lane, group, format, when_locked, &*terminal)
+            };
             let mut folder = spawn_blocking(open).await??;
             let acks = ack;
             let api = &api;

@@ -82,12 +82,18 @@ fn show(status: &Value, json: bool, clear: bool) -> anyhow::Result<()> {
         "OPEN JOB", "CONSUMER", "DATASET", "TYPE", "STATUS", "%"
     )?;
     for job in items("openJobs") {
-        let job = JobView::from_json(job.clone())?;
-        let JobView { job_id, consumer_id, dataset, export_type, status, progress, .. } = &job;
-        let consumer = consumer_id.as_deref().unwrap_or("-");
+        let dataset = match job["exports"].as_array().map(Vec::as_slice) {
+            None => cell(job, "/dataset"),
+            Some([only]) => cell(only, "/dataset"),
+            Some(exports) => format!("{} datasets", exports.len()),
+        };
+        let (id, consumer, export_type) = (cell(job, "/jobId"), cell(job, "/consumerId"), cell(job, "/exportType"));
+        let job: JobView = serde_json::from_value(job.clone())?;
         writeln!(
             text,
-            "{job_id:<37} {consumer:<24} {dataset:<16} {export_type:<12} {status:<11} {progress:>4}{}",
+            "{id:<37} {consumer:<24} {dataset:<16} {export_type:<12} {:<11} {:>4}{}",
+            job.status,
+            job.progress,
             job.remark()
         )?;
     }
@@ -117,10 +123,10 @@ fn consumer_line(consumer: &Value) -> String {
     )
 }
 
-/// Returns a member of a consumer as text, without control characters. Returns `-` for null. `name` is a JSON pointer
-/// (RFC 6901).
-fn cell(consumer: &Value, name: &str) -> String {
-    match consumer.pointer(name) {
+/// Returns a member of a consumer or a job as text, without control characters. Returns `-` for null. `name` is a JSON
+/// pointer (RFC 6901).
+fn cell(item: &Value, name: &str) -> String {
+    match item.pointer(name) {
         None | Some(Value::Null) => "-".to_owned(),
         Some(Value::String(text)) => PlainText::from(text.clone()).to_string(),
         Some(other) => other.to_string(),

@@ -9,7 +9,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tokio::time::Instant;
 
 use crate::client;
-use crate::client::job_view::JobView;
+use crate::client::job_view::ExportView;
 use crate::client::observer::Observer;
 use crate::command::plain::plain;
 use crate::job::JobId;
@@ -86,18 +86,19 @@ impl Observer for Terminal {
         *self.progress() = Some(self.begin(row_progress_bar(100).with_message(id.to_string())));
     }
 
-    fn job(&self, job: &JobView) {
+    fn job(&self, export: &ExportView) {
+        let ExportView { job, phase, rows_exported: rows, .. } = export;
         let mut progress = self.progress();
         let Some(ProgressDisplay { bar, printed_at }) = &mut *progress else { return };
         if self.draws_progress() {
             // The bar counts rows. Their total is estimated from the percentage.
-            let all = job.rows_exported.saturating_mul(100).checked_div(u64::from(job.progress)).unwrap_or(0);
-            bar.set_length(all.max(job.rows_exported).max(1));
-            bar.set_position(job.rows_exported);
-            bar.set_message(format!("{}{}", job.job_id, job.remark()));
+            let all = rows.saturating_mul(100).checked_div(u64::from(job.progress)).unwrap_or(0);
+            bar.set_length(all.max(*rows).max(1));
+            bar.set_position(*rows);
+            bar.set_message(format!("{}{}", job.id, job.remark()));
         } else if printed_at.elapsed() >= PROGRESS_INTERVAL {
-            let doing = job.phase.as_ref().unwrap_or(&job.status);
-            eprintln!("{}{doing} {}% {} rows{}", self.prefix, job.progress, job.rows_exported, job.remark());
+            let doing = phase.as_ref().unwrap_or(&job.status);
+            eprintln!("{}{doing} {}% {rows} rows{}", self.prefix, job.progress, job.remark());
             *printed_at = Instant::now();
         }
     }

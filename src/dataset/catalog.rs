@@ -14,7 +14,7 @@ use crate::dataset::name::hint;
 use crate::dataset::pattern::{self, Candidate, LeftOut, Pattern, UsedNames};
 use crate::dataset::{Dataset, Description, Table, USERS, dataset_block, schedule_block};
 use crate::event::Listener;
-use crate::job::batch::Omitted;
+use crate::job::datasets::Omitted;
 use crate::job::lane::Lane;
 use crate::job::{Bounds, ExportType};
 use crate::schedule::{Schedule, ScheduledDatasets};

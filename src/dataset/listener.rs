@@ -39,7 +39,7 @@ impl Known<'_> {
     }
 }
 
-/// Reads which events a receiver gets. Without a list it gets those of all exports and batches that weren't skipped.
+/// Reads which events a receiver gets. Without a list it gets those of all jobs that weren't skipped.
 pub fn listener(block: &mut Block<'_, '_>, known: &Known<'_>) -> Listener {
     let event = |name: &str| {
         let names = || EventType::all().map(EventType::name).collect::<Vec<_>>().join(", ");

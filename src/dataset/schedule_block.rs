@@ -8,7 +8,7 @@ use crate::dataset::block::{Block, Names, OperatorFile};
 use crate::dataset::dataset_block::fresh_within;
 use crate::dataset::listener::Known;
 use crate::dataset::name::hint;
-use crate::job::batch::MOST_MEMBERS;
+use crate::job::datasets::MOST_DATASETS;
 use crate::job::{ConsumerId, ExportType};
 use crate::schedule::timing::{self, BadTiming, Timing};
 use crate::schedule::{Schedule, ScheduledDatasets};
@@ -47,7 +47,7 @@ fn schedule(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Schedule> {
     })
 }
 
-/// Reads `dataset`, or `datasets` of a batch: a list, or `"*"` for all that are ready.
+/// Reads `dataset`, or `datasets`: a list, or `"*"` for all that are ready.
 fn datasets(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<ScheduledDatasets> {
     if !block.has("datasets") {
         block.text("datasets");
@@ -68,8 +68,8 @@ fn datasets(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<ScheduledDat
     if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
         block.wrong("datasets", format!("`{}` is there twice", twice[0]));
     }
-    if names.len() > MOST_MEMBERS {
-        block.wrong("datasets", format!("at most {MOST_MEMBERS} datasets are one batch"));
+    if names.len() > MOST_DATASETS {
+        block.wrong("datasets", format!("a job has {MOST_DATASETS} datasets at most"));
     }
     Some(ScheduledDatasets::Listed(names))
 }
@@ -238,7 +238,7 @@ every = \"1h\"
     }
 
     #[test]
-    fn a_schedule_has_one_dataset_or_a_batch() {
+    fn a_schedule_has_one_dataset_or_several() {
         let of = |rest: &str| format!("name = \"a\"\nconsumer = \"c\"\ntype = \"delta\"\nevery = \"1h\"\n{rest}");
         let read = |rest: &str| {
             let text = format!("{ORDERS}{}[[schedule]]\n{}", ORDERS.replace("orders", "items"), of(rest));

@@ -16,27 +16,30 @@ pub struct HiddenFile {
     pub job: JobId,
     /// The lease token of the attempt. A marker has a random token instead.
     pub token: LeaseToken,
-    /// The number of the file within the attempt, from 1.
+    /// The place of the export among those of its job, from 1. A marker has 1.
+    export: u32,
+    /// The number of the file within the export, from 1.
     pub part: u32,
 }
 
 impl HiddenFile {
-    /// Returns the first file of an attempt.
-    pub fn of_attempt(database: &DatabaseId, job: JobId, token: LeaseToken) -> HiddenFile {
-        let name = format!(".{database}.{job}.{}{DRAFT_ENDING}", token.as_uuid());
-        HiddenFile { name, database: database.clone(), job, token, part: 1 }
+    /// Returns the first file that an attempt writes for one of the job's exports.
+    pub fn of_attempt(database: &DatabaseId, job: JobId, token: LeaseToken, export: u32) -> HiddenFile {
+        let file = HiddenFile { name: String::new(), database: database.clone(), job, token, export, part: 1 };
+        file.with_part(1)
     }
 
-    /// Returns another file of the same attempt. `part` is 2 or more.
+    /// Returns another file of the same export.
     pub fn with_part(&self, part: u32) -> HiddenFile {
-        let stem = self.name.strip_suffix(DRAFT_ENDING).unwrap_or(&self.name);
-        HiddenFile { name: format!("{stem}.{part}{DRAFT_ENDING}"), part, ..self.clone() }
+        let HiddenFile { database, job, token, export, .. } = self;
+        let name = format!(".{database}.{job}.{}.{export}.{part}{DRAFT_ENDING}", token.as_uuid());
+        HiddenFile { name, part, ..self.clone() }
     }
 
     pub fn of_marker(database: &DatabaseId, job: JobId) -> HiddenFile {
         let token = LeaseToken::random();
         let name = format!(".{database}.{job}.{}{MARKER_ENDING}", token.as_uuid());
-        HiddenFile { name, database: database.clone(), job, token, part: 1 }
+        HiddenFile { name, database: database.clone(), job, token, export: 1, part: 1 }
     }
 
     pub fn is_marker(&self) -> bool {
@@ -46,16 +49,19 @@ impl HiddenFile {
     /// Parses the name of a file at the destination. Returns `None` if it is not the name of a hidden file.
     pub fn read(name: &str) -> Option<HiddenFile> {
         let stem = name.strip_prefix('.')?;
-        let stem = stem.strip_suffix(DRAFT_ENDING).or_else(|| stem.strip_suffix(MARKER_ENDING))?;
-        let (stem, part) = match stem.rsplit_once('.') {
-            Some((stem, number)) if number.len() < 10 => (stem, number.parse().ok()?),
-            _ => (stem, 1),
+        let (stem, export, part) = match stem.strip_suffix(DRAFT_ENDING) {
+            Some(draft) => {
+                let (rest, part) = draft.rsplit_once('.')?;
+                let (stem, export) = rest.rsplit_once('.')?;
+                (stem, export.parse().ok()?, part.parse().ok()?)
+            }
+            None => (stem.strip_suffix(MARKER_ENDING)?, 1, 1),
         };
         let (rest, token) = stem.rsplit_once('.')?;
         let (database, job) = rest.split_once('.')?;
         let database = database.parse().ok()?;
         let (job, token) = (job.parse::<Uuid>().ok()?.into(), token.parse::<Uuid>().ok()?.into());
-        Some(HiddenFile { name: name.to_owned(), database, job, token, part })
+        Some(HiddenFile { name: name.to_owned(), database, job, token, export, part })
     }
 }
 
@@ -67,8 +73,8 @@ mod tests {
     fn hidden_names_round_trip() {
         let database: DatabaseId = "00000000000000ff-16384".parse().unwrap();
         for file in [
-            HiddenFile::of_attempt(&database, JobId::random(), LeaseToken::random()),
-            HiddenFile::of_attempt(&database, JobId::random(), LeaseToken::random()).with_part(2),
+            HiddenFile::of_attempt(&database, JobId::random(), LeaseToken::random(), 1),
+            HiddenFile::of_attempt(&database, JobId::random(), LeaseToken::random(), 1_000).with_part(2),
             HiddenFile::of_marker(&database, JobId::random()),
         ] {
             assert_eq!(HiddenFile::read(&file.name), Some(file));

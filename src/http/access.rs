@@ -3,8 +3,8 @@
 //!
 //! `local` decides if a caller is on this machine. With `AUTH=keys`, every route needs a key, except those in
 //! [`is_open`]. A caller with a key has the rights of that key, whatever `AUTH` is. This file checks the scope of a key
-//! against the route, and binds the service to the consumers and datasets of the key. `input` checks the consumer, the
-//! dataset and the job that a request names.
+//! against the route, and binds the service to the consumers and datasets of the key. `input` checks the consumer and
+//! the dataset that a request names, and `service` shows of a job only what the caller may see.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -227,8 +227,8 @@ fn action_of(method: &Method, path: &str) -> Action {
         }
         (_, &Method::GET | &Method::HEAD) => Action::Read,
         ("/exports/{jobId}/ack", _) => Action::Acknowledge,
-        ("/exports/{jobId}/cancel" | "/batches/{batchId}/cancel", _) => Action::Cancel,
-        ("/exports/{jobId}/retry" | "/batches/{batchId}/retry", _) => Action::Retry,
+        ("/exports/{jobId}/cancel", _) => Action::Cancel,
+        ("/exports/{jobId}/retry", _) => Action::Retry,
         ("/exports/{jobId}", _) => Action::RemoveFile,
         ("/exports/watermark", _) => Action::DeleteWatermark,
         ("/deliveries/{deliveryId}/redeliver", _) => Action::Redeliver,

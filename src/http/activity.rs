@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::http::code::Code;
-use crate::http::exports::dataset;
+use crate::http::input::dataset;
 use crate::http::problem::Problem;
 use crate::http::query;
 use crate::http::schemas::DatasetName;

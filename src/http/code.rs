@@ -68,8 +68,6 @@ pg_rows::words! {
         NoFile = "no_file",
         /// The export belongs to no consumer, so it cannot be acknowledged.
         AdHoc = "ad_hoc",
-        /// The export is a member of a batch, which is cancelled and retried as a whole.
-        BatchMember = "batch_member",
         /// None of the datasets that the key may export is ready.
         NothingReady = "nothing_ready",
         /// An export is being committed.
@@ -88,6 +86,9 @@ pg_rows::words! {
         NotFailed = "not_failed",
         /// The file is in a folder, so it has no URL.
         NoUrl = "no_url",
+        /// The job has exports of several datasets, and the parameter `dataset` names none of them. `detail` has their
+        /// names.
+        SeveralDatasets = "several_datasets",
         /// The export has several files, each with its own path.
         SeveralFiles = "several_files",
         /// The export has no file with this part number.
@@ -174,7 +175,6 @@ impl Code {
             | Code::NotCompleted
             | Code::NoFile
             | Code::AdHoc
-            | Code::BatchMember
             | Code::NothingReady
             | Code::Committing
             | Code::StillOpen
@@ -183,6 +183,7 @@ impl Code {
             | Code::DatabaseRestored
             | Code::NotFailed
             | Code::NoUrl
+            | Code::SeveralDatasets
             | Code::SeveralFiles
             | Code::NoManifest
             | Code::NoEndpoint

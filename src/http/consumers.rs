@@ -201,7 +201,7 @@ fn read_cursor(cursor: &str) -> Result<(ConsumerId, &str), Problem> {
 }
 
 fn body(listed: ListedConsumer, capture: Option<&'static str>) -> ConsumerBody {
-    let ListedConsumer { lag, as_of, last_job, unacknowledged, log_use, history, behind, state } = listed;
+    let ListedConsumer { lag, as_of, last_export, unacknowledged, log_use, history, behind, state } = listed;
     ConsumerBody {
         consumer_id: lag.consumer.to_string(),
         dataset: lag.dataset,
@@ -213,7 +213,7 @@ fn body(listed: ListedConsumer, capture: Option<&'static str>) -> ConsumerBody {
         failures: history.failures,
         failing_since: history.failing_since.map(rfc3339),
         continuity: lag.continuity,
-        last_job: last_job.map(JobJson::from),
+        last_job: last_export.map(JobJson::from),
         unacknowledged: unacknowledged.map(|of| of.exports),
         unacknowledged_since: unacknowledged.and_then(|of| of.since).map(rfc3339),
         log_bytes: log_use.as_ref().map(|of| of.bytes),

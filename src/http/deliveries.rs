@@ -14,7 +14,6 @@ use crate::http::input::PathParameter;
 use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
 use crate::http::query;
-use crate::job::JobId;
 use crate::job::json::rfc3339;
 use crate::service::{self, Service};
 
@@ -40,7 +39,7 @@ pub(crate) struct DeliveryQuery {
 #[serde(rename_all = "camelCase")]
 #[schema(as = Delivery, example = json!({
     "deliveryId": "01a1f83b-6d1e-7c1a-9d4e-2f6f1f0c9a11", "endpoint": "airflow", "event": "export.completed",
-    "jobId": "01a1f83b-4327-76af-8511-139e6c6a362d", "batchId": null, "status": "pending", "attempt": 2, "nextAttemptAt": "2026-11-20T09:13:50.958121Z",
+    "jobId": "01a1f83b-4327-76af-8511-139e6c6a362d", "status": "pending", "attempt": 2, "nextAttemptAt": "2026-11-20T09:13:50.958121Z",
     "lastStatus": 503, "lastError": "it answered 503", "createdAt": "2026-11-20T09:13:15.958121Z", "endedAt": null
 }))]
 pub(crate) struct DeliveryBody {
@@ -51,11 +50,8 @@ pub(crate) struct DeliveryBody {
     /// The event's type
     #[schema(pattern = r"^export\.(completed|skipped|failed|cancelled)$")]
     event: String,
-    /// The export that ended; of a batch its first export
+    /// The job that ended
     job_id: Uuid,
-    /// The batch that ended; null if an export of no batch did
-    #[schema(required)]
-    batch_id: Option<Uuid>,
     /// The delivery's status
     status: DeliveryStatus,
     /// The number of attempts that have ended since the delivery was created or requested again
@@ -69,7 +65,7 @@ pub(crate) struct DeliveryBody {
     /// The error of the last attempt; null if there was none
     #[schema(required)]
     last_error: Option<String>,
-    /// The time when the export or the batch ended
+    /// The time when the job ended
     #[schema(format = DateTime)]
     created_at: String,
     /// The time when the receiver accepted the event or the service gave up
@@ -84,7 +80,6 @@ impl From<Delivery> for DeliveryBody {
             endpoint: delivery.endpoint,
             event: delivery.event.name(),
             job_id: delivery.job.as_uuid(),
-            batch_id: delivery.batch.map(JobId::as_uuid),
             status: delivery.status,
             attempt: delivery.attempt,
             next_attempt_at: delivery.next_attempt_at.map(rfc3339),

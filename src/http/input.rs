@@ -1,20 +1,23 @@
-//! Extracts and validates headers and path parameters: consumer, job id and idempotency key.
+//! Extracts and validates headers and parameters: consumer, job id, dataset and idempotency key.
 
 use std::fmt::Display;
 use std::str::FromStr;
 
-use axum::extract::{FromRequestParts, RawPathParams};
+use axum::extract::{FromRequestParts, Query, RawPathParams};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
+use serde::Deserialize;
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, SchemaFormat, Type};
 use utoipa::openapi::{Ref, Required};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
+use crate::dataset::name::is_name;
 use crate::http::access::service_of;
 use crate::http::code::Code;
 use crate::http::problem::Problem;
+use crate::http::schemas::DatasetName;
 use crate::job::{ConsumerId, ExportType, IdempotencyKey, JobId};
 use crate::key;
 use crate::service::{self, Service};
@@ -119,6 +122,12 @@ pub(crate) fn dataset_or_implied(service: &Service, name: Option<String>) -> Res
     }
 }
 
+/// Validates the name of a dataset. The dataset may be missing from the catalog, because its exports are kept.
+pub(crate) fn dataset(name: String) -> Result<String, Problem> {
+    let bad = || Problem::bad_parameter("dataset", "the name of a dataset is expected");
+    if is_name(&name) { Ok(name) } else { Err(bad()) }
+}
+
 /// Parses a header, if present. Refuses a header given twice, because the values might differ.
 fn header_of<T>(headers: &HeaderMap, name: &str, code: Code) -> Result<Option<T>, Problem>
 where
@@ -207,8 +216,8 @@ impl<S: Send + Sync> FromRequestParts<S> for PathParameter {
     }
 }
 
-/// The job from the path. A malformed id, an unknown job and a job that the caller may not see result in the same
-/// response. So a client cannot detect jobs of other clients.
+/// The job from the path. A malformed id and an unknown job result in the same response, and so does a job that the
+/// caller may not see. So a client cannot detect jobs of other clients.
 pub(crate) struct PathJob(pub(crate) JobId);
 
 impl<S: Send + Sync> FromRequestParts<S> for PathJob {
@@ -216,8 +225,39 @@ impl<S: Send + Sync> FromRequestParts<S> for PathJob {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<PathJob, Problem> {
         let PathParameter(id) = PathParameter::from_request_parts(parts, state).await?;
-        let id = Uuid::try_parse(&id).map_err(|_| service::Error::NoJob)?.into();
-        service_of(parts)?.require_job(id).await?;
-        Ok(PathJob(id))
+        Ok(PathJob(Uuid::try_parse(&id).map_err(|_| service::Error::NoJob)?.into()))
+    }
+}
+
+/// An export of a job: the job from the path, and the dataset from the query, if it is given.
+pub(crate) struct PathExport {
+    pub(crate) job: JobId,
+    pub(crate) dataset: Option<String>,
+}
+
+/// The query of a call for an export of a job.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+struct ExportDatasetQuery {
+    /// The dataset of the export. Optional if the job has only one export
+    #[param(value_type = Option<DatasetName>, example = "users")]
+    dataset: Option<String>,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for PathExport {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<PathExport, Problem> {
+        let PathJob(job) = PathJob::from_request_parts(parts, state).await?;
+        let query = Query::<ExportDatasetQuery>::try_from_uri(&parts.uri);
+        let Query(ExportDatasetQuery { dataset }) =
+            query.map_err(|_| Problem::new(Code::BadRequest, "the query can't be read"))?;
+        Ok(PathExport { job, dataset: dataset.map(self::dataset).transpose()? })
+    }
+}
+
+impl IntoParams for PathExport {
+    fn into_params(place: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        PathJob::into_params(&place).into_iter().chain(ExportDatasetQuery::into_params(&place)).collect()
     }
 }

@@ -16,7 +16,7 @@ use utoipa::openapi::OpenApi;
 
 use crate::http::access;
 use crate::http::code::Code;
-use crate::http::exports::submit::{Submitted, SubmittedBatch};
+use crate::http::exports::submit::{Submitted, SubmittedDatasets};
 use crate::http::problem::Problem;
 use crate::http::schemas::DatasetName;
 use crate::job::ConsumerId;
@@ -48,7 +48,7 @@ use pg_rows::encoding::{Compression, Format};
         (name = "demo", description = "The demo table."),
         (name = "service", description = "Monitoring and documentation of this process."),
     ),
-    components(schemas(Submitted, SubmittedBatch, Problem, ConsumerId, DatasetName)),
+    components(schemas(Submitted, SubmittedDatasets, Problem, ConsumerId, DatasetName)),
 )]
 pub(crate) struct Base;
 
@@ -212,7 +212,7 @@ fn codes_of(path: &str, operation: &mut Value) -> Vec<Code> {
                 }
             }
             ("Idempotency-Key", _) => codes.extend([Code::IdempotencyKeyInvalid, Code::IdempotencyKeyReused]),
-            ("jobId" | "batchId", _) => codes.push(Code::NotFound),
+            ("jobId", _) => codes.push(Code::NotFound),
             ("consumerId", _) => codes.extend([Code::ConsumerInvalid, Code::ConsumerNotAllowed, Code::NotFound]),
             (_, Some("query")) => codes.extend([Code::BadRequest, Code::ParameterInvalid]),
             _ => {}

@@ -22,10 +22,10 @@ pub(crate) fn limit(text: Option<&str>) -> Result<u32, Problem> {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Page<T> {
     /// The page's items
-    items: Vec<T>,
+    pub(crate) items: Vec<T>,
     /// The `cursor` of the next page; null on the last page
     #[schema(required)]
-    next_cursor: Option<String>,
+    pub(crate) next_cursor: Option<String>,
 }
 
 impl<T> Page<T> {

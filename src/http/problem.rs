@@ -208,8 +208,8 @@ impl From<Arc<service::Error>> for Problem {
                 tracing::error!(event = "right_missing", error = detail);
                 Problem::new(Code::DatabaseUnavailable, detail)
             }
-            Error::OutOfStep(_, jobs) => {
-                let jobs = jobs.iter().cloned().map(JobJson::from).collect();
+            Error::OutOfStep(_, exports) => {
+                let jobs = exports.iter().cloned().map(JobJson::from).collect();
                 Problem { jobs: Some(jobs), ..Problem::new(Code::OutOfStep, detail).with_field("after") }
             }
             Error::DatabaseUnavailable(cause) => {
@@ -232,7 +232,8 @@ impl From<Arc<service::Error>> for Problem {
                 Problem::new(Code::OutputFailed, detail)
             }
             Error::NoKey => Problem::key_invalid(),
-            Error::NoJob | Error::NoBatch | Error::NoUser | Error::NoDelivery => Problem::not_found(&detail),
+            Error::NoJob | Error::NoUser | Error::NoDelivery => Problem::not_found(&detail),
+            Error::NoExport(_) => Problem::not_found(&detail).with_field("dataset"),
             Error::Look(cause) => return Problem::from(Arc::clone(cause)),
             Error::NoDataset(_) => Problem::new(Code::NoDataset, detail).with_field("dataset"),
             Error::ConsumerNotAllowed(_) => Problem::new(Code::ConsumerNotAllowed, detail).with_field("X-Consumer-ID"),
@@ -256,6 +257,7 @@ impl From<Arc<service::Error>> for Problem {
             Error::Skipped => Problem::new(Code::NoFile, detail),
             Error::AdHoc => Problem::new(Code::AdHoc, detail),
             Error::NoUrl => Problem::new(Code::NoUrl, detail),
+            Error::SeveralDatasets(_) => Problem::new(Code::SeveralDatasets, detail).with_field("dataset"),
             Error::SeveralFiles(_) => Problem::new(Code::SeveralFiles, detail),
             Error::NoPart(_) => Problem::new(Code::NoPart, detail),
             Error::NoEndpoint(_) => Problem::new(Code::NoEndpoint, detail),
@@ -263,8 +265,7 @@ impl From<Arc<service::Error>> for Problem {
             Error::FileGone => Problem::new(Code::FileGone, detail),
             Error::FileOnOtherHost => Problem::new(Code::FileOnOtherHost, detail),
             Error::FileOfOtherDatabase => Problem::new(Code::FileOfOtherDatabase, detail),
-            Error::OfBatch(_) => Problem::new(Code::BatchMember, detail),
-            Error::TooManyMembers(_) => Problem::new(Code::MemberInvalid, detail).with_field("datasets"),
+            Error::TooManyDatasets(_) => Problem::new(Code::MemberInvalid, detail).with_field("datasets"),
             Error::AfterUnknown(_) => Problem::new(Code::MemberInvalid, detail).with_field("after"),
             Error::NothingReady(_) => Problem::new(Code::NothingReady, detail).with_field("datasets"),
             Error::Committing => Problem::new(Code::Committing, detail),

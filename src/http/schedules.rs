@@ -5,7 +5,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::http::problem::Problem;
-use crate::job::json::{CompressionSchema, FormatSchema, JobJson, rfc3339};
+use crate::job::json::{AnyJobJson, CompressionSchema, FormatSchema, rfc3339};
 use crate::job::{ConsumerId, ExportType};
 use crate::schedule::ScheduledDatasets;
 use crate::service::Service;
@@ -28,10 +28,10 @@ pub(crate) struct ScheduleBody {
     /// The id of the consumer whose exports it requests
     #[schema(value_type = ConsumerId)]
     consumer_id: String,
-    /// The dataset's name; null if its exports are batches
+    /// The dataset's name; null if its jobs have several datasets
     #[schema(required)]
     dataset: Option<String>,
-    /// The datasets of its batches, or `["*"]` for all that are ready; null if its exports are of one dataset
+    /// The datasets of its jobs, or `["*"]` for all that are ready; null if `dataset` has the only one
     #[schema(required)]
     datasets: Option<Vec<String>>,
     /// The type of its exports
@@ -51,7 +51,8 @@ pub(crate) struct ScheduleBody {
     /// The time zone of `cron`
     #[schema(required)]
     timezone: Option<String>,
-    /// True if a full export follows one that failed with `full_export_needed`, or is in the batch instead
+    /// True if a full export follows one that failed with `full_export_needed`. With `datasets`, the full export is in
+    /// the same job
     heal: bool,
     /// The slot of its next run; a slot in the past is due and has no export yet
     #[schema(required, format = DateTime)]
@@ -62,9 +63,9 @@ pub(crate) struct ScheduleBody {
     /// The time when it last requested an export
     #[schema(required, format = DateTime)]
     last_run_at: Option<String>,
-    /// The export requested then, if it is kept
+    /// The job requested then, if it is kept
     #[schema(required)]
-    last_job: Option<JobJson>,
+    last_job: Option<AnyJobJson>,
     /// The number of slots skipped since then because an export of the consumer and dataset was still open
     skipped: u64,
     /// The time of the last skipped slot
@@ -114,7 +115,7 @@ fn body(ListedSchedule { schedule, state, next_at, last_job }: ListedSchedule) -
         next_at: next_at.map(rfc3339),
         last_slot: state.slot.map(rfc3339),
         last_run_at: state.last_run_at.map(rfc3339),
-        last_job: last_job.map(JobJson::from),
+        last_job: last_job.map(AnyJobJson::from),
         skipped: state.skipped,
         skipped_at: state.skipped_at.map(rfc3339),
         refused: refused.map(|why| why.as_str()),

@@ -1,6 +1,6 @@
 //! The consumers and datasets that a caller is bound to.
 
-use crate::job::{ConsumerId, Job};
+use crate::job::{ConsumerId, Export, Job};
 
 /// The exports that a caller may see and request. The default allows all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,9 +28,21 @@ impl Bounds {
         self.datasets.as_ref().is_none_or(|its| its.iter().any(|other| other == name))
     }
 
-    /// Returns true if the job's consumer and dataset are both allowed.
-    pub fn allow(&self, job: &Job) -> bool {
-        self.allow_consumer(job.consumer.as_ref()) && self.allow_dataset(&job.dataset)
+    /// Returns true if the export's consumer and dataset are both allowed.
+    pub fn allow(&self, export: &Export) -> bool {
+        self.allow_consumer(export.consumer.as_ref()) && self.allow_dataset(&export.dataset)
+    }
+
+    /// Returns true if the job's consumer and all of its datasets are allowed, also those of removed exports.
+    pub fn allow_all_of(&self, job: &Job) -> bool {
+        let mut asked = job.datasets.iter().flat_map(|asked| &asked.datasets);
+        job.exports.iter().all(|export| self.allow(export)) && asked.all(|name| self.allow_dataset(name))
+    }
+
+    /// Returns the job as if it had only the allowed datasets. `None` if it has none, or if its consumer is not
+    /// allowed.
+    pub fn visible(&self, job: Job) -> Option<Job> {
+        job.within(|name| self.allow_dataset(name)).filter(|job| self.allow_consumer(job.consumer()))
     }
 }
 

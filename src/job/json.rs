@@ -2,12 +2,19 @@
 //!
 //! Knows no HTTP. The API's document takes its schema from here.
 
+use std::borrow::Cow;
+
 use chrono::{DateTime, SecondsFormat, Utc};
-use serde::Serialize;
-use utoipa::ToSchema;
+use serde::{Serialize, Serializer};
+use serde_json::Value;
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 use uuid::Uuid;
 
-use crate::job::{Continuity, ExportType, FailureCode, Job, JobFile, JobId, Phase, Status};
+use crate::job::datasets::Omitted;
+use crate::job::{
+    ConsumerId, Continuity, Export, ExportFile, ExportType, Failure, FailureCode, Job, JobId, Phase, Status,
+};
 
 /// Formats a time for JSON: RFC 3339, UTC, microseconds.
 pub fn rfc3339(time: DateTime<Utc>) -> String {
@@ -20,7 +27,27 @@ pub enum FormatSchema {}
 /// Schema type of a file's compression, which is an enum of another crate.
 pub enum CompressionSchema {}
 
-/// An export.
+/// A job in the form of its request.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+#[schema(as = AnyJob)]
+pub enum AnyJobJson {
+    /// The request was for one dataset
+    One(Box<JobJson>),
+    /// The request had `datasets`
+    Several(Box<JobOfDatasetsJson>),
+}
+
+impl From<Job> for AnyJobJson {
+    fn from(mut job: Job) -> AnyJobJson {
+        match job.datasets {
+            None => AnyJobJson::One(Box::new(job.exports.remove(0).into())),
+            Some(_) => AnyJobJson::Several(Box::new(job.into())),
+        }
+    }
+}
+
+/// A job of one export.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Job, example = json!({
@@ -33,7 +60,7 @@ pub enum CompressionSchema {}
     }], "maxFileBytes": null, "digest": "b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9",
     "attempt": 1, "error": null, "continuity": null,
     "lateRows": 0, "quietDeletes": 0, "openTransactions": 0, "oldestTransactionSeconds": null, "schemaChanged": false, "tableRewritten": false,
-    "watermarkFrom": "2026-11-20T09:13:10.962731Z", "watermarkTo": "2026-11-20T09:13:15.806135Z", "number": 17, "order": 18, "acknowledged": true, "retryOf": null, "batchId": null,
+    "watermarkFrom": "2026-11-20T09:13:10.962731Z", "watermarkTo": "2026-11-20T09:13:15.806135Z", "number": 17, "order": 18, "acknowledged": true, "retryOf": null,
     "nextAttemptAt": null, "cancelRequestedAt": null,
     "createdAt": "2026-11-20T09:13:15.911402Z", "startedAt": "2026-11-20T09:13:15.913370Z",
     "finishedAt": "2026-11-20T09:13:15.958121Z", "durationSeconds": 0.044751
@@ -138,9 +165,6 @@ pub struct JobJson {
     /// The export that this one repeats, on request
     #[schema(required)]
     retry_of: Option<Uuid>,
-    /// The batch that the export is a member of
-    #[schema(required)]
-    batch_id: Option<Uuid>,
     /// When the export is tried again at the earliest, while it waits for that
     #[schema(required, format = DateTime)]
     next_attempt_at: Option<String>,
@@ -193,12 +217,11 @@ struct FailureJson {
     detail: String,
 }
 
-impl From<Job> for JobJson {
-    fn from(job: Job) -> JobJson {
-        let duration = job.started_at.zip(job.finished_at).map(|(start, end)| (end - start).as_seconds_f64());
+impl From<Export> for JobJson {
+    fn from(job: Export) -> JobJson {
         let only = job.only_file().cloned();
-        let (status, is_skipped) = (job.shown_status(), job.status == Status::Skipped);
-        let file = |(part, JobFile { name, location, bytes, rows, sha256 })| FileJson {
+        let is_skipped = job.status == Status::Skipped;
+        let file = |(part, ExportFile { name, location, bytes, rows, sha256 })| FileJson {
             part,
             name,
             location,
@@ -207,11 +230,11 @@ impl From<Job> for JobJson {
             sha256,
         };
         JobJson {
-            job_id: job.id.as_uuid(),
+            job_id: job.job.as_uuid(),
             consumer_id: job.consumer.map(|consumer| consumer.to_string()),
             dataset: job.dataset,
             export_type: job.export_type,
-            status,
+            status: job.status.shown(),
             skipped: is_skipped,
             progress: job.progress,
             phase: job.phase,
@@ -241,13 +264,203 @@ impl From<Job> for JobJson {
             order: job.order.filter(|_| job.number.is_some()),
             acknowledged: job.acknowledged,
             retry_of: job.retry_of.map(JobId::as_uuid),
-            batch_id: job.batch.map(JobId::as_uuid),
             next_attempt_at: job.next_attempt_at.map(rfc3339),
             cancel_requested_at: job.cancel_requested_at.map(rfc3339),
             created_at: rfc3339(job.created_at),
             started_at: job.started_at.map(rfc3339),
             finished_at: job.finished_at.map(rfc3339),
-            duration_seconds: duration,
+            duration_seconds: seconds_between(job.started_at, job.finished_at),
         }
+    }
+}
+
+fn seconds_between(start: Option<DateTime<Utc>>, end: Option<DateTime<Utc>>) -> Option<f64> {
+    start.zip(end).map(|(start, end)| (end - start).as_seconds_f64())
+}
+
+/// The members of a [`JobJson`] that belong to the job. An export of a job has the others.
+const JOB_MEMBERS: [&str; 16] = [
+    "jobId",
+    "consumerId",
+    "status",
+    "progress",
+    "format",
+    "compression",
+    "maxFileBytes",
+    "attempt",
+    "error",
+    "retryOf",
+    "nextAttemptAt",
+    "cancelRequestedAt",
+    "createdAt",
+    "startedAt",
+    "finishedAt",
+    "durationSeconds",
+];
+
+/// An export of a job whose request had `datasets`.
+#[derive(Debug)]
+struct ExportJson(JobJson);
+
+impl Serialize for ExportJson {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut members = serde_json::to_value(&self.0).map_err(serde::ser::Error::custom)?;
+        if let Value::Object(members) = &mut members {
+            members.retain(|name, _| !JOB_MEMBERS.contains(&name.as_str()));
+        }
+        members.serialize(serializer)
+    }
+}
+
+impl ToSchema for ExportJson {
+    fn name() -> Cow<'static, str> {
+        "Export".into()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        JobJson::schemas(schemas);
+    }
+}
+
+impl PartialSchema for ExportJson {
+    fn schema() -> RefOr<Schema> {
+        let RefOr::T(Schema::Object(mut schema)) = JobJson::schema() else { unreachable!("JobJson is a struct") };
+        schema.properties.retain(|name, _| !JOB_MEMBERS.contains(&name.as_str()));
+        schema.required.retain(|name| !JOB_MEMBERS.contains(&name.as_str()));
+        schema.description = Some("An export of a job whose request had `datasets`.".to_owned());
+        schema.example = None;
+        schema.into()
+    }
+}
+
+/// A job whose request had `datasets`: its exports are read at one snapshot, and completed together or not at all.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = JobOfDatasets)]
+pub struct JobOfDatasetsJson {
+    /// The job's id
+    job_id: Uuid,
+    /// The consumer of its exports
+    #[schema(value_type = ConsumerId)]
+    consumer_id: String,
+    /// The type of its exports. One that was healed has the type `full`
+    export_type: ExportType,
+    /// True if an export that can't go on becomes a full one
+    heal: bool,
+    /// `completed` when the files of all exports are published, or if all were skipped
+    status: Status,
+    /// True if each export was skipped
+    skipped: bool,
+    /// The mean of its exports' progress in percent: 100 only when completed
+    #[schema(maximum = 100)]
+    progress: u8,
+    /// Rows of all exports so far
+    rows_exported: u64,
+    /// Bytes of all exports so far
+    bytes_written: u64,
+    /// The format of the files
+    #[schema(value_type = FormatSchema)]
+    format: &'static str,
+    /// The compression of the files
+    #[schema(value_type = CompressionSchema)]
+    compression: &'static str,
+    /// The size in bytes at which a file ends and the next one begins, if the request has one
+    #[schema(required)]
+    max_file_bytes: Option<u64>,
+    /// The number of times that a worker has claimed the job
+    attempt: u32,
+    /// Why the job failed
+    #[schema(required)]
+    error: Option<DatasetFailureJson>,
+    /// The job that this one repeats, on request
+    #[schema(required)]
+    retry_of: Option<Uuid>,
+    /// When the job is tried again at the earliest, while it waits for that
+    #[schema(required, format = DateTime)]
+    next_attempt_at: Option<String>,
+    /// When somebody first asked to cancel the job: an open one ends as soon as its worker hears of it
+    #[schema(required, format = DateTime)]
+    cancel_requested_at: Option<String>,
+    /// When the job was asked for
+    #[schema(format = DateTime)]
+    created_at: String,
+    /// When a worker first claimed the job
+    #[schema(required, format = DateTime)]
+    started_at: Option<String>,
+    /// When the job ended
+    #[schema(required, format = DateTime)]
+    finished_at: Option<String>,
+    /// The duration of the job, in seconds
+    #[schema(required)]
+    duration_seconds: Option<f64>,
+    /// Its exports, in the order of their datasets' names
+    exports: Vec<ExportJson>,
+    /// The datasets that `"*"` did not export
+    left_out: Vec<LeftOutJson>,
+}
+
+/// Why a job whose request had `datasets` failed.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = DatasetFailure)]
+struct DatasetFailureJson {
+    /// The reason as a word, for programs
+    code: FailureCode,
+    /// The reason as a sentence, for people
+    detail: String,
+    /// The dataset whose export ended the job; null if the reason concerns all of them. With `file_lost`, its file is
+    /// lost, and the other exports are completed
+    #[schema(required)]
+    dataset: Option<String>,
+}
+
+impl From<Job> for JobOfDatasetsJson {
+    fn from(job: Job) -> JobOfDatasetsJson {
+        let (status, export_type, error) = (job.status(), job.export_type(), job.error().cloned());
+        let Job { datasets, exports } = job;
+        let first = &exports[0];
+        let finished_at = exports.iter().map(|export| export.finished_at).max().flatten();
+        let finished_at = finished_at.filter(|_| status.is_terminal());
+        let progress = exports.iter().map(|export| usize::from(export.progress)).sum::<usize>() / exports.len();
+        JobOfDatasetsJson {
+            job_id: first.job.as_uuid(),
+            consumer_id: first.consumer.as_ref().map(ConsumerId::to_string).unwrap_or_default(),
+            export_type,
+            heal: first.heals,
+            status: status.shown(),
+            skipped: status == Status::Skipped,
+            progress: progress as u8,
+            rows_exported: exports.iter().map(|export| export.rows_exported).sum(),
+            bytes_written: exports.iter().map(|export| export.bytes_written).sum(),
+            format: first.encoding.format.as_str(),
+            compression: first.encoding.compression.as_str(),
+            max_file_bytes: first.max_file_bytes,
+            attempt: first.attempt,
+            error: error.map(|Failure { code, detail, dataset, .. }| DatasetFailureJson { code, detail, dataset }),
+            retry_of: first.retry_of.map(JobId::as_uuid),
+            next_attempt_at: first.next_attempt_at.map(rfc3339),
+            cancel_requested_at: first.cancel_requested_at.map(rfc3339),
+            created_at: rfc3339(first.created_at),
+            started_at: first.started_at.map(rfc3339),
+            finished_at: finished_at.map(rfc3339),
+            duration_seconds: seconds_between(first.started_at, finished_at),
+            left_out: datasets.into_iter().flat_map(|asked| asked.left_out).map(LeftOutJson::from).collect(),
+            exports: exports.into_iter().map(|export| ExportJson(export.into())).collect(),
+        }
+    }
+}
+
+/// A dataset that `"*"` does not export.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = LeftOut)]
+pub struct LeftOutJson {
+    /// Its name
+    dataset: String,
+    /// The reason as a word, as `GET /datasets` has it
+    reason: String,
+}
+
+impl From<Omitted> for LeftOutJson {
+    fn from(Omitted { dataset, reason }: Omitted) -> LeftOutJson {
+        LeftOutJson { dataset, reason }
     }
 }

@@ -3,8 +3,6 @@
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::job::JobId;
-
 /// The progress of a running export. The pipeline updates it, and the heartbeat reads it.
 #[derive(Clone, Debug, Default)]
 pub struct Progress(Arc<Counters>);
@@ -75,25 +73,26 @@ impl Progress {
     }
 }
 
-/// The job that an attempt works on now, and its progress. The attempt moves on, and the heartbeat reads it.
+/// The dataset that an attempt reads now, and the progress of its export. The attempt moves on, and the heartbeat reads
+/// it.
 #[derive(Clone, Debug)]
-pub struct CurrentJob(Arc<Mutex<(JobId, Progress)>>);
+pub struct CurrentExport(Arc<Mutex<(String, Progress)>>);
 
-impl CurrentJob {
-    pub fn new(job: JobId) -> CurrentJob {
-        CurrentJob(Arc::new(Mutex::new((job, Progress::default()))))
+impl CurrentExport {
+    pub fn new(dataset: &str) -> CurrentExport {
+        CurrentExport(Arc::new(Mutex::new((dataset.to_owned(), Progress::default()))))
     }
 
-    /// Moves on to another job, and returns its progress.
-    pub fn begin(&self, job: JobId) -> Progress {
+    /// Moves on to another dataset, and returns the progress of its export.
+    pub fn begin(&self, dataset: &str) -> Progress {
         let progress = Progress::default();
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (job, progress.clone());
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (dataset.to_owned(), progress.clone());
         progress
     }
 
-    pub fn read(&self) -> (JobId, Reached) {
+    pub fn read(&self) -> (String, Reached) {
         let current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        (current.0, current.1.read())
+        (current.0.clone(), current.1.read())
     }
 }
 

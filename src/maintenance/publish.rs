@@ -1,4 +1,4 @@
-//! Publishes committed files, and fails jobs whose files are missing.
+//! Publishes committed files, and fails exports whose files are missing.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Instant;
@@ -18,19 +18,22 @@ use crate::telemetry::log_throttle::LogThrottle;
 pub(super) struct Publish {
     maintenance: Maintenance,
     publisher: Publisher,
-    /// The time at which a job's file was first found missing.
-    missing: HashMap<JobId, Instant>,
+    /// The time at which an export's file was first found missing.
+    missing: HashMap<ExportKey, Instant>,
     throttle: LogThrottle,
 }
 
 /// The number of lanes whose exports are published at once. A slow file delays only its own lane.
 const MAX_LANES: usize = 4;
 
-/// The lane of an export, or an export without a lane.
+/// An export: its job and its dataset.
+type ExportKey = (JobId, String);
+
+/// The lane of an export, or the job of an export without a lane.
 type LaneKey = Result<(ConsumerId, String), JobId>;
 
-/// The result of publishing a job's files.
-type PublicationResult = (JobId, Result<Publication, publisher::Error>);
+/// The result of publishing an export's files.
+type PublicationResult = (ExportKey, Result<Publication, publisher::Error>);
 
 impl Publish {
     pub(super) fn new(maintenance: &Maintenance) -> Publish {
@@ -76,7 +79,8 @@ impl Publish {
     async fn unpublished(&mut self) -> Result<HashMap<LaneKey, Vec<FileRecord>>, Error> {
         let Maintenance { store, destination, .. } = &self.maintenance;
         let unpublished = store.unpublished(destination.id().await?).await?;
-        self.missing.retain(|job, _| unpublished.iter().any(|record| record.job == *job));
+        let is_of = |record: &FileRecord, (job, dataset): &ExportKey| record.job == *job && record.dataset == *dataset;
+        self.missing.retain(|key, _| unpublished.iter().any(|record| is_of(record, key)));
         let mut lanes = HashMap::<_, Vec<_>>::new();
         for record in unpublished {
             let lane = record.consumer.clone().map(|consumer| (consumer, record.dataset.clone())).ok_or(record.job);
@@ -85,7 +89,7 @@ impl Publish {
         Ok(lanes)
     }
 
-    async fn end(&mut self, (job, outcome): PublicationResult) {
+    async fn end(&mut self, (key, outcome): PublicationResult) {
         let outcome = match outcome {
             Ok(Publication::Done) => {
                 // The process that died before the publication may have left a hidden file behind.
@@ -95,14 +99,15 @@ impl Publish {
             Ok(Publication::Missing(record)) => give_up_if_lost(&self.publisher, &mut self.missing, &record).await,
             Err(error) => {
                 // The failed destination may have the file, so the time of its absence starts again.
-                self.missing.remove(&job);
+                self.missing.remove(&key);
                 Err(error)
             }
         };
         if let Err(error) = outcome
-            && let Some(times) = self.throttle.should_log(format!("{job} {}", chain(&error)))
+            && let (job, dataset) = key
+            && let Some(times) = self.throttle.should_log(format!("{job} {dataset} {}", chain(&error)))
         {
-            tracing::error!(event = "publish_failed", jobId = %job, error = chain(&error), times);
+            tracing::error!(event = "publish_failed", jobId = %job, dataset, error = chain(&error), times);
         }
     }
 }
@@ -111,24 +116,24 @@ impl Publish {
 async fn publish(publisher: Publisher, lane: LaneKey, records: Vec<FileRecord>) -> (LaneKey, Vec<PublicationResult>) {
     let mut outcomes = Vec::new();
     for record in records {
-        let job = record.job;
+        let key = (record.job, record.dataset.clone());
         let outcome = match record.is_own {
             true => publisher.publish(record).await,
             // A service on another database publishes it, so a lane of this database must not wait for it.
             false => publisher.give_up(&record).await.map(|()| Publication::Done),
         };
-        outcomes.push((job, outcome));
+        outcomes.push((key, outcome));
     }
     (lane, outcomes)
 }
 
-/// Fails a job whose file has been missing in every round for longer than [`LOST_AFTER`].
+/// Fails an export whose file has been missing in every round for longer than [`LOST_AFTER`].
 async fn give_up_if_lost(
     publisher: &Publisher,
-    missing: &mut HashMap<JobId, Instant>,
+    missing: &mut HashMap<ExportKey, Instant>,
     record: &FileRecord,
 ) -> Result<(), publisher::Error> {
-    let first = *missing.entry(record.job).or_insert_with(|| {
+    let first = *missing.entry((record.job, record.dataset.clone())).or_insert_with(|| {
         tracing::warn!(event = "staged_file_missing", jobId = %record.job, file = record.name);
         Instant::now()
     });

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::job::{JobId, Retention};
+use crate::job::Retention;
 use crate::maintenance::{Error, Maintenance, Settings};
 use crate::sink::Destination;
 use crate::store::retention::{LaneCursor, PastFile, PastManifest, Retained, RetentionPage};
@@ -61,14 +61,14 @@ pub(super) async fn round(maintenance: &Maintenance) -> Result<bool, Error> {
                 outcome = removed.and(outcome);
             }
         }
-        let (mut jobs, mut place) = (0, first());
+        let (mut exports, mut place) = (0, first());
         while let Some(after) = time.within(place) {
             let page = store.forget_jobs_past(&retain_jobs, spare, writes_manifests, &after).await?;
-            jobs += page.found;
+            exports += page.found;
             place = page.next;
         }
-        if jobs > 0 {
-            tracing::info!(event = "jobs_forgotten", jobs);
+        if exports > 0 {
+            tracing::info!(event = "jobs_forgotten", exports);
         }
     }
     // The change log keeps changes up to twice that age.
@@ -92,7 +92,7 @@ async fn remove_manifests(
         if outcome.is_err() {
             break;
         }
-        removed.push(record.job);
+        removed.push((record.job, &*record.dataset));
     }
     store.manifests_removed(&removed).await?;
     Ok(outcome?)
@@ -116,10 +116,13 @@ async fn remove(Maintenance { store, destination, .. }: &Maintenance, past: &[Pa
     let own = past.iter().filter(|past| past.record.is_own);
     let files: Vec<_> = own.flat_map(|past| past.record.owned_files()).collect();
     destination.remove(&files).await?;
-    let jobs: Vec<JobId> = past.iter().map(|past| past.record.job).collect();
+    let exports: Vec<_> = past.iter().map(|past| (past.record.job, &*past.record.dataset)).collect();
     // If several processes remove the same files, only the first one logs it.
-    let removed = store.files_removed(&jobs).await?;
-    for PastFile { record, unacknowledged } in past.iter().filter(|past| removed.contains(&past.record.job)) {
+    let removed = store.files_removed(&exports).await?;
+    let is_removed = |past: &&PastFile| {
+        removed.iter().any(|(job, dataset)| *job == past.record.job && *dataset == past.record.dataset)
+    };
+    for PastFile { record, unacknowledged } in past.iter().filter(is_removed) {
         let job = record.job;
         if record.is_own {
             tracing::info!(event = "file_removed", jobId = %job, file = record.name);

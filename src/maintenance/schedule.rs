@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::audit::{Action, Origin};
 use crate::job::Job;
-use crate::job::batch::{BatchRequest, MOST_MEMBERS, Omitted};
+use crate::job::datasets::{DatasetsRequest, MOST_DATASETS, Omitted};
 use crate::maintenance::{Error, Maintenance};
 use crate::schedule::{Due, Refusal, Schedule, ScheduleState, ScheduledDatasets};
 use crate::sink::Destination;
@@ -79,20 +79,20 @@ impl Scheduling {
         let Maintenance { store, terms, .. } = &self.maintenance;
         let asked = store.run_slot(schedule, slot, &exports, destination, *terms);
         match asked.await? {
-            RunOutcome::Jobs(jobs) => {
+            RunOutcome::Job(job) => {
                 metrics::schedule_slot(&schedule.name, "run");
-                log_changes(schedule, &jobs);
-                match &exports.batch {
+                log_changes(schedule, &job);
+                match &job.datasets {
                     None => {
-                        let (job, slot) = (&jobs[0], rfc3339(slot));
-                        job_event!(info, job, "export_submitted", schedule = schedule.name, slot);
+                        let (export, slot) = (job.first(), rfc3339(slot));
+                        job_event!(info, export, "export_submitted", schedule = schedule.name, slot);
                     }
                     Some(_) => tracing::info!(
-                        event = "batch_submitted",
-                        batchId = %jobs[0].id,
+                        event = "export_submitted",
+                        jobId = %job.id(),
                         consumerId = schedule.consumer.as_str(),
                         exportType = %schedule.export_type,
-                        members = exports.requests.len(),
+                        datasets = job.exports.len(),
                         schedule = schedule.name,
                         slot = rfc3339(slot),
                     ),
@@ -150,9 +150,9 @@ impl Scheduling {
         let catalog = self.maintenance.catalog.get();
         let (wanted, heals) = (schedule.export_type, schedule.heals);
         let request = |name: &String| schedule.request(name, catalog.healed_type(name, wanted, heals));
-        let (members, left_out) = match &schedule.datasets {
+        let (datasets, left_out) = match &schedule.datasets {
             ScheduledDatasets::One(dataset) => {
-                let exports = ScheduledExports { requests: vec![request(dataset)], batch: None };
+                let exports = ScheduledExports { requests: vec![request(dataset)], datasets: None };
                 return Ok(self.refusal(schedule, dataset).await?.map_or(Ok(exports), Err));
             }
             ScheduledDatasets::Listed(names) => {
@@ -166,15 +166,15 @@ impl Scheduling {
             }
             ScheduledDatasets::All => self.ready(schedule, |_| true).await?,
         };
-        match members.len() {
+        match datasets.len() {
             0 => return Ok(Err(Refusal::NothingReady)),
-            count if count > MOST_MEMBERS => return Ok(Err(Refusal::TooManyDatasets)),
+            count if count > MOST_DATASETS => return Ok(Err(Refusal::TooManyDatasets)),
             _ => {}
         }
-        let requests = members.iter().map(request).collect();
+        let requests = datasets.iter().map(request).collect();
         let request = json!({ "schedule": schedule.name });
-        let batch = BatchRequest { request, export_type: wanted, heals, members, left_out, retry_of: None };
-        Ok(Ok(ScheduledExports { requests, batch: Some(batch) }))
+        let datasets = Some(DatasetsRequest { request, export_type: wanted, datasets, left_out });
+        Ok(Ok(ScheduledExports { requests, datasets }))
     }
 
     /// Returns those of the wanted datasets that are ready, in the order of their names, and the others.
@@ -249,10 +249,10 @@ fn needs_adoption(schedule: &Schedule, state: &ScheduleState, now: DateTime<Utc>
     schedule.timing.latest(now).filter(|_| is_needed)
 }
 
-/// Writes the audit lines of the jobs that a schedule has submitted.
-fn log_changes(schedule: &Schedule, jobs: &[Job]) {
+/// Writes the audit lines of the exports that a schedule has submitted.
+fn log_changes(schedule: &Schedule, job: &Job) {
     let origin = Origin::schedule(&schedule.name);
-    jobs.iter().for_each(|job| origin.log_job(Action::Export, job));
+    job.exports.iter().for_each(|export| origin.log_job(Action::Export, export));
 }
 
 fn rfc3339(time: DateTime<Utc>) -> String {

@@ -133,7 +133,7 @@ impl Chains {
             // An invalid digest becomes zero. No export has the digest zero, so the chain has a gap there.
             previous: export.previous.as_ref().map(|text| parse_digest(text).unwrap_or_default()),
             number: *number,
-            requested: Uuid::parse_str(&export.job).map(request_time).unwrap_or_default(),
+            requested: Uuid::parse_str(export.job.id()).map(request_time).unwrap_or_default(),
             lane,
             is_base: export.is_base(),
             is_first: export.is_base() && export.export_type != "full",
@@ -296,12 +296,12 @@ impl<'c> Successors<'c> {
 mod tests {
     use super::*;
     use crate::manifest::tests::chained;
-    use crate::manifest::{Chained, ManifestSource};
+    use crate::manifest::{Chained, ManifestJob, ManifestSource};
 
     /// Returns an export that was requested at this millisecond.
     fn export(number: u64, requested: u16, export_type: &str, previous: Option<&Manifest>) -> Manifest {
         let export = Chained {
-            job: format!("019a0000-{requested:04x}-7000-8000-000000000001"),
+            job: ManifestJob::One(format!("019a0000-{requested:04x}-7000-8000-000000000001")),
             export_type: export_type.to_owned(),
             watermark_from: Some("2026-11-20T10:14:58.402113Z".to_owned()),
             previous: previous.map(|previous| previous.digest.clone()),
@@ -311,7 +311,7 @@ mod tests {
     }
 
     fn position(manifest: &Manifest) -> ReaderPosition {
-        let requested = request_time(manifest.export.job.parse().unwrap());
+        let requested = request_time(manifest.export.job.id().parse().unwrap());
         ReaderPosition { digest: parse_digest(&manifest.digest).unwrap(), number: manifest.number, requested }
     }
 

@@ -179,7 +179,7 @@ mod tests {
     use proptest::sample::Index;
 
     use super::*;
-    use crate::manifest::{Chained, Manifest, VERSION};
+    use crate::manifest::{Chained, Manifest, ManifestJob, VERSION};
 
     /// Builds the exports of a lane, numbered from `first`. `fulls` has one element for each: true for a full export.
     fn lane(source: &str, consumer: &str, first: u64, fulls: &[bool], previous: Option<String>) -> Vec<Manifest> {
@@ -331,7 +331,11 @@ mod tests {
         for first in [4, 5] {
             let again = lane("s", "a", first, &[false], Some(original[2].digest.clone()));
             let mut again = again;
-            again[0] = Manifest::new(first, Chained { job: "x".to_owned(), ..again[0].export.clone() }, Vec::new());
+            again[0] = Manifest::new(
+                first,
+                Chained { job: ManifestJob::One("x".to_owned()), ..again[0].export.clone() },
+                Vec::new(),
+            );
             let found = faults(&report(original.iter().chain(&again)));
             // Both are named.
             assert_eq!(found, [4, first].map(|number| ("a".to_owned(), number, ChainFault::ForkedAt(4))));

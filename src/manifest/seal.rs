@@ -101,6 +101,7 @@ impl Manifest {
         if is_signed_by(keys, &bytes, signature) { Ok(()) } else { Err(Broken::Signature) }
     }
 
+    /// Returns true if the manifest may have this name, in any folder.
     fn may_have_name(&self, name: &str) -> bool {
         if manifest::is_key(name) {
             let consumer: Result<ConsumerId, _> = self.export.consumer.parse();
@@ -114,7 +115,7 @@ impl Manifest {
             Some((stem, part)) if part.bytes().all(|byte| byte.is_ascii_digit()) => stem,
             _ => stem,
         };
-        manifest::name_in_folder(&format!("{stem}{ending}")) == name
+        name.rsplit('/').next() == Some(&*manifest::name_in_folder(&format!("{stem}{ending}")))
     }
 }
 
@@ -172,6 +173,7 @@ mod tests {
     fn manifest_under_another_name_is_rejected() {
         for (name, found) in [
             (NAME, Ok(())),
+            (&*format!("orders/{NAME}"), Ok(())),
             (KEY, Ok(())),
             ("full_orders-2.manifest.json", Err(Broken::Name)),
             ("orders/search/_manifests/00000000000000000018.json", Err(Broken::Name)),
@@ -223,6 +225,7 @@ mod tests {
         copied.signed_locations = Some(signed.locations());
         copied.entries[0].url = "file:///inbox/a.csv".to_owned();
         copied.export.files[0].path = Some("a.csv".to_owned());
+        copied.copied_exports = Some(2);
         assert_eq!(check(&copied), Ok(()));
         assert_eq!(Manifest::read(copied.text().as_bytes()).unwrap(), copied);
         copied.number = 18;

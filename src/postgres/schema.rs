@@ -29,7 +29,7 @@ pub async fn require_migrated(database: &Database) -> Result<(), Error> {
     let is_complete = has_all_migrations(&mut conn).await?;
     refuse_foreign_tables(&mut conn, &path).await?;
     let schema = path.tables_schema(&mut conn).await?;
-    if !is_complete || !schema.has_views(&mut conn).await? {
+    if !is_complete || !schema.has_view(&mut conn).await? {
         return Err(Error::Incomplete);
     }
     Ok(conn.close().await?)
@@ -108,7 +108,7 @@ pub async fn migrate(database: &Database, catalog: &Catalog, required: RequiredG
     // The migrator would need the right to create its table, even if the table exists. If another role has migrated,
     // the service's role needs no such right.
     let schema = path.tables_schema(&mut conn).await?;
-    if is_complete && schema.has_views(&mut conn).await? {
+    if is_complete && schema.has_view(&mut conn).await? {
         return Ok(conn.close().await?);
     }
     rights.require_create()?;
@@ -129,7 +129,7 @@ pub async fn migrate(database: &Database, catalog: &Catalog, required: RequiredG
     migrator.dangerous_set_table_name("cdc_export.migrations");
     for left in (0..MIGRATION_TRIES).rev() {
         let migrated = match migrator.run(&mut conn).await {
-            Ok(()) => schema.renew_views(&mut conn).await.map_err(MigrateError::Execute),
+            Ok(()) => schema.renew_view(&mut conn).await.map_err(MigrateError::Execute),
             Err(error) => Err(error),
         };
         match migrated {

@@ -1,18 +1,18 @@
-//! The schema of the three tables that users read: `exports`, `watermarks` and the demo's `users`.
+//! The schema of what users read: the tables `watermarks` and the demo's `users`, and the view `exports`.
 //!
 //! It is the first schema of the role's own search_path, normally `public`. Our statements don't use that path, because
 //! other users may have put functions and operators there. Migrations contain the name of the schema. All other
-//! statements use views of the tables in our schema.
+//! statements use a view of `watermarks` in our schema.
 
 use crate::connection::quoted;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-/// The tables that have a view of the same name in our schema. `users` has none, because it may be a table of another
+/// The table that has a view of the same name in our schema. `users` has none, because it may be a table of another
 /// owner.
 ///
-/// A migration that drops or retypes a column has to drop the view first. The views are created again after all
+/// A migration that drops or retypes a column has to drop the view first. The view is created again after all
 /// migrations.
-const VIEWED: [&str; 2] = ["exports", "watermarks"];
+const VIEWED: &str = "watermarks";
 
 /// The schemas of the role's search_path that the role may use, except Postgres's own schema and ours.
 #[derive(Clone, Debug)]
@@ -83,17 +83,8 @@ impl TablesSchema {
         migration.replace("{schema_name}", &string).replace("{schema}", &quoted(name))
     }
 
-    /// Returns true if each view has the columns of its table.
-    pub(super) async fn has_views(&self, conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
-        for table in VIEWED {
-            if !self.has_view(conn, table).await? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    async fn has_view(&self, conn: &mut PgConnection, table: &str) -> Result<bool, sqlx::Error> {
+    /// Returns true if the view has the columns of its table.
+    pub(super) async fn has_view(&self, conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
         sqlx::query_scalar(
             "-- postgres.search_path.has_view
              select coalesce((
@@ -104,44 +95,41 @@ impl TablesSchema {
                where a.attrelid = to_regclass($1 || '.' || $2) and a.attnum > 0 and not a.attisdropped), false)",
         )
         .bind(quoted(&self.0))
-        .bind(table)
+        .bind(VIEWED)
         .fetch_one(conn)
         .await
     }
 
-    /// Creates the views again whose tables have other columns than they. A view gets the grants of its table.
-    pub(super) async fn renew_views(&self, conn: &mut PgConnection) -> Result<(), sqlx::Error> {
-        for table in VIEWED {
-            if self.has_view(&mut *conn, table).await? {
-                continue;
-            }
-            let mut tx = conn.begin().await?;
-            let made = format!(
-                "-- postgres.search_path.view
-                 drop view if exists cdc_export.{table};
-                 create view cdc_export.{table} as select * from {}.{table}",
-                quoted(&self.0)
-            );
-            sqlx::raw_sql(AssertSqlSafe(made)).execute(&mut *tx).await?;
-            let grants: Vec<String> = sqlx::query_scalar(
-                "-- postgres.search_path.view_rights
-                 select format('grant %s on cdc_export.%I to %s', g.privilege_type, c.relname,
-                   case when g.grantee = 0 then 'public' else quote_ident(pg_get_userbyid(g.grantee)) end)
-                 from pg_class c cross join lateral aclexplode(c.relacl) g
-                 where c.oid = to_regclass($1 || '.' || $2) and g.grantee <> c.relowner
-                   and g.privilege_type in ('SELECT', 'INSERT', 'UPDATE', 'DELETE')",
-            )
-            .bind(quoted(&self.0))
-            .bind(table)
-            .fetch_all(&mut *tx)
-            .await?;
-            for grant in grants {
-                let grant = format!("-- postgres.search_path.view_grant\n {grant}");
-                sqlx::raw_sql(AssertSqlSafe(grant)).execute(&mut *tx).await?;
-            }
-            tx.commit().await?;
+    /// Creates the view again if its table has other columns than it. It gets the grants of the table.
+    pub(super) async fn renew_view(&self, conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+        if self.has_view(&mut *conn).await? {
+            return Ok(());
         }
-        Ok(())
+        let mut tx = conn.begin().await?;
+        let made = format!(
+            "-- postgres.search_path.view
+             drop view if exists cdc_export.{VIEWED};
+             create view cdc_export.{VIEWED} as select * from {}.{VIEWED}",
+            quoted(&self.0)
+        );
+        sqlx::raw_sql(AssertSqlSafe(made)).execute(&mut *tx).await?;
+        let grants: Vec<String> = sqlx::query_scalar(
+            "-- postgres.search_path.view_rights
+             select format('grant %s on cdc_export.%I to %s', g.privilege_type, c.relname,
+               case when g.grantee = 0 then 'public' else quote_ident(pg_get_userbyid(g.grantee)) end)
+             from pg_class c cross join lateral aclexplode(c.relacl) g
+             where c.oid = to_regclass($1 || '.' || $2) and g.grantee <> c.relowner
+               and g.privilege_type in ('SELECT', 'INSERT', 'UPDATE', 'DELETE')",
+        )
+        .bind(quoted(&self.0))
+        .bind(VIEWED)
+        .fetch_all(&mut *tx)
+        .await?;
+        for grant in grants {
+            let grant = format!("-- postgres.search_path.view_grant\n {grant}");
+            sqlx::raw_sql(AssertSqlSafe(grant)).execute(&mut *tx).await?;
+        }
+        tx.commit().await
     }
 }
 
@@ -152,7 +140,7 @@ mod tests {
     #[test]
     fn placeholders_of_a_migration_are_replaced_by_the_schema() {
         let schema = TablesSchema("a'\"b".to_owned());
-        let written = schema.written_in("create table {schema}.exports (); insert into owned values ({schema_name})");
-        assert_eq!(written, "create table \"a'\"\"b\".exports (); insert into owned values ('a''\"b')");
+        let written = schema.written_in("create view {schema}.exports (); insert into owned values ({schema_name})");
+        assert_eq!(written, "create view \"a'\"\"b\".exports (); insert into owned values ('a''\"b')");
     }
 }

@@ -14,7 +14,7 @@ use crate::dataset::{Capture, Dataset, Description};
 use crate::freshness::{LaneFacts, LaneHistory, LaneState, Readiness};
 use crate::job::lane::{Lane, Unacknowledged};
 use crate::job::marker::Marker;
-use crate::job::{ConsumerId, Continuity, Job};
+use crate::job::{ConsumerId, Continuity, Export, Job};
 use crate::service::deadline::{on_table, with_timeout};
 use crate::service::{COUNTING_TIMEOUT, DATASETS_CACHE_TIME, Error, Looked, Service};
 use crate::sink::{Destination, MarkerFile};
@@ -36,7 +36,7 @@ pub struct ListedConsumer {
     pub lag: ConsumerLag,
     /// The time when the table was read.
     pub as_of: DateTime<Utc>,
-    pub last_job: Option<Job>,
+    pub last_export: Option<Export>,
     /// The unacknowledged exports, or `None` if the consumer has never acknowledged one.
     pub unacknowledged: Option<Unacknowledged>,
     /// The bytes of the change log that the position holds, or `None` if it holds none or they are unknown.
@@ -73,14 +73,14 @@ impl Service {
         let positions = with_timeout(self.store.positions(after, &bounds, limit)).await?;
         let (ids, datasets): (Vec<_>, Vec<_>) =
             positions.iter().map(|position| (position.consumer.as_str(), position.dataset.as_str())).unzip();
-        let mut jobs = with_timeout(self.store.last_jobs(&ids, &datasets)).await?;
+        let mut exports = self.visible_exports(with_timeout(self.store.last_exports(&ids, &datasets)).await?);
         let mut unacknowledged = with_timeout(self.store.unacknowledged(&ids, &datasets)).await?;
         let (mut histories, now) = with_timeout(self.store.histories(&ids, &datasets)).await?;
         let changes = with_timeout(self.store.logged_changes(&ids, &datasets)).await?;
         let (lags, log_use) = tokio::join!(self.lags(&positions), self.log_use(&ids, &datasets));
         let listed = |Looked { value: lag, as_of }: Looked<ConsumerLag>| {
-            let is_its = |job: &Job| job.consumer.as_ref() == Some(&lag.consumer) && job.dataset == lag.dataset;
-            let last_job = jobs.iter().position(is_its).map(|at| jobs.swap_remove(at));
+            let is_last = |it: &Export| it.consumer.as_ref() == Some(&lag.consumer) && it.dataset == lag.dataset;
+            let last_export = exports.iter().position(is_last).map(|at| exports.swap_remove(at));
             let unacknowledged = unacknowledged.remove(&(lag.consumer.clone(), lag.dataset.clone()));
             let is_its = |of: &&LogUse| of.consumer_id == lag.consumer.as_str() && of.dataset == lag.dataset;
             let log_use = log_use.iter().find(is_its).cloned();
@@ -94,14 +94,14 @@ impl Service {
                 table: lag.table,
                 history,
                 has_position: positions.iter().find(is_its).is_some_and(|position| position.is_saved),
-                export_type: last_job.as_ref().map(|job| job.export_type),
+                export_type: last_export.as_ref().map(|export| export.export_type),
                 continuity: lag.continuity,
                 behind,
                 unacknowledged,
                 fresh_within: self.catalog.fresh_within(Lane { consumer: &lag.consumer, dataset: &lag.dataset }),
             };
             let state = if capture.is_some() { facts.state(now) } else { Some(LaneState::Gone) };
-            ListedConsumer { lag, as_of, last_job, unacknowledged, log_use, history, behind, state }
+            ListedConsumer { lag, as_of, last_export, unacknowledged, log_use, history, behind, state }
         };
         Ok(lags.into_iter().map(listed).collect())
     }
@@ -186,14 +186,13 @@ impl Service {
         }
     }
 
-    /// Returns true if the consumer of accepted jobs had no watermark and no job before them that the caller may see.
-    pub async fn is_new_consumer(&self, jobs: &[Job]) -> Result<bool, Error> {
-        let Some(consumer) = jobs.first().and_then(|job| job.consumer.as_ref()) else { return Ok(false) };
-        if jobs.iter().any(|job| job.order != Some(1)) {
+    /// Returns true if the consumer of an accepted job had no watermark and no job before it that the caller may see.
+    pub async fn is_new_consumer(&self, job: &Job) -> Result<bool, Error> {
+        let Some(consumer) = job.consumer() else { return Ok(false) };
+        if job.exports.iter().any(|export| export.order != Some(1)) {
             return Ok(false);
         }
-        let ids: Vec<_> = jobs.iter().map(|job| job.id).collect();
-        with_timeout(self.store.is_new_consumer(consumer, &ids, self.bounds.datasets.as_deref())).await
+        with_timeout(self.store.is_new_consumer(consumer, job.id(), self.bounds.datasets.as_deref())).await
     }
 
     /// Combines consumers with the markers of their lanes from the destination.

@@ -53,17 +53,23 @@ fn no_file(status: Status) -> Error {
 }
 
 impl Service {
-    /// Opens the file of a completed job, or one of its files if `part` is given.
+    /// Opens the file of a completed export, or one of its files if `part` is given.
     ///
     /// # Errors
     ///
-    /// If the file does not exist, was changed, or is at another destination; or if the job has several files and
-    /// `part` is missing.
-    pub async fn open_file(&self, id: JobId, part: Option<u32>) -> Result<DownloadableFile, Error> {
-        let record = match with_timeout(self.store.file(id)).await? {
+    /// As [`export`](Service::export). If the file does not exist, was changed, or is at another destination; or if the
+    /// export has several files and `part` is missing.
+    pub async fn open_file(
+        &self,
+        id: JobId,
+        dataset: Option<&str>,
+        part: Option<u32>,
+    ) -> Result<DownloadableFile, Error> {
+        let dataset = self.dataset_of(id, dataset).await?;
+        let record = match with_timeout(self.store.file(id, &dataset)).await? {
             Some(record) if record.is_published => record,
             Some(_) => return Err(Error::NoFile(Status::Processing)),
-            None => return Err(no_file(self.job(id).await?.status)),
+            None => return Err(no_file(self.export(id, Some(&dataset)).await?.status)),
         };
         let place = match part {
             Some(part) => (part as usize).wrapping_sub(1),
@@ -77,13 +83,25 @@ impl Service {
         Ok(DownloadableFile { file, job: id, consumer, dataset, name, bytes, sha256, encoding, finished_at })
     }
 
-    /// Creates a presigned URL of a completed job's file.
+    /// Returns the dataset of an export: `dataset`, or the only one that the caller may see.
+    ///
+    /// A caller without bounds that names a dataset may see it, so the job is not read. Else the downloads of all
+    /// exports of a large job would read all of them each time.
+    async fn dataset_of(&self, id: JobId, dataset: Option<&str>) -> Result<String, Error> {
+        let _ = self.origin.job.set(id);
+        match dataset {
+            Some(name) if self.bounds.allow_all() => Ok(name.to_owned()),
+            _ => Ok(self.export(id, dataset).await?.dataset),
+        }
+    }
+
+    /// Creates a presigned URL of a completed export's file.
     ///
     /// # Errors
     ///
     /// As [`open_file`](Service::open_file), and if the file is in a folder.
-    pub async fn file_url(&self, id: JobId) -> Result<FileUrl, Error> {
-        let file = self.open_file(id, None).await?;
+    pub async fn file_url(&self, id: JobId, dataset: Option<&str>) -> Result<FileUrl, Error> {
+        let file = self.open_file(id, dataset, None).await?;
         let url = self.url_of(&*file.file).await?.ok_or(Error::NoUrl)?;
         self.log_download(&file);
         Ok(url)
@@ -108,51 +126,58 @@ impl Service {
         Ok(file.url(lifetime).await?.map(|url| FileUrl { url, expires_at }))
     }
 
-    /// Removes the files of an ended job, if it has any. The job is kept.
+    /// Removes the files of an ended export, if it has any. The export is kept.
     ///
     /// # Errors
     ///
-    /// If the job is open, or if its file is on another host or belongs to another database.
-    pub async fn remove_file(&self, id: JobId) -> Result<(), Error> {
-        let job = self.job(id).await?;
-        if !job.status.is_terminal() {
-            return Err(Error::Open(job.status));
+    /// As [`export`](Service::export). If the export is open, or if its file is on another host or belongs to another
+    /// database.
+    pub async fn remove_file(&self, id: JobId, dataset: Option<&str>) -> Result<(), Error> {
+        let export = self.export(id, dataset).await?;
+        if !export.status.is_terminal() {
+            return Err(Error::Open(export.status));
         }
-        let Some(record) = with_timeout(self.store.file(id)).await? else { return Ok(()) };
+        let Some(record) = with_timeout(self.store.file(id, &export.dataset)).await? else { return Ok(()) };
         if !record.is_own {
             return Err(Error::FileOfOtherDatabase);
         }
         self.destination.remove(&record.owned_files()).await?;
-        with_timeout(self.store.files_removed(&[id])).await?;
-        self.origin.log_job(Action::RemoveFile, &job);
-        job_event!(info, job, "file_removed", file = record.name);
+        with_timeout(self.store.files_removed(&[(id, export.dataset.as_str())])).await?;
+        self.origin.log_job(Action::RemoveFile, &export);
+        job_event!(info, export, "file_removed", file = record.name);
         Ok(())
     }
 
-    /// Returns the text of a completed job's manifest.
-    pub async fn manifest(&self, id: JobId) -> Result<String, Error> {
-        match with_timeout(self.store.manifest(id)).await? {
+    /// Returns the text of a completed export's manifest.
+    ///
+    /// # Errors
+    ///
+    /// As [`export`](Service::export), and if the export has no manifest.
+    pub async fn manifest(&self, id: JobId, dataset: Option<&str>) -> Result<String, Error> {
+        let dataset = self.dataset_of(id, dataset).await?;
+        match with_timeout(self.store.manifest(id, &dataset)).await? {
             Some(text) => Ok(text),
-            None => match self.job(id).await?.status {
+            None => match self.export(id, Some(&dataset)).await?.status {
                 Status::Completed => Err(Error::NoManifest),
                 other => Err(no_file(other)),
             },
         }
     }
 
-    /// Gives up a job that was committed a while ago but whose file is not published. The job fails, and the file is
-    /// removed.
+    /// Gives up an export that was committed a while ago but whose file is not published. The export fails, and the
+    /// file is removed.
     ///
     /// # Errors
     ///
-    /// If the job is in another open state, or if its file is just being published.
-    pub async fn give_up(&self, id: JobId) -> Result<(), Error> {
-        let job = self.job(id).await?;
-        let Some(record) = with_timeout(self.store.file(id)).await? else { return Err(Error::Open(job.status)) };
+    /// As [`export`](Service::export). If the export is in another open state, or if its file is just being published.
+    pub async fn give_up(&self, id: JobId, dataset: Option<&str>) -> Result<(), Error> {
+        let export = self.export(id, dataset).await?;
+        let record = with_timeout(self.store.file(id, &export.dataset)).await?;
+        let record = record.ok_or(Error::Open(export.status))?;
         if with_timeout(self.store.give_up(&record)).await?.is_none() {
-            return Err(Error::Open(job.status));
+            return Err(Error::Open(export.status));
         }
-        self.origin.log_job(Action::GiveUp, &job);
+        self.origin.log_job(Action::GiveUp, &export);
         if !record.is_own {
             return Ok(());
         }

@@ -47,6 +47,7 @@ pub(super) struct Poll {
 
 #[derive(Clone, Debug)]
 pub(super) enum PollOutcome {
+    /// The job with all its exports, also those that the follower may not see.
     Job(Arc<Job>),
     /// The last poll failed; the next one may succeed.
     Failed,
@@ -179,7 +180,7 @@ impl Shared {
     async fn poll(&self, jobs: &[JobId], failed: u32) -> u32 {
         let begun = Instant::now();
         let (jobs_now, failed) = match with_timeout(self.store.jobs_by_id(jobs)).await {
-            Ok(jobs) => (jobs.into_iter().map(|job| (job.id, Arc::new(job))).collect(), 0),
+            Ok(jobs) => (jobs.into_iter().map(|job| (job.id(), Arc::new(job))).collect(), 0),
             Err(Error::DatabaseUnavailable(_)) => (HashMap::new(), failed + 1),
             Err(_) => (HashMap::new(), MAX_FAILED_POLLS),
         };

@@ -10,9 +10,9 @@ use tokio::time::Instant;
 use crate::audit::Action;
 use crate::dataset::Dataset;
 use crate::job::activity::LastDay;
-use crate::job::batch::BatchRequest;
+use crate::job::datasets::DatasetsRequest;
 use crate::job::lane::Lane;
-use crate::job::{Filter, IdempotencyKey, Job, JobId, Request, Status};
+use crate::job::{ConsumerId, Export, Filter, IdempotencyKey, Job, JobId, Request, Status};
 use crate::service::deadline::{on_table, with_timeout};
 use crate::service::followers::{Follower, Poll, PollOutcome, Subscriber};
 use crate::service::{DIAGNOSIS_TIMEOUT, Error, Service};
@@ -28,7 +28,7 @@ use crate::telemetry::job_event;
 use crate::trace::TraceParent;
 
 impl Service {
-    /// Accepts a job. The job is durable and survives a crash of this process.
+    /// Accepts a job of one export. The job is durable and survives a crash of this process.
     ///
     /// A repeated idempotency key returns the job created by the first request.
     ///
@@ -41,44 +41,52 @@ impl Service {
         let dataset = self.dataset(&request.dataset)?;
         if let Err(bad) = self.check(dataset, request).await {
             // The same request was valid before. Its repetition succeeds regardless of the table's current state.
-            let before = with_timeout(self.store.sent_before(request)).await?;
-            return before.filter(|job| request.asks_for(job)).ok_or(bad);
+            return self.sent_before(request, None).await?.ok_or(bad);
         }
-        let (mut jobs, is_new) = self.submit_all(slice::from_ref(request), None).await?;
-        let job = jobs.remove(0);
-        if is_new {
-            let retry_of = job.retry_of.map(tracing::field::display);
-            job_event!(info, job, "export_submitted", retryOf = retry_of);
-        }
-        Ok(job)
+        self.submit_checked(slice::from_ref(request), None).await
     }
 
-    /// Accepts the jobs of one request, which was checked. The returned flag is false if the request was sent before.
-    pub(super) async fn submit_all(
+    /// Returns the job of an earlier request with the same idempotency key, if that request asked for the same.
+    pub(super) async fn sent_before(
+        &self,
+        request: &Request,
+        datasets: Option<&DatasetsRequest>,
+    ) -> Result<Option<Job>, Error> {
+        let is_repeated = |job: &Job| match (datasets, &job.datasets) {
+            (Some(asked), Some(before)) => asked.request == before.request && request.retry_of == job.first().retry_of,
+            (Some(_), None) => false,
+            (None, _) => request.asks_for(job),
+        };
+        let before = with_timeout(self.store.sent_before(request)).await?;
+        let before = before.filter(|job| is_repeated(job) && self.bounds.allow_all_of(job));
+        Ok(before.and_then(|job| self.bounds.visible(job)))
+    }
+
+    /// Accepts a job whose tables were checked, with an export for each request.
+    pub(super) async fn submit_checked(
         &self,
         requests: &[Request],
-        batch: Option<&BatchRequest>,
-    ) -> Result<(Vec<Job>, bool), Error> {
+        datasets: Option<&DatasetsRequest>,
+    ) -> Result<Job, Error> {
         let destination = match self.destination.id().await.map_err(Error::from) {
             Err(missing @ Error::OutputMissing(_)) => return Err(missing),
             // Another failure may pass before a worker begins.
             found => found.ok(),
         };
-        let submitted = with_timeout(self.store.submit(requests, batch, destination, self.terms)).await;
+        let submitted = with_timeout(self.store.submit(requests, datasets, destination, self.terms)).await;
         match self.diagnose_timeout(submitted).await? {
-            SubmitOutcome::Accepted(jobs) => {
-                for job in &jobs {
-                    let action = if job.retry_of.is_some() { Action::Retry } else { Action::Export };
-                    self.origin.log_job(action, job);
-                }
-                Ok((jobs, true))
+            SubmitOutcome::Accepted(job) => {
+                let action = if job.first().retry_of.is_some() { Action::Retry } else { Action::Export };
+                job.exports.iter().for_each(|export| self.origin.log_job(action, export));
+                log_event("export_submitted", &job);
+                self.visible(job)
             }
-            // Another key may have sent the same, and may export more.
-            SubmitOutcome::Before(jobs) if jobs.iter().any(|job| !self.bounds.allow(job)) => Err(Error::KeyTaken(None)),
-            SubmitOutcome::Before(jobs) => Ok((jobs, false)),
-            SubmitOutcome::KeyTaken(job) => Err(Error::KeyTaken(self.bounds.allow(&job).then_some(job.id))),
-            SubmitOutcome::OutOfStep(dataset, OutOfStep::NewerExports(jobs)) => {
-                Err(Error::OutOfStep(batch.map(|_| dataset), jobs))
+            SubmitOutcome::Before(job) if self.bounds.allow_all_of(&job) => self.visible(job),
+            // Another key has sent the same, and may export more.
+            SubmitOutcome::Before(_) => Err(Error::KeyTaken(None)),
+            SubmitOutcome::KeyTaken(job) => Err(Error::KeyTaken(self.bounds.visible(*job).map(|job| job.id()))),
+            SubmitOutcome::OutOfStep(dataset, OutOfStep::NewerExports(exports)) => {
+                Err(Error::OutOfStep(datasets.map(|_| dataset), self.visible_exports(exports)))
             }
             SubmitOutcome::OutOfStep(_, OutOfStep::Unknown) => Err(Error::Restored),
             SubmitOutcome::TooManyOpen(open) => Err(Error::TooManyOpen(open)),
@@ -91,22 +99,36 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// If the job does not exist or has another status; and as [`submit`](Service::submit).
+    /// If the job does not exist or has another status, or if the caller may not see all of it; and as
+    /// [`submit`](Service::submit).
     pub async fn retry(
         &self,
         id: JobId,
         key: Option<IdempotencyKey>,
         trace: Option<TraceParent>,
     ) -> Result<Job, Error> {
-        let job = self.job(id).await?;
-        if let Some(batch) = job.batch {
-            return Err(Error::OfBatch(batch));
+        let job = self.whole_job(id).await?;
+        let status = job.status();
+        if !matches!(status, Status::Failed | Status::Cancelled) {
+            return Err(Error::NotToRetry(status));
         }
-        if !matches!(job.status, Status::Failed | Status::Cancelled) {
-            return Err(Error::NotToRetry(job.status));
+        let again =
+            |export: &Export| Request { retry_of: Some(id), key: key.clone(), trace, ..Request::from_export(export) };
+        let Some(asked) = &job.datasets else { return self.submit(&again(job.first())).await };
+        let request = |name: &String| {
+            let request = match job.exports.iter().find(|export| export.dataset == *name) {
+                Some(export) => again(export),
+                // Retention has removed the export.
+                None => Request { dataset: name.clone(), after: None, ..again(job.first()) },
+            };
+            let export_type = self.catalog.healed_type(name, asked.export_type, request.heals);
+            Request { export_type, ..request }
+        };
+        let requests: Vec<_> = asked.datasets.iter().map(request).collect();
+        if let Err(bad) = self.check_all(&requests).await {
+            return self.sent_before(&requests[0], Some(asked)).await?.ok_or(bad);
         }
-        let request = Request { retry_of: Some(id), key, trace, ..Request::from_job(&job) };
-        self.submit(&request).await
+        self.submit_checked(&requests, Some(asked)).await
     }
 
     /// Checks that the dataset's table supports the request.
@@ -138,61 +160,111 @@ impl Service {
         })
     }
 
-    /// Returns a job.
+    /// Returns a job as the caller sees it: as if it had only the datasets that the caller may see.
     ///
     /// # Errors
     ///
-    /// If there is no job with this id, or if the caller may not see it.
+    /// If there is no job with this id, or if the caller may not see any of its datasets.
     pub async fn job(&self, id: JobId) -> Result<Job, Error> {
-        let job = with_timeout(self.store.job(id)).await?.filter(|job| self.bounds.allow(job)).ok_or(Error::NoJob)?;
+        let job = with_timeout(self.store.job(id)).await?.ok_or(Error::NoJob)?;
+        let job = self.visible(job)?;
         self.origin.learn_names(&job);
         Ok(job)
+    }
+
+    /// Returns a job for a change of all its exports.
+    ///
+    /// # Errors
+    ///
+    /// If there is no job with this id, or if the caller may not see all of its datasets.
+    async fn whole_job(&self, id: JobId) -> Result<Job, Error> {
+        let job = with_timeout(self.store.job(id)).await?.ok_or(Error::NoJob)?;
+        if !self.bounds.allow_all_of(&job) {
+            return Err(Error::NoJob);
+        }
+        self.origin.learn_names(&job);
+        Ok(job)
+    }
+
+    /// Returns an export of a job: that of the dataset, or the only one that the caller may see.
+    ///
+    /// # Errors
+    ///
+    /// As [`job`](Service::job). If the job has no such export, or if no dataset is given and the job has several.
+    pub async fn export(&self, id: JobId, dataset: Option<&str>) -> Result<Export, Error> {
+        let mut exports = self.job(id).await?.exports;
+        let Some(name) = dataset else {
+            return match exports.len() {
+                1 => Ok(exports.remove(0)),
+                _ => Err(Error::SeveralDatasets(exports.into_iter().map(|export| export.dataset).collect())),
+            };
+        };
+        let _ = self.origin.dataset.set(name.to_owned());
+        exports.into_iter().find(|export| export.dataset == name).ok_or_else(|| Error::NoExport(name.to_owned()))
+    }
+
+    fn visible(&self, job: Job) -> Result<Job, Error> {
+        self.bounds.visible(job).ok_or(Error::NoJob)
+    }
+
+    /// Returns exports of several jobs as the caller sees them. Their errors may be of datasets that it may not see.
+    pub(super) fn visible_exports(&self, exports: Vec<Export>) -> Vec<Export> {
+        let alone = |export| self.bounds.visible(Job { datasets: None, exports: vec![export] });
+        exports.into_iter().filter_map(alone).flat_map(|job| job.exports).collect()
     }
 
     /// Cancels a job, or asks its worker to stop. The returned flag is true if the job was already cancelled.
     ///
     /// # Errors
     ///
-    /// If the job does not exist, is being committed, or has ended otherwise.
+    /// If the job does not exist, is being committed, or has ended otherwise; or if the caller may not see all of it.
     pub async fn cancel(&self, id: JobId) -> Result<(Job, bool), Error> {
+        self.whole_job(id).await?;
         match with_timeout(self.store.cancel(id)).await? {
             Cancelled::Asked(job) => {
-                self.origin.log_job(Action::Cancel, &job);
+                job.exports.iter().for_each(|export| self.origin.log_job(Action::Cancel, export));
                 // The process that ends the job logs its end. This may be another process.
-                if !job.status.is_terminal() {
-                    job_event!(info, job, "cancel_requested");
+                if !job.status().is_terminal() {
+                    log_event("cancel_requested", &job);
                 }
-                Ok((job, false))
+                Ok((self.visible(job)?, false))
             }
-            Cancelled::Already(job) => Ok((job, true)),
+            Cancelled::Already(job) => Ok((self.visible(job)?, true)),
             Cancelled::Committing => Err(Error::Committing),
             Cancelled::Ended(status) => Err(Error::Ended(status)),
-            Cancelled::OfBatch(batch) => Err(Error::OfBatch(batch)),
             Cancelled::Unknown => Err(Error::NoJob),
         }
     }
 
-    /// Records that a consumer has loaded a job's files and those of all previous jobs in the lane.
+    /// Records that a consumer has loaded the files of an export and those of all previous exports of the lane. Without
+    /// a dataset, records this of each export of the job that has files.
     ///
-    /// Has no effect if a later job was already acknowledged.
+    /// Has no effect in a lane in which a later export was already acknowledged.
     ///
     /// # Errors
     ///
-    /// If the job does not exist, belongs to no consumer, or has not been published.
-    pub async fn acknowledge(&self, id: JobId) -> Result<Job, Error> {
-        let job = self.job(id).await?;
-        if job.consumer.is_none() {
+    /// If the job or the export does not exist or belongs to no consumer. If one of the exports has not been published,
+    /// or if none has files.
+    pub async fn acknowledge(&self, id: JobId, dataset: Option<&str>) -> Result<Job, Error> {
+        let exports = match dataset {
+            Some(_) => vec![self.export(id, dataset).await?],
+            None => self.job(id).await?.exports,
+        };
+        if exports[0].consumer.is_none() {
             return Err(Error::AdHoc);
         }
-        // A published job stays published, so this check remains valid.
-        match job.status {
-            Status::Completed => {}
-            Status::Skipped => return Err(Error::Skipped),
-            other => return Err(Error::NotPublished(other)),
+        let status = Status::of_job(exports.iter().map(|export| export.status));
+        let published: Vec<_> = exports.iter().filter(|export| export.status == Status::Completed).collect();
+        // A published export stays published, so this check remains valid. If the job has ended with one, its other
+        // exports were skipped, or their files were lost.
+        if published.is_empty() || !status.is_terminal() {
+            return Err(if status == Status::Skipped { Error::Skipped } else { Error::NotPublished(status) });
         }
-        if with_timeout(self.store.acknowledge(id)).await? {
-            self.origin.log_job(Action::Acknowledge, &job);
-            job_event!(info, job, "export_acknowledged", number = job.number);
+        let datasets: Vec<_> = published.iter().map(|export| export.dataset.as_str()).collect();
+        let moved = with_timeout(self.store.acknowledge(id, &datasets)).await?;
+        for export in published.into_iter().filter(|export| moved.contains(&export.dataset)) {
+            self.origin.log_job(Action::Acknowledge, export);
+            job_event!(info, export, "export_acknowledged", number = export.number);
         }
         self.job(id).await
     }
@@ -207,11 +279,11 @@ impl Service {
         // Subscribe before reading the job, so that an end in between is not missed.
         let follower = self.followers.join(subscriber, id);
         let job = self.job(id).await?;
-        if job.status.is_terminal() || Instant::now() >= deadline {
+        if job.status().is_terminal() || Instant::now() >= deadline {
             return Ok(job);
         }
         tokio::select! {
-            job = ended(follower?) => if let Some(job) = job { return Ok(job) },
+            job = self.ended(follower?) => if let Some(job) = job { return Ok(job) },
             () = tokio::time::sleep_until(deadline) => {}
             () = self.stopping.cancelled() => {}
         }
@@ -232,10 +304,10 @@ impl Service {
         let start = (follower, first.clone(), since, self.clone());
         let changes = stream::unfold(start, async |(mut follower, last, since, service)| {
             let next = tokio::select! {
-                next = changed(&mut follower, &last, since) => next?,
-                // During a drain, the awaited export has just ended.
-                () = service.stopping.cancelled(), if !last.status.is_terminal() => {
-                    service.job(last.id).await.ok().filter(|job| job.status.is_terminal())?
+                next = service.changed(&mut follower, &last, since) => next?,
+                // During a drain, the awaited job has just ended.
+                () = service.stopping.cancelled(), if !last.status().is_terminal() => {
+                    service.job(last.id()).await.ok().filter(|job| job.status().is_terminal())?
                 }
             };
             Some((next.clone(), (follower, next, since, service)))
@@ -243,29 +315,30 @@ impl Service {
         Ok(stream::once(std::future::ready(first)).chain(changes))
     }
 
-    /// Lists the jobs that the caller may see and that match a filter, newest first.
+    /// Lists up to `limit` jobs that the caller may see and that match a filter, newest first. Returns true if there
+    /// may be more.
     ///
     /// # Errors
     ///
     /// If the caller may not see the filter's dataset, or if neither the catalog nor any job has it.
-    pub async fn jobs(&self, filter: &Filter, limit: u32) -> Result<Vec<Job>, Error> {
+    pub async fn jobs(&self, filter: &Filter, limit: u32) -> Result<(Vec<Job>, bool), Error> {
         if let Some(dataset) = &filter.dataset {
             self.require_dataset(dataset)?;
         }
-        let jobs = with_timeout(self.store.jobs(filter, &self.bounds, limit)).await?;
+        let (jobs, has_more) = with_timeout(self.store.jobs(filter, &self.bounds, limit)).await?;
         // Jobs are kept when their dataset is removed from the catalog.
         if let Some(dataset) = filter.dataset.as_ref().filter(|_| jobs.is_empty())
             && let Err(unknown) = self.dataset(dataset)
         {
             let any = Filter { dataset: Some(dataset.clone()), ..Filter::default() };
-            if with_timeout(self.store.jobs(&any, &self.bounds, 1)).await?.is_empty() {
+            if with_timeout(self.store.jobs(&any, &self.bounds, 1)).await?.0.is_empty() {
                 return Err(unknown);
             }
         }
-        Ok(jobs)
+        Ok((jobs.into_iter().filter_map(|job| self.bounds.visible(job)).collect(), has_more))
     }
 
-    /// Counts the jobs of the last day that the caller may see and that match a filter.
+    /// Counts the exports of the last day that the caller may see and that match a filter.
     ///
     /// # Errors
     ///
@@ -288,7 +361,7 @@ impl Service {
         after: JobId,
         from: Option<u64>,
         limit: u32,
-    ) -> Result<Vec<Job>, Error> {
+    ) -> Result<Vec<Export>, Error> {
         with_timeout(self.store.published_after(lane, after, from, limit)).await?.ok_or(Error::Restored)
     }
 
@@ -305,33 +378,58 @@ impl Service {
             _ => written,
         }
     }
-}
 
-/// Waits for the end of a job. Returns `None` if the database fails.
-async fn ended(mut follower: Follower) -> Option<Job> {
-    loop {
-        match follower.next().await.outcome {
-            PollOutcome::Job(job) if job.status.is_terminal() => return Some(Job::clone(&job)),
-            PollOutcome::Job(_) | PollOutcome::Failed => {}
-            PollOutcome::Lost => return None,
-        }
-    }
-}
-
-/// Waits for a change of the job. Returns `None` if the job has ended or the database fails.
-async fn changed(follower: &mut Follower, last: &Job, since: Instant) -> Option<Job> {
-    let visible_state = |job: &Job| {
-        (job.status, job.progress, job.rows_exported, job.bytes_written, job.attempt, job.cancel_requested_at)
-    };
-    while !last.status.is_terminal() {
-        let Poll { begun, outcome } = follower.next().await;
-        match outcome {
-            PollOutcome::Job(job) if begun >= since && visible_state(&job) != visible_state(last) => {
-                return Some(Job::clone(&job));
+    /// Waits for the end of a job, as the caller sees it. Returns `None` if the database fails.
+    async fn ended(&self, mut follower: Follower) -> Option<Job> {
+        loop {
+            match follower.next().await.outcome {
+                PollOutcome::Job(job) => {
+                    let job = self.bounds.visible(Job::clone(&job))?;
+                    if job.status().is_terminal() {
+                        return Some(job);
+                    }
+                }
+                PollOutcome::Failed => {}
+                PollOutcome::Lost => return None,
             }
-            PollOutcome::Job(_) | PollOutcome::Failed => {}
-            PollOutcome::Lost => return None,
         }
     }
-    None
+
+    /// Waits for a change of the job, as the caller sees it. Returns `None` if the job has ended or the database fails.
+    async fn changed(&self, follower: &mut Follower, last: &Job, since: Instant) -> Option<Job> {
+        while !last.status().is_terminal() {
+            let Poll { begun, outcome } = follower.next().await;
+            match outcome {
+                PollOutcome::Job(job) if begun >= since => {
+                    let job = self.bounds.visible(Job::clone(&job))?;
+                    if is_changed(last, &job) {
+                        return Some(job);
+                    }
+                }
+                PollOutcome::Job(_) | PollOutcome::Failed => {}
+                PollOutcome::Lost => return None,
+            }
+        }
+        None
+    }
+}
+
+/// Returns true if a client that follows the job sees a difference.
+fn is_changed(last: &Job, job: &Job) -> bool {
+    let state =
+        |it: &Export| (it.status, it.progress, it.rows_exported, it.bytes_written, it.attempt, it.cancel_requested_at);
+    job.exports.iter().map(state).ne(last.exports.iter().map(state))
+}
+
+fn log_event(event: &'static str, job: &Job) {
+    let Export { dataset, retry_of, .. } = job.first();
+    tracing::info!(
+        event,
+        jobId = %job.id(),
+        consumerId = job.consumer().map(ConsumerId::as_str),
+        dataset = job.datasets.is_none().then_some(dataset.as_str()),
+        exportType = %job.export_type(),
+        datasets = job.datasets.as_ref().map(|_| job.exports.len()),
+        retryOf = retry_of.map(tracing::field::display),
+    );
 }

@@ -17,7 +17,7 @@ pub struct ListedSchedule {
     pub state: ScheduleState,
     /// The slot of the next run; in the past if that slot has no job yet.
     pub next_at: Option<DateTime<Utc>>,
-    /// The last job created for the schedule and its lane, if it is kept.
+    /// The last job created for the schedule as it is now, if the job is kept.
     pub last_job: Option<Job>,
 }
 
@@ -43,15 +43,15 @@ impl Service {
         let jobs = if ids.is_empty() { Vec::new() } else { with_timeout(self.store.jobs_by_id(&ids)).await? };
         let listed = |schedule: &Arc<Schedule>| {
             let state = states.remove(&schedule.name).unwrap_or_default();
-            // The schedule may have belonged to another consumer before.
-            let is_its = |job: &&Job| {
+            // The schedule may have belonged to another consumer, and may have had other datasets.
+            let is_of_schedule = |job: &&Job| {
                 let is_of_datasets = match &schedule.datasets {
-                    ScheduledDatasets::One(name) => job.batch.is_none() && job.dataset == *name,
-                    ScheduledDatasets::Listed(_) | ScheduledDatasets::All => job.batch.is_some(),
+                    ScheduledDatasets::One(name) => job.datasets.is_none() && job.first().dataset == *name,
+                    ScheduledDatasets::Listed(_) | ScheduledDatasets::All => job.datasets.is_some(),
                 };
-                Some(job.id) == state.last_job && job.consumer.as_ref() == Some(&schedule.consumer) && is_of_datasets
+                Some(job.id()) == state.last_job && job.consumer() == Some(&schedule.consumer) && is_of_datasets
             };
-            let last_job = jobs.iter().find(is_its).cloned();
+            let last_job = jobs.iter().find(is_of_schedule).cloned().and_then(|job| self.bounds.visible(job));
             let next_at = schedule.next_at(state.slot, now);
             ListedSchedule { schedule: Arc::clone(schedule), state, next_at, last_job }
         };

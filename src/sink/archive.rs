@@ -81,7 +81,7 @@ mod tests {
     fn the_longest_manifest_of_an_export_is_read() {
         use crate::file::MOST_FILES;
         use crate::manifest::{
-            Chained, Manifest, ManifestBatch, ManifestColumn, ManifestFile, ManifestSource, VERSION,
+            Chained, Manifest, ManifestColumn, ManifestDatasets, ManifestFile, ManifestJob, ManifestSource, VERSION,
         };
 
         let text = |length: usize| "x".repeat(length);
@@ -101,7 +101,7 @@ mod tests {
         };
         let export = Chained {
             version: VERSION.to_owned(),
-            job: text(36),
+            job: ManifestJob::OfSeveral(ManifestDatasets { id: text(36), datasets: "1000".to_owned() }),
             source: ManifestSource { cluster: text(16), database: text(10) },
             consumer: text(128),
             dataset: text(63),
@@ -119,7 +119,6 @@ mod tests {
             files: vec![file; MOST_FILES],
             previous: Some(text(64)),
             order: Some(u64::MAX.to_string()),
-            batch: Some(ManifestBatch { id: text(36), datasets: "1000".to_owned() }),
         };
         // The longest key of an object, and its bucket's name.
         let longest = Manifest::new(u64::MAX, export, vec![text(1024 + 100); MOST_FILES]).text().len() as u64;

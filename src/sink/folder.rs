@@ -202,7 +202,7 @@ mod tests {
 
     pub(super) fn hidden() -> HiddenFile {
         let database: DatabaseId = "00000000000000ff-1".parse().unwrap();
-        HiddenFile::of_attempt(&database, JobId::random(), LeaseToken::random())
+        HiddenFile::of_attempt(&database, JobId::random(), LeaseToken::random(), 1)
     }
 
     pub(super) fn folder() -> (tempfile::TempDir, Folder) {

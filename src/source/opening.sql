@@ -28,8 +28,9 @@ wanted as materialized (
   select its.by_triggers, its.definition, its.types, its.guard_state),
 
 job as materialized (
-  select j.id, j.database_id, j.timeline, j.server_started_at, j.has_after
-  from exports j
+  select j.id, j.database_id, j.timeline, j.server_started_at, e.has_after
+  from cdc_export.jobs j
+  join cdc_export.exports e on e.job = j.id and e.dataset = its.dataset
   where j.id = its.job),
 
 -- The export that the caller had loaded last was checked when it asked. That counts unless the database was restored

@@ -10,7 +10,7 @@ use crate::connection::failure::sqlstate;
 use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::{CellMax, Table};
 use crate::job::selection::BadSelection;
-use crate::job::{Continuity, ExportType, Job, Progress};
+use crate::job::{Continuity, Export, ExportType, Progress};
 use crate::row::{RowLayout, RowReceiver};
 use crate::source::import::{self, Import, ImportedSnapshot};
 use crate::source::reader_slots::{ReaderSlot, ReaderSlots};
@@ -51,48 +51,48 @@ pub struct Rows<'s> {
 }
 
 impl Rows<'_> {
-    /// Returns the layout of the rows that [`Rows::read`] sends for this job.
-    pub fn layout(&self, job: &Job) -> RowLayout {
-        self.select.row_layout(job)
+    /// Returns the layout of the rows that [`Rows::read`] sends for this export.
+    pub fn layout(&self, export: &Export) -> RowLayout {
+        self.select.row_layout(export)
     }
 
-    /// Reads the rows of this job's export over one or several connections. Each connection has its own receiver.
+    /// Reads the rows of this export over one or several connections. Each connection has its own receiver.
     pub async fn read<R: RowReceiver>(
         mut self,
-        job: &Job,
+        export: &Export,
         max: CellMax,
         progress: &Progress,
         receiver: impl Fn() -> R,
     ) -> Result<(), Error> {
-        self.select.order = job.order;
-        let read = self.read_all(job, max, progress, receiver).await;
+        self.select.order = export.order;
+        let read = self.read_all(export, max, progress, receiver).await;
         let Select { dataset, schema, .. } = self.select;
         match read {
             // A function that somebody else wrote may raise the error of the service's own, with any text.
             Err(Error::RowTooLarge { column }) if schema.columns.iter().all(|own| own.name != *column) => {
                 Err(Error::Protocol("an error that a function of the database raised in the name of the service"))
             }
-            Err(error) => Err(self.explained(error, job).await.withheld(dataset)),
+            Err(error) => Err(self.explained(error, export).await.withheld(dataset)),
             Ok(()) => Ok(()),
         }
     }
 
     async fn read_all<R: RowReceiver>(
         &mut self,
-        job: &Job,
+        export: &Export,
         max: CellMax,
         progress: &Progress,
         receiver: impl Fn() -> R,
     ) -> Result<(), Error> {
         let (select, rule, same_snapshot) = (self.select, self.rule(), self.same_snapshot());
-        match job.export_type {
-            ExportType::Full if !job.selection.is_all() => {
+        match export.export_type {
+            ExportType::Full if !export.selection.is_all() => {
                 // The dataset may have got the mask since the request.
-                if let Some(BadSelection { why, .. }) = select.masked(&job.selection) {
+                if let Some(BadSelection { why, .. }) = select.masked(&export.selection) {
                     let dataset = select.dataset.name.clone();
                     return Err(Error::Mismatch(Faults(vec![Fault { dataset, member: "mask", item: None, why }])));
                 }
-                self.copy_all("source.copy.selected", &[select.selected(&job.selection, max)], &mut receiver()).await
+                self.copy_all("source.copy.selected", &[select.selected(&export.selection, max)], &mut receiver()).await
             }
             ExportType::Full => {
                 let max = Some(max).filter(|max| self.toasted || max.0 < MOST_IN_A_ROW);
@@ -191,16 +191,16 @@ impl Rows<'_> {
 
     /// Returns an error that says which values Postgres could not read: those of the log, of the filter or of the
     /// table. The exported table is locked, so a missing name also belongs to the filter or the log.
-    async fn explained(mut self, error: Error, job: &Job) -> Error {
+    async fn explained(mut self, error: Error, export: &Export) -> Error {
         let (Error::Sql(cause) | Error::TableMissing { cause, .. }) = &error else { return error };
         let Some(told) = cause.as_database_error() else { return error };
         let (code, message) = (sqlstate(cause).into_owned(), told.message().to_owned());
         let error = error.withheld(self.select.dataset);
-        if job.export_type != ExportType::Full {
+        if export.export_type != ExportType::Full {
             match self.logged_is_readable().await {
                 Ok(true) => {}
                 Ok(false) => {
-                    tracing::warn!(event = "log_unreadable", jobId = %job.id, error = chain(&error));
+                    tracing::warn!(event = "log_unreadable", jobId = %export.job, error = chain(&error));
                     return Error::FullExportNeeded { why: Continuity::ColumnRetyped, remedy: Remedy::FullExport };
                 }
                 Err(lost) => return lost,
@@ -213,8 +213,8 @@ impl Rows<'_> {
         // A filter doesn't damage stored values, and doesn't enlarge a text beyond the limit. So the cause is the row.
         let is_stored = has_no_room || code.starts_with("XX");
         let asked = if dataset.filter.is_some() { "it" } else { "a condition of the request" };
-        if !is_stored && (dataset.filter.is_some() || !job.selection.filter.is_empty()) {
-            tracing::warn!(event = "filter_fails", jobId = %job.id, error = chain(&error));
+        if !is_stored && (dataset.filter.is_some() || !export.selection.filter.is_empty()) {
+            tracing::warn!(event = "filter_fails", jobId = %export.job, error = chain(&error));
             let why = format!("{asked} ends in an error for a row of `{}` (SQLSTATE {code})", dataset.table);
             return Error::Mismatch(Faults(vec![Fault {
                 dataset: dataset.name.clone(),

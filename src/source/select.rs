@@ -27,7 +27,7 @@
 
 use crate::dataset::{Capture, CellMax, Dataset, RelationKind, Table, TableColumn, TableSchema};
 use crate::job::columns::MetaColumn;
-use crate::job::{ExportType, Job};
+use crate::job::{Export, ExportType};
 use crate::row::RowLayout;
 use crate::source::key::{KeySql, key_name};
 use crate::source::quote::{literal, quoted, relation, timestamp};
@@ -387,11 +387,11 @@ impl Select<'_> {
         if has_own_rows { format!("only {table}") } else { table }
     }
 
-    /// The layout of the rows that the statements of a job send.
-    pub(crate) fn row_layout(&self, job: &Job) -> RowLayout {
-        let schema = self.schema.narrowed(&job.selection);
-        let columns = schema.file_columns(job.export_type);
-        let reads_all = job.export_type == ExportType::Full && job.selection.is_all();
+    /// The layout of the rows that the statements of an export send.
+    pub(crate) fn row_layout(&self, export: &Export) -> RowLayout {
+        let schema = self.schema.narrowed(&export.selection);
+        let columns = schema.file_columns(export.export_type);
+        let reads_all = export.export_type == ExportType::Full && export.selection.is_all();
         // By its number: the operation's column may have the name that it has in the table.
         let is_time =
             |column: &TableColumn| schema.updated_at.as_ref().is_some_and(|time| time.number == column.number);

@@ -11,27 +11,28 @@ use crate::job::{ConsumerId, JobId};
 use crate::store::{Error, Store};
 
 impl Store {
-    /// Records that the consumer loaded a published export and all exports before it in the lane.
-    ///
-    /// Returns false if that is recorded already, or if no published export has this id.
-    pub async fn acknowledge(&self, id: JobId) -> Result<bool, Error> {
+    /// Records that the consumer loaded a job's published exports of these datasets, and all exports before them in
+    /// their lanes. Returns the datasets of which that was not recorded before.
+    pub async fn acknowledge(&self, job: JobId, datasets: &[&str]) -> Result<Vec<String>, Error> {
         // The second of two concurrent calls waits for the lane's row, and then compares its number with the new
         // one.
         // After a restore of the whole database, the lane has the number of that time. After a restore of only some
         // tables, the acknowledged number may exceed the lane's last number. Such a number belongs to no export, so any
         // number replaces it.
-        let statement = sqlx::query(
+        let statement = sqlx::query_scalar(
             "-- store.acknowledgements.acknowledge
              update cdc_export.lanes l set acknowledged = e.number, acknowledged_at = clock_timestamp()
-             from exports e
-             where e.id = $1 and e.published_at is not null and e.number is not null
+             from cdc_export.exports e
+             where e.job = $1 and e.dataset = any ($2) and e.published_at is not null and e.number is not null
                and l.consumer_id = e.consumer_id and l.dataset = e.dataset
                -- The consumer was not removed since.
                and (l.removed_sequence is null or e.number > l.removed_number)
-               and (l.acknowledged is null or l.acknowledged < e.number or l.acknowledged > l.last_number)",
+               and (l.acknowledged is null or l.acknowledged < e.number or l.acknowledged > l.last_number)
+             returning e.dataset",
         )
-        .bind(id.as_uuid());
-        Ok(self.execute(statement).await? == 1)
+        .bind(job.as_uuid())
+        .bind(datasets);
+        self.with(async |conn| statement.fetch_all(conn).await).await
     }
 
     /// Returns the unacknowledged exports of those of these lanes that ever acknowledged an export. Entry `i` of

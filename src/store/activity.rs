@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use sqlx::AssertSqlSafe;
+use uuid::Uuid;
 
 use crate::connection::statement::with_pieces;
 use crate::job::activity::{HOURS, HourlyExports, LastDay};
 use crate::job::{Bounds, Filter, Status};
-use crate::store::lists::{key_expression, keys};
+use crate::store::lists::{keys, list};
 use crate::store::{Error, Store};
 
-/// The limit on counted exports of each list.
+/// The limit on counted jobs of each list.
 const MAX_COUNTED: i64 = 100_000;
 
 /// The limit on consumers and on datasets.
@@ -28,8 +29,8 @@ struct HourRow {
 }
 
 impl Store {
-    /// Counts the jobs within the bounds that match a filter, by the hour of their creation. The filter's status and
-    /// position are not used.
+    /// Counts the exports within the bounds whose jobs match a filter, by the hour of their creation. The filter's
+    /// status and position are not used.
     ///
     /// Returns the consumers and datasets with the most failures first, then those with the most exports.
     pub async fn activity(&self, filter: &Filter, bounds: &Bounds) -> Result<LastDay, Error> {
@@ -39,10 +40,19 @@ impl Store {
         if keys.is_empty() {
             return Ok(LastDay { since, consumers: Vec::new(), datasets: Vec::new() });
         }
-        let key = key_expression(filter, bounds);
-        let statement = with_pieces(include_str!("activity/hours.sql"), &[("key", &key)]);
-        let statement = sqlx::query_as(AssertSqlSafe(statement));
-        let statement = statement.bind(keys).bind(since).bind(HOURS as i32).bind(MAX_COUNTED);
+        let datasets = match &filter.dataset {
+            Some(dataset) => Some(std::slice::from_ref(dataset)),
+            None => bounds.datasets.as_deref(),
+        };
+        let any_status = Filter { status: None, ..filter.clone() };
+        let statement = with_pieces(include_str!("activity/hours.sql"), &[("list", &list(&any_status, bounds))]);
+        let statement = sqlx::query_as(AssertSqlSafe(statement))
+            .bind(keys)
+            .bind(first_id(since))
+            .bind(since)
+            .bind(HOURS as i32)
+            .bind(MAX_COUNTED)
+            .bind(datasets);
         let rows: Vec<HourRow> = self.in_index_order(async |tx| statement.fetch_all(tx).await).await?;
         let (datasets, consumers) = rows.into_iter().partition(|row| row.is_dataset);
         Ok(LastDay { since, consumers: by_name(consumers), datasets: by_name(datasets) })
@@ -53,6 +63,12 @@ impl Store {
 fn first_hour(now: DateTime<Utc>) -> DateTime<Utc> {
     let hour = TimeDelta::hours(1);
     now.duration_trunc(hour).unwrap_or(now) - hour * (HOURS as i32 - 1)
+}
+
+/// Returns the first id that a job may have which was created at this time, by clocks that differ by a minute at most.
+fn first_id(time: DateTime<Utc>) -> Uuid {
+    let millis = (time - TimeDelta::minutes(1)).timestamp_millis().max(0) as u64;
+    uuid::Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()
 }
 
 /// Combines the hours of each name.

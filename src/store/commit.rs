@@ -1,15 +1,17 @@
-//! Commits an attempt: completes its jobs and moves the positions of their consumer, in the transaction whose snapshot
-//! was exported.
+//! Commits an attempt: completes its job and moves the positions of the consumer, in the transaction whose snapshot was
+//! exported.
 
+use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use sqlx::types::Json;
 
 use crate::file::{Exported, Part, content_sha256};
 use crate::job::columns::FileColumns;
-use crate::job::{ConsumerId, ExportReport, Job, JobId, LeaseToken};
+use crate::job::{ConsumerId, Export, ExportReport, JobId};
 use crate::manifest::Manifest;
-use crate::store::job_row::with_job_columns;
-use crate::store::transitions::{TransitionRow, transition};
+use crate::store::export_row::with_export_columns;
+use crate::store::lease::Lease;
+use crate::store::transitions::{TransitionRow, plan_deliveries};
 use crate::store::watermarks::{self, Advance};
 use crate::store::{Error, Store};
 use crate::watermark::{NewPosition, Position};
@@ -24,19 +26,19 @@ pub struct CommitInput {
     pub report: ExportReport,
     /// The names and types of the file's columns, for comparison with the lane's next export.
     pub signature: String,
-    /// The columns of the file and the key, as saved with the job.
+    /// The columns of the file and the key, as saved with the export.
     pub columns: FileColumns,
-    /// The export that the marker of the lane named at the destination. `None` if there was no marker.
+    /// The job of the export that the marker of the lane named at the destination. `None` if there was no marker.
     pub marker: Option<JobId>,
     pub newly_masked: Vec<String>,
     /// The manifest of the export. `None` if the job has no consumer.
     pub manifest: Option<Manifest>,
 }
 
-/// An export to commit: one of an attempt's jobs.
+/// An export to commit.
 #[derive(Clone, Copy, Debug)]
 pub struct Commit<'a> {
-    pub job: &'a Job,
+    pub export: &'a Export,
     pub found: &'a CommitInput,
     /// Without parts, the export found nothing, and makes no file.
     pub exported: &'a Exported,
@@ -45,8 +47,8 @@ pub struct Commit<'a> {
 /// The outcome of a commit. Unless it is `Done`, the caller must roll the transaction back.
 pub enum Committed {
     /// All rows are written, and the caller sends `COMMIT`.
-    Done(CommittedJobs),
-    /// Another worker has the lease, or a job was cancelled.
+    Done(CommittedJob),
+    /// Another worker has the lease, or the job was cancelled.
     NotOurs,
     /// The consumer's position in a dataset changed since the export began.
     WatermarkChanged,
@@ -55,16 +57,23 @@ pub enum Committed {
 /// The number of times that a commit waits for a conflicting lock, because the export may have taken hours.
 const MAX_ATTEMPTS: u32 = 3;
 
-/// Completed jobs, in a transaction that may not be committed yet.
-pub struct CommittedJobs {
-    /// For each export with files, true if its row has the manifest.
+/// A completed job, in a transaction that may not be committed yet.
+pub struct CommittedJob {
+    /// For each export, true if its row has the manifest.
     pub are_planned: Vec<bool>,
-    skipped: Vec<TransitionRow>,
+    rows: Vec<TransitionRow>,
+}
+
+#[derive(sqlx_macros::FromRow)]
+struct CommittedRow {
+    #[sqlx(flatten)]
+    transition: TransitionRow,
+    is_planned: bool,
 }
 
 impl Store {
-    /// Completes the jobs of an attempt and moves their consumer's positions, in the transaction whose snapshot was
-    /// exported.
+    /// Completes the job of an attempt and moves its consumer's positions, in the transaction whose snapshot was
+    /// exported. `commits` has each export of the job.
     ///
     /// Compares the token of the lease and ignores its expiry. Clocks decide when a job is taken over, and never decide
     /// who may commit.
@@ -76,12 +85,17 @@ impl Store {
     pub async fn commit(
         &self,
         conn: &mut PgConnection,
-        token: LeaseToken,
+        lease: &Lease,
         commits: &[Commit<'_>],
     ) -> Result<Committed, Error> {
+        if let Some(commit) =
+            commits.iter().find(|commit| commit.parts().is_empty() && commit.export.consumer.is_none())
+        {
+            return Err(without_file(commit.export.job));
+        }
         let mut attempt = 1;
         loop {
-            match self.write_commits(conn, token, commits).await {
+            match self.write_commits(conn, lease, commits).await {
                 Err(Error::LockConflict(_)) if attempt < MAX_ATTEMPTS => {
                     sqlx::raw_sql("-- store.commit.again\n rollback to savepoint writes").execute(&mut *conn).await?;
                     attempt += 1;
@@ -94,56 +108,31 @@ impl Store {
     async fn write_commits(
         &self,
         conn: &mut PgConnection,
-        token: LeaseToken,
+        lease: &Lease,
         commits: &[Commit<'_>],
     ) -> Result<Committed, Error> {
-        let (with_files, without): (Vec<_>, Vec<_>) =
-            commits.iter().partition(|commit| !commit.exported.parts.is_empty());
-        let mut are_planned = Vec::new();
-        for commit in with_files {
-            match complete(conn, token, commit).await? {
-                Some(is_planned) => are_planned.push(is_planned),
-                None => return Ok(Committed::NotOurs),
-            }
+        let rows = complete(conn, lease, commits).await?;
+        if rows.is_empty() {
+            return Ok(Committed::NotOurs);
         }
+        let is_planned = |commit: &Commit<'_>| {
+            rows.iter().any(|row| row.is_planned && row.transition.export.dataset == commit.export.dataset)
+        };
+        let are_planned = commits.iter().map(is_planned).collect();
+        let rows: Vec<_> = rows.into_iter().map(|row| row.transition).collect();
+        plan_deliveries(conn, &self.listeners, &rows).await?;
         remember_masks(conn, commits).await?;
-        let Some(skipped) = self.skip(conn, token, &without).await? else { return Ok(Committed::NotOurs) };
         let advances: Vec<_> = commits.iter().filter_map(Commit::advance).collect();
         match watermarks::advance(conn, &advances).await? {
-            true => Ok(Committed::Done(CommittedJobs { are_planned, skipped })),
+            true => Ok(Committed::Done(CommittedJob { are_planned, rows })),
             false => Ok(Committed::WatermarkChanged),
         }
     }
 
-    /// Completes jobs without files, and removes earlier skipped jobs of their lanes. Returns `None` if one of them is
-    /// not ours.
-    async fn skip(
-        &self,
-        conn: &mut PgConnection,
-        token: LeaseToken,
-        commits: &[&Commit<'_>],
-    ) -> Result<Option<Vec<TransitionRow>>, Error> {
-        if commits.is_empty() {
-            return Ok(Some(Vec::new()));
-        }
-        if let Some(commit) = commits.iter().find(|commit| commit.job.consumer.is_none()) {
-            return Err(without_file(commit.job.id));
-        }
-        let skip = sqlx::query_as(with_job_columns(include_str!("commit/skip.sql")))
-            .bind(commits.iter().map(|commit| commit.job.id.as_uuid()).collect::<Vec<_>>())
-            .bind(token.as_uuid())
-            .bind(commits.iter().map(|commit| commit.found.position.last_exported_at).collect::<Vec<_>>())
-            .bind(commits.iter().map(|commit| Json(&commit.found.report)).collect::<Vec<_>>());
-        let rows = transition(conn, &self.listeners, skip).await?;
-        Ok(Some(rows).filter(|rows| rows.len() == commits.len()))
-    }
-
-    /// Announces the ends of jobs that found nothing, whose transaction is committed.
-    ///
-    /// # Errors
-    /// As [`Store::announce`].
-    pub fn announce_skipped(&self, committed: CommittedJobs) -> Result<(), Error> {
-        committed.skipped.into_iter().try_for_each(|row| self.announce(row, None).map(drop))
+    /// Announces the ends of exports that found nothing, whose transaction is committed. Clients see another status of
+    /// the others only after their files are published.
+    pub fn announce_committed(&self, committed: CommittedJob) {
+        self.announce_all(committed.rows, None);
     }
 
     /// For each dataset, returns true if the consumer's last export that has files has columns of this signature.
@@ -156,9 +145,9 @@ impl Store {
         let statement = sqlx::query_scalar(
             "-- store.commit.are_signatures_of_last
              select coalesce((
-               select e.columns_hash = md5(its.signature) from exports e
-               where e.consumer_id = $1 and e.dataset = its.dataset and e.status = 'completed'
-               order by e.lane_sequence desc limit 1), false)
+               select e.columns_hash = md5(its.signature) from cdc_export.exports e
+               where e.consumer_id = $1 and e.dataset = its.dataset and e.number is not null
+               order by e.number desc limit 1), false)
              from unnest($2, $3) with ordinality as its (dataset, signature, place)
              order by its.place",
         )
@@ -170,29 +159,40 @@ impl Store {
 }
 
 impl<'a> Commit<'a> {
+    fn parts(&self) -> &'a [Part] {
+        &self.exported.parts
+    }
+
     /// Returns the change of the consumer's position. `None` for an export without a consumer, and for a first one that
     /// found nothing: the next one starts from the beginning as well, so it misses nothing.
     fn advance(&self) -> Option<Advance<'a>> {
-        let Commit { job, found: CommitInput { position, new_position, .. }, exported } = *self;
-        let lane = job.lane()?;
-        let to = match exported.parts.is_empty() {
-            true => position.last_exported_at,
-            false => position.advanced_to(exported.last_updated_at),
-        };
-        let advance = Advance { lane, export_type: job.export_type, position, new_position, to };
+        let Commit { export, found: CommitInput { position, new_position, .. }, exported } = *self;
+        let lane = export.lane()?;
+        let advance =
+            Advance { lane, export_type: export.export_type, position, new_position, to: self.watermark_to() };
         (position.version.is_some() || exported.rows > 0).then_some(advance)
+    }
+
+    /// Returns the watermark after the export: the one before if it found nothing, and `None` without a consumer.
+    fn watermark_to(&self) -> Option<DateTime<Utc>> {
+        let position = &self.found.position;
+        let to = match self.parts().is_empty() {
+            true => position.last_exported_at,
+            false => position.advanced_to(self.exported.last_updated_at),
+        };
+        to.filter(|_| self.export.consumer.is_some())
     }
 }
 
 fn without_file(job: JobId) -> Error {
-    Error::Sql(sqlx::Error::Protocol(format!("the export {job} has no file, and no lane in which it can be skipped")))
+    Error::Sql(sqlx::Error::Protocol(format!("the job {job} has no file, and no lane in which it can be skipped")))
 }
 
 async fn remember_masks(conn: &mut PgConnection, commits: &[Commit<'_>]) -> Result<(), Error> {
     let (mut datasets, mut names) = (Vec::new(), Vec::new());
     for commit in commits {
         for name in &commit.found.newly_masked {
-            datasets.push(&*commit.job.dataset);
+            datasets.push(&*commit.export.dataset);
             names.push(name.as_str());
         }
     }
@@ -208,44 +208,45 @@ async fn remember_masks(conn: &mut PgConnection, commits: &[Commit<'_>]) -> Resu
     Ok(())
 }
 
-/// Completes a job and records its files. Returns true if its row has the manifest, and `None` if the job is not ours.
-async fn complete(
-    conn: &mut PgConnection,
-    token: LeaseToken,
-    &Commit { job, found, exported }: &Commit<'_>,
-) -> Result<Option<bool>, Error> {
-    let parts = &exported.parts;
-    let first = &parts[0];
-    let column = |field: fn(&Part) -> i64| parts.iter().map(field).collect::<Vec<_>>();
-    let texts = |field: fn(&Part) -> &str| parts.iter().map(field).collect::<Vec<_>>();
-    let bytes = column(|part| part.staged.identity.bytes as i64);
-    let places: Vec<_> = parts.iter().map(|part| Json(&part.staged.identity.location)).collect();
-    let CommitInput { position, report, signature, columns, marker, manifest, .. } = found;
-    let watermark_to = job.consumer.as_ref().and_then(|_| position.advanced_to(exported.last_updated_at));
-    let completed: Option<bool> = sqlx::query_scalar(include_str!("commit/complete.sql"))
-        .bind(job.id.as_uuid())
-        .bind(token.as_uuid())
-        .bind(exported.rows as i64)
-        .bind(bytes.iter().sum::<i64>())
-        .bind(content_sha256(parts))
-        .bind(&first.staged.name)
-        .bind(position.last_exported_at)
-        .bind(watermark_to)
-        .bind(first.staged.destination)
-        .bind(Json(report))
-        .bind(signature)
-        .bind(marker.map(JobId::as_uuid))
-        .bind(Json(columns))
-        .bind(places)
-        .bind(texts(|part| &part.staged.name))
-        .bind(bytes)
-        .bind(column(|part| part.rows as i64))
-        .bind(texts(|part| &part.staged.sha256))
-        .bind(manifest.as_ref().map(Manifest::text))
-        .bind(manifest.as_ref().map(|manifest| &manifest.digest))
-        .bind(manifest.as_ref().map(|manifest| manifest.number as i64))
-        .fetch_optional(&mut *conn)
-        .await?;
-    // Announces nothing, because clients see another status only after the files are published.
-    Ok(completed)
+/// Completes a job and records its files. Returns its exports, or none if the job is not ours.
+async fn complete(conn: &mut PgConnection, lease: &Lease, commits: &[Commit<'_>]) -> Result<Vec<CommittedRow>, Error> {
+    fn each<'a, T>(commits: &[Commit<'a>], value: impl Fn(&Commit<'a>) -> T) -> Vec<T> {
+        commits.iter().map(value).collect()
+    }
+    // The members of an export's files are null if it found nothing.
+    fn of_files<'a, T>(commits: &[Commit<'a>], value: impl Fn(&Commit<'a>) -> T) -> Vec<Option<T>> {
+        commits.iter().map(|commit| (!commit.parts().is_empty()).then(|| value(commit))).collect()
+    }
+    let files: Vec<_> = commits
+        .iter()
+        .flat_map(|commit| (1..).zip(commit.parts()).map(|(number, part)| (&*commit.export.dataset, number, part)))
+        .collect();
+    let bytes_of = |part: &Part| part.staged.identity.bytes as i64;
+    let destination = files.first().map(|(_, _, part)| part.staged.destination);
+    let committed = sqlx::query_as(with_export_columns(include_str!("commit/commit.sql")))
+        .bind(lease.id().as_uuid())
+        .bind(lease.token().as_uuid())
+        .bind(each(commits, |it| &*it.export.dataset))
+        .bind(each(commits, |it| it.exported.rows as i64))
+        .bind(each(commits, |it| it.parts().iter().map(bytes_of).sum::<i64>()))
+        .bind(of_files(commits, |it| content_sha256(it.parts())))
+        .bind(of_files(commits, |it| &*it.parts()[0].staged.name))
+        .bind(each(commits, |it| it.found.position.last_exported_at))
+        .bind(each(commits, Commit::watermark_to))
+        .bind(each(commits, |it| Json(&it.found.report)))
+        .bind(each(commits, |it| &*it.found.signature))
+        .bind(each(commits, |it| it.found.marker.map(JobId::as_uuid)))
+        .bind(of_files(commits, |it| Json(&it.found.columns)))
+        .bind(each(commits, |it| it.found.manifest.as_ref().map(Manifest::text)))
+        .bind(each(commits, |it| it.found.manifest.as_ref().map(|manifest| &*manifest.digest)))
+        .bind(each(commits, |it| it.found.manifest.as_ref().map(|manifest| manifest.number as i64)))
+        .bind(destination)
+        .bind(files.iter().map(|(dataset, ..)| *dataset).collect::<Vec<_>>())
+        .bind(files.iter().map(|(_, number, _)| *number).collect::<Vec<i32>>())
+        .bind(files.iter().map(|(.., part)| &*part.staged.name).collect::<Vec<_>>())
+        .bind(files.iter().map(|(.., part)| Json(&part.staged.identity.location)).collect::<Vec<_>>())
+        .bind(files.iter().map(|(.., part)| bytes_of(part)).collect::<Vec<_>>())
+        .bind(files.iter().map(|(.., part)| part.rows as i64).collect::<Vec<_>>())
+        .bind(files.iter().map(|(.., part)| &*part.staged.sha256).collect::<Vec<_>>());
+    Ok(committed.fetch_all(conn).await?)
 }

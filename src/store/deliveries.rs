@@ -1,21 +1,20 @@
 //! Stores the deliveries of events: one row for each event and receiver, with the outcome of its attempts.
 //!
-//! The transaction that ends an export or a batch inserts the rows (`store::transitions`). So an event exists if and
-//! only if its export or batch ended. A claim moves `run_at` to the end of its lease. That time is also the token of
+//! The transaction that ends a job inserts the rows (`store::transitions`). So an event exists if and only if its job
+//! ended. A claim moves `run_at` to the end of its lease. That time is also the token of
 //! the claim: an outcome is recorded only while `run_at` is unchanged.
 
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
 use crate::connection::statement::with_pieces;
 use crate::event::{Delivery, DeliveryFilter, DeliveryStatus, EventType, Listener};
-use crate::job::batch::Batch;
-use crate::job::{Job, JobId, Status};
-use crate::store::job_row::{JOB_COLUMNS, JobRow, skip_unreadable};
+use crate::job::{Job, Status};
+use crate::store::export_row::{ExportRow, skip_unreadable};
 use crate::store::{Error, Store};
 
 /// The columns of [`DeliveryRow`], of a delivery `d`.
@@ -31,7 +30,6 @@ struct DeliveryRow {
     delivery: Uuid,
     endpoint: String,
     job: Uuid,
-    batch: Option<Uuid>,
     event: String,
     delivery_attempt: i32,
     run_at: Option<DateTime<Utc>>,
@@ -55,7 +53,6 @@ impl TryFrom<DeliveryRow> for Delivery {
             id: row.delivery,
             endpoint: row.endpoint,
             job: row.job.into(),
-            batch: row.batch.map(JobId::from),
             event: EventType { end: row.event.parse()? },
             status,
             attempt: row.delivery_attempt.unsigned_abs(),
@@ -72,32 +69,8 @@ impl TryFrom<DeliveryRow> for Delivery {
 #[derive(Debug)]
 pub struct ClaimedDelivery {
     pub delivery: Delivery,
-    /// The thing that ended, in its current state.
-    pub ended: Ended,
-}
-
-/// An export or a batch that has ended.
-#[derive(Debug)]
-pub enum Ended {
-    Export(Box<Job>),
-    Batch(Box<Batch>),
-}
-
-#[derive(sqlx_macros::FromRow)]
-struct ClaimedDeliveryRow {
-    #[sqlx(flatten)]
-    delivery: DeliveryRow,
-    #[sqlx(flatten)]
-    row: JobRow,
-}
-
-/// A batch of which each member has ended.
-#[derive(sqlx_macros::FromRow)]
-struct EndedBatchRow {
-    id: Uuid,
-    consumer_id: Option<String>,
-    datasets: Json<Vec<String>>,
-    status: String,
+    /// The job that ended, in its current state.
+    pub job: Job,
 }
 
 /// An ended attempt at a delivery.
@@ -131,40 +104,24 @@ pub struct OpenDeliveries {
     pub oldest_seconds: f64,
 }
 
-/// Inserts the deliveries of these ended exports of no batch, and of those of the batches that have ended, in the
-/// transaction that ends them.
-pub(super) async fn plan(
-    conn: &mut PgConnection,
-    listeners: &[Listener],
-    ended: &[&JobRow],
-    batches: &[Uuid],
-) -> Result<(), Error> {
+/// Inserts the deliveries of jobs that end, in the transaction that ends them. `last` are the exports that ended last.
+/// A receiver that is bound to datasets gets the end of a job as if it had only those.
+pub(super) async fn plan(conn: &mut PgConnection, listeners: &[Listener], last: &[&ExportRow]) -> Result<(), Error> {
     let (mut ids, mut jobs, mut endpoints, mut events) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut plan = |end: Status, job: Uuid, datasets: &[&str], consumer: Option<&str>| {
-        for Listener { name, .. } in listeners.iter().filter(|it| it.wants(EventType { end }, datasets, consumer)) {
-            ids.push(Uuid::now_v7());
-            jobs.push(job);
-            endpoints.push(name.clone());
-            events.push(end.as_str());
-        }
-    };
-    for row in ended {
-        let Ok(end) = row.status.parse::<Status>() else { continue };
-        plan(end, row.id, &[&row.dataset], row.consumer_id.as_deref());
-    }
-    if !batches.is_empty() {
-        let statement = sqlx::query_as(include_str!("deliveries/ended_batches.sql")).bind(batches);
-        let ended: Vec<EndedBatchRow> = statement.fetch_all(&mut *conn).await?;
-        for EndedBatchRow { id, consumer_id, datasets: Json(datasets), status } in ended {
-            let datasets: Vec<_> = datasets.iter().map(String::as_str).collect();
-            plan(status.parse()?, id, &datasets, consumer_id.as_deref());
+    for (job, (consumer, exports)) in ended_jobs(conn, last).await? {
+        for listener in listeners {
+            if let Some(event) = listener.event_of(consumer.as_deref(), &exports) {
+                ids.push(Uuid::now_v7());
+                jobs.push(job);
+                endpoints.push(&*listener.name);
+                events.push(event.end.as_str());
+            }
         }
     }
     if ids.is_empty() {
         return Ok(());
     }
-    // An export or a batch ends once, so somebody else inserted a conflicting row. Such a row must not prevent the
-    // export from ending.
+    // A job ends once, so somebody else inserted a conflicting row. Such a row must not prevent the job from ending.
     sqlx::query(
         "-- store.deliveries.plan
          insert into cdc_export.deliveries (id, job, endpoint, event)
@@ -180,8 +137,36 @@ pub(super) async fn plan(
     Ok(())
 }
 
+/// The consumer of a job, and the dataset and the status of each of its exports.
+type EndedJob = (Option<String>, Vec<(String, Status)>);
+
+/// Returns the jobs of these exports. Reads the other exports of a job of several datasets.
+async fn ended_jobs(conn: &mut PgConnection, last: &[&ExportRow]) -> Result<BTreeMap<Uuid, EndedJob>, Error> {
+    let mut ended = BTreeMap::new();
+    for ExportRow { job, consumer_id, dataset, status, is_of_datasets, .. } in last {
+        let (_, exports) = ended.entry(*job).or_insert_with(|| (consumer_id.clone(), Vec::new()));
+        if !is_of_datasets {
+            exports.push((dataset.clone(), status.parse()?));
+        }
+    }
+    let of_datasets: Vec<_> =
+        ended.iter().filter(|(_, (_, exports))| exports.is_empty()).map(|(job, _)| *job).collect();
+    if !of_datasets.is_empty() {
+        let read = sqlx::query_as(
+            "-- store.deliveries.ended_exports
+             select job, dataset, status from cdc_export.exports where job = any ($1) order by job, dataset",
+        );
+        let rows: Vec<(Uuid, String, String)> = read.bind(of_datasets).fetch_all(conn).await?;
+        for (job, dataset, status) in rows {
+            let status = status.parse()?;
+            ended.entry(job).and_modify(|(_, exports)| exports.push((dataset, status)));
+        }
+    }
+    Ok(ended)
+}
+
 impl Store {
-    /// Returns the store with these receivers. From then on, each end of an export inserts their deliveries.
+    /// Returns the store with these receivers. From then on, each end of a job inserts their deliveries.
     pub fn with_listeners(self, listeners: Vec<Listener>) -> Store {
         Store { listeners: listeners.into(), ..self }
     }
@@ -201,25 +186,20 @@ impl Store {
         lease: Duration,
         only_manual: bool,
     ) -> Result<Vec<ClaimedDelivery>, Error> {
-        let pieces = [DELIVERY_COLUMNS, JOB_COLUMNS];
-        let statement = with_pieces(include_str!("deliveries/claim.sql"), &pieces);
-        let statement = sqlx::query_as(AssertSqlSafe(statement))
+        let statement = sqlx::query_as(with_delivery_columns(include_str!("deliveries/claim.sql")))
             .bind(endpoint)
             .bind(limit as i64)
             .bind(lease.as_secs_f64())
             .bind(only_manual);
-        let rows: Vec<ClaimedDeliveryRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
-        let mut claimed = Vec::new();
-        for ClaimedDeliveryRow { delivery, row } in rows {
-            let both = Delivery::try_from(delivery).and_then(|delivery| Ok((delivery, Job::try_from(row)?)));
-            let Some((delivery, job)) = skip_unreadable(both) else { continue };
-            let ended = match delivery.batch {
-                None => Some(Ended::Export(Box::new(job))),
-                Some(id) => self.batch(id).await?.map(|batch| Ended::Batch(Box::new(batch))),
-            };
-            claimed.extend(ended.map(|ended| ClaimedDelivery { delivery, ended }));
+        let rows: Vec<DeliveryRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
+        if rows.is_empty() {
+            return Ok(Vec::new());
         }
-        Ok(claimed)
+        let claimed: Vec<_> = rows.into_iter().filter_map(|row| skip_unreadable(Delivery::try_from(row))).collect();
+        let ids: Vec<_> = claimed.iter().map(|delivery| delivery.job).collect();
+        let mut jobs: HashMap<_, _> = self.jobs_by_id(&ids).await?.into_iter().map(|job| (job.id(), job)).collect();
+        let with_job = |delivery: Delivery| Some(ClaimedDelivery { job: jobs.remove(&delivery.job)?, delivery });
+        Ok(claimed.into_iter().filter_map(with_job).collect())
     }
 
     /// Returns false if the claim has ended because the delivery was claimed again, requested again or deleted.

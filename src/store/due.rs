@@ -10,7 +10,7 @@ use crate::connection::session_name;
 use crate::connection::statement::with_pieces;
 use crate::store::destinations::SESSIONS;
 use crate::store::moments::{LATEST, MOVED};
-use crate::store::queue::{CLAIMABLE, ORPHANED, READY, built_formats, longest_retry_pauses};
+use crate::store::queue::{ORPHANED, READY, built_formats, longest_retry_pauses};
 use crate::store::{Error, Store};
 
 /// The work that waits for a process. Each field may also be true for a moment although nothing waits.
@@ -48,7 +48,7 @@ impl Store {
                 .bind(self.receivers());
             let mut due: DueWork = statement.fetch_one(&mut *conn).await?;
             if due.has_open {
-                let pieces = [CLAIMABLE, READY, ORPHANED];
+                let pieces = [READY, ORPHANED];
                 let statement = sqlx::query_as(AssertSqlSafe(with_pieces(include_str!("due/open.sql"), &pieces)))
                     .bind(built_formats())
                     .bind(datasets)

@@ -1,4 +1,4 @@
-//! Records the files of completed jobs: their hidden and final names, and their locations.
+//! Records the files of completed exports: their hidden and final names, and their locations.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use crate::file::name::{numbered, stem_and_number, stem_of};
 use crate::file::{FileIdentity, FileRecord, Part, StagedFile};
 use crate::job::marker::Marker;
 use crate::job::{Continuity, FailureCode, JobId};
-use crate::store::job_row::{StoredFile, with_job_columns};
+use crate::store::export_row::{StoredFile, with_export_columns};
 use crate::store::transitions::Transition;
 use crate::store::{Error, Store};
 use pg_rows::encoding::Encoding;
 
-/// The columns of [`FileRow`], of a completed job `e`.
+/// The columns of [`FileRow`], of a completed export.
 pub(super) const FILE_COLUMNS: (&str, &str) = ("files/columns.sql", include_str!("files/columns.sql"));
 
 /// Returns a statement with the columns of [`FileRow`] in place of the line that includes them.
@@ -36,9 +36,9 @@ impl Store {
             "-- store.files.has_files
              select (
                select destination_id
-               from exports
-               where status = 'completed' and published_at is not null and file_removed_at is null
-               -- This order makes Postgres use an index. `exists` would scan the table up to the first such job.
+               from cdc_export.exports
+               where published_at is not null and file_removed_at is null
+               -- This order makes Postgres use an index. `exists` would scan the table up to the first such export.
                order by destination_id
                limit 1) is not null",
         );
@@ -55,14 +55,15 @@ impl Store {
         rows.into_iter().map(FileRecord::try_from).collect()
     }
 
-    /// Returns the files of a completed job. Returns `None` if there is no completed job with this id.
-    pub async fn file(&self, id: JobId) -> Result<Option<FileRecord>, Error> {
-        let statement = sqlx::query_as(with_file_columns(include_str!("files/get.sql"))).bind(id.as_uuid());
+    /// Returns the files of a job's export of a dataset. Returns `None` if there is no such export that is completed.
+    pub async fn file(&self, job: JobId, dataset: &str) -> Result<Option<FileRecord>, Error> {
+        let statement = sqlx::query_as(with_file_columns(include_str!("files/get.sql")));
+        let statement = statement.bind(job.as_uuid()).bind(dataset);
         let row: Option<FileRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         row.map(FileRecord::try_from).transpose()
     }
 
-    /// Returns the files of the last completed job in the lane of `record`: that of `record` itself, or a later job.
+    /// Returns the files of the last completed export in the lane of `record`: `record` itself, or a later one.
     pub async fn last_of_lane(&self, record: &FileRecord) -> Result<Option<FileRecord>, Error> {
         let statement = sqlx::query_as(with_file_columns(include_str!("files/last_of_lane.sql")))
             .bind(record.consumer.as_ref().map(|consumer| consumer.as_str()))
@@ -76,13 +77,17 @@ impl Store {
         let statement = sqlx::query_scalar(
             "-- store.files.is_after
              select exists (
-               select from exports e join exports earlier using (consumer_id, dataset)
-               where e.id = $1 and earlier.id = $2 and earlier.lane_sequence < e.lane_sequence
-                 and (earlier.status = 'completed' and earlier.sha256 = $3 or earlier.error_code = 'file_lost'))",
+               select from cdc_export.exports e
+               join cdc_export.exports earlier using (consumer_id, dataset)
+               where e.job = $1 and dataset = $4 and earlier.job = $2 and earlier.lane_sequence < e.lane_sequence
+                 and (earlier.status = 'completed' and earlier.sha256 = $3
+                   -- A failed export that was committed lost its file.
+                   or earlier.status = 'failed' and earlier.columns_hash is not null))",
         )
         .bind(record.job.as_uuid())
         .bind(marker.job.as_uuid())
-        .bind(&marker.sha256);
+        .bind(&marker.sha256)
+        .bind(&record.dataset);
         self.with(async |conn| statement.fetch_one(conn).await).await
     }
 
@@ -95,24 +100,26 @@ impl Store {
         locations: &[Option<String>],
     ) -> Result<Option<Transition>, Error> {
         let places: Vec<_> = record.parts.iter().map(|part| Json(&part.staged.identity.location)).collect();
-        let statement = sqlx::query_as(with_job_columns(include_str!("files/published.sql")))
+        let statement = sqlx::query_as(with_export_columns(include_str!("files/published.sql")))
             .bind(record.job.as_uuid())
+            .bind(&record.dataset)
             .bind(&record.name)
             .bind(places)
             .bind(locations)
             .bind(&record.manifest);
-        Ok(self.transition(record.batch, statement, None).await?.pop())
+        Ok(self.transition(statement, None).await?.pop())
     }
 
-    /// Fails a committed job whose file was lost before it was published, and blocks its consumer's position. Only a
+    /// Fails a committed export whose file was lost before it was published, and blocks its consumer's position. Only a
     /// full export continues from there.
     ///
     /// Returns `None` if the export was published, was committed too recently, or has ended otherwise.
     pub async fn give_up(&self, record: &FileRecord) -> Result<Option<Transition>, Error> {
         // A file that belongs to another database is given up at once.
         let after = if record.is_own { LOST_AFTER } else { Duration::ZERO };
-        let statement = sqlx::query_as(with_job_columns(include_str!("files/give_up.sql")))
+        let statement = sqlx::query_as(with_export_columns(include_str!("files/give_up.sql")))
         .bind(record.job.as_uuid())
+        .bind(&record.dataset)
         .bind(&record.name)
         .bind(after.as_secs_f64())
         .bind(FailureCode::FileLost.as_str())
@@ -121,7 +128,7 @@ impl Store {
             false => "this database is a copy, and the file belongs to the original database, which publishes it: request a full export",
         })
         .bind(Continuity::FileLost.as_str());
-        Ok(self.transition(record.batch, statement, None).await?.pop())
+        Ok(self.transition(statement, None).await?.pop())
     }
 
     /// Gives a committed file another final name, because its name is taken at the destination. Does nothing if another
@@ -142,10 +149,11 @@ impl Store {
             }
             sqlx::query(
                 "-- store.files.rename_output
-                 update exports set output_filename = $3, manifest = null, digest = null
-                 where id = $1 and output_filename = $2 and status = 'completed' and published_at is null",
+                 update cdc_export.exports set output_filename = $4, manifest = null, digest = null
+                 where job = $1 and dataset = $2 and output_filename = $3 and status = 'completed' and published_at is null",
             )
             .bind(record.job.as_uuid())
+            .bind(&record.dataset)
             .bind(&record.name)
             .bind(name)
             .execute(tx)
@@ -161,7 +169,7 @@ async fn is_taken(conn: &mut PgConnection, name: &str) -> Result<bool, sqlx::Err
     sqlx::query_scalar(
         "-- store.files.is_taken
          select exists (
-           select from exports
+           select from cdc_export.exports
            where lower(output_filename) >= lower($1 collate \"C\") || '.'
              and lower(output_filename) < lower($1 collate \"C\") || '/')",
     )
@@ -182,7 +190,7 @@ pub(crate) async fn names_taken(conn: &mut PgConnection, stem: &str) -> Result<i
     sqlx::query_scalar(
         "-- store.files.names_taken
          select count(*) from (
-           select from exports
+           select from cdc_export.exports
            where lower(output_filename) >= lower($1 collate \"C\") || '-'
              and lower(output_filename) < lower($1 collate \"C\") || '/'
            limit $2) names",
@@ -196,7 +204,7 @@ pub(crate) async fn names_taken(conn: &mut PgConnection, stem: &str) -> Result<i
 /// A row with the columns of `files/columns.sql`.
 #[derive(sqlx_macros::FromRow)]
 pub(crate) struct FileRow {
-    id: Uuid,
+    job: Uuid,
     consumer_id: Option<String>,
     database: String,
     is_own: bool,
@@ -213,7 +221,6 @@ pub(crate) struct FileRow {
     name: String,
     sha256: String,
     manifest: Option<String>,
-    batch_id: Option<Uuid>,
     files: Json<Vec<StoredFile>>,
 }
 
@@ -227,7 +234,7 @@ impl TryFrom<FileRow> for FileRecord {
             Part { rows, staged: StagedFile { destination, name, sha256, identity } }
         };
         Ok(FileRecord {
-            job: row.id.into(),
+            job: row.job.into(),
             consumer: row.consumer_id.and_then(|id| id.parse().ok()),
             database: row.database.parse()?,
             is_own: row.is_own,
@@ -243,7 +250,6 @@ impl TryFrom<FileRow> for FileRecord {
             is_published: row.is_published,
             awaits_standby: row.awaits_standby,
             trace: row.traceparent.and_then(|text| text.parse().ok()),
-            batch: row.batch_id.map(JobId::from),
         })
     }
 }

@@ -9,17 +9,17 @@ use uuid::Uuid;
 
 use crate::connection::failure::SqlFailure;
 use crate::file::name::{numbered, stem};
-use crate::job::batch::{Batch, BatchRequest};
+use crate::job::datasets::DatasetsRequest;
 use crate::job::lane::Lane;
-use crate::job::{After, ExportType, Job, JobId, Request, Status, Terms};
+use crate::job::{After, Export, ExportType, Job, JobId, Request, Status, Terms};
+use crate::store::export_row::{ExportRow, JobRow, jobs_of, skip_unreadable, with_export_columns, with_job_columns};
 use crate::store::files::names_taken;
-use crate::store::job_row::{JobRow, skip_unreadable, with_job_columns};
 use crate::store::lanes::{OutOfStep, out_of_step};
 use crate::store::open_jobs::{Full, Slots};
 use crate::store::transitions::transition;
 use crate::store::{CHANNEL, Error, Store};
 
-/// The limit on open jobs of one lane, and on the open ad-hoc jobs of one API key in one dataset.
+/// The limit on open exports of one lane, and on the open ad-hoc exports of one API key in one dataset.
 ///
 /// It is enough for any client that waits for its exports, and stops a client that submits in a loop.
 const MAX_OPEN: i64 = 20;
@@ -27,18 +27,18 @@ const MAX_OPEN: i64 = 20;
 /// The distance between two turns. Turns are times only so that an empty queue goes on from the present.
 const TURN_STEP: TimeDelta = TimeDelta::microseconds(1);
 
-/// The outcome of a request for an export or a batch.
+/// The outcome of a request for a job.
 #[derive(Debug)]
 pub enum SubmitOutcome {
-    /// The request created these jobs: one, or the members of a batch in the order of the requests.
-    Accepted(Vec<Job>),
-    /// The request was sent before and created these jobs.
-    Before(Vec<Job>),
+    /// The request created this job.
+    Accepted(Job),
+    /// The request was sent before and created this job.
+    Before(Job),
     /// The idempotency key belongs to another request, which created this job.
     KeyTaken(Box<Job>),
     /// The export that the caller loaded last is not the last export of the lane of this dataset.
     OutOfStep(String, OutOfStep),
-    /// A lane has this many open jobs, which is the limit.
+    /// A lane has this many open exports, which is the limit.
     TooManyOpen(i64),
     /// This many jobs are open in all, which is the limit.
     QueueFull(u32),
@@ -46,55 +46,55 @@ pub enum SubmitOutcome {
     KeyFull(u32),
 }
 
-/// Jobs in a transaction that is not committed yet, with the slots that they reserved among the open jobs.
-pub(super) struct MadeJobs<'s> {
-    pub(super) jobs: Vec<Job>,
+/// A job in a transaction that is not committed yet, with the slots that it reserved among the open jobs.
+pub(super) struct MadeJob<'s> {
+    pub(super) job: Job,
     pub(super) slots: Slots<'s>,
 }
 
-/// The facts that new jobs have in common, beside those of their requests.
-struct NewJobs<'a> {
-    batch: Option<&'a BatchRequest>,
-    destination: Option<Uuid>,
-    terms: Terms,
-    now: DateTime<Utc>,
-    turn: DateTime<Utc>,
+/// A request for a job: the requests for its exports, which differ in their datasets and in what belongs to one lane.
+/// They are in the order of their datasets' names, so that two jobs lock their lanes in the same order.
+#[derive(Clone, Copy)]
+pub(super) struct NewJob<'a> {
+    pub(super) requests: &'a [Request],
+    pub(super) datasets: Option<&'a DatasetsRequest>,
+    pub(super) destination: Option<Uuid>,
+    pub(super) terms: Terms,
 }
 
-/// The outcome of a request to cancel a job or a batch. Of a batch, the job is its first one.
+/// The outcome of a request to cancel a job.
 #[derive(Debug)]
 pub enum Cancelled {
     /// The job is cancelled, or its worker was asked to stop.
     Asked(Job),
     /// An earlier request cancelled the job.
     Already(Job),
-    /// It is too late: the job is being committed, or its file is about to be published.
+    /// It is too late: the job is being committed, or its files are about to be published.
     Committing,
     /// It is too late: the job has ended with this status.
     Ended(Status),
-    /// The job is a member of this batch, and is not cancelled alone.
-    OfBatch(JobId),
     Unknown,
 }
 
 impl Store {
-    /// Creates a job, or the jobs of a batch: numbers each in its lane, names its file, and notifies the workers.
+    /// Creates a job: numbers each export in its lane, names its file, and notifies the workers.
     ///
-    /// The requests of a batch differ in their datasets and in what belongs to one lane. They are in the order of their
-    /// datasets' names, so that two batches lock their lanes in the same order.
+    /// The requests differ in their datasets and in what belongs to one lane. They are in the order of their datasets'
+    /// names.
     ///
     /// Creates no job if the idempotency key was used before, or if too many jobs are open.
     pub async fn submit(
         &self,
         requests: &[Request],
-        batch: Option<&BatchRequest>,
+        datasets: Option<&DatasetsRequest>,
         destination: Option<Uuid>,
         terms: Terms,
     ) -> Result<SubmitOutcome, Error> {
-        match self.submit_once(requests, batch, destination, terms).await {
+        let new = NewJob { requests, datasets, destination, terms };
+        match self.submit_once(new).await {
             // A concurrent request used the same key for another dataset. The lock of a lane covers one dataset.
-            Err(Error::Sql(sqlx::Error::Database(e))) if e.constraint() == Some("exports_idempotency_key") => {
-                self.submit_once(requests, batch, destination, terms).await
+            Err(Error::Sql(sqlx::Error::Database(e))) if e.constraint() == Some("jobs_idempotency_key") => {
+                self.submit_once(new).await
             }
             done => done,
         }
@@ -105,24 +105,18 @@ impl Store {
         self.with(async |conn| self.sent_before_in(conn, request).await).await
     }
 
-    /// Submits requests in one transaction, without a retry.
-    async fn submit_once(
-        &self,
-        requests: &[Request],
-        batch: Option<&BatchRequest>,
-        destination: Option<Uuid>,
-        terms: Terms,
-    ) -> Result<SubmitOutcome, Error> {
+    /// Submits a request in one transaction, without a retry.
+    async fn submit_once(&self, new: NewJob<'_>) -> Result<SubmitOutcome, Error> {
         // A write may succeed all the same, and then nobody reads it.
         self.require_xids().await?;
         self.with(async |conn| {
             let mut tx = conn.begin().await?;
-            let lane_sequences = enter_lanes(&mut tx, requests).await?;
-            Ok::<_, Error>(match self.insert(&mut tx, requests, batch, &lane_sequences, destination, terms).await? {
-                Ok(MadeJobs { jobs, slots }) => {
+            let lane_sequences = enter_lanes(&mut tx, new.requests).await?;
+            Ok::<_, Error>(match self.insert(&mut tx, new, &lane_sequences).await? {
+                Ok(MadeJob { job, slots }) => {
                     tx.commit().await?;
                     slots.confirm();
-                    SubmitOutcome::Accepted(jobs)
+                    SubmitOutcome::Accepted(job)
                 }
                 Err(refused) => {
                     tx.rollback().await?;
@@ -133,23 +127,27 @@ impl Store {
         .await
     }
 
-    /// Creates jobs in a transaction that has entered their lanes.
+    /// Creates a job in a transaction that has entered its lanes.
     ///
     /// The limit on open jobs holds until the transaction ends. After the commit, the caller confirms the slots.
     pub(super) async fn insert<'s>(
         &'s self,
         tx: &mut PgConnection,
-        requests: &[Request],
-        batch: Option<&BatchRequest>,
+        new: NewJob<'_>,
         lane_sequences: &[Option<i64>],
-        destination: Option<Uuid>,
-        terms: Terms,
-    ) -> Result<Result<MadeJobs<'s>, SubmitOutcome>, Error> {
-        let first = &requests[0];
-        if let Some(job) = self.sent_before_in(tx, first).await? {
-            return Ok(Err(match self.repeated(tx, first, batch, &job).await? {
-                Some(jobs) => SubmitOutcome::Before(jobs),
-                None => SubmitOutcome::KeyTaken(Box::new(job)),
+    ) -> Result<Result<MadeJob<'s>, SubmitOutcome>, Error> {
+        let NewJob { requests, datasets, terms, .. } = new;
+        if let Some(job) = self.sent_before_in(tx, &requests[0]).await? {
+            let is_same = match (datasets, &job.datasets) {
+                (Some(asked), Some(before)) => {
+                    asked.request == before.request && requests[0].retry_of == job.first().retry_of
+                }
+                (None, _) => requests[0].asks_for(&job),
+                (Some(_), None) => false,
+            };
+            return Ok(Err(match is_same {
+                true => SubmitOutcome::Before(job),
+                false => SubmitOutcome::KeyTaken(Box::new(job)),
             }));
         }
         for request in requests {
@@ -167,104 +165,79 @@ impl Store {
             Err(Full::All) => return Ok(Err(SubmitOutcome::QueueFull(terms.max_open))),
             Err(Full::OfKey(max)) => return Ok(Err(SubmitOutcome::KeyFull(max))),
         };
-        let new = NewJobs { batch, destination, terms, now, turn: self.turn(slots.current_turn, last_turn) };
-        let jobs = self.insert_named(tx, requests, lane_sequences, &new).await?;
-        Ok(Ok(MadeJobs { jobs, slots }))
+        let turn = self.turn(slots.current_turn, last_turn);
+        let job = self.insert_named(tx, new, lane_sequences, now, turn).await?;
+        Ok(Ok(MadeJob { job, slots }))
     }
 
-    /// Inserts jobs, each with a name for its file that no other has.
+    /// Inserts a job with its exports, each with a name for its file that no other has.
     async fn insert_named(
         &self,
         tx: &mut PgConnection,
-        requests: &[Request],
+        NewJob { requests, datasets, destination, terms }: NewJob<'_>,
         lane_sequences: &[Option<i64>],
-        NewJobs { batch, destination, terms, now, turn }: &NewJobs<'_>,
-    ) -> Result<Vec<Job>, Error> {
-        let ids: Vec<_> = requests.iter().map(|_| JobId::random().as_uuid()).collect();
-        let stems: Vec<_> = requests.iter().map(|request| stem(request, *now)).collect();
+        now: DateTime<Utc>,
+        turn: DateTime<Utc>,
+    ) -> Result<Job, Error> {
+        let (id, first) = (JobId::random(), &requests[0]);
+        let stems: Vec<_> = requests.iter().map(|request| stem(request, now)).collect();
         let mut numbers = vec![1; requests.len()];
-        let mut made: Vec<Option<Job>> = requests.iter().map(|_| None).collect();
-        let first = &requests[0];
-        loop {
-            let missing: Vec<usize> = (0..made.len()).filter(|&at| made[at].is_none()).collect();
-            if missing.is_empty() {
-                return Ok(made.into_iter().flatten().collect());
-            }
+        let mut exports: Vec<Export> = Vec::new();
+        let mut missing: Vec<usize> = (0..requests.len()).collect();
+        while !missing.is_empty() {
+            let is_first = missing.len() == requests.len() && numbers.iter().all(|number| *number == 1);
             let of = |at: &usize| &requests[*at];
             let after = |at: &usize| match &requests[*at].after {
                 Some(After::Export { job, sha256 }) => (Some(job.as_uuid()), sha256.clone()),
                 Some(After::Nothing) | None => (None, None),
             };
             let (after_jobs, after_sha256s): (Vec<_>, Vec<_>) = missing.iter().map(after).unzip();
-            let rows: Vec<JobRow> = sqlx::query_as(with_job_columns(include_str!("jobs/insert.sql")))
-                .bind(missing.iter().map(|&at| ids[at]).collect::<Vec<_>>())
-                .bind(first.consumer.as_ref().map(|c| c.as_str()))
+            let rows: Vec<ExportRow> = sqlx::query_as(with_export_columns(include_str!("jobs/insert.sql")))
+                .bind(id.as_uuid())
+                .bind(first.consumer.as_ref().map(|consumer| consumer.as_str()))
+                .bind(datasets.map_or(first.export_type, |asked| asked.export_type).as_str())
+                .bind(datasets.map(Json))
+                .bind(is_first.then_some(requests.len() as i32))
+                .bind(first.encoding.format.as_str())
+                .bind(first.encoding.compression.as_str())
+                .bind(first.max_file_bytes.map(|bytes| bytes as i64))
+                .bind(Some(Json(&first.selection)).filter(|_| !first.selection.is_all()))
+                .bind(first.skip_empty)
+                .bind(first.heals)
+                .bind(first.retry_of.map(JobId::as_uuid))
+                .bind(first.key.as_ref().map(|key| key.as_str()))
+                .bind(self.key_share.as_ref().map(|share| share.prefix.as_str()))
+                .bind(first.trace.map(|place| place.to_string()))
+                .bind(terms.max_attempts as i32)
+                .bind(turn)
+                .bind(destination)
+                .bind(now)
+                .bind(CHANNEL)
                 .bind(missing.iter().map(|at| &*of(at).dataset).collect::<Vec<_>>())
                 .bind(missing.iter().map(|&at| lane_sequences[at]).collect::<Vec<_>>())
                 .bind(missing.iter().map(|at| of(at).export_type.as_str()).collect::<Vec<_>>())
-                .bind(first.encoding.format.as_str())
-                .bind(terms.max_attempts as i32)
                 .bind(missing.iter().map(|&at| numbered(&stems[at], numbers[at], first.encoding)).collect::<Vec<_>>())
-                .bind(destination)
-                .bind(now)
-                .bind(missing.iter().map(|at| of(at).retry_of.map(JobId::as_uuid)).collect::<Vec<_>>())
-                .bind(first.key.as_ref().map(|key| key.as_str()))
-                .bind(first.encoding.compression.as_str())
-                .bind(Some(Json(&first.selection)).filter(|_| !first.selection.is_all()))
+                .bind(first.encoding.extension())
                 .bind(missing.iter().map(|at| of(at).after.is_some()).collect::<Vec<_>>())
                 .bind(after_jobs)
                 .bind(after_sha256s)
-                .bind(CHANNEL)
-                .bind(first.max_file_bytes.map(|bytes| bytes as i64))
-                .bind(first.trace.map(|place| place.to_string()))
-                .bind(turn)
-                .bind(self.key_share.as_ref().map(|share| share.prefix.as_str()))
-                .bind(first.skip_empty)
-                .bind(batch.map(|_| ids[0]))
-                .bind(batch.map(Json))
-                .bind(first.encoding.extension())
-                .bind(first.heals)
                 .fetch_all(&mut *tx)
                 .await?;
-            for row in rows {
-                let at = ids.iter().position(|id| *id == row.id).expect("the statement inserts these ids");
-                made[at] = Some(Job::try_from(row)?);
-            }
-            for at in missing.into_iter().filter(|&at| made[at].is_none()) {
+            let made = rows.into_iter().map(Export::try_from).collect::<Result<Vec<_>, _>>()?;
+            missing.retain(|at| !made.iter().any(|export| export.dataset == requests[*at].dataset));
+            exports.extend(made);
+            for &at in &missing {
                 numbers[at] = match numbers[at] {
                     1 => names_taken(tx, &stems[at]).await?.max(1) + 1,
                     number => number + 1,
                 };
             }
         }
+        exports.sort_by(|a, b| a.dataset.cmp(&b.dataset));
+        Ok(Job { datasets: datasets.cloned(), exports })
     }
 
-    /// Returns the jobs of an earlier request with the same idempotency key, if it asked for the same. `job` is the one
-    /// that has the key.
-    async fn repeated(
-        &self,
-        conn: &mut PgConnection,
-        request: &Request,
-        batch: Option<&BatchRequest>,
-        job: &Job,
-    ) -> Result<Option<Vec<Job>>, Error> {
-        Ok(match (batch, job.batch) {
-            (None, None) => request.asks_for(job).then(|| vec![job.clone()]),
-            (Some(asked), Some(id)) => {
-                let before = batch_in(conn, id).await?;
-                before.filter(|before| before.request.is_repeated_by(asked)).map(|before| before.jobs)
-            }
-            (None, Some(_)) | (Some(_), None) => None,
-        })
-    }
-
-    /// Returns a batch, or `None` if its first member is not in the database.
-    pub async fn batch(&self, id: JobId) -> Result<Option<Batch>, Error> {
-        self.with(async |conn| batch_in(conn, id).await).await
-    }
-
-    /// Returns the owner of a request's idempotency key and of its turns: the consumer, or the API key of an ad-hoc
-    /// export.
+    /// Returns the owner of a request's idempotency key: the consumer, or the API key of an ad-hoc export.
     fn requester(&self, request: &Request) -> String {
         match (&request.consumer, &self.key_share) {
             (Some(consumer), _) => consumer.as_str().to_owned(),
@@ -291,17 +264,17 @@ impl Store {
 
     async fn sent_before_in(&self, conn: &mut PgConnection, request: &Request) -> Result<Option<Job>, Error> {
         let Some(key) = &request.key else { return Ok(None) };
-        let row: Option<JobRow> = sqlx::query_as(with_job_columns(include_str!("jobs/sent_before.sql")))
+        let rows = sqlx::query_as(with_job_columns(include_str!("jobs/sent_before.sql")))
             .bind(self.requester(request))
             .bind(key.as_str())
-            .fetch_optional(conn)
+            .fetch_all(conn)
             .await?;
-        row.map(Job::try_from).transpose()
+        jobs_of(rows).next().transpose()
     }
 
-    /// Returns the number of open jobs of the fullest of the requests' lanes, or of the open ad-hoc jobs of the
+    /// Returns the number of open exports of the fullest of the requests' lanes, or of the open ad-hoc exports of the
     /// caller's key in the dataset; the last turn of the consumer's open jobs that the key asked for; and the time of
-    /// new jobs.
+    /// a new job.
     ///
     /// Counts no further than the limit. The lanes' rows must be locked.
     async fn lane_state(
@@ -313,62 +286,33 @@ impl Store {
             .bind(MAX_OPEN)
             .bind(requests[0].consumer.as_ref().map(|consumer| consumer.as_str()))
             .bind(requests.iter().map(|request| &*request.dataset).collect::<Vec<_>>())
-            .bind(self.requester(&requests[0]))
             .bind(self.key_share.as_ref().map(|share| share.prefix.as_str()));
         Ok(statement.fetch_one(conn).await?)
     }
 
     pub async fn job(&self, id: JobId) -> Result<Option<Job>, Error> {
-        let statement = sqlx::query_as(with_job_columns(include_str!("jobs/get.sql"))).bind(id.as_uuid());
-        let row: Option<JobRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
-        row.map(Job::try_from).transpose()
+        self.with(async |conn| jobs_in(conn, &[id]).await?.next().transpose()).await
     }
 
-    /// Returns jobs by their ids, in no order. Omits ids that are not in the database, and jobs that this version can't
-    /// read.
+    /// Returns jobs by their ids. Omits ids that are not in the database, and jobs that this version can't read.
     pub async fn jobs_by_id(&self, ids: &[JobId]) -> Result<Vec<Job>, Error> {
-        let ids: Vec<_> = ids.iter().map(|id| id.as_uuid()).collect();
-        let statement = sqlx::query_as(with_job_columns(include_str!("jobs/by_id.sql"))).bind(ids);
-        let rows: Vec<JobRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
-        Ok(rows.into_iter().filter_map(|row| skip_unreadable(Job::try_from(row))).collect())
+        self.with(async |conn| Ok::<_, Error>(jobs_in(conn, ids).await?.filter_map(skip_unreadable).collect())).await
     }
 
-    /// Returns the last job of each of these lanes. Entry `i` of `consumers` and entry `i` of `datasets` name one lane.
-    pub async fn last_jobs(&self, consumers: &[&str], datasets: &[&str]) -> Result<Vec<Job>, Error> {
-        let statement = sqlx::query_as(with_job_columns(include_str!("jobs/last.sql"))).bind(consumers).bind(datasets);
-        let rows: Vec<JobRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
-        Ok(rows.into_iter().filter_map(|row| skip_unreadable(Job::try_from(row))).collect())
+    /// Returns the last export of each of these lanes. Entry `i` of `consumers` and entry `i` of `datasets` name one
+    /// lane.
+    pub async fn last_exports(&self, consumers: &[&str], datasets: &[&str]) -> Result<Vec<Export>, Error> {
+        let statement = sqlx::query_as(with_export_columns(include_str!("jobs/last.sql")));
+        let statement = statement.bind(consumers).bind(datasets);
+        let rows: Vec<ExportRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
+        Ok(rows.into_iter().filter_map(|row| skip_unreadable(Export::try_from(row))).collect())
     }
 
     /// Cancels a pending job, or asks the worker of a processing job to stop.
     pub async fn cancel(&self, id: JobId) -> Result<Cancelled, Error> {
-        if let Some(outcome) = self.ask_to_stop(id, false).await? {
-            return Ok(outcome);
-        }
-        Ok(match self.job(id).await? {
-            None => Cancelled::Unknown,
-            Some(Job { batch: Some(batch), .. }) => Cancelled::OfBatch(batch),
-            Some(job) => too_late(job.status, || job),
-        })
-    }
-
-    /// Cancels a pending batch, or asks the worker of a processing batch to stop.
-    pub async fn cancel_batch(&self, id: JobId) -> Result<Cancelled, Error> {
-        if let Some(outcome) = self.ask_to_stop(id, true).await? {
-            return Ok(outcome);
-        }
-        Ok(match self.batch(id).await? {
-            None => Cancelled::Unknown,
-            Some(batch) => too_late(batch.status(), || batch.jobs[0].clone()),
-        })
-    }
-
-    /// Cancels a job or a batch. Returns `None` if it has ended, is committed or unknown, or is the member of a batch.
-    async fn ask_to_stop(&self, id: JobId, is_batch: bool) -> Result<Option<Cancelled>, Error> {
-        let cancel =
-            sqlx::query_as(with_job_columns(include_str!("jobs/cancel.sql"))).bind(id.as_uuid()).bind(is_batch);
+        let cancel = sqlx::query_as(with_export_columns(include_str!("jobs/cancel.sql"))).bind(id.as_uuid());
         let asked = self.transaction(async |tx| {
-            // The commit of an export holds the row's lock. A cancel that waits for that lock is too late.
+            // The commit of a job holds the row's lock. A cancel that waits for that lock is too late.
             sqlx::query("-- store.jobs.cancel.timeout\n set local lock_timeout = '500ms'").execute(&mut *tx).await?;
             let rows = transition(tx, &self.listeners, cancel).await?;
             if !rows.is_empty() {
@@ -378,43 +322,36 @@ impl Store {
         });
         let rows = match asked.await {
             Err(Error::LockConflict(cause)) if SqlFailure::of(&cause) == SqlFailure::LockTimeout => {
-                return Ok(Some(Cancelled::Committing));
+                return Ok(Cancelled::Committing);
             }
             asked => asked?,
         };
-        let cancelled = rows.into_iter().map(|row| Ok(self.announce(row, None)?.job));
-        let cancelled: Vec<Job> = cancelled.collect::<Result<_, Error>>()?;
-        let first = cancelled.into_iter().find(|job| job.id == id);
-        Ok(first.map(Cancelled::Asked))
+        let is_asked = !self.announce_all(rows, None).is_empty();
+        let Some(job) = self.job(id).await? else { return Ok(Cancelled::Unknown) };
+        Ok(match job.status() {
+            _ if is_asked => Cancelled::Asked(job),
+            Status::Cancelled => Cancelled::Already(job),
+            // The job is committed, and its files are not published yet.
+            Status::Processing | Status::Pending => Cancelled::Committing,
+            ended => Cancelled::Ended(ended.shown()),
+        })
     }
 }
 
-fn too_late(status: Status, job: impl FnOnce() -> Job) -> Cancelled {
-    match status {
-        Status::Cancelled => Cancelled::Already(job()),
-        // The job is committed, and its file is not published yet.
-        Status::Processing | Status::Pending => Cancelled::Committing,
-        Status::Completed | Status::Skipped => Cancelled::Ended(Status::Completed),
-        Status::Failed => Cancelled::Ended(Status::Failed),
-    }
-}
-
-async fn batch_in(conn: &mut PgConnection, id: JobId) -> Result<Option<Batch>, Error> {
-    let request: Option<Option<Json<BatchRequest>>> =
-        sqlx::query_scalar("-- store.jobs.batch_request\n select batch from exports where id = $1")
-            .bind(id.as_uuid())
-            .fetch_optional(&mut *conn)
-            .await?;
-    let Some(Json(request)) = request.flatten() else { return Ok(None) };
+/// Returns jobs by their ids, in the order of the ids.
+async fn jobs_in(
+    conn: &mut PgConnection,
+    ids: &[JobId],
+) -> Result<impl Iterator<Item = Result<Job, Error>> + use<>, sqlx::Error> {
+    let ids: Vec<_> = ids.iter().map(|id| id.as_uuid()).collect();
     let rows: Vec<JobRow> =
-        sqlx::query_as(with_job_columns(include_str!("jobs/of_batch.sql"))).bind(id.as_uuid()).fetch_all(conn).await?;
-    let jobs = rows.into_iter().map(Job::try_from).collect::<Result<_, _>>()?;
-    Ok(Some(Batch { id, jobs, request }))
+        sqlx::query_as(with_job_columns(include_str!("jobs/get.sql"))).bind(ids).fetch_all(conn).await?;
+    Ok(jobs_of(rows))
 }
 
 /// Takes the next number in the lane of each request, and locks the lanes until the transaction ends.
 ///
-/// So one request at a time counts the open jobs of a lane.
+/// So one request at a time counts the open exports of a lane.
 pub(super) async fn enter_lanes(conn: &mut PgConnection, requests: &[Request]) -> Result<Vec<Option<i64>>, Error> {
     let consumer = requests[0].consumer.as_ref();
     // The numbers have the order of the commits. Exports without a consumer run in any order, so their row is only a

@@ -1,4 +1,4 @@
-//! Reads a lane in order: its published exports by their numbers, and its jobs under way.
+//! Reads a lane in order: its published exports by their numbers, and its exports under way.
 //!
 //! Checks that the export that a caller loaded last is the last export of the lane.
 
@@ -10,11 +10,11 @@ use sqlx::PgConnection;
 
 use crate::freshness::LaneHistory;
 use crate::job::lane::Lane;
-use crate::job::{After, Job, JobId};
-use crate::store::job_row::{JobRow, with_job_columns};
+use crate::job::{After, Export, JobId};
+use crate::store::export_row::{ExportRow, with_export_columns};
 use crate::store::{Error, Store};
 
-/// The limit on jobs of each kind that a caller out of step gets.
+/// The limit on exports of each kind that a caller out of step gets.
 const MAX_LISTED: i64 = 100;
 
 /// The reason why a caller is out of step with its lane.
@@ -23,9 +23,9 @@ pub enum OutOfStep {
     /// The database doesn't know the export that the caller loaded, has it with other content, or has deleted a later
     /// one.
     Unknown,
-    /// The lane has newer exports: those published since, up to a hundred, then the jobs under way, in the order of the
+    /// The lane has newer exports: those published since, up to a hundred, then those under way, in the order of the
     /// lane.
-    NewerExports(Vec<Job>),
+    NewerExports(Vec<Export>),
 }
 
 /// The number of completed exports that tell how often a lane has them.
@@ -80,7 +80,7 @@ impl Store {
         after: JobId,
         from: Option<u64>,
         limit: u32,
-    ) -> Result<Option<Vec<Job>>, Error> {
+    ) -> Result<Option<Vec<Export>>, Error> {
         self.in_index_order(async |tx| {
             let Some(number) = export_number(tx, lane, after, None).await? else { return Ok(None) };
             let from = from.and_then(|from| i64::try_from(from).ok()).map_or(number, |from| from.max(number));
@@ -88,7 +88,7 @@ impl Store {
         })
         .await
         // A restored database may publish this export again now, with a greater number. The caller has it.
-        .map(|jobs| jobs.map(|jobs| jobs.into_iter().filter(|job| job.id != after).collect()))
+        .map(|exports| exports.map(|exports| exports.into_iter().filter(|export| export.job != after).collect()))
     }
 }
 
@@ -104,9 +104,11 @@ pub(super) async fn out_of_step(
         After::Export { job, sha256 } => export_number(conn, lane, *job, sha256.as_deref()).await?,
     };
     let Some(number) = number else { return Ok(Some(OutOfStep::Unknown)) };
-    let Some(mut jobs) = published(conn, lane, number, MAX_LISTED).await? else { return Ok(Some(OutOfStep::Unknown)) };
-    jobs.extend(under_way(conn, lane).await?);
-    Ok(if jobs.is_empty() { None } else { Some(OutOfStep::NewerExports(jobs)) })
+    let Some(mut exports) = published(conn, lane, number, MAX_LISTED).await? else {
+        return Ok(Some(OutOfStep::Unknown));
+    };
+    exports.extend(under_way(conn, lane).await?);
+    Ok(if exports.is_empty() { None } else { Some(OutOfStep::NewerExports(exports)) })
 }
 
 /// Returns the number of a completed export, or the last number of the lane if the export has no number yet. A skipped
@@ -144,7 +146,7 @@ async fn published(
     lane: Lane<'_>,
     number: i64,
     limit: i64,
-) -> Result<Option<Vec<Job>>, Error> {
+) -> Result<Option<Vec<Export>>, Error> {
     // Reads the last number first, because another export may be published between the two statements.
     let last: Option<i64> = sqlx::query_scalar(
         "-- store.lanes.last_number
@@ -154,27 +156,27 @@ async fn published(
     .bind(lane.dataset)
     .fetch_optional(&mut *conn)
     .await?;
-    let rows: Vec<JobRow> = sqlx::query_as(with_job_columns(include_str!("lanes/published.sql")))
+    let rows: Vec<ExportRow> = sqlx::query_as(with_export_columns(include_str!("lanes/published.sql")))
         .bind(lane.consumer.as_str())
         .bind(lane.dataset)
         .bind(number)
         .bind(limit)
         .fetch_all(conn)
         .await?;
-    let jobs: Vec<Job> = rows.into_iter().map(Job::try_from).collect::<Result<_, _>>()?;
-    let found = jobs.iter().map(|job| job.number.and_then(|found| i64::try_from(found).ok()));
-    let is_whole = found.eq((number + 1..).take(jobs.len()).map(Some));
+    let exports: Vec<Export> = rows.into_iter().map(Export::try_from).collect::<Result<_, _>>()?;
+    let found = exports.iter().map(|export| export.number.and_then(|found| i64::try_from(found).ok()));
+    let is_whole = found.eq((number + 1..).take(exports.len()).map(Some));
     let expected = last.unwrap_or(0).saturating_sub(number).min(limit);
-    Ok(Some(jobs).filter(|jobs| is_whole && jobs.len() as i64 >= expected))
+    Ok(Some(exports).filter(|exports| is_whole && exports.len() as i64 >= expected))
 }
 
-/// Returns the jobs that have not ended, or whose files are not published yet.
-async fn under_way(conn: &mut PgConnection, lane: Lane<'_>) -> Result<Vec<Job>, Error> {
-    let rows: Vec<JobRow> = sqlx::query_as(with_job_columns(include_str!("lanes/under_way.sql")))
+/// Returns the exports that have not ended, or whose files are not published yet.
+async fn under_way(conn: &mut PgConnection, lane: Lane<'_>) -> Result<Vec<Export>, Error> {
+    let rows: Vec<ExportRow> = sqlx::query_as(with_export_columns(include_str!("lanes/under_way.sql")))
         .bind(lane.consumer.as_str())
         .bind(lane.dataset)
         .bind(MAX_LISTED)
         .fetch_all(conn)
         .await?;
-    rows.into_iter().map(Job::try_from).collect()
+    rows.into_iter().map(Export::try_from).collect()
 }

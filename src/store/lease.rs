@@ -8,7 +8,7 @@ use sqlx::postgres::PgConnectOptions;
 use crate::connection;
 use crate::database::DatabaseId;
 use crate::file::hidden::HiddenFile;
-use crate::job::{Job, JobId, LeaseToken, Reached};
+use crate::job::{Export, JobId, LeaseToken, Reached};
 use crate::store::{Error, Store};
 
 /// Returns the interval at which leases are renewed, and at which expired leases are taken back.
@@ -21,11 +21,11 @@ pub fn call_timeout(lease: Duration) -> Duration {
     (lease / 3).min(Duration::from_secs(10))
 }
 
-/// The right to one attempt at a job, or at all jobs of a batch.
+/// The right to one attempt at a job.
 #[derive(Debug)]
 pub struct Lease {
-    /// The jobs: one, or the members of a batch in the order of their datasets' names.
-    pub members: Vec<Member>,
+    /// The exports, in the order of their datasets' names.
+    pub exports: Vec<LeasedExport>,
     pub database: DatabaseId,
     /// True if the attempt tries a table that was locked a moment ago.
     pub is_trial: bool,
@@ -34,11 +34,11 @@ pub struct Lease {
     pub(super) token: LeaseToken,
 }
 
-/// A job of an attempt.
+/// An export of an attempt.
 #[derive(Debug)]
-pub struct Member {
-    /// The job as of the claim.
-    pub job: Job,
+pub struct LeasedExport {
+    /// The export as of the claim.
+    pub export: Export,
     /// The place of the export in the chain of its lane. `None` if the job has no consumer.
     pub link: Option<ChainLink>,
 }
@@ -53,25 +53,26 @@ pub struct ChainLink {
 }
 
 impl Lease {
-    pub fn first(&self) -> &Job {
-        &self.members[0].job
+    pub fn first(&self) -> &Export {
+        &self.exports[0].export
     }
 
-    pub fn jobs(&self) -> impl Iterator<Item = &Job> {
-        self.members.iter().map(|member| &member.job)
+    pub fn exports(&self) -> impl Iterator<Item = &Export> {
+        self.exports.iter().map(|leased| &leased.export)
     }
 
-    /// Returns the id of the only job, or of the batch, which is that of its first job.
+    /// Returns the id of the job.
     pub fn id(&self) -> JobId {
-        self.first().batch.unwrap_or(self.first().id)
+        self.first().job
     }
 
     pub fn token(&self) -> LeaseToken {
         self.token
     }
 
-    pub fn hidden_file(&self, job: &Job) -> HiddenFile {
-        HiddenFile::of_attempt(&self.database, job.id, self.token)
+    /// Returns the first hidden file of the export at this place.
+    pub fn hidden_file(&self, at: usize) -> HiddenFile {
+        HiddenFile::of_attempt(&self.database, self.id(), self.token, at as u32 + 1)
     }
 }
 
@@ -96,7 +97,7 @@ pub struct LeaseRenewer {
 }
 
 impl LeaseRenewer {
-    /// Extends the lease of a job or a batch, and records the progress of the job that is read.
+    /// Extends the lease of a job, and records the progress of the export of the dataset that is read.
     ///
     /// # Errors
     /// If the database fails or doesn't answer within `timeout`. The lease may have been extended all the same.
@@ -105,7 +106,7 @@ impl LeaseRenewer {
         id: JobId,
         token: LeaseToken,
         lease: Duration,
-        progress: (JobId, Reached),
+        progress: (String, Reached),
         timeout: Duration,
     ) -> Result<Renewal, Error> {
         // Puts the connection back only after an answer. A dropped statement closes its connection.
@@ -130,7 +131,7 @@ async fn beat(
     id: JobId,
     token: LeaseToken,
     lease: Duration,
-    (job, Reached { percent, rows, bytes, expected }): (JobId, Reached),
+    (dataset, Reached { percent, rows, bytes, expected }): (String, Reached),
 ) -> Result<Renewal, Error> {
     let cancel: Option<bool> = sqlx::query_scalar(include_str!("lease/beat.sql"))
         .bind(id.as_uuid())
@@ -139,7 +140,7 @@ async fn beat(
         .bind(i16::from(percent))
         .bind(rows as i64)
         .bind(bytes as i64)
-        .bind(job.as_uuid())
+        .bind(dataset)
         .bind(expected.map(|rows| rows as i64))
         .fetch_optional(conn)
         .await?;
@@ -159,7 +160,7 @@ impl Store {
     ///
     /// # Errors
     /// If the database fails. The lease may have been extended all the same.
-    pub async fn extend(&self, lease: &Lease, time: Duration, progress: (JobId, Reached)) -> Result<Renewal, Error> {
+    pub async fn extend(&self, lease: &Lease, time: Duration, progress: (String, Reached)) -> Result<Renewal, Error> {
         self.with(async |conn| beat(conn, lease.id(), lease.token, time, progress).await).await
     }
 }

@@ -2,16 +2,17 @@
 //!
 //! Each index orders the jobs by one text, the key. The key consists of all fields that a filter may name, or leaves
 //! out the consumer, the dataset or both. A filter selects a set of keys. Each key has a list of its own, and a page is
-//! merged from these lists. Nothing is filtered after the index is read, so a page of rare jobs is as fast as any other
-//! page.
+//! merged from these lists. Hardly anything is filtered after the index is read, so a page of rare jobs is as fast as
+//! any other page.
+//!
+//! Without datasets, the keys are of jobs. With datasets, they are of exports, with the type and the status of each.
 
-use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use crate::connection::statement::with_pieces;
 use crate::job::{Bounds, ConsumerId, ExportType, Filter, Job, Status};
-use crate::store::job_row::{JOB_COLUMNS, JobRow};
+use crate::store::export_row::{EXPORT_COLUMNS, JOB_COLUMNS, JobRow, jobs_of};
 use crate::store::{Error, Store};
 
 /// The number of entries that the first step reads of each list.
@@ -19,41 +20,38 @@ const FIRST_STEP: i64 = 4;
 /// The number of entries that the second step reads of each list that continues. The third step reads a whole page.
 const SECOND_STEP: i64 = 32;
 
+/// The number of exports from which on a page takes no further job.
+const MAX_EXPORTS: i64 = 1_000;
+
 impl Store {
-    /// Returns up to `limit` jobs within the bounds that match a filter, newest first.
-    pub async fn jobs(&self, filter: &Filter, bounds: &Bounds, limit: u32) -> Result<Vec<Job>, Error> {
+    /// Returns up to `limit` jobs that have an export within the bounds and match a filter, newest first. Returns true
+    /// if there may be more: a page of jobs with many exports has fewer jobs.
+    pub async fn jobs(&self, filter: &Filter, bounds: &Bounds, limit: u32) -> Result<(Vec<Job>, bool), Error> {
         let keys = keys(filter, bounds);
         if keys.is_empty() {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), false));
         }
-        let (time, id) = match filter.before {
-            Some((created_at, id)) => (created_at, id.as_uuid()),
-            None => (last_time(), Uuid::max()),
-        };
-        let key = key_expression(filter, bounds);
-        let statement = with_pieces(include_str!("lists/jobs.sql"), &[("key", &key), JOB_COLUMNS]);
-        let statement = sqlx::query_as(AssertSqlSafe(statement))
+        let pieces = [("list", &*list(filter, bounds)), JOB_COLUMNS, EXPORT_COLUMNS];
+        let statement = sqlx::query_as(AssertSqlSafe(with_pieces(include_str!("lists/jobs.sql"), &pieces)))
             .bind(keys)
-            .bind(time)
-            .bind(id)
-            .bind(i64::from(limit))
+            .bind(filter.before.map_or(Uuid::max(), |job| job.as_uuid()))
+            .bind(i64::from(limit) + 1)
+            .bind(MAX_EXPORTS)
             .bind(FIRST_STEP)
             .bind(SECOND_STEP);
         let rows: Vec<JobRow> = self.in_index_order(async |tx| statement.fetch_all(tx).await).await?;
-        rows.into_iter().map(Job::try_from).collect()
+        let exports = rows.len() as i64;
+        let mut jobs = jobs_of(rows).collect::<Result<Vec<_>, _>>()?;
+        let has_more = jobs.len() > limit as usize || exports >= MAX_EXPORTS;
+        jobs.truncate(limit as usize);
+        Ok((jobs, has_more))
     }
-}
-
-/// Returns a time later than the creation of any job.
-fn last_time() -> DateTime<Utc> {
-    DateTime::from_timestamp(253_402_300_799, 0)
-        .expect("the last second of the year 9999 is in the range of `DateTime`")
 }
 
 /// Returns the keys of the lists from which a page is merged.
 pub(super) fn keys(filter: &Filter, bounds: &Bounds) -> Vec<String> {
     let types = filter.export_type.as_ref().map_or(ExportType::ALL, std::slice::from_ref);
-    let statuses = filter.status.as_ref().map_or(Status::ALL, std::slice::from_ref);
+    let statuses = stored_statuses(filter, is_of_exports(filter, bounds));
     let own = bounds.consumers.as_ref().map(|ids| ids.iter().map(ConsumerId::as_str).collect());
     let consumers = selected(filter.consumer.as_ref().map(ConsumerId::as_str), own);
     let own = bounds.datasets.as_ref().map(|names| names.iter().map(String::as_str).collect());
@@ -63,7 +61,7 @@ pub(super) fn keys(filter: &Filter, bounds: &Bounds) -> Vec<String> {
         for dataset in &datasets {
             for export_type in types {
                 for status in statuses {
-                    let fields = [*consumer, *dataset, Some(export_type.as_str()), Some(status.as_str())];
+                    let fields = [*consumer, *dataset, Some(export_type.as_str()), Some(*status)];
                     keys.push(fields.into_iter().flatten().collect::<Vec<_>>().join(" "));
                 }
             }
@@ -73,6 +71,27 @@ pub(super) fn keys(filter: &Filter, bounds: &Bounds) -> Vec<String> {
     keys.sort_unstable();
     keys.dedup();
     keys
+}
+
+/// Returns true if the keys are of exports, because datasets are selected.
+fn is_of_exports(filter: &Filter, bounds: &Bounds) -> bool {
+    filter.dataset.is_some() || bounds.datasets.is_some()
+}
+
+/// Returns the statuses in the keys for the status of a filter, as the tables have them.
+fn stored_statuses(filter: &Filter, is_of_exports: bool) -> &'static [&'static str] {
+    match (filter.status, is_of_exports) {
+        (None, false) => &["pending", "processing", "committed", "completed", "skipped", "failed", "cancelled"],
+        (None, true) => &["open", "completed", "skipped", "failed", "cancelled"],
+        (Some(Status::Pending), false) => &["pending"],
+        (Some(Status::Processing), false) => &["processing", "committed"],
+        (Some(Status::Pending), true) => &["open"],
+        (Some(Status::Processing), true) => &["open"],
+        (Some(Status::Completed), _) => &["completed"],
+        (Some(Status::Skipped), _) => &["skipped"],
+        (Some(Status::Failed), _) => &["failed"],
+        (Some(Status::Cancelled), _) => &["cancelled"],
+    }
 }
 
 /// Returns the values of a field for which jobs are listed. `None` leaves the field out of the keys.
@@ -85,28 +104,24 @@ fn selected<'a>(wanted: Option<&'a str>, allowed: Option<Vec<&'a str>>) -> Vec<O
     }
 }
 
-/// The status of a job as clients see it, as in `job_columns.sql` and in the indexes of the lists.
-const PUBLIC_STATUS: &str =
-    "case when e.status = 'completed' and e.published_at is null then 'processing' else e.status end";
-
-/// Returns the expression of the index that fits the filter.
-pub(super) fn key_expression(filter: &Filter, bounds: &Bounds) -> String {
-    let key = [
-        (filter.consumer.is_some() || bounds.consumers.is_some()).then_some("e.consumer_id"),
-        (filter.dataset.is_some() || bounds.datasets.is_some()).then_some("e.dataset"),
-        Some("e.export_type"),
-        Some(PUBLIC_STATUS),
-    ];
-    let key: Vec<_> = key.into_iter().flatten().collect();
-    key.join(" || ' ' || ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lists_filter_by_the_status_that_jobs_show() {
-        assert!(JOB_COLUMNS.1.contains(&format!("{PUBLIC_STATUS} as status,")));
+/// Returns a query of the ids and the keys of the index that fits the filter.
+pub(super) fn list(filter: &Filter, bounds: &Bounds) -> String {
+    let is_of_consumer = filter.consumer.is_some() || bounds.consumers.is_some();
+    if !is_of_exports(filter, bounds) {
+        let consumer = if is_of_consumer { "j.consumer_id || ' ' || " } else { "" };
+        return format!("select j.id, {consumer}j.export_type || ' ' || j.status as key from cdc_export.jobs j");
     }
+    let consumer = if is_of_consumer { "e.consumer_id || ' ' || " } else { "" };
+    // The key of an open export doesn't tell if its job waits or runs.
+    let is_pending = "exists (select from cdc_export.jobs j where j.id = e.job and j.status = 'pending')";
+    let shown = match filter.status {
+        Some(Status::Pending) => is_pending.to_owned(),
+        Some(Status::Processing) => format!("not {is_pending}"),
+        _ => "true".to_owned(),
+    };
+    let status = "case when e.status = 'completed' and e.published_at is null then 'open' else e.status end";
+    format!(
+        "select e.job as id, {consumer}e.dataset || ' ' || e.export_type || ' ' || {status} as key \
+         from cdc_export.exports e where {shown}"
+    )
 }

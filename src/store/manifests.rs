@@ -8,11 +8,11 @@ use sqlx::types::Json;
 
 use crate::file::{Exported, FileRecord, content_sha256};
 use crate::job::columns::FileColumns;
-use crate::job::{Job, JobId};
-use crate::manifest::{self, Chained, Manifest, ManifestBatch};
+use crate::job::{Export, JobId};
+use crate::manifest::{self, Chained, Manifest, ManifestDatasets, ManifestJob};
 use crate::store::commit::CommitInput;
-use crate::store::job_row::{JobRow, with_job_columns};
-use crate::store::lease::{Lease, Member};
+use crate::store::export_row::{ExportRow, with_export_columns};
+use crate::store::lease::{Lease, LeasedExport};
 use crate::store::{Error, Store};
 
 /// A manifest that is not published yet.
@@ -28,30 +28,31 @@ pub enum Planned {
 #[derive(sqlx_macros::FromRow)]
 struct PlannedRow {
     #[sqlx(flatten)]
-    job: JobRow,
+    export: ExportRow,
     next_number: i64,
     previous: Option<String>,
     manifest: Option<String>,
-    batched: Option<i64>,
+    with_files: i64,
     file_columns: Json<FileColumns>,
 }
 
 impl Store {
     /// Returns `None` if the export is published, was given up, or has no consumer.
     pub async fn planned_manifest(&self, record: &FileRecord) -> Result<Option<Planned>, Error> {
-        let statement = sqlx::query_as(with_job_columns(include_str!("manifests/planned.sql")))
+        let statement = sqlx::query_as(with_export_columns(include_str!("manifests/planned.sql")))
             .bind(record.job.as_uuid())
+            .bind(&record.dataset)
             .bind(&record.name);
         let row: Option<PlannedRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
-        let Some(PlannedRow { job, next_number, previous, manifest, batched, file_columns }) = row else {
+        let Some(PlannedRow { export, next_number, previous, manifest, with_files, file_columns }) = row else {
             return Ok(None);
         };
         let number = next_number.unsigned_abs();
         Ok(Some(match manifest {
             Some(text) => Planned::Written(number, text),
             None => {
-                let batched = batched.unwrap_or_default().unsigned_abs();
-                Planned::New(number, Box::new(chained(Job::try_from(job)?, record, file_columns.0, previous, batched)))
+                let (export, with_files) = (Export::try_from(export)?, with_files.unsigned_abs());
+                Planned::New(number, Box::new(chained(export, record, file_columns.0, previous, with_files)))
             }
         }))
     }
@@ -61,9 +62,11 @@ impl Store {
     pub async fn await_standby(&self, record: &FileRecord) -> Result<(), Error> {
         let statement = sqlx::query(
             "-- store.manifests.await_standby
-             update exports set marker_seen = marker_seen where id = $1 and status = 'completed' and published_at is null",
+             update cdc_export.exports set marker_seen = marker_seen
+             where job = $1 and dataset = $2 and status = 'completed' and published_at is null",
         )
-        .bind(record.job.as_uuid());
+        .bind(record.job.as_uuid())
+        .bind(&record.dataset);
         self.execute(statement).await.map(drop)
     }
 
@@ -71,10 +74,12 @@ impl Store {
     pub async fn plan_manifest(&self, record: &FileRecord, manifest: &Manifest) -> Result<(), Error> {
         let statement = sqlx::query(
             "-- store.manifests.plan
-             update exports set manifest = $3, digest = $4
-             where id = $1 and output_filename = $2 and status = 'completed' and published_at is null and manifest is null",
+             update cdc_export.exports set manifest = $4, digest = $5
+             where job = $1 and dataset = $2 and output_filename = $3 and status = 'completed' and published_at is null
+               and manifest is null",
         )
         .bind(record.job.as_uuid())
+        .bind(&record.dataset)
         .bind(&record.name)
         .bind(manifest.text())
         .bind(&manifest.digest);
@@ -90,25 +95,27 @@ impl Store {
         let statement = sqlx::query(
             "-- store.manifests.skip_to
              with replanned as (
-               update exports set manifest = null, digest = null
-               where id = $1 and status = 'completed' and published_at is null and manifest = $3
+               update cdc_export.exports set manifest = null, digest = null
+               where job = $1 and dataset = $4 and status = 'completed' and published_at is null and manifest = $3
                returning consumer_id, dataset)
              update cdc_export.lanes l set last_number = $2
              from replanned r where l.consumer_id = r.consumer_id and l.dataset = r.dataset and l.last_number < $2",
         )
         .bind(record.job.as_uuid())
         .bind(number as i64)
-        .bind(&record.manifest);
+        .bind(&record.manifest)
+        .bind(&record.dataset);
         Ok(self.execute(statement).await? > 0)
     }
 
     /// Returns the text of a published export's manifest, or `None` if it has none.
-    pub async fn manifest(&self, job: JobId) -> Result<Option<String>, Error> {
+    pub async fn manifest(&self, job: JobId, dataset: &str) -> Result<Option<String>, Error> {
         let statement = sqlx::query_scalar(
             "-- store.manifests.get
-             select manifest from exports where id = $1 and published_at is not null",
+             select manifest from cdc_export.exports where job = $1 and dataset = $2 and published_at is not null",
         )
-        .bind(job.as_uuid());
+        .bind(job.as_uuid())
+        .bind(dataset);
         let text: Option<Option<String>> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         Ok(text.flatten())
     }
@@ -120,46 +127,51 @@ impl Store {
 /// The content is `None` for a job without a consumer.
 pub fn uncommitted(
     lease: &Lease,
-    Member { job, link }: &Member,
+    LeasedExport { export, link }: &LeasedExport,
     found: &CommitInput,
     exported: &Exported,
     with_files: usize,
 ) -> (FileRecord, Option<Chained>) {
     let record = FileRecord {
-        job: job.id,
-        consumer: job.consumer.clone(),
+        job: export.job,
+        consumer: export.consumer.clone(),
         database: lease.database.clone(),
         is_own: true,
-        dataset: job.dataset.clone(),
-        encoding: job.encoding,
-        name: job.output_filename.clone(),
+        dataset: export.dataset.clone(),
+        encoding: export.encoding,
+        name: export.output_filename.clone(),
         sha256: content_sha256(&exported.parts),
-        order: job.order,
+        order: export.order,
         manifest: None,
         parts: exported.parts.clone(),
         marker_seen: found.marker,
         finished_at: None,
         is_published: false,
         awaits_standby: false,
-        trace: job.trace,
-        batch: job.batch,
+        trace: export.trace,
     };
     let chained = link.as_ref().map(|link| {
-        let job = Job {
+        let export = Export {
             report: found.report.clone(),
             watermark_from: found.position.last_exported_at,
             watermark_to: found.position.advanced_to(exported.last_updated_at),
             rows_exported: exported.rows,
-            ..job.clone()
+            ..export.clone()
         };
-        chained(job, &record, found.columns.clone(), link.previous.clone(), with_files as u64)
+        chained(export, &record, found.columns.clone(), link.previous.clone(), with_files as u64)
     });
     (record, chained)
 }
 
-/// Returns the content of a manifest, without the paths of the files. `batched` is the number of exports of the job's
-/// batch that have files.
-fn chained(job: Job, record: &FileRecord, columns: FileColumns, previous: Option<String>, batched: u64) -> Chained {
+/// Returns the content of a manifest, without the paths of the files. `with_files` is the number of the job's exports
+/// that have files.
+fn chained(
+    export: Export,
+    record: &FileRecord,
+    columns: FileColumns,
+    previous: Option<String>,
+    with_files: u64,
+) -> Chained {
     let (cluster, database) = record.database.as_str().split_once('-').unwrap_or_default();
     let FileColumns { columns, key, table, snapshot, begins } = columns;
     // Whoever has loaded earlier exports can't go on with it.
@@ -173,12 +185,18 @@ fn chained(job: Job, record: &FileRecord, columns: FileColumns, previous: Option
     };
     Chained {
         version: manifest::VERSION.to_owned(),
-        job: job.id.to_string(),
+        job: match export.is_of_datasets {
+            true => ManifestJob::OfSeveral(ManifestDatasets {
+                id: export.job.to_string(),
+                datasets: with_files.to_string(),
+            }),
+            false => ManifestJob::One(export.job.to_string()),
+        },
         source: manifest::ManifestSource { cluster: cluster.to_owned(), database: database.to_owned() },
-        consumer: job.consumer.map(|consumer| consumer.to_string()).unwrap_or_default(),
-        dataset: job.dataset,
+        consumer: export.consumer.map(|consumer| consumer.to_string()).unwrap_or_default(),
+        dataset: export.dataset,
         table: Some(table),
-        export_type: job.export_type.to_string(),
+        export_type: export.export_type.to_string(),
         key,
         columns: columns
             .into_iter()
@@ -190,16 +208,15 @@ fn chained(job: Job, record: &FileRecord, columns: FileColumns, previous: Option
                 meta: column.meta,
             })
             .collect(),
-        format: job.encoding.format.to_string(),
-        compression: job.encoding.compression.to_string(),
+        format: export.encoding.format.to_string(),
+        compression: export.encoding.compression.to_string(),
         snapshot,
-        continuity: job.report.continuity.map(|word| word.to_string()),
-        watermark_from: job.watermark_from.map(time),
-        watermark_to: job.watermark_to.map(time),
-        rows: job.rows_exported.to_string(),
+        continuity: export.report.continuity.map(|word| word.to_string()),
+        watermark_from: export.watermark_from.map(time),
+        watermark_to: export.watermark_to.map(time),
+        rows: export.rows_exported.to_string(),
         files: record.parts.iter().map(file).collect(),
         previous,
-        order: job.order.map(|order| order.to_string()),
-        batch: job.batch.map(|id| ManifestBatch { id: id.to_string(), datasets: batched.to_string() }),
+        order: export.order.map(|order| order.to_string()),
     }
 }

@@ -1,5 +1,5 @@
-//! Claims jobs for workers, and takes them back. `exports` is the queue. A lease with a random token is the right to
-//! one attempt.
+//! Claims jobs for workers, and takes them back. `cdc_export.jobs` is the queue. A lease with a random token is the
+//! right to one attempt.
 //!
 //! Every write after the claim names the token and counts its rows, so a worker that lost its lease changes nothing.
 //! All times come from the database's `clock_timestamp()`. They decide only when a job is taken over.
@@ -10,16 +10,15 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
-use crate::connection::failure::SqlFailure;
 use crate::connection::statement::with_pieces;
 use crate::duration;
 use crate::file::hidden::HiddenFile;
-use crate::job::{Failure, FailureCode, Job, JobId, LeaseToken};
-use crate::store::job_row::{JOB_COLUMNS, JobRow, with_job_columns};
-use crate::store::lease::{ChainLink, Lease, Member};
+use crate::job::{Export, Failure, FailureCode, LeaseToken};
+use crate::store::export_row::{EXPORT_COLUMNS, ExportRow, with_export_columns};
+use crate::store::lease::{ChainLink, Lease, LeasedExport};
 use crate::store::transitions::Transition;
 use crate::store::{ClaimScanStart, Error, Store};
 use crate::trace::TraceParent;
@@ -36,8 +35,8 @@ const SCAN_START_TTL: Duration = Duration::from_secs(5);
 /// The fraction by which the pause before a retry is randomly shortened or lengthened.
 const RETRY_JITTER: f64 = 0.2;
 
-/// The longest time for which the jobs of a dataset wait after an attempt found its table locked. `claimable.sql` has
-/// the same number.
+/// The longest time for which the jobs of a dataset wait after an attempt found its table locked. `ready.sql` and
+/// `claim.sql` have the same number.
 const MAX_LOCK_PAUSE: Duration = Duration::from_secs(10);
 
 /// The pauses in seconds after an attempt gave way for the first time, the second time and so on. After the last one
@@ -75,9 +74,9 @@ pub struct Claimant<'a> {
 }
 
 #[derive(sqlx_macros::FromRow)]
-struct ClaimedJobRow {
+struct ClaimedExportRow {
     #[sqlx(flatten)]
-    job: JobRow,
+    export: ExportRow,
     database: String,
     is_trial: bool,
     has_others: bool,
@@ -85,16 +84,13 @@ struct ClaimedJobRow {
     previous: Option<String>,
 }
 
-/// The condition under which a process may claim a job or a batch.
-pub(super) const CLAIMABLE: (&str, &str) = ("queue/claimable.sql", include_str!("queue/claimable.sql"));
-
-/// The condition under which a process can run a job, which the condition above has twice.
+/// The condition under which a process may claim a job.
 pub(super) const READY: (&str, &str) = ("queue/ready.sql", include_str!("queue/ready.sql"));
 
 /// The condition under which a running job has lost its session.
 pub(super) const ORPHANED: (&str, &str) = ("queue/orphaned.sql", include_str!("queue/orphaned.sql"));
 
-/// Claims the ready job or batch whose turn it is. Skips jobs with a turn before `scan_start`.
+/// Claims the ready job whose turn it is. Skips jobs with a turn before `scan_start`.
 async fn claim(
     conn: &mut PgConnection,
     claimant: &Claimant<'_>,
@@ -103,9 +99,8 @@ async fn claim(
     scan_start: DateTime<Utc>,
 ) -> Result<Option<Lease>, Error> {
     let token = LeaseToken::random();
-    let pieces = [CLAIMABLE, READY, JOB_COLUMNS];
-    let statement = with_pieces(include_str!("queue/claim.sql"), &pieces);
-    let claimed: Result<Vec<ClaimedJobRow>, sqlx::Error> = sqlx::query_as(AssertSqlSafe(statement))
+    let statement = with_pieces(include_str!("queue/claim.sql"), &[READY, EXPORT_COLUMNS]);
+    let rows: Vec<ClaimedExportRow> = sqlx::query_as(AssertSqlSafe(statement))
         .bind(built_formats())
         .bind(claimant.datasets)
         .bind(claimant.destination)
@@ -117,27 +112,17 @@ async fn claim(
         .bind(!claimant.has_completed)
         .bind(claimant.session)
         .fetch_all(conn)
-        .await;
-    match claimed {
-        Ok(rows) => {
-            let Some(first) = rows.first() else { return Ok(None) };
-            let database = first.database.parse()?;
-            let is_trial = rows.iter().any(|row| row.is_trial);
-            let has_others = rows.iter().any(|row| row.has_others);
-            let member = |ClaimedJobRow { job, next_number, previous, .. }: ClaimedJobRow| {
-                let job: Job = job.try_into()?;
-                let link = ChainLink { number: next_number.unsigned_abs(), previous };
-                let link = Some(link).filter(|_| job.consumer.is_some());
-                Ok::<_, Error>(Member { job, link })
-            };
-            let mut members: Vec<_> = rows.into_iter().map(member).collect::<Result<_, _>>()?;
-            members.sort_by(|a, b| a.job.dataset.cmp(&b.job.dataset));
-            Ok(Some(Lease { members, database, is_trial, has_others, token }))
-        }
-        // Another process claimed a job of the same lane, or one that tries the same locked table, at the same moment.
-        Err(error) if SqlFailure::of(&error) == SqlFailure::Duplicate => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+        .await?;
+    let Some(first) = rows.first() else { return Ok(None) };
+    let (database, is_trial, has_others) = (first.database.parse()?, first.is_trial, first.has_others);
+    let leased = |ClaimedExportRow { export, next_number, previous, .. }: ClaimedExportRow| {
+        let export: Export = export.try_into()?;
+        let link = ChainLink { number: next_number.unsigned_abs(), previous };
+        let link = Some(link).filter(|_| export.consumer.is_some());
+        Ok::<_, Error>(LeasedExport { export, link })
+    };
+    let exports = rows.into_iter().map(leased).collect::<Result<_, _>>()?;
+    Ok(Some(Lease { exports, database, is_trial, has_others, token }))
 }
 
 /// Returns a turn before which no job is ready, true if a job can be claimed now or after its pause, and true if any
@@ -150,7 +135,7 @@ async fn scan_start(
     claimant: &Claimant<'_>,
     abandoned: &[Uuid],
 ) -> Result<(DateTime<Utc>, bool, bool), sqlx::Error> {
-    sqlx::query_as(AssertSqlSafe(with_pieces(include_str!("queue/scan_start.sql"), &[CLAIMABLE, READY])))
+    sqlx::query_as(AssertSqlSafe(with_pieces(include_str!("queue/scan_start.sql"), &[READY])))
         .bind(built_formats())
         .bind(claimant.datasets)
         .bind(claimant.destination)
@@ -193,8 +178,8 @@ pub enum Settlement {
 }
 
 impl Store {
-    /// Claims the ready job with the first turn. Skips a lane in which an earlier job is open, or is completed and not
-    /// published yet. Skips a dataset whose table was locked a moment ago, or is being tried again.
+    /// Claims the ready job with the first turn. Skips a job with a lane in which an earlier export is open, or is
+    /// completed and not published yet. Skips a dataset whose table was locked a moment ago, or is being tried again.
     ///
     /// A job belongs to the destination of the process that accepted it, and that destination serves its file. Another
     /// destination may claim the job only if the first one is [abandoned](Store::abandoned). A process leaves jobs with
@@ -231,8 +216,7 @@ impl Store {
     pub async fn begin_trace(&self, lease: &Lease, place: TraceParent) -> Result<(), Error> {
         let statement = sqlx::query(
             "-- store.queue.begin_trace
-             update exports set traceparent = $3
-             where (id = $1 or batch_id = $1) and lease_token = $2 and traceparent is null",
+             update cdc_export.jobs set traceparent = $3 where id = $1 and lease_token = $2 and traceparent is null",
         )
         .bind(lease.id().as_uuid())
         .bind(lease.token().as_uuid())
@@ -240,19 +224,18 @@ impl Store {
         self.execute(statement).await.map(drop)
     }
 
-    /// Ends an attempt without completing its jobs: they become pending, failed or cancelled. Returns the first of
-    /// them, or `None` if the lease was lost.
+    /// Ends an attempt without completing its job, which becomes pending, failed or cancelled. Returns its first
+    /// export, or `None` if the lease was lost.
     ///
-    /// `cause` is the error of the attempt with its causes, for the log. `member` is the member of a batch that it is
-    /// of, if it is not of all. If jobs that heal `need_full` exports, they become full exports, and all are pending.
+    /// `cause` is the error of the attempt with its causes, for the log. If the job heals, its exports of the datasets
+    /// that `need_full` become full ones, and it is pending.
     ///
     /// Waits for a running commit of this attempt, because that commit holds the row's lock. So after `Some`, such a
     /// commit can't happen any more.
     pub async fn settle(
         &self,
         lease: &Lease,
-        member: Option<&Job>,
-        need_full: &[JobId],
+        need_full: &[&str],
         settlement: &Settlement,
         cause: &str,
     ) -> Result<Option<Transition>, Error> {
@@ -264,47 +247,39 @@ impl Store {
             Settlement::Fail(failure) => (true, 0, Some(failure), pause),
             Settlement::Release => (false, 1, None, Duration::ZERO),
         };
-        let statement = sqlx::query_as(with_job_columns(include_str!("queue/settle.sql")))
+        let statement = sqlx::query_as(with_export_columns(include_str!("queue/settle.sql")))
             .bind(lease.id().as_uuid())
             .bind(lease.token().as_uuid())
             .bind(fatal)
             .bind(refund)
             .bind(failure.map(|f| f.code.as_str()))
             .bind(failure.map(|f| f.detail.as_str()))
+            .bind(failure.and_then(|f| f.dataset.as_deref()))
             .bind(failure.and_then(|f| f.continuity).map(|why| why.as_str()))
             .bind(pause.as_secs_f64())
             .bind(is_locked.then(|| pause.min(MAX_LOCK_PAUSE).as_secs_f64()))
-            .bind(member.map(|job| job.id.as_uuid()))
-            .bind(failure.map(|_| FailureCode::BatchMemberFailed.as_str()))
-            .bind(failure.map(|_| format!("another member ended the attempt: GET /batches/{} names it", lease.id())))
-            .bind(need_full.iter().copied().map(JobId::as_uuid).collect::<Vec<_>>())
+            .bind(need_full)
             .bind(matches!(settlement, Settlement::GiveWay(_)).then_some(GIVE_WAY_PAUSES.as_slice()));
-        let settled = self.transition(None, statement, Some(cause)).await?;
-        Ok(settled.into_iter().min_by_key(|transition| transition.job.id.as_uuid()))
+        Ok(self.transition(statement, Some(cause)).await?.into_iter().next())
     }
 
-    /// Moves the open jobs of lanes behind the exports that the destination has of them. Each lane is given by its job
-    /// of this attempt, with the place of that export.
-    pub async fn raise_lanes(&self, lease: &Lease, lanes: &[(&Job, i64)]) -> Result<(), Error> {
-        let (jobs, marked): (Vec<_>, Vec<_>) = lanes.iter().map(|(job, marked)| (job.id.as_uuid(), *marked)).unzip();
-        self.with(async |conn| {
-            let mut tx = conn.begin().await?;
-            // As a new job does, before it gets its place.
+    /// Moves the open exports of lanes behind the exports that the destination has of them. Each lane is given by its
+    /// dataset, with the place of that export.
+    pub async fn raise_lanes(&self, lease: &Lease, lanes: &[(&str, i64)]) -> Result<(), Error> {
+        let (datasets, marked): (Vec<_>, Vec<_>) = lanes.iter().copied().unzip();
+        self.transaction(async |tx| {
+            // As a new job does, before its exports get their places.
             sqlx::query(
                 "-- store.queue.lock_lanes
-                 select from cdc_export.lanes l join exports e using (consumer_id, dataset)
-                 where e.id = any ($1) order by l.dataset for update of l",
+                 select from cdc_export.lanes l
+                 where l.consumer_id = $1 and l.dataset = any ($2) order by l.dataset for update of l",
             )
-            .bind(&jobs)
+            .bind(lease.first().consumer.as_ref().map(|consumer| consumer.as_str()))
+            .bind(&datasets)
             .execute(&mut *tx)
             .await?;
-            sqlx::query(include_str!("queue/raise_lanes.sql"))
-                .bind(&jobs)
-                .bind(&marked)
-                .bind(lease.token().as_uuid())
-                .execute(&mut *tx)
-                .await?;
-            tx.commit().await
+            let raise = sqlx::query(include_str!("queue/raise_lanes.sql")).bind(lease.id().as_uuid()).bind(&datasets);
+            raise.bind(&marked).bind(lease.token().as_uuid()).execute(tx).await.map(drop)
         })
         .await
     }
@@ -313,11 +288,11 @@ impl Store {
     pub async fn table_opened(&self, lease: &Lease) -> Result<(), Error> {
         let statement = sqlx::query(
             "-- store.queue.table_opened
-             update exports set locked_until = null
-             where dataset = any ($1) and locked_until is not null and status in ('pending', 'processing')
-               and exists (select from exports own where own.id = $2 and own.lease_token = $3)",
+             delete from cdc_export.locked_datasets
+             where name = any ($1)
+               and exists (select from cdc_export.jobs own where own.id = $2 and own.lease_token = $3)",
         )
-        .bind(lease.jobs().map(|job| &*job.dataset).collect::<Vec<_>>())
+        .bind(lease.exports().map(|export| &*export.dataset).collect::<Vec<_>>())
         .bind(lease.id().as_uuid())
         .bind(lease.token().as_uuid());
         self.execute(statement).await.map(drop)
@@ -343,26 +318,23 @@ impl Store {
     }
 
     /// Takes back the jobs of vanished workers. They become pending, or failed if no attempts are left, or cancelled if
-    /// a client asked for it.
+    /// a client asked for it. Returns their exports.
     ///
     /// Skips locked rows, because their workers may be committing them.
     pub async fn reap(&self) -> Result<Vec<Transition>, Error> {
-        let statement = sqlx::query_as(with_job_columns(include_str!("queue/reap.sql")))
+        let statement = sqlx::query_as(with_export_columns(include_str!("queue/reap.sql")))
             .bind(FailureCode::AttemptsExhausted.as_str());
-        self.transition(None, statement, None).await
+        self.transition(statement, None).await
     }
 
     /// Fails the waiting jobs of datasets that no process has: for at least ten minutes, since replicas may get the
-    /// operator's file at different times, and for at most two hours. A batch fails as a whole. `own` are the datasets
-    /// of this process.
+    /// operator's file at different times, and for at most two hours. `own` are the datasets of this process.
     pub async fn fail_unknown(&self, own: &[String]) -> Result<(), Error> {
-        let statement = sqlx::query_as(with_job_columns(include_str!("queue/fail_unknown.sql")))
+        let statement = sqlx::query_as(with_export_columns(include_str!("queue/fail_unknown.sql")))
             .bind(own)
             .bind(FailureCode::DatasetUnknown.as_str())
-            .bind("no process has the dataset any more: it left the datasets file, or its table is gone")
-            .bind(FailureCode::BatchMemberFailed.as_str())
-            .bind("no process has the dataset of another member any more");
-        self.transition(None, statement, None).await.map(drop)
+            .bind("no process has the dataset any more: it left the datasets file, or its table is gone");
+        self.transition(statement, None).await.map(drop)
     }
 
     /// Returns those of these hidden files that are left over from attempts that ended without completing their jobs.

@@ -1,4 +1,4 @@
-//! Finds and deletes the files and jobs that are past the retention, and unused lanes and destinations.
+//! Finds and deletes the files and exports that are past the retention, and unused lanes and destinations.
 //!
 //! A retention counts in each lane; the ad-hoc exports of a dataset are one. Each call processes up to 1,000 lanes, and
 //! the next call continues after them. So the cost of a call doesn't grow with the number of jobs.
@@ -128,16 +128,21 @@ impl Store {
         self.read_past::<PastManifestRow, _>(statement, retention, destination, after, |statement| statement).await
     }
 
-    /// Deletes the manifests of these jobs from the database.
-    pub async fn manifests_removed(&self, jobs: &[JobId]) -> Result<(), Error> {
-        // In the order of their ids, so that two processes that remove the same manifests don't wait for each other.
+    /// Deletes the manifests of these exports, by job and dataset, from the database.
+    pub async fn manifests_removed(&self, exports: &[(JobId, &str)]) -> Result<(), Error> {
+        let (jobs, datasets): (Vec<_>, Vec<_>) = exports.iter().map(|(job, dataset)| (job.as_uuid(), *dataset)).unzip();
+        // In one order, so that two processes that remove the same manifests don't wait for each other.
         let statement = sqlx::query(
             "-- store.retention.manifests_removed
              with removed as (
-               select id from exports where id = any ($1) and manifest is not null order by id for update)
-             update exports e set manifest = null from removed where e.id = removed.id",
+               select job, dataset from cdc_export.exports
+               where (job, dataset) in (select * from unnest($1, $2)) and manifest is not null
+               order by job, dataset for update)
+             update cdc_export.exports e set manifest = null
+             from removed where e.job = removed.job and e.dataset = removed.dataset",
         )
-        .bind(jobs.iter().map(|job| job.as_uuid()).collect::<Vec<_>>());
+        .bind(jobs)
+        .bind(datasets);
         self.execute(statement).await.map(drop)
     }
 
@@ -147,8 +152,8 @@ impl Store {
     /// A retention of files counts the files at the destination. A retention of jobs counts all ended jobs. It also
     /// returns files of another database, which only the service of that database removes.
     ///
-    /// The files of a batch are returned together, when all of them are past the retention in their lanes. The other
-    /// members' later files are counted by the numbers of their lanes, so they may include removed ones.
+    /// The files of a job are returned together, when all of them are past the retention in their lanes. The later
+    /// files of its other lanes are counted by the lanes' numbers, so they may include removed ones.
     ///
     /// Omits files that were published less than `spare` ago if their consumer acknowledges exports, and has not
     /// acknowledged this one.
@@ -201,16 +206,16 @@ impl Store {
         Ok(RetentionPage::new(found, count, after, end))
     }
 
-    /// Deletes ended jobs that are past the retention of jobs and have no file any more, the oldest first. Looks at the
-    /// lanes after `after`. Returns the number of deleted jobs.
+    /// Deletes ended exports that are past the retention of jobs and have no file any more, the oldest first. Looks at
+    /// the lanes after `after`. Returns the number of deleted exports. A job goes with its last export.
     ///
-    /// Keeps the last published job of each lane, because the next export continues from it. Keeps jobs that were
-    /// published after a job whose file still exists: a consumer that loaded that file last requests them. A
-    /// destination that no process uses any more keeps no jobs.
+    /// Keeps the last published export of each lane, because the next one continues from it. Keeps exports that were
+    /// published after one whose file still exists: a consumer that loaded that file last requests them. A destination
+    /// that no process uses any more keeps no exports.
     ///
     /// Spares unacknowledged exports of a consumer that acknowledges for up to `spare`, and for the same time jobs with
-    /// an open delivery. If `writes_manifests`, keeps a job until its manifest is removed. Keeps the members of a batch
-    /// until all are published or given up, because the manifest of each says how many have files.
+    /// an open delivery. If `writes_manifests`, keeps an export until its manifest is removed. Keeps the exports of a
+    /// job until all are published or given up, because the manifest of each says how many have files.
     pub async fn forget_jobs_past(
         &self,
         retention: &Retention,
@@ -253,7 +258,8 @@ impl Store {
                 "-- store.retention.forget_lanes
                  delete from cdc_export.lanes l using unnest($1::text[], $2::text[]) as unused (consumer_id, dataset)
                  where l.consumer_id = unused.consumer_id and l.dataset = unused.dataset
-                   and not exists (select from exports e where e.consumer_id = l.consumer_id and e.dataset = l.dataset)",
+                   and not exists (
+                     select from cdc_export.exports e where e.consumer_id = l.consumer_id and e.dataset = l.dataset)",
             )
             .bind(consumers)
             .bind(datasets)
@@ -265,21 +271,26 @@ impl Store {
         Ok(RetentionPage { found, next: end.clone(), end })
     }
 
-    /// Records that the files of these jobs are removed. Returns the jobs of which that was not recorded before.
-    pub async fn files_removed(&self, jobs: &[JobId]) -> Result<Vec<JobId>, Error> {
-        let jobs: Vec<_> = jobs.iter().map(|job| job.as_uuid()).collect();
-        // In the order of their ids, so that two processes that record the same jobs don't wait for each other.
-        let statement = sqlx::query_scalar(
+    /// Records that the files of these exports, by job and dataset, are removed. Returns those of which that was not
+    /// recorded before.
+    pub async fn files_removed(&self, exports: &[(JobId, &str)]) -> Result<Vec<(JobId, String)>, Error> {
+        let (jobs, datasets): (Vec<_>, Vec<_>) = exports.iter().map(|(job, dataset)| (job.as_uuid(), *dataset)).unzip();
+        // In one order, so that two processes that record the same exports don't wait for each other.
+        let statement = sqlx::query_as(
             "-- store.retention.files_removed
              with removed as (
-               select id from exports where id = any ($1) and published_at is not null and file_removed_at is null
-               order by id for update)
-             update exports e set file_removed_at = clock_timestamp() from removed where e.id = removed.id
-             returning e.id",
+               select job, dataset from cdc_export.exports
+               where (job, dataset) in (select * from unnest($1, $2))
+                 and published_at is not null and file_removed_at is null
+               order by job, dataset for update)
+             update cdc_export.exports e set file_removed_at = clock_timestamp()
+             from removed where e.job = removed.job and e.dataset = removed.dataset
+             returning e.job, e.dataset",
         )
-        .bind(jobs);
-        let removed: Vec<Uuid> = self.with(async |conn| statement.fetch_all(conn).await).await?;
-        Ok(removed.into_iter().map(JobId::from).collect())
+        .bind(jobs)
+        .bind(datasets);
+        let removed: Vec<(Uuid, String)> = self.with(async |conn| statement.fetch_all(conn).await).await?;
+        Ok(removed.into_iter().map(|(job, dataset)| (job.into(), dataset)).collect())
     }
 }
 

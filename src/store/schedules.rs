@@ -12,10 +12,10 @@ use sqlx::{Connection, PgConnection, Postgres, Transaction};
 use uuid::Uuid;
 
 use crate::failpoint;
-use crate::job::batch::BatchRequest;
+use crate::job::datasets::DatasetsRequest;
 use crate::job::{ConsumerId, Job, JobId, Request, Terms};
 use crate::schedule::{Refusal, Schedule, ScheduleState};
-use crate::store::jobs::{MadeJobs, SubmitOutcome, enter_lanes};
+use crate::store::jobs::{MadeJob, NewJob, SubmitOutcome, enter_lanes};
 use crate::store::{Error, Store};
 
 /// The exports that a schedule asks for at once.
@@ -23,14 +23,14 @@ use crate::store::{Error, Store};
 pub struct ScheduledExports {
     /// The request for each, in the order of their datasets.
     pub requests: Vec<Request>,
-    /// The request for the batch. `None` if there is one export of no batch.
-    pub batch: Option<BatchRequest>,
+    /// The request of a schedule with `datasets`. `None` if the schedule has one dataset.
+    pub datasets: Option<DatasetsRequest>,
 }
 
 /// The outcome of running a schedule.
 #[derive(Debug)]
 pub enum RunOutcome {
-    Jobs(Vec<Job>),
+    Job(Job),
     /// Another process was first, or nothing is due any more.
     Settled,
     /// An export of the lane is open.
@@ -100,7 +100,7 @@ impl Store {
         self.execute(statement).await.map(drop)
     }
 
-    /// Creates the job of a due slot, or the jobs of its batch, and marks the slot as used, in one transaction.
+    /// Creates the job of a due slot, and marks the slot as used, in one transaction.
     pub async fn run_slot(
         &self,
         schedule: &Schedule,
@@ -129,22 +129,23 @@ impl Store {
         .await
     }
 
-    /// Inserts the jobs of a schedule, unless a lane is busy. The schedule's row must be locked.
+    /// Inserts the job of a schedule, unless a lane is busy. The schedule's row must be locked.
     async fn insert_scheduled<'s>(
         &'s self,
         tx: &mut PgConnection,
         schedule: &Schedule,
-        ScheduledExports { requests, batch }: &ScheduledExports,
+        ScheduledExports { requests, datasets }: &ScheduledExports,
         destination: Option<Uuid>,
         terms: Terms,
-    ) -> Result<Result<MadeJobs<'s>, RunOutcome>, Error> {
+    ) -> Result<Result<MadeJob<'s>, RunOutcome>, Error> {
         let lane_sequences = enter_lanes(tx, requests).await?;
         if is_any_busy(tx, requests).await? {
             return Ok(Err(RunOutcome::Busy));
         }
-        Ok(match self.insert(tx, requests, batch.as_ref(), &lane_sequences, destination, terms).await? {
+        let new = NewJob { requests, datasets: datasets.as_ref(), destination, terms };
+        Ok(match self.insert(tx, new, &lane_sequences).await? {
             Ok(made) => {
-                record_last_job(tx, schedule, &made.jobs[0]).await?;
+                record_last_job(tx, schedule, made.job.id()).await?;
                 Ok(made)
             }
             Err(SubmitOutcome::TooManyOpen(_) | SubmitOutcome::QueueFull(_) | SubmitOutcome::KeyFull(_)) => {
@@ -213,12 +214,12 @@ fn bind_slot<'q>(
 }
 
 /// Commits the transaction if it has a job. Otherwise rolls it back, so that the slot is not used.
-async fn finish(tx: Transaction<'_, Postgres>, made: Result<MadeJobs<'_>, RunOutcome>) -> Result<RunOutcome, Error> {
+async fn finish(tx: Transaction<'_, Postgres>, made: Result<MadeJob<'_>, RunOutcome>) -> Result<RunOutcome, Error> {
     match made {
-        Ok(MadeJobs { jobs, slots }) => {
+        Ok(MadeJob { job, slots }) => {
             tx.commit().await?;
             slots.confirm();
-            Ok(RunOutcome::Jobs(jobs))
+            Ok(RunOutcome::Job(job))
         }
         Err(asked) => {
             tx.rollback().await?;
@@ -232,11 +233,8 @@ async fn is_any_busy(conn: &mut PgConnection, requests: &[Request]) -> Result<bo
     sqlx::query_scalar(
         "-- store.schedules.is_any_busy
          select exists (
-             select from exports
-             where consumer_id = $1 and dataset = any ($2) and status in ('pending', 'processing'))
-           or exists (
-             select from exports
-             where consumer_id = $1 and dataset = any ($2) and status = 'completed' and published_at is null)",
+           select from cdc_export.exports
+           where consumer_id = $1 and dataset = any ($2) and published_at is null and status in ('open', 'completed'))",
     )
     .bind(requests[0].consumer.as_ref().map(ConsumerId::as_str))
     .bind(requests.iter().map(|request| &*request.dataset).collect::<Vec<_>>())
@@ -244,7 +242,7 @@ async fn is_any_busy(conn: &mut PgConnection, requests: &[Request]) -> Result<bo
     .await
 }
 
-async fn record_last_job(conn: &mut PgConnection, schedule: &Schedule, job: &Job) -> Result<(), Error> {
+async fn record_last_job(conn: &mut PgConnection, schedule: &Schedule, job: JobId) -> Result<(), Error> {
     sqlx::query(
         "-- store.schedules.record_last_job
          update cdc_export.schedules s
@@ -252,7 +250,7 @@ async fn record_last_job(conn: &mut PgConnection, schedule: &Schedule, job: &Job
          where s.name = $1",
     )
     .bind(&schedule.name)
-    .bind(job.id.as_uuid())
+    .bind(job.as_uuid())
     .execute(conn)
     .await?;
     Ok(())

@@ -1,4 +1,4 @@
-//! Changes the status of a job after its claim, and announces the change.
+//! Changes the status of a job and its exports after the claim, and announces the change.
 //!
 //! [`transition`] runs the statement that changes the status. It records the deliveries of the job's end in the same
 //! transaction. So a delivery exists if and only if the transition committed.
@@ -7,52 +7,56 @@
 //! followers. At most one process announces each end. If that process dies after the commit, or loses the answer to the
 //! commit, nothing is announced. So nothing that must never be missing belongs there.
 
+use std::collections::HashSet;
+
 use sqlx::postgres::PgArguments;
 use sqlx::query::QueryAs;
 use sqlx::{PgConnection, Postgres};
 use tokio::sync::broadcast;
 
 use crate::event::Listener;
-use crate::job::{Continuity, FailureCode, Job, JobId, Status};
-use crate::store::job_row::{JobRow, skip_unreadable};
+use crate::job::{ConsumerId, Continuity, Export, JobId, Status};
+use crate::store::export_row::{ExportRow, skip_unreadable};
 use crate::store::{Error, Store, deliveries};
 use crate::telemetry::job_event;
 use crate::telemetry::metrics::{self, Completed, ExportLabels};
 
-/// A committed change of a job's status.
+/// A committed change of the status of an export.
 #[derive(Clone, Debug)]
 pub struct Transition {
     /// The status before the transition, as clients saw it.
     pub from: Status,
-    /// The job after the transition, as clients see it. A committed job is still `processing` until its file is
+    /// The export after the transition, as clients see it. A committed one is still `processing` until its file is
     /// published.
-    pub job: Job,
+    pub export: Export,
     /// The name of the session of the attempt that was taken back, if one was.
     pub session: Option<String>,
 }
 
-/// A change of a job's status, in a transaction that may not be committed yet. A statement returns it as the column
-/// `was` and the columns of the job.
+/// A change of the status of an export, in a transaction that may not be committed yet. A statement returns it as the
+/// columns `was` and `job_status` and those of the export.
 #[derive(sqlx_macros::FromRow)]
 pub(super) struct TransitionRow {
     /// The status before the transition, as clients saw it.
     was: String,
+    /// The status of the whole job after it. The job ends once, so it is a terminal one in the rows of one transition.
+    job_status: String,
     /// The name of the session of an attempt that is taken back.
     #[sqlx(default)]
     session: Option<String>,
     #[sqlx(flatten)]
-    job: JobRow,
+    pub(super) export: ExportRow,
 }
 
 impl TryFrom<TransitionRow> for Transition {
     type Error = Error;
 
     fn try_from(row: TransitionRow) -> Result<Transition, Error> {
-        Ok(Transition { from: row.was.parse()?, job: row.job.try_into()?, session: row.session })
+        Ok(Transition { from: row.was.parse()?, export: row.export.try_into()?, session: row.session })
     }
 }
 
-/// A statement that changes statuses, and returns a row for each job that it changed.
+/// A statement that changes statuses, and returns a row for each export of the jobs that it changed.
 type Statement<'q> = QueryAs<'q, Postgres, TransitionRow, PgArguments>;
 
 /// Runs a statement that changes the statuses of jobs, and records the deliveries of their ends. Must run in a
@@ -67,107 +71,88 @@ pub(super) async fn transition(
     Ok(rows)
 }
 
-/// Inserts the deliveries of the jobs of no batch whose status changed for clients, and of the batches that have ended.
-/// The status of a job whose cancellation was only requested has not changed.
-///
-/// The transaction that ends the last open member of a batch must find that all members have ended. So it ends all open
-/// members at once, or has called [`lock_batch`].
-async fn plan_deliveries(conn: &mut PgConnection, listeners: &[Listener], rows: &[TransitionRow]) -> Result<(), Error> {
-    if listeners.is_empty() {
-        return Ok(());
-    }
-    let changed = || rows.iter().filter(|row| row.was != row.job.status).map(|row| &row.job);
-    let jobs: Vec<_> = changed().filter(|job| job.batch_id.is_none()).collect();
-    let mut batches: Vec<_> = changed().filter_map(|job| job.batch_id).collect();
-    batches.sort_unstable();
-    batches.dedup();
-    deliveries::plan(conn, listeners, &jobs, &batches).await
-}
-
-/// Locks a batch until the transaction ends: transactions that end its committed members run one after the other.
-///
-/// Two processes may end the last two members at the same moment. Without the lock, each of them would see the other's
-/// member open, and neither would record the event of the batch. A statement sees what was committed before its start.
-/// So the lock is a statement before those that end the member and read the others.
-///
-/// The lock is that of the first member's row, which has the smallest id. Other transactions that lock several members,
-/// such as a cancellation that waited for the commit, lock them in the order of their ids. So there is no deadlock.
-async fn lock_batch(conn: &mut PgConnection, batch: JobId) -> Result<(), Error> {
-    sqlx::query("-- store.transitions.lock_batch\n select from exports where id = $1 for update")
-        .bind(batch.as_uuid())
-        .execute(conn)
-        .await?;
-    Ok(())
+/// Records the deliveries of the jobs that these transitions end, in their transaction.
+pub(super) async fn plan_deliveries(
+    conn: &mut PgConnection,
+    listeners: &[Listener],
+    rows: &[TransitionRow],
+) -> Result<(), Error> {
+    let has_ended = |row: &&TransitionRow| row.job_status.parse().is_ok_and(Status::is_terminal);
+    let ended: Vec<_> = rows.iter().filter(has_ended).map(|row| &row.export).collect();
+    if listeners.is_empty() || ended.is_empty() { Ok(()) } else { deliveries::plan(conn, listeners, &ended).await }
 }
 
 impl Store {
     /// Runs a statement that changes the statuses of jobs in a transaction of its own, and announces the changes.
-    /// `batch` is the batch whose committed member the statement ends. `cause` is the error that ended the jobs, with
-    /// its causes, for the log.
+    /// `cause` is the error that ended the jobs, with its causes, for the log.
     pub(super) async fn transition(
         &self,
-        batch: Option<JobId>,
         statement: Statement<'_>,
         cause: Option<&str>,
     ) -> Result<Vec<Transition>, Error> {
         let rows = match self.listeners.is_empty() {
             // Without deliveries, the statement is the whole transaction.
             true => self.with(async |conn| statement.fetch_all(conn).await).await?,
-            false => {
-                let changed = self.transaction(async |tx| {
-                    if let Some(batch) = batch {
-                        lock_batch(tx, batch).await?;
-                    }
-                    transition(tx, &self.listeners, statement).await
-                });
-                changed.await?
-            }
+            false => self.transaction(async |tx| transition(tx, &self.listeners, statement).await).await?,
         };
-        Ok(rows.into_iter().filter_map(|row| skip_unreadable(self.announce(row, cause))).collect())
+        Ok(self.announce_all(rows, cause))
     }
 
-    /// Announces a transition whose transaction is committed, and returns it.
-    ///
-    /// # Errors
-    /// If this version doesn't know a word in the job's row. The transition is committed all the same.
-    pub(super) fn announce(&self, row: TransitionRow, cause: Option<&str>) -> Result<Transition, Error> {
-        let transition = Transition::try_from(row)?;
-        if transition.from != transition.job.status {
-            self.announce_status(&transition.job, cause);
+    /// Announces transitions whose transaction is committed, and returns them. Leaves out those that have a word which
+    /// this version doesn't know.
+    pub(super) fn announce_all(&self, rows: Vec<TransitionRow>, cause: Option<&str>) -> Vec<Transition> {
+        let transitions = rows.into_iter().map(Transition::try_from);
+        let transitions: Vec<_> = transitions.filter_map(skip_unreadable).collect();
+        let mut told = HashSet::new();
+        for Transition { from, export, .. } in &transitions {
+            if *from != export.status {
+                self.announce(export, cause, &mut told);
+            }
         }
-        Ok(transition)
+        transitions
     }
 
-    /// Wakes the job's followers. If the job has ended, counts the end and writes the log event.
-    fn announce_status(&self, job: &Job, cause: Option<&str>) {
+    /// Wakes the followers of an export's job. If the export has ended, counts the end and writes the log event. `told`
+    /// are the jobs whose error, which concerns all of their exports, is logged.
+    fn announce(&self, export: &Export, cause: Option<&str>, told: &mut HashSet<JobId>) {
         // Sending fails only if there are no followers.
-        let _ = self.endings.send(StatusChange { job: job.id, is_by_worker: self.is_of_workers });
-        let labels = ExportLabels { dataset: &job.dataset, export_type: job.export_type.as_str() };
-        match job.status {
+        let _ = self.endings.send(StatusChange { job: export.job, is_by_worker: self.is_of_workers });
+        let labels = ExportLabels { dataset: &export.dataset, export_type: export.export_type.as_str() };
+        match export.status {
             Status::Pending | Status::Processing => return,
             Status::Completed => {
-                let seconds = seconds(job);
-                let (rows, bytes) = (job.rows_exported, job.bytes_written);
-                metrics::job_completed(labels, Completed { rows, bytes, late_rows: job.report.late_rows, seconds });
-                job_event!(info, job, "export_completed", rowsExported = rows, durationSeconds = seconds);
+                let seconds = seconds(export);
+                let (rows, bytes) = (export.rows_exported, export.bytes_written);
+                metrics::job_completed(labels, Completed { rows, bytes, late_rows: export.report.late_rows, seconds });
+                job_event!(info, export, "export_completed", rowsExported = rows, durationSeconds = seconds);
             }
             Status::Failed => {
-                if let Some(failure) = &job.error {
+                if let Some(failure) = &export.error
+                    && failure.dataset.as_ref().is_none_or(|dataset| *dataset == export.dataset)
+                {
                     metrics::job_failed(labels, failure.code.as_str());
-                    let error = cause.unwrap_or(&failure.detail);
-                    let continuity = failure.continuity.map(Continuity::as_str);
-                    // The log has the cause with the member that ended the attempt.
-                    if failure.code != FailureCode::BatchMemberFailed {
-                        job_event!(error, job, "export_failed", code = %failure.code, continuity, error);
+                    let concerns_all = export.is_of_datasets && failure.dataset.is_none();
+                    if !concerns_all || told.insert(export.job) {
+                        let error = cause.unwrap_or(&failure.detail);
+                        tracing::error!(
+                            event = "export_failed",
+                            jobId = %export.job,
+                            consumerId = export.consumer.as_ref().map(ConsumerId::as_str),
+                            dataset = (!concerns_all).then_some(&*export.dataset),
+                            exportType = %export.export_type,
+                            code = %failure.code,
+                            continuity = failure.continuity.map(Continuity::as_str),
+                            error
+                        );
                     }
                 }
             }
-            // Most members of a batch have nothing to export, often.
-            Status::Skipped if job.batch.is_some() => job_event!(debug, job, "export_skipped"),
-            Status::Skipped => job_event!(info, job, "export_skipped"),
-            Status::Cancelled => job_event!(info, job, "export_cancelled"),
+            // Most exports of several datasets have nothing to export, often.
+            Status::Skipped if export.is_of_datasets => job_event!(debug, export, "export_skipped"),
+            Status::Skipped => job_event!(info, export, "export_skipped"),
+            Status::Cancelled => job_event!(info, export, "export_cancelled"),
         }
-        metrics::job_ended(labels, job.status.as_str());
+        metrics::job_ended(labels, export.status.as_str());
     }
 
     /// Subscribes to the jobs that this process ends or returns to the queue from now on. Other processes end jobs as
@@ -177,9 +162,9 @@ impl Store {
     }
 }
 
-/// Returns the seconds from the start of a job's first attempt to the commit.
-fn seconds(job: &Job) -> f64 {
-    let time = job.started_at.zip(job.finished_at).map(|(started, finished)| finished - started);
+/// Returns the seconds from the start of the first attempt to the commit.
+fn seconds(export: &Export) -> f64 {
+    let time = export.started_at.zip(export.finished_at).map(|(started, finished)| finished - started);
     time.and_then(|time| time.to_std().ok()).unwrap_or_default().as_secs_f64()
 }
 

@@ -81,16 +81,16 @@ impl Store {
         Ok(rows.into_iter().filter_map(position).collect())
     }
 
-    /// Returns true if a consumer had no watermark and no job before these jobs. Looks only in `datasets`, if given.
+    /// Returns true if a consumer had no watermark and no job before this one. Looks only in `datasets`, if given.
     pub async fn is_new_consumer(
         &self,
         consumer: &ConsumerId,
-        jobs: &[JobId],
+        job: JobId,
         datasets: Option<&[String]>,
     ) -> Result<bool, Error> {
         let statement = sqlx::query_scalar(include_str!("watermarks/is_new_consumer.sql"))
             .bind(consumer.as_str())
-            .bind(jobs.iter().map(|job| job.as_uuid()).collect::<Vec<_>>())
+            .bind(job.as_uuid())
             .bind(datasets);
         self.with(async |conn| statement.fetch_one(conn).await).await
     }

@@ -32,15 +32,15 @@ pub(super) enum Error {
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
 pub(super) struct Failed {
-    /// The place of the member of a batch that ended it, or the places of all that a full export would help. None if it
-    /// concerns all of them.
+    /// The place of the export that ended it, or the places of all that a full export would help. None if it concerns
+    /// all of them.
     pub(super) at: Box<[usize]>,
     #[source]
     pub(super) error: Error,
 }
 
 impl Failed {
-    /// Returns an error as that of the member at this place.
+    /// Returns an error as that of the export at this place.
     pub(super) fn at<E: Into<Error>>(at: usize) -> impl Fn(E) -> Failed {
         move |error| Failed { at: Box::new([at]), error: error.into() }
     }
@@ -59,9 +59,9 @@ impl From<Refused> for Failed {
 }
 
 impl Failed {
-    /// Returns the place of the member that ended the attempt. Returns `None` if the error concerns all members. Most
-    /// errors of the destination do, but a full one may have room for the other members.
-    pub(super) fn member(&self) -> Option<usize> {
+    /// Returns the place of the export that ended the attempt. Returns `None` if the error concerns all exports. Most
+    /// errors of the destination do, but a full one may have room for the other exports.
+    pub(super) fn export(&self) -> Option<usize> {
         let concerns_all = match &self.error {
             Error::Sink(cause) | Error::Pipeline(pipeline::Error::Sink(cause)) => {
                 !matches!(cause, sink::Error::Full(_) | sink::Error::TooLarge(_))
@@ -82,10 +82,12 @@ impl Failed {
 }
 
 impl Error {
-    /// An error is retried if its cause may be temporary: the database, locks, or a full disk.
-    pub(super) fn settlement(&self) -> Settlement {
+    /// An error is retried if its cause may be temporary: the database, locks, or a full disk. `dataset` is that of the
+    /// export that ended the attempt, if one did.
+    pub(super) fn settlement(&self, dataset: Option<&str>) -> Settlement {
         use pipeline::Error as Pipe;
-        let failure = |code, continuity| Failure { continuity, code, detail: self.to_string() };
+        let dataset = || dataset.map(str::to_owned);
+        let failure = |code, continuity| Failure { continuity, code, detail: self.to_string(), dataset: dataset() };
         let retry = |code| Settlement::Retry(failure(code, None));
         let fail = |code| Settlement::Fail(failure(code, None));
         match self {

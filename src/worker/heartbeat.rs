@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::broadcast;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::job::{CurrentJob, JobId, LeaseToken};
+use crate::job::{CurrentExport, JobId, LeaseToken};
 use crate::store::{
     Store,
     lease::{self, Lease, LeaseRenewer, Renewal},
@@ -35,7 +35,7 @@ impl Heartbeat {
     pub(crate) fn start(
         store: &Store,
         lease: &Lease,
-        current: CurrentJob,
+        current: CurrentExport,
         time: Duration,
         cancel_hints: broadcast::Receiver<JobId>,
     ) -> Heartbeat {
@@ -60,10 +60,9 @@ impl Heartbeat {
 
 struct HeartbeatTask {
     lease_renewer: LeaseRenewer,
-    /// The job, or the batch.
     id: JobId,
     token: LeaseToken,
-    current: CurrentJob,
+    current: CurrentExport,
     time: Duration,
     cancel_hints: broadcast::Receiver<JobId>,
 }

@@ -3,12 +3,11 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use cdc_export::job::JobId;
 use cdc_export::store::Store;
 use cdc_export::store::lease::Lease;
 use cdc_export::store::queue::{Claim, Claimant, Settlement};
 
-use crate::harness::{Database, option_env};
+use crate::harness::{Database, option_env, planted};
 
 const LEASE: Duration = Duration::from_secs(600);
 
@@ -54,10 +53,10 @@ impl Claims {
     }
 }
 
-/// What has been read of the queue's table so far.
+/// What has been read of jobs and exports so far.
 async fn read(database: &Database) -> i64 {
-    let read = "select (select sum(idx_tup_read) from pg_stat_user_indexes where relname = 'exports')::int8
-                + (select seq_tup_read from pg_stat_user_tables where relname = 'exports')";
+    let read = "select (select sum(idx_tup_read) from pg_stat_user_indexes where relname in ('jobs', 'exports'))::int8
+                + (select sum(seq_tup_read) from pg_stat_user_tables where relname in ('jobs', 'exports'))::int8";
     // A session tells of it within a second, and once more when it ends: the same twice in a row is all of it.
     let mut last = -1;
     loop {
@@ -72,13 +71,11 @@ async fn read(database: &Database) -> i64 {
 
 /// Jobs `from..=to` of each of so many consumers, a lane's first job before every lane's second.
 async fn enqueue(database: &Database, consumers: u32, from: u32, to: u32) {
-    let statements = format!(
-        "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, created_at, run_at, turn)
-         select gen_random_uuid(), 'c' || c, 'users', n, 'delta', 'csv', 5, 'c' || c || '-' || n || '.csv', t, t, t
-         from generate_series({from}, {to}) n, generate_series(1, {consumers}) c,
-         lateral (select timestamptz '2026-01-01 00:00:00+00' + n * interval '1 hour' as t) t"
+    let rows = format!(
+        "select 'c' || c, 'users', n, 'delta', 'pending', timestamptz '2026-01-01 00:00:00+00' + n * interval '1 hour'
+         from generate_series({from}, {to}) n, generate_series(1, {consumers}) c"
     );
-    database.run(&statements).await;
+    database.run(&planted(&rows)).await;
 }
 
 /// `TEST_LANES=3000` for the figures of docs/RELIABILITY.md.
@@ -87,7 +84,7 @@ async fn of_many_lanes_each_has_its_turn_and_a_claim_reads_a_few() {
     let lanes: u32 = option_env("TEST_LANES").map_or(LANES, |lanes| lanes.parse().unwrap());
     let database = Database::new().await;
     enqueue(&database, lanes, 1, 10).await;
-    database.run("analyze exports").await;
+    database.run("analyze cdc_export.jobs, cdc_export.exports").await;
     let before = read(&database).await;
     let mut claims = Claims::on(&database);
     let mut seen = HashMap::<String, u32>::new();
@@ -95,15 +92,14 @@ async fn of_many_lanes_each_has_its_turn_and_a_claim_reads_a_few() {
     for n in 0..2 * lanes {
         // An index keeps the entries of jobs that have left it until a vacuum, which autovacuum does when it comes.
         if n % 500 == 0 {
-            database.run("vacuum exports").await;
+            database.run("vacuum cdc_export.jobs, cdc_export.exports").await;
         }
         let lease = claims.next().await.expect("there is work");
         *seen.entry(lease.first().consumer.as_ref().unwrap().to_string()).or_default() += 1;
         running.push_back(lease);
         if running.len() > 4 {
             let oldest = running.pop_front().unwrap();
-            let id: JobId = oldest.first().id;
-            claims.store.settle(&oldest, None, &[], &fail(), "").await.unwrap().unwrap_or_else(|| panic!("{id}"));
+            claims.store.settle(&oldest, &[], &fail(), "").await.unwrap().unwrap_or_else(|| panic!("{}", oldest.id()));
         }
     }
     assert_eq!(seen.len() as u32, lanes, "no lane starves");
@@ -116,19 +112,18 @@ async fn of_many_lanes_each_has_its_turn_and_a_claim_reads_a_few() {
 async fn what_waits_for_its_time_hides_nothing() {
     let database = Database::new().await;
     let mut claims = Claims::on(&database);
-    let insert = |consumer: &str, run_at: &str| {
-        format!(
-            "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, run_at, turn)
-             values (gen_random_uuid(), '{consumer}', 'users', 1, 'delta', 'csv', 5, '{consumer}', {run_at}, now())"
-        )
+    let insert = async |consumer: &str, run_at: &str| {
+        let rows = format!("select '{consumer}', 'users', 1, 'delta', 'pending', {run_at}");
+        let turn = format!("update cdc_export.jobs set turn = now() where consumer_id = '{consumer}'");
+        database.run(&(planted(&rows) + &turn)).await;
     };
-    database.run(&insert("later", "now() + interval '1 hour'")).await;
+    insert("later", "now() + interval '1 hour'").await;
     assert!(claims.next().await.is_none());
-    database.run(&insert("now", "now()")).await;
+    insert("now", "now()").await;
     let lease = claims.next().await.expect("it is ready");
     assert_eq!(lease.first().consumer.as_ref().unwrap().as_str(), "now");
     // Behind a job of its lane it was none of the jobs that the front of the queue was found among.
-    database.run(&insert("old", "now() - interval '1 hour'")).await;
+    insert("old", "now() - interval '1 hour'").await;
     assert!(claims.next().await.is_some());
 }
 
@@ -137,6 +132,7 @@ fn fail() -> Settlement {
         continuity: None,
         code: cdc_export::job::FailureCode::Internal,
         detail: String::new(),
+        dataset: None,
     })
 }
 
@@ -146,27 +142,25 @@ async fn a_claim_reads_a_few_beside_a_snapshot_of_an_hour() {
     // What an export holds open while it reads: no row version that it might see is removed.
     let old = database.open("set transaction isolation level repeatable read; select 1").await;
     enqueue(&database, 3_000, 1, 10).await;
-    database.run("update exports set status = 'cancelled', finished_at = clock_timestamp()").await;
+    let cancel = "update cdc_export.jobs set status = 'cancelled', open_exports = 0;
+                  update cdc_export.exports set status = 'cancelled', finished_at = clock_timestamp()";
+    database.run(cancel).await;
     enqueue(&database, LANES, 11, 20).await;
     // Nobody may take these: one waits behind a job that runs for long, one for another folder, one for its retry.
+    let rows = "select consumer, 'users', n, 'delta', status, timestamptz '2026-01-01'
+                from (values ('long', 1, 'processing'), ('long', 2, 'pending'), ('elsewhere', 1, 'pending'), ('retried', 1, 'pending'))
+                  jobs (consumer, n, status)";
     let changes = "
-        insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, run_at, turn,
-                             status, lease_token, lease_owner, lease_expires_at, attempt)
-        select gen_random_uuid(), 'long', 'users', n, 'delta', 'csv', 5, 'long-' || n, '2026-01-01', '2026-01-01', s, t, o, e, a
-        from (values (1, 'processing', gen_random_uuid(), 'o', now() + interval '1 hour', 1), (2, 'pending', null, null, null, 0))
-          as jobs (n, s, t, o, e, a);
         insert into cdc_export.destinations (id, seen_at) select gen_random_uuid(), now();
-        insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, run_at, turn, destination_id)
-        select gen_random_uuid(), 'elsewhere', 'users', 1, 'delta', 'csv', 5, 'elsewhere', '2026-01-01', '2026-01-01', id from cdc_export.destinations;
-        insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename, run_at, turn)
-        select gen_random_uuid(), 'retried', 'users', 1, 'delta', 'csv', 5, 'retried', now() + interval '1 hour', '2026-01-01'";
-    database.run(changes).await;
-    database.run("vacuum analyze exports").await;
+        update cdc_export.jobs set destination_id = (select id from cdc_export.destinations) where consumer_id = 'elsewhere';
+        update cdc_export.jobs set run_at = now() + interval '1 hour' where consumer_id = 'retried'";
+    database.run(&(planted(rows) + changes)).await;
+    database.run("vacuum analyze cdc_export.jobs, cdc_export.exports").await;
     let before = read(&database).await;
     let mut claims = Claims::on(&database);
     for _ in 0..300 {
         let lease = claims.next().await.expect("there is work");
-        claims.store.settle(&lease, None, &[], &fail(), "").await.unwrap();
+        claims.store.settle(&lease, &[], &fail(), "").await.unwrap();
     }
     let each = claims.read_each(before).await;
     assert!((1..i64::from(LANES)).contains(&each), "as if it looked at every lane: {each}");

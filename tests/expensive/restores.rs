@@ -169,7 +169,7 @@ async fn a_job_that_ran_when_the_database_was_copied_is_not_taken_over() {
         .service()
         .await;
     dying.dies_of("delta", "a", &json!({})).await;
-    let id: String = cluster.database().one("select id::text from exports where status = 'processing'").await;
+    let id: String = cluster.database().one("select id::text from cdc_export.jobs where status = 'processing'").await;
     cluster.stop().await;
     cluster.copy_cold();
     cluster.start().await;
@@ -198,7 +198,7 @@ async fn a_job_that_had_no_name_when_the_database_was_copied_hides_nothing_after
     let on = |cluster: &Cluster| Start::on(&cluster.database()).sharing_output(&service);
     let mut dying = on(&cluster).with("FAILPOINTS", "worker.committed=kill").service().await;
     dying.dies_of("delta", "a", &json!({})).await;
-    let unpublished = "select id::text from exports where status = 'completed' and published_at is null";
+    let unpublished = "select id::text from cdc_export.jobs where status = 'committed'";
     let id: String = cluster.database().one(unpublished).await;
     cluster.stop().await;
     cluster.copy_cold();

@@ -114,7 +114,7 @@ async fn a_name_that_no_header_takes_is_no_exports_name() {
     for name in ["a\nb.csv", "a\"b.csv", "a\u{e9}b.csv"] {
         let path = service.path(&service.job(job["jobId"].as_str().unwrap()).await);
         fs::rename(&path, path.with_file_name(name)).unwrap();
-        database.run(&format!("update exports set output_filename = '{name}'")).await;
+        database.run(&format!("update cdc_export.exports set output_filename = '{name}'")).await;
         let id = job["jobId"].as_str().unwrap();
         let answer = service.call("GET", &format!("/exports/{id}/download"), &[]).await;
         assert_eq!(answer.status(), 410, "{name:?}");

@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::harness::{Database, PROMPT, Service, Start, ends, refusal, serving_users, until};
+use crate::harness::{Database, PROMPT, Service, Start, ends, planted, refusal, serving_users, until};
 use crate::lost_files::dead_after_a_commit;
 
 const NOBODYS: &str = "01900000-0000-7000-8000-000000000000";
@@ -35,7 +35,7 @@ async fn told(service: &Service, consumer: &str) -> (Value, Value) {
 /// When a job was published, as the API would tell it.
 async fn published(database: &Database, job: &Value) -> Value {
     let time = "to_char(published_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
-    database.one::<String>(&format!("select {time} from exports where id = '{}'", id_of(job))).await.into()
+    database.one::<String>(&format!("select {time} from exports where job = '{}'", id_of(job))).await.into()
 }
 
 /// The lane's row, as far as acknowledgements change it.
@@ -137,7 +137,7 @@ async fn an_export_that_is_given_up_was_not_loaded() {
     let elsewhere = Start::on(&database).service().await;
     let refused = async || refusal(ack(&elsewhere, &id).await).await;
     assert_eq!(refused().await, (409, "not_completed".to_owned()));
-    database.run("update exports set finished_at = finished_at - interval '1 minute'").await;
+    database.run("update cdc_export.exports set finished_at = finished_at - interval '1 minute'").await;
     assert_eq!(elsewhere.call("DELETE", &format!("/exports/{id}"), &[]).await.status(), 204);
     assert_eq!(elsewhere.job(&id).await["error"]["code"], "file_lost");
     assert_eq!(refused().await, (409, "not_completed".to_owned()));
@@ -178,23 +178,20 @@ async fn an_export_is_acknowledged_while_the_next_one_is_published() {
     assert_eq!(database.one::<String>(numbers).await, "3 2");
 }
 
-/// So many published exports of the consumer, from `from` on.
-async fn plant(database: &Database, consumer: &str, from: u32, to: u32) {
-    let statements = format!(
-        "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, status, max_attempts, output_filename, created_at,
-           finished_at, destination_id, staged_name, sha256, published_at, number)
-         select gen_random_uuid(), '{consumer}', 'users', n, 'delta', 'csv', 'completed', 5, '{consumer}' || n, now() + n * interval '1 second',
-           now(), gen_random_uuid(), 'staged', repeat('a', 64), now(), n from generate_series({from}, {to}) n;
-         insert into cdc_export.lanes (consumer_id, dataset, last_sequence, last_number) values ('{consumer}', 'users', {to}, {to})
-         on conflict (consumer_id, dataset) do update set last_sequence = {to}, last_number = {to}"
+/// Inserts so many published exports of a consumer.
+async fn plant(database: &Database, consumer: &str, count: u32) {
+    let rows =
+        format!("select '{consumer}', 'users', n, 'delta', 'completed', now() from generate_series(1, {count}) n");
+    let lane = format!(
+        "insert into cdc_export.lanes (consumer_id, dataset, last_sequence, last_number) values ('{consumer}', 'users', {count}, {count})"
     );
-    database.run(&statements).await;
+    database.run(&(planted(&rows) + &lane)).await;
 }
 
 #[tokio::test]
 async fn of_many_at_once_the_latest_stands() {
     let database = Database::new().await;
-    plant(&database, "a", 1, 40).await;
+    plant(&database, "a", 40).await;
     let statements = "create function never_back() returns trigger language plpgsql as $$
          begin
            if new.acknowledged < old.acknowledged then raise 'back from % to %', old.acknowledged, new.acknowledged; end if;
@@ -204,7 +201,7 @@ async fn of_many_at_once_the_latest_stands() {
          create trigger never_back before update on cdc_export.lanes for each row execute function never_back()";
     database.run(statements).await;
     let [one, two] = [Start::on(&database).service().await, Start::on(&database).service().await];
-    let ids: Vec<String> = database.one("select array_agg(id::text order by number * 7 % 41) from exports").await;
+    let ids: Vec<String> = database.one("select array_agg(job::text order by number * 7 % 41) from exports").await;
     // Each twice, by either service.
     let orders = [[&one, &two], [&two, &one]];
     let acks = ids.iter().zip(orders.iter().cycle()).map(|(id, services)| async move {
@@ -235,8 +232,7 @@ async fn numbers_that_skip_or_were_put_back_are_counted_by_what_is_there() {
     assert_eq!(told(&service, "a").await, (json!(0), Value::Null));
 
     // Back to the second export, but for what was acknowledged.
-    let statements =
-        "delete from exports where number > 2; update cdc_export.lanes set last_number = 2, acknowledged = 10";
+    let statements = "delete from cdc_export.exports where number > 2; update cdc_export.lanes set last_number = 2, acknowledged = 10";
     database.run(statements).await;
     assert_eq!(told(&service, "a").await, (json!(0), Value::Null));
     let metrics = service.call("GET", "/metrics", &[]).await.text().await.unwrap();
@@ -254,8 +250,8 @@ async fn numbers_that_skip_or_were_put_back_are_counted_by_what_is_there() {
 #[tokio::test]
 async fn a_thousand_are_counted_and_no_more() {
     let database = Database::new().await;
-    plant(&database, "a", 1, 1_002).await;
-    plant(&database, "b", 1, 1_000).await;
+    plant(&database, "a", 1_002).await;
+    plant(&database, "b", 1_000).await;
     database.run("update cdc_export.lanes set acknowledged = 1, acknowledged_at = now()").await;
     let service = Start::on(&database).service().await;
     assert_eq!(told(&service, "a").await.0, 1_000);
@@ -323,7 +319,7 @@ async fn what_nobody_acknowledges_for_long_goes_and_is_told_once() {
     exported(&service, "never", 3).await;
     service.end().await;
     // The first three are older than an hour, and nearly so the fourth.
-    let statements = "update exports set created_at = created_at - interval '2 hours', finished_at = finished_at - interval '2 hours',
+    let statements = "update cdc_export.exports set finished_at = finished_at - interval '2 hours',
            published_at = published_at - case number when 4 then interval '50 minutes' else interval '2 hours' end
          where consumer_id = 'a' and number <= 4";
     database.run(statements).await;
@@ -349,7 +345,9 @@ async fn what_nobody_acknowledges_for_long_goes_and_is_told_once() {
     first.stop().await;
 
     // The last one's hour passes, and that of the fourth; a lane's last job stays, without its file.
-    database.run("update exports set published_at = published_at - interval '2 hours' where number in (4, 5)").await;
+    database
+        .run("update cdc_export.exports set published_at = published_at - interval '2 hours' where number in (4, 5)")
+        .await;
     let second = keeping().service().await;
     until("they go", async || left(&database, "a").await == (vec![6], vec![6])).await;
     let numbers: Vec<Value> = told_of(&second).iter().map(|line| line[2].clone()).collect();
@@ -360,13 +358,14 @@ async fn what_nobody_acknowledges_for_long_goes_and_is_told_once() {
 #[tokio::test]
 async fn two_that_remove_the_same_tell_of_it_once() {
     let database = Database::new().await;
-    plant(&database, "a", 1, 4).await;
+    plant(&database, "a", 4).await;
     database.run("update cdc_export.lanes set acknowledged = 1, acknowledged_at = now()").await;
     let store = cdc_export::store::Store::new(database.pool.clone());
-    let id = uuid::Uuid::parse_str(&database.one::<String>("select id::text from exports where number = 2").await);
+    let id = uuid::Uuid::parse_str(&database.one::<String>("select job::text from exports where number = 2").await);
     let id = cdc_export::job::JobId::from(id.unwrap());
-    assert_eq!(store.files_removed(&[id]).await.unwrap(), [id]);
-    assert_eq!(store.files_removed(&[id]).await.unwrap(), []);
+    let export = [(id, "users")];
+    assert_eq!(store.files_removed(&export).await.unwrap(), [(id, "users".to_owned())]);
+    assert_eq!(store.files_removed(&export).await.unwrap(), []);
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use reqwest::Response;
 use serde_json::{Value, json};
 
-use crate::harness::{Service, Start, ends, refusal, serving_users};
+use crate::harness::{Service, Start, ends, planted, refusal, serving_users};
 
 /// Asks for an export, with a body.
 async fn ask(service: &Service, path: &str, consumer: Option<&str>, key: Option<&str>, body: Value) -> Response {
@@ -213,13 +213,11 @@ async fn what_was_published_since_is_listed_in_its_order() {
 async fn a_hundred_exports_are_named_and_the_rest_is_asked_for() {
     let (database, service) = serving_users(0).await;
     let (first, _) = service.export("full", "a").await;
-    let changes = "
-        insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, status, max_attempts, output_filename, created_at,
-          finished_at, destination_id, staged_name, sha256, published_at, number)
-        select gen_random_uuid(), 'a', 'users', n, 'delta', 'csv', 'completed', 5, 'n' || n, now() + n * interval '1 second', now(),
-          gen_random_uuid(), 'staged', repeat('a', 64), now(), n from generate_series(2, 131) n;
-        update cdc_export.lanes set last_sequence = 131, last_number = 131";
-    database.run(changes).await;
+    let jobs = planted(
+        "select 'a', 'users', n, 'delta', 'completed', now() + n * interval '1 second' from generate_series(2, 131) n",
+    );
+    let changes = format!("{jobs} update cdc_export.lanes set last_sequence = 131, last_number = 131");
+    database.run(&changes).await;
     let held = database.hold_exports().await;
     let open = service.submit("delta", "a").await;
     let jobs = out_of_step(delta(&service, json!({ "after": first["jobId"] })).await).await;
@@ -244,7 +242,9 @@ async fn what_was_forgotten_in_between_is_not_passed_over() {
     let restored = (409, "database_restored".to_owned());
     let out = (409, "out_of_step".to_owned());
     // In the middle, at the beginning, at the end.
-    let forget = async |job: &Value| database.run(&format!("delete from exports where id = '{}'", id_of(job))).await;
+    let forget = async |job: &Value| {
+        database.run(&format!("delete from cdc_export.exports where job = '{}'", id_of(job))).await;
+    };
     forget(&jobs[1]).await;
     assert_eq!(after(&jobs[0]).await, restored);
     for query in [format!("after={}", id_of(&jobs[0])), format!("after={}&limit=1", id_of(&jobs[0]))] {

@@ -132,7 +132,7 @@ async fn a_change_whose_client_goes_away_is_done_and_has_its_line() {
     let service = service(&database).await;
     let (job, _) = service.export("full", "a").await;
     let id = job["jobId"].as_str().unwrap();
-    let held = database.open(&format!("select from exports where id = '{id}' for update")).await;
+    let held = database.open(&format!("select from cdc_export.exports where job = '{id}' for update")).await;
     let path = format!("/exports/{id}");
     let removal = service.call("DELETE", &path, &[]);
     let is_removed = eventually("the file is removed", async || service.files().is_empty().then_some(()));

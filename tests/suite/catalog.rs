@@ -56,13 +56,17 @@ impl Catalog {
     }
 }
 
-/// Submits an export with a body, and waits for its end.
-pub(crate) async fn ended(service: &Service, path: &str, consumer: Option<&str>, body: Value) -> Value {
+/// Submits a job with a body, of one dataset or several, and returns its id.
+pub(crate) async fn submit(service: &Service, path: &str, consumer: Option<&str>, body: Value) -> String {
     let answer = post(service, path, consumer, &body).await;
     let (status, answer) = (answer.status(), answer.json::<Value>().await.unwrap());
     assert_eq!(status, 202, "{body} {answer}");
-    let id = answer["jobId"].as_str().unwrap().to_owned();
-    service.ended(&id).await
+    answer["jobId"].as_str().unwrap().to_owned()
+}
+
+/// Submits a job with a body, and waits for its end.
+pub(crate) async fn ended(service: &Service, path: &str, consumer: Option<&str>, body: Value) -> Value {
+    service.ended(&submit(service, path, consumer, body).await).await
 }
 
 pub(crate) async fn post(service: &Service, path: &str, consumer: Option<&str>, body: &Value) -> reqwest::Response {

@@ -251,11 +251,12 @@ async fn a_job_between_two_attempts_shows_why_it_waits_and_is_cancelled_without_
     let database = Database::new().await;
     let service = Start::on(&database).arguments(&["serve", "--no-workers"]).service().await;
     let id = service.submit("full", "a").await;
-    let statements = "update cdc_export.exports set attempt = 1, started_at = clock_timestamp(), run_at = now() + interval '1 minute',
+    let statements = "update cdc_export.jobs
+           set attempt = 1, started_at = clock_timestamp(), run_at = now() + interval '1 minute',
            error_code = 'storage_full', error_detail = 'no room'";
     database.run(statements).await;
     let next = service.job(&id).await["nextAttemptAt"].as_str().unwrap().to_owned();
-    let exact = format!("select run_at = '{next}' from cdc_export.exports");
+    let exact = format!("select run_at = '{next}' from cdc_export.jobs");
     assert!(database.one::<bool>(&exact).await, "{next}");
     let (_, printed, _) = run(&["status", "--server", &service.address], &[]).await;
     let told = format!("0  (attempt 1 failed: storage_full: no room; the next one comes at {next})");

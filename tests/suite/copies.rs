@@ -1,8 +1,11 @@
 //! A database and its copy over one folder: what the one's jobs made is nothing of the other one's to publish, remove
 //! or sweep.
 
+use cdc_export::file::hidden::HiddenFile;
+use cdc_export::job::LeaseToken;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
+use uuid::Uuid;
 
 use crate::continuity::{passes, refused};
 use crate::harness::{Csv, Database, Service, Start, eventually, needs_full, refusal, serving_users};
@@ -40,7 +43,7 @@ async fn a_copy_does_not_publish_or_harm_what_its_original_committed() {
     let database = Database::with_users(5).await;
     let mut doomed = Start::on(&database).with("FAILPOINTS", "worker.committed=kill").service().await;
     doomed.dies_of("full", "a", &json!({})).await;
-    let id: String = database.one("select id::text from exports").await;
+    let id: String = database.one("select id::text from cdc_export.jobs").await;
     let hidden = doomed.files();
     assert!(hidden.len() == 1 && hidden[0].starts_with('.'), "{hidden:?}");
 
@@ -64,12 +67,12 @@ async fn an_admin_of_a_copy_gives_up_what_the_original_then_publishes() {
     let database = Database::with_users(5).await;
     let mut doomed = Start::on(&database).with("FAILPOINTS", "sink.publish.renamed=kill").service().await;
     doomed.dies_of("full", "a", &json!({})).await;
-    let id: String = database.one("select id::text from exports").await;
+    let id: String = database.one("select id::text from cdc_export.jobs").await;
     // It has its name, and that isn't recorded.
     let files = doomed.files();
     assert!(files.len() == 1 && !files[0].starts_with('.'), "{files:?}");
     let copy = copy_of(&database).await;
-    copy.run("update exports set finished_at = finished_at - interval '1 minute'").await;
+    copy.run("update cdc_export.exports set finished_at = finished_at - interval '1 minute'").await;
     let stranger = Start::on(&copy).arguments(&["serve", "--no-workers"]).sharing_output(&doomed).service().await;
     assert_eq!(stranger.call("DELETE", &format!("/exports/{id}"), &[]).await.status(), 204);
     assert_eq!(stranger.job(&id).await["error"]["code"], "file_lost");
@@ -114,7 +117,7 @@ async fn a_copy_reads_its_originals_files_and_removes_none() {
     keeping.stop().await;
 
     // Where there is no original any more.
-    copy.run("update exports set database_id = default").await;
+    copy.run("update cdc_export.jobs set database_id = default").await;
     let successor = Start::on(&copy).sharing_output(&service).service().await;
     assert_eq!(successor.call("DELETE", &path(&jobs[2]), &[]).await.status(), 204);
     assert!(!service.path(&jobs[2]).exists());
@@ -142,14 +145,16 @@ async fn a_job_that_waits_in_a_copy_too_is_its_originals() {
 async fn a_hidden_file_of_another_database_is_not_swept() {
     let (database, service) = serving_users(5).await;
     let (job, _) = service.export("full", "a").await;
-    let id = job["jobId"].as_str().unwrap();
-    let own: String = database.one("select database_id from exports").await;
-    let token = uuid::Uuid::new_v4();
-    let theirs = format!(".00000000000000ff-1.{id}.{token}.part");
+    let id: Uuid = job["jobId"].as_str().unwrap().parse().unwrap();
+    let own: String = database.one("select database_id from cdc_export.jobs").await;
+    let hidden = |database: &str, job: Uuid| {
+        HiddenFile::of_attempt(&database.parse().unwrap(), job.into(), LeaseToken::random(), 1).name
+    };
+    let theirs = hidden("00000000000000ff-1", id);
     // Its own, and one of a job that is gone, as after a restore. One like this that was just written may be a clone's,
     // whose identity is the same.
-    let [gone, clones] = [(); 2].map(|()| format!(".{own}.{}.{token}.part", uuid::Uuid::new_v4()));
-    for name in [&theirs, &format!(".{own}.{id}.{token}.part"), &gone, &clones] {
+    let [gone, clones] = [(); 2].map(|()| hidden(&own, Uuid::new_v4()));
+    for name in [&theirs, &hidden(&own, id), &gone, &clones] {
         std::fs::write(service.output().join(name), "left").unwrap();
     }
     let old = std::fs::File::options().write(true).open(service.output().join(&gone)).unwrap();

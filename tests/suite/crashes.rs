@@ -7,16 +7,16 @@ use serde_json::{Value, json};
 
 use crate::harness::{Csv, Database, Service, Start, eventually, until};
 
-/// Where a job stands, from the table itself: while its services are stopped, no API answers.
+/// Returns the status of the only job, from the table itself: while its services are stopped, no API answers.
 async fn status(database: &Database) -> String {
-    database.one("select status from exports").await
+    database.one("select status from cdc_export.jobs").await
 }
 
 /// Submits an export that kills its service, and gives its id.
 pub(crate) async fn killed_by_an_export(database: &Database, service: &mut Service) -> String {
     // The answer may die with it.
     service.dies_of("full", "a", &json!({})).await;
-    database.one("select id::text from exports").await
+    database.one("select id::text from cdc_export.jobs").await
 }
 
 /// Everything in the folder is the file of this job, and the watermark is its.
@@ -33,12 +33,12 @@ async fn a_crash_after_the_commit_loses_nothing() {
     let database = Database::with_users(5).await;
     let mut dead = Start::on(&database).with("FAILPOINTS", "worker.committed=kill").service().await;
     let id = killed_by_an_export(&database, &mut dead).await;
-    assert_eq!(status(&database).await, "completed");
+    assert_eq!(status(&database).await, "committed");
     let hidden = dead.files();
     assert!(hidden.len() == 1 && hidden[0].starts_with('.'), "{hidden:?}");
 
     // Its publication can't be recorded while somebody holds the row.
-    let held = database.open("select from exports for update").await;
+    let held = database.open("select from cdc_export.exports for update").await;
     let heir = Start::on(&database).sharing_output(&dead).service().await;
     let named = || async { Some(heir.files()).filter(|files| !files[0].starts_with('.')) };
     let files = eventually("the file has its name", named).await;
@@ -56,24 +56,6 @@ async fn a_crash_after_the_commit_loses_nothing() {
     let job = heir.ended(&id).await;
     assert_eq!((&job["status"], &job["attempt"], &job["rowsExported"]), (&json!("completed"), &json!(1), &json!(5)));
     holds_only(&heir, &job).await;
-}
-
-#[tokio::test]
-async fn a_file_on_another_disk_is_not_taken_for_removed() {
-    let database = Database::new().await;
-    let mut dead = Start::on(&database).with("FAILPOINTS", "worker.committed=kill").service().await;
-    let id = killed_by_an_export(&database, &mut dead).await;
-    let elsewhere = Start::on(&database).service().await;
-    let (_, other) = elsewhere.export("full", "b").await;
-    assert_eq!(other.rows.len(), 0);
-    assert_eq!(elsewhere.job(&id).await["status"], "processing", "its file is out of reach");
-    let heir = Start::on(&database).sharing_output(&dead).service().await;
-    heir.becomes(&id, "completed").await;
-    let answer = elsewhere.call("GET", &format!("/exports/{id}/download"), &[]).await;
-    assert_eq!(
-        (answer.status().as_u16(), &answer.json::<Value>().await.unwrap()["code"]),
-        (503, &json!("file_on_other_host"))
-    );
 }
 
 #[tokio::test]
@@ -103,7 +85,7 @@ async fn dies_at(place: &str, attempts: u64) {
     let fault = format!("{place}=kill");
     let mut dead = Start::on(&database).with("FAILPOINTS", fault).with("LEASE_SECONDS", 5).service().await;
     let id = killed_by_an_export(&database, &mut dead).await;
-    assert_eq!(status(&database).await, if attempts == 2 { "processing" } else { "completed" }, "{place}");
+    assert_eq!(status(&database).await, if attempts == 2 { "processing" } else { "committed" }, "{place}");
     let moved: bool = database.one("select exists (select from watermarks)").await;
     assert_eq!(moved, attempts == 1, "{place}: the watermark moves with the commit");
 
@@ -181,7 +163,7 @@ async fn stale_worker_cannot_commit() {
     let stale = frozen_at("worker.extended", on().with("LEASE_SECONDS", 1)).await;
     // The present owner stands at the same place: the job is processing, under another token.
     let owner = frozen_at("worker.extended", on()).await;
-    let token = "select lease_token::text from exports";
+    let token = "select lease_token::text from cdc_export.jobs";
     let owned: String = database.one(token).await;
 
     thaw(&stale, "worker.extended").await;
@@ -231,19 +213,4 @@ async fn a_worker_that_slept_through_its_lease_touches_nothing() {
         assert_eq!(database.one::<i64>("select version from watermarks").await, 1, "moved once");
         assert_eq!(stale.events("export_completed").len(), 0);
     }
-}
-
-#[tokio::test]
-async fn services_on_two_databases_may_share_a_folder() {
-    let (database, another) = (Database::new().await, Database::new().await);
-    database.add_users(1, 5).await;
-    let service = Start::on(&database).with("FAILPOINTS", "worker.staged=hold").service().await;
-    let id = service.submit("full", "a").await;
-    service.reaches("worker.staged").await;
-    let stranger = Start::on(&another).sharing_output(&service).with("LEASE_SECONDS", 1).service().await;
-    stranger.export("full", "b").await;
-    service.release("worker.staged").await;
-    let job = service.completes(&id).await;
-    assert_eq!(Csv::read(&service.path(&job)).rows.len(), 5, "its file was nobody else's to sweep");
-    assert_eq!(service.files().len(), 2);
 }

@@ -714,6 +714,15 @@ async fn another_key_wants_other_triggers() {
     let delta = export(&service, "delta", "t", "c").await;
     replica.apply(&service, &delta).await;
     replica.require_equal().await;
+    service.stop().await;
+
+    // Back to the primary key: the file names no key.
+    catalog.write(&by(""));
+    let service = catalog.start(&database).service().await;
+    let answer = post(&service, "/exports/full", Some("c"), &json!({ "dataset": "t" })).await;
+    assert_eq!(refusal(answer).await, (409, "not_tracked".to_owned()));
+    catalog.track(&database, "t").await;
+    export(&service, "full", "t", "c").await;
 }
 
 #[tokio::test]
@@ -831,7 +840,7 @@ async fn a_job_keeps_the_columns_of_its_file() {
     let service = catalog.serving(&database, &["t"]).await;
     let saved = async |job: &Value, types: &[&str]| {
         let id = job["jobId"].as_str().unwrap();
-        let text = format!("select file_columns::text from exports where id = '{id}'");
+        let text = format!("select file_columns::text from cdc_export.exports where job = '{id}'");
         let saved: Value = serde_json::from_str(&database.one::<String>(&text).await).unwrap();
         let columns = saved["columns"].as_array().unwrap();
         let names: Vec<_> = columns.iter().map(|column| column["name"].as_str().unwrap().to_owned()).collect();

@@ -137,7 +137,7 @@ fn consumer() -> ConsumerId {
 }
 
 pub(crate) fn hidden_file() -> HiddenFile {
-    HiddenFile::of_attempt(&"00000000000000ff-1".parse().unwrap(), JobId::random(), LeaseToken::random())
+    HiddenFile::of_attempt(&"00000000000000ff-1".parse().unwrap(), JobId::random(), LeaseToken::random(), 1)
 }
 
 pub(crate) fn name_of_a_file() -> FileName {
@@ -163,7 +163,6 @@ fn record(parts: Vec<Part>) -> FileRecord {
         is_published: false,
         awaits_standby: false,
         trace: None,
-        batch: None,
     }
 }
 

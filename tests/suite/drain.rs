@@ -40,7 +40,7 @@ async fn an_export_that_ends_in_time_is_whole() {
     held.rollback().await.unwrap();
     assert_eq!(service.exit().await, Some(0));
     assert_eq!(followed.rest().await.last().unwrap().0, "completed", "what it was waited for is told");
-    let seen = |id: &str| format!("select status || ' ' || attempt from exports where id = '{id}'");
+    let seen = |id: &str| format!("select status || ' ' || attempt from exports where job = '{id}'");
     assert_eq!(database.one::<String>(&seen(&running)).await, "completed 1");
     assert_eq!(database.one::<String>(&seen(&waiting)).await, "pending 0");
     assert_eq!(service.events("drain_ended").len(), 0);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::catalog::{Catalog, export, post};
+use crate::catalog::{Catalog, export, submit};
 use crate::harness::{Database, Service, Start, eventually, refusal, serving_users};
 
 /// The events that a client has read so far.
@@ -135,8 +135,7 @@ async fn a_delta_says_what_it_does_and_how_far_it_is() {
     export(&service, "full", "items", "one").await;
     database.run("insert into items select n, repeat('x', 400) from generate_series(1, 20000) n").await;
 
-    let job = post(&service, "/exports/delta", Some("one"), &json!({"dataset": "items"})).await;
-    let id = job.json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned();
+    let id = submit(&service, "/exports/delta", Some("one"), json!({"dataset": "items"})).await;
     service.reaches("sink.write").await;
     let job = eventually("the rows are counted", async || {
         let job = service.job(&id).await;

@@ -206,7 +206,7 @@ async fn the_grants_are_for_the_schema_that_has_the_tables() {
     Start::on(&database).with("SEED_ROWS", 100).service().await.stop().await;
     let role = Role::new(&database).await;
     let line = role.refused().await;
-    assert!(line.contains("app.exports, app.users, app.watermarks"), "{line}");
+    assert!(line.contains("app.users, app.watermarks"), "{line}");
     database.run(remedy(&line)).await;
     let service = role.start().service().await;
     assert_eq!(service.export("full", "a").await.1.rows.len(), 98);
@@ -265,7 +265,7 @@ async fn what_a_client_was_told_of_survives_a_crash_of_postgres() {
     server.stop().await;
     let server = private_postgres::Server::start(&settings).await.unwrap();
     let database = Database::at(connect_options(server.socket_folder()));
-    let jobs: Vec<String> = database.all("select id::text from exports").await;
+    let jobs: Vec<String> = database.all("select job::text from exports").await;
     assert_eq!(jobs, [id]);
     server.stop().await;
 }

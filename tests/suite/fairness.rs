@@ -3,7 +3,7 @@
 use futures_util::{StreamExt, stream};
 
 use crate::catalog::{Catalog, export, post};
-use crate::harness::{Database, Service, Start, eventually, refusal, until};
+use crate::harness::{Database, Service, Start, eventually, planted, refusal, until};
 use crate::keys::bearer;
 
 const TWO_TABLES: &str =
@@ -24,13 +24,13 @@ async fn two_tables() -> (Database, Catalog) {
 async fn close_queue(database: &Database) {
     let schema =
         "create function closed() returns trigger language plpgsql as $$ begin raise exception 'closed'; end $$;
-             create trigger closed before update of status on exports for each row
+             create trigger closed before update of status on cdc_export.jobs for each row
                when (new.status = 'processing') execute function closed()";
     database.run(schema).await;
 }
 
 async fn open_queue(database: &Database) {
-    database.run("drop trigger closed on exports").await;
+    database.run("drop trigger closed on cdc_export.jobs").await;
 }
 
 async fn submit(service: &Service, consumer: &str, dataset: &str) {
@@ -66,7 +66,8 @@ async fn a_locked_table_takes_one_worker_and_leaves_the_rest_to_others() {
         .await;
         held.rollback().await.unwrap();
         all_ended(&database).await;
-        let completed = "select count(*) from exports where status = 'completed' and locked_until is null";
+        let completed = "select count(*) from exports
+                         where status = 'completed' and not exists (select from cdc_export.locked_datasets)";
         assert_eq!(database.one::<i64>(completed).await, 12);
     }
 }
@@ -90,15 +91,18 @@ async fn consumers_take_turns() {
         let first = order.iter().position(|consumer| consumer == "few").unwrap();
         assert!(first <= workers, "with {workers} workers: {order:?}");
         // A job is ready when the one before it in its lane is published.
+        let view = "create view started as
+                    select e.*, j.started_at from cdc_export.exports e join cdc_export.jobs j on j.id = e.job";
+        database.run(view).await;
         let overtaken = "select max(overtaken) from (
-              select (select count(*) from exports m where m.consumer_id = 'many'
+              select (select count(*) from started m where m.consumer_id = 'many'
                   and m.started_at > before.published_at and m.started_at < few.started_at) as overtaken
-              from exports few
-              join exports before using (consumer_id, dataset)
+              from started few
+              join started before using (consumer_id, dataset)
               where consumer_id = 'few' and few.lane_sequence = before.lane_sequence + 1) jobs";
         let overtaken: i64 = database.one(overtaken).await;
         assert!(overtaken <= workers as i64, "with {workers} workers: {overtaken} {order:?}");
-        let unordered = "select count(*) from exports a join exports b using (consumer_id, dataset)
+        let unordered = "select count(*) from started a join started b using (consumer_id, dataset)
                          where a.lane_sequence < b.lane_sequence and a.finished_at > b.started_at";
         assert_eq!(database.one::<i64>(unordered).await, 0, "a lane keeps its order");
     }
@@ -186,10 +190,7 @@ async fn one_key_asks_for_fewer_open_jobs_than_half_of_what_is_left() {
         service.call("POST", "/exports/full", &headers).await
     };
     // Jobs that no key asked for count for none.
-    let changes = "
-        insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename)
-        values (gen_random_uuid(), 'scheduled', 'users', 1, 'full', 'csv', 5, 'scheduled')";
-    database.run(changes).await;
+    database.run(&planted("select 'scheduled', 'users', 1, 'full', 'pending', now()")).await;
     let answers: Vec<_> = stream::iter(0..20).map(|n| ask(&greedy, format!("g{n}"))).buffered(4).collect().await;
     let (taken, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(|answer| answer.status() == 202);
     // With the fourth it would have as many as half of the six that are left.
@@ -206,7 +207,9 @@ async fn one_key_asks_for_fewer_open_jobs_than_half_of_what_is_left() {
     let third = bearer(&database, "third", &[], &[]).await;
     assert_eq!(ask(&third, "t0".to_owned()).await.status(), 202);
     // The only usable key has no limit of its own.
-    database.run("update cdc_export.keys set revoked_at = now() where name <> 'greedy'; delete from exports where consumer_id <> 'g0'").await;
+    let changes = "update cdc_export.keys set revoked_at = now() where name <> 'greedy';
+                   delete from cdc_export.exports where consumer_id <> 'g0'";
+    database.run(changes).await;
     eventually("the only key fills the queue", async || {
         let open: i64 = database.one("select count(*) from exports").await;
         let status = ask(&greedy, format!("a{open}")).await.status();
@@ -231,7 +234,7 @@ async fn one_key_leaves_connections_to_others() {
     });
     let others = async {
         let waiting = "select count(*) from pg_stat_activity
-                       where datname = current_database() and wait_event_type = 'Lock' and query like '%store.jobs.next_in_lane%'";
+                       where datname = current_database() and wait_event_type = 'Lock' and query like '%store.jobs.next_in_lanes%'";
         until("the burst waits", async || database.one::<i64>(waiting).await >= 3).await;
         for _ in 0..20 {
             let headers = [("Authorization", &*other), ("X-Consumer-ID", "quiet")];

@@ -112,18 +112,22 @@ async fn many_followers_cost_one_look_a_second_together() {
 #[tokio::test]
 async fn the_end_of_a_job_whose_worker_vanished_is_told() {
     let changes = "
-        insert into exports (id, dataset, export_type, format, attempt, max_attempts, output_filename, status, started_at,
-                             lease_token, lease_owner, lease_expires_at, cancel_requested_at)
-        select gen_random_uuid(), 'users', 'full', 'csv', n, 2, 'f' || n, 'processing', now(),
-          gen_random_uuid(), 'o', now() - interval '1 second', case n when 3 then now() end
-        from generate_series(1, 3) n";
+        with jobs as (
+          insert into cdc_export.jobs (id, export_type, format, status, open_exports, attempt, max_attempts, turn,
+            started_at, lease_token, lease_owner, lease_expires_at, cancel_requested_at)
+          select gen_random_uuid(), 'full', 'csv', 'processing', 1, n, 2, now(), now(),
+            gen_random_uuid(), 'o', now() - interval '1 second', case n when 3 then now() end
+          from generate_series(1, 3) n
+          returning id)
+        insert into cdc_export.exports (job, dataset, export_type, output_filename)
+        select id, 'users', 'full', 'f' || id from jobs";
     let database = Database::new_with(changes).await;
     let store = Store::new(database.pool.clone());
     let mut endings = store.endings();
     assert_eq!(store.reap().await.unwrap().len(), 3);
     let mut told = Vec::new();
     while let Some(Ending::Job(job)) = endings.next().now_or_never() {
-        told.push(store.job(job).await.unwrap().unwrap().status);
+        told.push(store.job(job).await.unwrap().unwrap().status());
     }
     told.sort_by_key(|status| status.as_str());
     assert_eq!(told, [Status::Cancelled, Status::Failed, Status::Pending]);

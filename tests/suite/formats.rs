@@ -246,12 +246,10 @@ mod in_parquet {
             let manifest = format!("/exports/{}/manifest", job["jobId"].as_str().unwrap());
             let manifest: Value = service.call("GET", &manifest, &[]).await.json().await.unwrap();
             assert_eq!(manifest["export"]["compression"], word);
-            let batch = json!({"datasets": ["users"], "format": "parquet", "compression": word});
-            let batch = service.post("/exports/full", &[("X-Consumer-ID", &format!("{word}-batch"))], &batch).await;
-            let batch: Value = batch.json().await.unwrap();
-            let job_in_batch = service.ended(batch["jobs"][0]["jobId"].as_str().unwrap()).await;
-            assert_eq!(job_in_batch["compression"], word, "{batch}");
-            assert_eq!(codec(&service.path(&job_in_batch)), in_footer);
+            let body = json!({"datasets": ["users"], "format": "parquet", "compression": word});
+            let of_datasets = ended(&service, "/exports/full", Some(&format!("{word}-datasets")), body).await;
+            assert_eq!(of_datasets["compression"], word, "{of_datasets}");
+            assert_eq!(codec(&service.path(&of_datasets["exports"][0])), in_footer);
             bytes.push(job["bytesWritten"].as_u64().unwrap());
         }
         let none = bytes.pop().unwrap();
@@ -720,11 +718,11 @@ async fn a_job_of_an_unknown_format_is_left_to_other_processes() {
     let first = service.submit("full", "a").await;
     service.becomes(&first, "processing").await;
     let next: [String; 2] = [service.submit("full", "a").await, service.submit("full", "b").await];
-    database.run(&format!("update exports set format = 'avro' where id = '{}'", next[0])).await;
+    database.run(&format!("update cdc_export.jobs set format = 'avro' where id = '{}'", next[0])).await;
     held.rollback().await.unwrap();
     service.ended(&first).await;
     service.ended(&next[1]).await;
-    let status: String = database.one(&format!("select status from exports where id = '{}'", next[0])).await;
+    let status: String = database.one(&format!("select status from exports where job = '{}'", next[0])).await;
     assert_eq!(status, "pending");
 }
 

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
-use crate::catalog::{Catalog, ended, export, post};
+use crate::catalog::{Catalog, ended, export, post, submit};
 use crate::harness::{Database, Service, Start, ends, eventually, until};
 
 const TABLES: &str = "
@@ -264,7 +264,9 @@ async fn without_triggers_the_rows_times_or_the_last_export_tell_it() {
     database.run(changes).await;
     let told = lane(&service, "a", "polled").await["behindSeconds"].as_u64().unwrap();
     assert!((600..620).contains(&told), "{told}");
-    database.run("update exports set finished_at = finished_at - interval '2 hours' where dataset = 'whole'").await;
+    database
+        .run("update cdc_export.exports set finished_at = finished_at - interval '2 hours' where dataset = 'whole'")
+        .await;
     let told = lane(&service, "a", "whole").await;
     let seconds = told["behindSeconds"].as_u64().unwrap();
     assert!((7200..7220).contains(&seconds) && told["state"] == "fresh", "{told}");
@@ -297,8 +299,7 @@ async fn a_consumer_is_told_over_all_its_datasets_and_can_be_removed() {
     );
 
     let held = database.open("lock table logged in access exclusive mode").await;
-    let open = post(&service, "/exports/delta", Some("a"), &json!({ "dataset": "logged" })).await;
-    let open = open.json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned();
+    let open = submit(&service, "/exports/delta", Some("a"), json!({ "dataset": "logged" })).await;
     let refused = call("DELETE", "a").await;
     assert_eq!(
         (refused.status().as_u16(), refused.json::<Value>().await.unwrap()["code"].clone()),
@@ -322,8 +323,7 @@ async fn a_consumer_is_told_over_all_its_datasets_and_can_be_removed() {
     assert_eq!(lane(&service, "b", "logged").await["failures"], 1);
     assert_eq!(call("DELETE", "b").await.status(), 204);
     let held = database.open("lock table logged in access exclusive mode").await;
-    let open = post(&service, "/exports/delta", Some("b"), &json!({ "dataset": "logged" })).await;
-    let open = open.json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned();
+    let open = submit(&service, "/exports/delta", Some("b"), json!({ "dataset": "logged" })).await;
     let told = lane(&service, "b", "logged").await;
     assert_eq!((&told["failures"], &told["state"]), (&json!(0), &json!("new")), "{told}");
     held.rollback().await.unwrap();

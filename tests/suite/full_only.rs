@@ -3,12 +3,12 @@
 use serde_json::{Value, json};
 use sqlx::Connection;
 
-use crate::batches::{ended as batch_ended, export_all};
 use crate::catalog::{Catalog, ended, export, post};
 use crate::harness::{Csv, Database, Service, ends, eventually, needs_full, refusal, silent, until};
 use crate::mirrors::Mirror;
 use crate::patterns::QUICK;
 use crate::schedules::becomes;
+use crate::several_datasets::{export_all, id, of_exports, submit};
 
 const SHOP: &str = "
     create table factor (n int not null);
@@ -106,37 +106,26 @@ async fn a_caller_selects_rows_and_columns_of_a_view() {
 }
 
 #[tokio::test]
-async fn a_batch_heals_what_has_full_exports_alone() {
+async fn a_job_that_heals_has_what_has_full_exports_alone() {
     let (_database, _catalog, service) = shop().await;
     let all = export_all(&service, "delta", json!({ "datasets": "*" })).await;
-    assert_eq!((&all["status"], all["jobs"].as_array().unwrap().len()), (&json!("completed"), 1), "{all}");
+    assert_eq!((&all["status"], of_exports(&all, "dataset")), (&json!("completed"), json!(["orders"])), "{all}");
     let left_out: Vec<_> = all["leftOut"].as_array().unwrap().iter().map(|it| &it["reason"]).collect();
     assert_eq!(left_out, ["full_only"; 5], "{all}");
     let named = json!({ "datasets": ["orders", "totals"] });
     let problem: Value = post(&service, "/exports/delta", Some("a"), &named).await.json().await.unwrap();
     assert!(problem["status"] == 409 && problem["code"] == "full_only", "{problem}");
     assert!(problem["detail"].as_str().unwrap().contains("totals"), "{problem}");
-    let healed = json!({ "datasets": "*", "heal": true });
-    let submitted: Value = post(&service, "/exports/delta", Some("a"), &healed).await.json().await.unwrap();
+    let submitted = submit(&service, "delta", json!({ "datasets": "*", "heal": true })).await;
     assert_eq!(submitted["exportType"], "delta", "{submitted}");
-    let healed = batch_ended(&service, &submitted["batchId"]).await;
+    let healed = service.completes(id(&submitted)).await;
     assert_eq!(healed["exportType"], "delta", "{healed}");
-    let members: Vec<_> = healed["jobs"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|job| {
-            assert_eq!(job["status"], "completed", "{job}");
-            (job["dataset"].as_str().unwrap(), job["exportType"].as_str().unwrap())
-        })
-        .collect();
-    let full = |name| (name, "full");
-    let expected = [full("bare"), full("cache"), full("daily"), ("orders", "delta"), full("parent"), full("totals")];
-    assert_eq!(members, expected);
+    assert_eq!(of_exports(&healed, "dataset"), json!(["bare", "cache", "daily", "orders", "parent", "totals"]));
+    assert_eq!(of_exports(&healed, "exportType"), json!(["full", "full", "full", "delta", "full", "full"]));
 }
 
 #[tokio::test]
-async fn a_batch_of_deltas_without_any_dataset_that_has_them_says_what_would_help() {
+async fn a_job_of_deltas_without_any_dataset_that_has_them_says_what_would_help() {
     let database = Database::empty_with(SHOP).await;
     let service = Catalog::of(&["totals", "bare"].map(block).concat()).start(&database).service().await;
     let answer = post(&service, "/exports/delta", Some("a"), &json!({ "datasets": "*" })).await;
@@ -268,33 +257,30 @@ async fn an_export_takes_what_has_replaced_a_view_while_it_waited() {
 }
 
 #[tokio::test]
-async fn a_batch_names_what_it_could_not_lock() {
+async fn a_job_names_what_it_could_not_lock() {
     let database = Database::empty_with(SHOP).await;
     let schema = "create table shop.log (id int) partition by range (id);
                   create table shop.log_1 partition of shop.log for values from (0) to (100)";
     database.run(schema).await;
     let catalog = Catalog::of(&["bare", "daily", "log"].map(block).concat());
     let service = catalog.start(&database).with("MAX_ATTEMPTS", 1).service().await;
-    for (holds, member, relation) in [
+    for (holds, dataset, relation) in [
         ("lock table shop.log_1", "log", "`shop.log_1`, a part of `shop.log`"),
         ("refresh materialized view shop.daily", "daily", "`shop.daily`"),
     ] {
         let tx = database.open(holds).await;
-        let batch = export_all(&service, "full", json!({ "datasets": "*" })).await;
+        let failed = export_all(&service, "full", json!({ "datasets": "*" })).await;
         tx.rollback().await.unwrap();
-        let failed = batch["jobs"].as_array().unwrap().iter().find(|job| job["dataset"] == member).unwrap();
-        assert_eq!(
-            (&batch["error"]["code"], &batch["error"]["member"]),
-            (&json!("source_unavailable"), &json!(member))
-        );
-        assert_eq!(failed["error"]["detail"], format!("another transaction was in the way of {relation}"));
+        let detail = format!("another transaction was in the way of {relation}");
+        let error = json!({ "code": "source_unavailable", "detail": detail, "dataset": dataset });
+        assert_eq!(failed["error"], error);
     }
-    let batch = export_all(&service, "full", json!({ "datasets": "*" })).await;
-    assert_eq!(batch["status"], "completed", "{batch}");
+    let job = export_all(&service, "full", json!({ "datasets": "*" })).await;
+    assert_eq!(job["status"], "completed", "{job}");
 }
 
 #[tokio::test]
-async fn a_batch_heals_a_dataset_that_lost_its_capture_while_it_waited() {
+async fn a_job_heals_a_dataset_that_lost_its_capture_while_it_waited() {
     let database = Database::empty_with(SHOP).await;
     let catalog = Catalog::of(&file());
     ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
@@ -303,8 +289,7 @@ async fn a_batch_heals_a_dataset_that_lost_its_capture_while_it_waited() {
     let mut conn = database.pool.acquire().await.unwrap();
     let mut tx = conn.begin().await.unwrap();
     sqlx::raw_sql("lock table shop.orders").execute(&mut *tx).await.unwrap();
-    let body = json!({ "datasets": ["bare", "orders"], "heal": true });
-    let submitted: Value = post(&service, "/exports/delta", Some("a"), &body).await.json().await.unwrap();
+    let submitted = submit(&service, "delta", json!({ "datasets": ["bare", "orders"], "heal": true })).await;
     let waits = "select exists (select from pg_locks where not granted and relation = 'shop.orders'::regclass)";
     until("it waits", async || database.one::<bool>(waits).await).await;
     catalog.write(&file().replace("shop.orders\"\n", "shop.orders\"\ncapture = \"none\"\n"));
@@ -312,9 +297,8 @@ async fn a_batch_heals_a_dataset_that_lost_its_capture_while_it_waited() {
     // An attempt ends by the file that it began with.
     eventually("the next attempt", async || service.events("export_retried").pop()).await;
     tx.commit().await.unwrap();
-    let batch = batch_ended(&service, &submitted["batchId"]).await;
-    let types: Vec<_> = batch["jobs"].as_array().unwrap().iter().map(|job| &job["exportType"]).collect();
-    assert_eq!((&batch["status"], json!(types)), (&json!("completed"), json!(["full", "full"])), "{batch}");
+    let job = service.completes(id(&submitted)).await;
+    assert_eq!(of_exports(&job, "exportType"), json!(["full", "full"]));
 }
 
 #[tokio::test]

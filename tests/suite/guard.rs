@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use crate::continuity::{command, exported, full_heals, log_becomes, operations, passes, position, refused, track};
 use crate::harness::{
     Csv, Database, Start, connect_options, embedded_settings_with_cluster, ends, eventually, reachable_folder, refusal,
-    server_lacks, serving_users, until,
+    server_lacks, until,
 };
 use crate::programs::{connection, output, program};
 
@@ -79,7 +79,11 @@ async fn a_truncate_waits_for_an_export_that_has_its_snapshot() {
     assert_eq!(service.job(&job).await["status"], "processing");
     service.release("worker.opened").await;
     truncate.await.unwrap();
-    assert_eq!(database.one::<String>("select status from exports").await, "completed", "it waited to the commit");
+    assert_eq!(
+        database.one::<String>("select status from cdc_export.exports").await,
+        "completed",
+        "it waited to the commit"
+    );
     let job = service.ended(&job).await;
     assert_eq!(Csv::read(&service.path(&job)).rows.len(), 18);
     refused(&database, &service, "delta", "a", "truncated").await;
@@ -261,14 +265,14 @@ async fn what_a_position_remembers_has_the_documented_form() {
         ("is_deleted", "boolean"),
     ];
     let form: String = columns.iter().map(|(name, type_name)| format!(r#"["{name}","{type_name}"]\n"#)).collect();
-    assert!(database.one::<bool>(&format!("select columns_hash = md5(E'v1\\n{form}') from exports")).await);
+    assert!(database.one::<bool>(&format!("select columns_hash = md5(E'v1\\n{form}') from cdc_export.exports")).await);
 }
 
 #[tokio::test]
 async fn what_is_saved_in_an_unknown_form_counts_as_a_change() {
     let (database, service) = exported(19, &["a", "other"]).await;
     let statements = r#"update watermarks set definition_hash = md5('v2 deleted="is_deleted"') where consumer_id = 'other';
-           update exports set columns_hash = md5('v2 id bigint');
+           update cdc_export.exports set columns_hash = md5('v2 id bigint');
            update users set name = 'x' where id = 1"#;
     database.run(statements).await;
     let (job, file) = passes(&service, "incremental", "a", None).await;
@@ -455,25 +459,6 @@ async fn a_partitioned_table_is_exact_through_its_parent_and_directly() {
         database.run("delete from users").await;
         passes(&service, "delta", "a", None).await;
     }
-
-    // A new one is captured by row at once, and its TRUNCATE by a trigger when it is tracked.
-    let statements =
-        "create table more partition of users for values from (200) to (300); insert into more (id) values (201)";
-    database.run(statements).await;
-    assert_eq!(passes(&service, "incremental", "a", None).await.1.ids(), [201]);
-    track(&database).await;
-    passes(&service, "delta", "a", None).await;
-    database.run("update more set name = 'x'; truncate high").await;
-    assert_eq!(passes(&service, "incremental", "a", Some("truncated")).await.1.ids(), [201]);
-    passes(&service, "full", "a", Some("truncated")).await;
-
-    // One that left takes its rows along, and is nobody's business any more.
-    database.run("alter table users detach partition more").await;
-    refused(&database, &service, "incremental", "a", "partitions_changed").await;
-    database.run("insert into more (id) values (202); delete from more; truncate more; drop table more").await;
-    full_heals(&database, &service, "a", "partitions_changed").await;
-    ends(command(&database, &["untrack", "users"]).await, 0, "");
-    assert_eq!(database.one::<i64>(OF_THE_CAPTURE).await, 0);
 }
 
 #[tokio::test]
@@ -489,13 +474,6 @@ async fn children_that_come_later_are_not_captured_and_said_to_be() {
 }
 
 #[tokio::test]
-async fn the_log_of_a_bulk_load_goes_when_nobody_needs_it() {
-    let (database, _service) = serving_users(0).await;
-    database.add_users(1, 30_000).await;
-    log_becomes(&database, 0).await;
-}
-
-#[tokio::test]
 async fn a_publication_for_all_tables_does_not_stop_the_purge() {
     let database = Database::new().await;
     // As Debezium makes one by default. Postgres then refuses to delete rows of a table without an identity.
@@ -504,29 +482,11 @@ async fn a_publication_for_all_tables_does_not_stop_the_purge() {
     database.add_users(1, 9).await;
     log_becomes(&database, 0).await;
     let without_identity = "select coalesce(string_agg(c.oid::regclass::text, ' '), '') from pg_class c
-         where c.relkind = 'r' and (c.relnamespace = 'cdc_export'::regnamespace or c.relname in ('exports', 'watermarks', 'users'))
+         where c.relkind = 'r' and (c.relnamespace = 'cdc_export'::regnamespace or c.relname in ('watermarks', 'users'))
            and (c.relreplident = 'n' or c.relreplident = 'd' and not exists (
              select from pg_index i where i.indrelid = c.oid and i.indisprimary and i.indimmediate))
            and c.relnamespace <> 'pg_catalog'::regnamespace";
     assert_eq!(database.one::<String>(without_identity).await, "");
-}
-
-#[tokio::test]
-async fn an_idle_writer_does_not_pin_the_log() {
-    let (database, service) = exported(19, &[]).await;
-    let idle = database.open("update users set name = 'idle' where id = 1").await;
-    passes(&service, "full", "a", None).await;
-    for _ in 0..3 {
-        database.run("update users set name = name || '!' where id = 2; delete from users where id in (select max(id) from users)").await;
-    }
-    passes(&service, "delta", "a", None).await;
-    service.stop().await;
-
-    let service = Start::on(&database).service().await;
-    log_becomes(&database, 0).await;
-    database.run("update users set name = 'due' where id = 3").await;
-    idle.commit().await.unwrap();
-    assert_eq!(passes(&service, "incremental", "a", None).await.1.ids(), [1, 3]);
 }
 
 #[tokio::test]

@@ -561,6 +561,40 @@ impl Database {
     }
 }
 
+/// Returns a statement that inserts jobs of one export each. `rows` selects the consumer, dataset, number, export type,
+/// status and time of each. The number is the export's place in its lane, and its number if it is published. Ids grow
+/// with the times. The status is one of `cdc_export.jobs`. There are no files.
+pub(crate) fn planted(rows: &str) -> String {
+    format!(
+        "with planted as materialized (
+           select p.*, status in ('pending', 'processing', 'committed') as is_open,
+             status in ('committed', 'completed') as has_file,
+             (lpad(to_hex((extract(epoch from at) * 1000)::bigint), 12, '0') || substr(md5(random()::text), 13))::uuid
+               as id
+           from ({rows}) p (consumer, dataset, n, type, status, at)),
+         jobs as (
+           insert into cdc_export.jobs (
+             id, consumer_id, export_type, format, status, open_exports, attempt, max_attempts, run_at, turn,
+             lease_token, lease_owner, lease_expires_at, error_code, created_at, started_at)
+           select id, consumer, type, 'csv', status, is_open::int, (status <> 'pending')::int, 5, at, at,
+             case status when 'processing' then id end, case status when 'processing' then 'somebody' end,
+             case status when 'processing' then now() + interval '1 day' end,
+             case status when 'failed' then 'internal' end, at, case when status <> 'pending' then at end
+           from planted)
+         insert into cdc_export.exports (
+           job, dataset, consumer_id, lane_sequence, export_type, output_filename, status, destination_id, staged_name,
+           sha256, published_at, number, finished_at)
+         select id, dataset, consumer, case when consumer is not null then n end, type, concat_ws(' ', consumer, dataset, n),
+           case when has_file then 'completed' when is_open then 'open' else status end,
+           case when has_file then uuid '11111111-1111-1111-1111-111111111111' end,
+           case when has_file then 'staged' end, case when has_file then repeat('a', 64) end,
+           case status when 'completed' then at end,
+           case when status = 'completed' and consumer is not null then n end,
+           case when has_file or not is_open then at end
+         from planted;"
+    )
+}
+
 /// The real binary, serving a database. It is stopped when it is dropped.
 pub(crate) struct Service {
     child: Child,

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::catalog::{Catalog, ended, export, post};
+use crate::catalog::{Catalog, ended, export, submit};
 use crate::harness::{Csv, Database, Service, Start, ends, silent};
 use crate::mirrors::Mirror;
 use crate::restores::cluster::Cluster;
@@ -94,12 +94,7 @@ async fn each_export_says_its_place_and_the_transactions_of_its_rows() {
         let live: Vec<_> = live.map(|row| row.replacen("UPDATE ", "", 1).replacen("INSERT ", "", 1)).collect();
         assert_eq!(meta(&service, &increments), live, "{dataset}");
 
-        let manifest: Value = service
-            .call("GET", &format!("/exports/{}/manifest", delta["jobId"].as_str().unwrap()), &[])
-            .await
-            .json()
-            .await
-            .unwrap();
+        let manifest = service.get(&format!("/exports/{}/manifest", delta["jobId"].as_str().unwrap())).await;
         let columns = manifest["export"]["columns"].as_array().unwrap();
         let said: Vec<_> = columns.iter().filter_map(|column| column["meta"].as_str()).collect();
         assert_eq!(
@@ -116,8 +111,7 @@ async fn each_export_says_its_place_and_the_transactions_of_its_rows() {
     }
     // A job that ended without a file has a place, too. The next one is behind it.
     let held = database.open("lock table plain in access exclusive mode").await;
-    let waiting = post(&service, "/exports/delta", Some("deltas"), &json!({ "dataset": "plain" })).await;
-    let id = waiting.json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned();
+    let id = submit(&service, "/exports/delta", Some("deltas"), json!({ "dataset": "plain" })).await;
     let cancelled = service.call("POST", &format!("/exports/{id}/cancel"), &[]).await;
     assert!(cancelled.status().is_success());
     held.rollback().await.unwrap();
@@ -297,9 +291,8 @@ async fn the_order_never_goes_back_after_a_restore() {
     let mut submitting = start.service().await;
     let mut waiting = Vec::new();
     for export_type in ["full", "delta"] {
-        let body = json!({ "dataset": "plain" });
-        let answer = post(&submitting, &format!("/exports/{export_type}"), Some("a"), &body).await;
-        waiting.push(answer.json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned());
+        let path = format!("/exports/{export_type}");
+        waiting.push(submit(&submitting, &path, Some("a"), json!({ "dataset": "plain" })).await);
     }
     submitting.end().await;
     let service = on(&cluster, &service).service().await;

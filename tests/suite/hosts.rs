@@ -61,8 +61,8 @@ async fn a_job_stays_with_the_host_it_was_submitted_to_while_that_lives() {
         there.ended(&own).await;
         assert_eq!(there.job(&orphan).await["status"], "pending", "its host lived a moment ago");
         let statements = format!(
-            "update cdc_export.destinations s set seen_at = seen_at - interval '{ago}' from exports e
-             where s.id = e.destination_id and e.id = '{orphan}'"
+            "update cdc_export.destinations s set seen_at = seen_at - interval '{ago}' from cdc_export.jobs j
+             where s.id = j.destination_id and j.id = '{orphan}'"
         );
         database.run(&statements).await;
         let job = there.completes(&orphan).await;

@@ -132,7 +132,7 @@ async fn service() -> Service {
 #[tokio::test]
 async fn what_is_not_there_is_refused() {
     let service = service().await;
-    for path in ["/nowhere", "/exports/", "/export/", "/export", "//", "/exports/watermark/x", "/nowhere/%ff"] {
+    for path in ["/batches", "/exports/", "/export/", "/export", "//", "/exports/watermark/x", "/nowhere/%ff"] {
         get(&service, path).await.problem(404, "not_found");
     }
     for path in ["/exports/full/", "//exports/full", "/export/full/", "/export/full"] {
@@ -332,50 +332,8 @@ async fn a_job_and_a_watermark_show_what_is_documented() {
 
     service.export("full", "a").await;
     let (job, _) = service.export("delta", "a").await;
-    let documented = [
-        "acknowledged",
-        "attempt",
-        "batchId",
-        "bytesWritten",
-        "cancelRequestedAt",
-        "compression",
-        "consumerId",
-        "continuity",
-        "createdAt",
-        "dataset",
-        "digest",
-        "durationSeconds",
-        "error",
-        "exportType",
-        "files",
-        "finishedAt",
-        "format",
-        "jobId",
-        "lateRows",
-        "location",
-        "maxFileBytes",
-        "nextAttemptAt",
-        "number",
-        "order",
-        "oldestTransactionSeconds",
-        "openTransactions",
-        "outputFilename",
-        "phase",
-        "progress",
-        "quietDeletes",
-        "retryOf",
-        "rowsExpected",
-        "rowsExported",
-        "schemaChanged",
-        "sha256",
-        "skipped",
-        "startedAt",
-        "status",
-        "tableRewritten",
-        "watermarkFrom",
-        "watermarkTo",
-    ];
-    assert_eq!(members(&job), BTreeSet::from(documented));
+    let document: Value = serde_json::from_str(include_str!("../../docs/openapi.json")).unwrap();
+    assert_eq!(members(&job), members(&document["components"]["schemas"]["Job"]["properties"]));
     for time in ["createdAt", "startedAt", "finishedAt", "watermarkFrom", "watermarkTo"] {
         assert!(is_time(&job[time]), "{time}: {}", job[time]);
     }
@@ -468,6 +426,9 @@ async fn a_download_is_the_file_whole_or_a_range_of_it() {
         assert_eq!(answer.header("accept-ranges"), "bytes");
         assert_eq!(answer.body, if method == "GET" { &file[..] } else { &[] });
     }
+    let named = get(&service, &format!("{path}?dataset=users")).await;
+    assert_eq!((named.status, &named.body), (200, &file));
+    assert_eq!(get(&service, &format!("{path}?dataset=orders")).await.status, 404, "an export that the job lacks");
 
     for (range, first, last) in [
         ("bytes=0-3", 0, 3),

@@ -11,8 +11,8 @@ async fn cancel(service: &Service, id: &str) -> reqwest::Response {
 
 /// From the request to the end, the slowest of those that ran.
 async fn seconds_to_cancel(database: &Database) -> f64 {
-    let slowest =
-        "select max(extract(epoch from finished_at - cancel_requested_at))::float8 from exports where attempt > 0";
+    let slowest = "select max(extract(epoch from e.finished_at - j.cancel_requested_at))::float8
+                   from cdc_export.jobs j join cdc_export.exports e on e.job = j.id where j.attempt > 0";
     database.one(slowest).await
 }
 
@@ -174,61 +174,77 @@ async fn sigterm_gives_a_running_job_back() {
 }
 
 #[tokio::test]
-async fn the_table_of_jobs_defends_itself() {
+async fn the_tables_of_jobs_and_exports_defend_themselves() {
     let (database, service) = serving_users(5).await;
     let (job, _) = service.export("full", "a").await;
     service.stop().await;
-    let insert = "insert into exports (id, dataset, export_type, format, max_attempts, output_filename, consumer_id, lane_sequence";
-    let processing = "status, lease_token, lease_owner, lease_expires_at";
-    let id = "gen_random_uuid(), 'users', 'full', 'csv', 5";
+    // Inserts a job with one export. Each of them takes further columns with their values.
+    let insert = |consumer: &str, job: (&str, &str), name: &str, export: (&str, &str)| {
+        format!(
+            "with job as (
+               insert into cdc_export.jobs (id, consumer_id, export_type, format, max_attempts, turn, open_exports,
+                 status{})
+               values (gen_random_uuid(), '{consumer}', 'full', 'csv', 5, now(), {}) returning id, consumer_id)
+             insert into cdc_export.exports (job, dataset, consumer_id, export_type, output_filename, lane_sequence{})
+             select id, 'users', consumer_id, 'full', '{name}', {} from job",
+            job.0, job.1, export.0, export.1
+        )
+    };
+    let pending = ("", "1, 'pending'");
+    let leased =
+        (", lease_token, lease_owner, lease_expires_at", "1, 'processing', gen_random_uuid(), 'somebody', now()");
+    let ended = ", status, finished_at";
+    for statement in [
+        insert("b", pending, "one", ("", "1")),
+        insert("c", leased, "two", ("", "1")),
+        insert("d", (", error_code", "0, 'failed', 'internal'"), "three", (ended, "1, 'failed', now()")),
+        insert("d", ("", "0, 'cancelled'"), "four", (ended, "2, 'cancelled', now()")),
+    ] {
+        database.run(&statement).await;
+    }
+    let jobs = |change: &str| format!("update cdc_export.jobs set {change}");
+    let exports = |change: &str| format!("update cdc_export.exports set {change}");
+    let without_file =
+        "published_at = null, staged_name = null, sha256 = null, destination_id = null where consumer_id = 'a'";
     let name = job["outputFilename"].as_str().unwrap().to_uppercase();
-    database.run(&format!("{insert}) values ({id}, 'one', 'b', 1)")).await;
-    let statements = format!(
-        "{insert}, {processing}) values ({id}, 'two', 'c', 1, 'processing', gen_random_uuid(), 'somebody', now())"
-    );
-    database.run(&statements).await;
-    let statements = format!(
-        "{insert}, status, finished_at, error_code) values
-           ({id}, 'three', 'd', 1, 'failed', now(), 'internal'), ({id}, 'four', 'd', 2, 'cancelled', now(), null)"
-    );
-    database.run(&statements).await;
-    for (fact, sql) in [
-        ("failed is final", "update exports set status = 'pending', finished_at = null where status = 'failed'"),
-        ("cancelled is final", "update exports set status = 'pending', finished_at = null where status = 'cancelled'"),
+    for (fact, statement) in [
+        ("a failed job is final", jobs("status = 'pending', open_exports = 1 where status = 'failed'")),
+        ("a failed export is final", exports("status = 'open', finished_at = null where status = 'failed'")),
+        ("a cancelled job is final", jobs("status = 'pending', open_exports = 1 where status = 'cancelled'")),
+        ("a cancelled export is final", exports("status = 'open', finished_at = null where status = 'cancelled'")),
+        ("no end becomes another", jobs("status = 'failed', error_code = 'internal' where status = 'cancelled'")),
+        ("no export's end becomes another", exports("status = 'failed' where status = 'cancelled'")),
+        ("a completed job is final", jobs("status = 'pending', open_exports = 1 where consumer_id = 'a'")),
+        ("a completed job doesn't fail", jobs("status = 'failed', error_code = 'internal' where consumer_id = 'a'")),
+        ("a published export is final", exports(&format!("status = 'open', finished_at = null, {without_file}"))),
+        ("a published export doesn't fail", exports(&format!("status = 'failed', {without_file}"))),
+        ("no other words of a job", jobs("status = 'paused' where consumer_id = 'b'")),
+        ("no other words of an export", exports("status = 'pending' where consumer_id = 'b'")),
+        ("processing has a lease", jobs("status = 'processing' where consumer_id = 'b'")),
         (
-            "none becomes another",
-            "update exports set status = 'failed', error_code = 'internal' where status = 'cancelled'",
-        ),
-        ("completed is final", "update exports set status = 'pending', finished_at = null where consumer_id = 'a'"),
-        (
-            "also without its file",
-            "update exports set status = 'failed', error_code = 'internal' where consumer_id = 'a'",
-        ),
-        ("no other words", "update exports set status = 'paused' where consumer_id = 'b'"),
-        ("processing has a lease", "update exports set status = 'processing' where consumer_id = 'b'"),
-        ("a lease is processing", "update exports set lease_token = gen_random_uuid() where consumer_id = 'b'"),
-        ("half a lease is none", "update exports set lease_token = null where consumer_id = 'c'"),
-        ("what ended has its time", "update exports set status = 'cancelled' where consumer_id = 'b'"),
-        ("what is open hasn't", "update exports set finished_at = now() where consumer_id = 'b'"),
-        ("failed has a code", "update exports set status = 'failed', finished_at = now() where consumer_id = 'b'"),
-        (
-            "completed has a file",
-            "update exports set status = 'completed', finished_at = now() where consumer_id = 'b'",
-        ),
-        ("published is completed", "update exports set published_at = now() where consumer_id = 'b'"),
-        ("progress is percent", "update exports set progress = 101 where consumer_id = 'b'"),
-        ("a name is one file's, in any case", &format!("{insert}) values ({id}, '{name}', 'b', 2)")),
-        ("a number is one job's", &format!("{insert}) values ({id}, 'five', 'b', 1)")),
-        ("a consumer has a lane", &format!("{insert}) values ({id}, 'five', 'b', null)")),
-        (
-            "one runs in a lane",
-            &format!(
-                "{insert}, {processing}) values ({id}, 'five', 'c', 2, 'processing', gen_random_uuid(), 'x', now())"
+            "a lease is processing",
+            jobs(
+                "lease_token = gen_random_uuid(), lease_owner = 'x', lease_expires_at = now() where consumer_id = 'b'",
             ),
         ),
-        ("a watermark is finite", "update watermarks set last_exported_at = 'infinity'"),
+        ("a lease has a token", jobs("lease_token = null where consumer_id = 'c'")),
+        ("a lease has an owner", jobs("lease_owner = null where consumer_id = 'c'")),
+        ("a lease has an end", jobs("lease_expires_at = null where consumer_id = 'c'")),
+        ("a job that ended has no open export", jobs("status = 'cancelled' where consumer_id = 'b'")),
+        ("an open job has one", jobs("open_exports = 0 where consumer_id = 'b'")),
+        ("an export that ended has its time", exports("status = 'cancelled' where consumer_id = 'b'")),
+        ("an open export has none", exports("finished_at = now() where consumer_id = 'b'")),
+        ("failed has a code", jobs("status = 'failed', open_exports = 0 where consumer_id = 'b'")),
+        ("completed has a file", exports("status = 'completed', finished_at = now() where consumer_id = 'b'")),
+        ("published is completed", exports("published_at = now(), number = 1 where consumer_id = 'b'")),
+        ("progress is percent", exports("progress = 101 where consumer_id = 'b'")),
+        ("a name is one file's, in any case", insert("b", pending, &name, ("", "2"))),
+        ("a number is one export's", insert("b", pending, "five", ("", "1"))),
+        ("a consumer has a lane", insert("b", pending, "five", ("", "null"))),
+        ("an export has a job", exports("job = gen_random_uuid() where consumer_id = 'b'")),
+        ("a watermark is finite", "update watermarks set last_exported_at = 'infinity'".to_owned()),
     ] {
-        let refused = sqlx::raw_sql(sqlx::AssertSqlSafe(sql.to_owned())).execute(&database.pool).await;
+        let refused = sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&database.pool).await;
         let code = refused.expect_err(fact).into_database_error().unwrap().code().unwrap().into_owned();
         assert!(code.starts_with("23"), "{fact}: {code} is no integrity constraint");
     }

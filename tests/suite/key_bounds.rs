@@ -6,8 +6,9 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
 
-use crate::catalog::{Catalog, ended, post};
+use crate::catalog::{Catalog, ended};
 use crate::harness::{Database, Service, Start, client_builder, ends};
+use crate::several_datasets::id;
 
 const UNKNOWN_JOB: &str = "01900000-0000-7000-8000-000000000000";
 const CONSUMERS: [&str; 2] = ["anna", "bertil"];
@@ -39,7 +40,7 @@ enum Subject {
 
 /// The scope that each call needs, and its subject. A new call needs a row.
 #[rustfmt::skip]
-const CALLS: [(&str, &str, Subject); 37] = [
+const CALLS: [(&str, &str, Subject); 34] = [
     ("getHealth", "", Subject::Open),
     ("getLiveness", "", Subject::Open),
     ("getReadiness", "", Subject::Open),
@@ -73,9 +74,6 @@ const CALLS: [(&str, &str, Subject); 37] = [
     ("acknowledgeExport", "export:read", Subject::Job),
     ("cancelExport", "export:write", Subject::Job),
     ("retryExport", "export:write", Subject::Job),
-    ("getBatch", "export:read", Subject::Job),
-    ("cancelBatch", "export:write", Subject::Job),
-    ("retryBatch", "export:write", Subject::Job),
     ("deleteExportFile", "export:write", Subject::Job),
 ];
 
@@ -130,11 +128,25 @@ fn random_rights() -> impl Strategy<Value = Rights> {
     (scopes, consumers, datasets).prop_map(|(scopes, consumers, datasets)| Rights { scopes, consumers, datasets })
 }
 
-/// An export that was made before the calls.
+/// A job that was made before the calls.
 struct Made {
     id: String,
     consumer: Option<&'static str>,
-    dataset: &'static str,
+    datasets: Vec<&'static str>,
+}
+
+impl Made {
+    fn datasets_within(&self, rights: &Rights) -> Vec<String> {
+        self.datasets.iter().filter(|dataset| rights.allow_dataset(dataset)).map(ToString::to_string).collect()
+    }
+}
+
+/// Returns the datasets of a job in JSON.
+fn datasets_of(text: &str) -> Vec<String> {
+    let job: Value = serde_json::from_str(text).unwrap();
+    let of_one = std::slice::from_ref(&job);
+    let exports = job["exports"].as_array().map_or(of_one, Vec::as_slice);
+    exports.iter().map(|export| export["dataset"].as_str().unwrap().to_owned()).collect()
 }
 
 /// An answer: its status, the code of its problem, and its text.
@@ -156,12 +168,7 @@ struct Call {
 impl Call {
     /// Sends the call, with the names that its path, header, query or body takes.
     async fn send(&self, service: &Service, key: &str, consumer: Option<&str>, dataset: &str, job: &str) -> Answer {
-        let path = self
-            .path
-            .replace("{jobId}", job)
-            .replace("{batchId}", job)
-            .replace("{deliveryId}", UNKNOWN_JOB)
-            .replace("{name}", dataset);
+        let path = self.path.replace("{jobId}", job).replace("{deliveryId}", UNKNOWN_JOB).replace("{name}", dataset);
         let path = path.replace("{consumer_id}", consumer.unwrap_or("anna")).replace("{part}", "1");
         // The other calls need the consumers.
         let of_path = if self.operation == "removeConsumer" { "nobody" } else { consumer.unwrap_or("anna") };
@@ -199,8 +206,13 @@ impl Call {
             Subject::Lane | Subject::Export | Subject::Dataset if !rights.allow_dataset(dataset) => {
                 Some((403, "dataset_not_allowed"))
             }
-            Subject::Job if !rights.allow_consumer(job.consumer) || !rights.allow_dataset(job.dataset) => {
-                Some((404, "not_found"))
+            Subject::Job => {
+                let visible = job.datasets_within(rights).len();
+                let needed = match self.operation.as_str() {
+                    "cancelExport" | "retryExport" => job.datasets.len(),
+                    _ => 1,
+                };
+                (visible < needed || !rights.allow_consumer(job.consumer)).then_some((404, "not_found"))
             }
             _ => None,
         }
@@ -254,19 +266,12 @@ async fn a_key_opens_what_its_rights_allow_and_nothing_else_is_told_to_it() {
     for dataset in DATASETS {
         for consumer in [Some("anna"), Some("bertil"), None] {
             let job = ended(&service, "/exports", consumer, json!({ "dataset": dataset })).await;
-            made.push(Made { id: job["jobId"].as_str().unwrap().to_owned(), consumer, dataset });
+            made.push(Made { id: id(&job).to_owned(), consumer, datasets: vec![dataset] });
         }
     }
-    let mut batches = Vec::new();
     for consumer in CONSUMERS {
-        let batch = post(&service, "/exports/full", Some(consumer), &json!({ "datasets": "*" })).await;
-        let batch: Value = batch.json().await.unwrap();
-        for (at, dataset) in ["orange", "violet"].into_iter().enumerate() {
-            let id = batch["jobs"][at]["jobId"].as_str().unwrap().to_owned();
-            service.ended(&id).await;
-            made.push(Made { id, consumer: Some(consumer), dataset });
-        }
-        batches.push((batch["batchId"].as_str().unwrap().to_owned(), consumer));
+        let job = ended(&service, "/exports/full", Some(consumer), json!({ "datasets": "*" })).await;
+        made.push(Made { id: id(&job).to_owned(), consumer: Some(consumer), datasets: vec!["orange", "violet"] });
     }
     let calls = calls(&service).await;
 
@@ -280,19 +285,6 @@ async fn a_key_opens_what_its_rights_allow_and_nothing_else_is_told_to_it() {
             check_call(&service, call, rights, &key, &made).await;
         }
         check_lists(&service, &database, rights, &key).await;
-        for (id, consumer) in &batches {
-            let answer = service.call("GET", &format!("/batches/{id}"), &[("Authorization", &key)]).await;
-            let is_visible =
-                rights.allow_consumer(Some(consumer)) && DATASETS.iter().all(|dataset| rights.allow_dataset(dataset));
-            let expected = if !rights.has("export:read") {
-                403
-            } else if is_visible {
-                200
-            } else {
-                404
-            };
-            assert_eq!(answer.status(), expected, "the batch of {consumer} for {rights:?}");
-        }
     }
 }
 
@@ -314,10 +306,14 @@ async fn check_call(service: &Service, call: &Call, rights: &Rights, key: &str, 
                 let answer = call.send(service, key, *consumer, dataset, &job.id).await;
                 let Answer { status, code, text } = &answer;
                 let what = || format!("{} {consumer:?} {dataset} {rights:?}: {status} {text}", call.operation);
-                match call.refusal(rights, *consumer, dataset, job) {
+                let refusal = call.refusal(rights, *consumer, dataset, job);
+                match refusal {
                     Some(expected) => assert_eq!((*status, code.as_str()), expected, "{}", what()),
                     // A file may be removed, a lane may have too many open jobs: that is no matter of rights.
                     None => assert!(![401, 403].contains(status) && code != "internal", "{}", what()),
+                }
+                if call.operation == "getExport" && refusal.is_none() {
+                    assert_eq!((*status, datasets_of(text)), (200, job.datasets_within(rights)), "{}", what());
                 }
                 if call.subject == Subject::Job && code == "not_found" {
                     let unknown = call.send(service, key, None, "", UNKNOWN_JOB).await;
@@ -358,13 +354,12 @@ async fn check_lists(service: &Service, database: &Database, rights: &Rights, ke
             continue;
         }
         let ids = format!(
-            "select coalesce(array_agg(id::text order by created_at desc, id desc), '{{}}') from \
-             (select * from exports where export_type = 'full' and {condition} and {visible} \
-              order by created_at desc, id desc limit 200) e"
+            "select coalesce(array_agg(job::text order by job desc), '{{}}') from \
+             (select distinct job from exports where export_type = 'full' and {condition} and {visible} \
+              order by job desc limit 200) e"
         );
         let expected: Vec<String> = database.one(&ids).await;
-        let listed: Vec<_> =
-            page["items"].as_array().unwrap().iter().map(|job| job["jobId"].as_str().unwrap()).collect();
+        let listed: Vec<_> = page["items"].as_array().unwrap().iter().map(id).collect();
         assert_eq!(listed, expected, "{query} {rights:?}");
     }
     let (_, activity) = get("/exports/activity".to_owned()).await;
@@ -419,15 +414,11 @@ async fn a_key_for_one_dataset_needs_to_name_none() {
         service.call("POST", "/exports/full", &headers).await.json().await.unwrap()
     };
     let job = post(&one).await;
-    let made: String = database.one(&format!("select dataset from exports where id = {}", quoted(&job["jobId"]))).await;
+    let made: String = database.one(&format!("select dataset from exports where job = '{}'", id(&job))).await;
     assert_eq!(made, "orange");
     let refused = post(&none).await;
     let told = refused["detail"].as_str().unwrap();
     assert!(told.contains("none of the service's datasets is open to this key"), "{refused}");
-}
-
-fn quoted(text: &Value) -> String {
-    format!("'{}'", text.as_str().unwrap())
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Executor, PgPool};
 
 use crate::harness::{Database, PROMPT, Service, Start, client_builder, ends, eventually, refusal, until};
+use crate::lost_files::dead_after_a_commit;
 
 const UNKNOWN_JOB: &str = "01900000-0000-7000-8000-000000000000";
 /// Every route that wants a key, and the scope that it wants.
@@ -203,19 +204,17 @@ async fn every_route_but_health_and_the_page_wants_a_key() {
 #[tokio::test]
 async fn only_an_admin_gives_up_an_export_whose_file_has_no_name() {
     let database = Database::new().await;
+    // Its folder is gone with its host.
+    let (_doomed, id, _) = dead_after_a_commit(&database, "/exports/full", Some("a")).await;
     let service = service(&database).await;
-    let (job, _) = service.export("full", "a").await;
-    // As if it had been committed in a folder that is gone with its host.
-    let changes = "update exports set published_at = null, finished_at = finished_at - interval '1 minute',
-                   destination_id = '01900000-0000-7000-8000-000000000000'";
-    database.run(changes).await;
-    let path = format!("/exports/{}", job["jobId"].as_str().unwrap());
+    database.run("update cdc_export.exports set finished_at = finished_at - interval '1 minute'").await;
+    let path = format!("/exports/{id}");
     let write = bearer(&database, "writer", &["export:write", "export:read"], &[]).await;
     let refused =
         service.client.delete(format!("{}{path}", service.address)).header("Authorization", write).send().await;
     assert_eq!(refusal(refused.unwrap()).await, (409, "still_open".to_owned()));
     assert_eq!(service.call("DELETE", &path, &[]).await.status(), 204);
-    let job = service.job(job["jobId"].as_str().unwrap()).await;
+    let job = service.job(&id).await;
     assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("file_lost")), "{job}");
 }
 
@@ -382,6 +381,7 @@ async fn anothers_job_answers_as_one_that_does_not_exist() {
         ("GET", "/exports/{id}?wait=x"),
         ("GET", "/exports/{id}/events"),
         ("GET", "/exports/{id}/download"),
+        ("GET", "/exports/{id}/download?dataset=users"),
         ("HEAD", "/exports/{id}/download"),
         ("POST", "/exports/{id}/ack"),
         ("POST", "/exports/{id}/cancel"),
@@ -396,7 +396,13 @@ async fn anothers_job_answers_as_one_that_does_not_exist() {
                 said(service.call(method, &path.replace("{id}", id), &headers).await).await
             };
             let nobodys = ask(UNKNOWN_JOB).await;
-            assert_eq!(nobodys.0, if method == "PATCH" { 405 } else { 404 });
+            let expected = match path.rsplit('/').next() {
+                _ if method == "PATCH" => 405,
+                Some("{id}?wait=x") => 400,
+                Some("retry") if more.1.is_empty() => 400,
+                _ => 404,
+            };
+            assert_eq!(nobodys.0, expected, "{method} {path}");
             assert_eq!(ask(of_b).await, nobodys, "{method} {path}");
             assert_eq!(ask(ad_hoc).await, nobodys, "{method} {path}");
         }

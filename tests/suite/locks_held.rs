@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::catalog::{Catalog, ended, post};
+use crate::catalog::{Catalog, ended, post, submit};
 use crate::harness::{
     Database, Start, connect_options, embedded_settings_with_cluster, ends, eventually, reachable_folder, until,
 };
@@ -33,9 +33,7 @@ async fn an_export_gives_way_to_a_session_that_waits_for_its_table() {
     let database = Database::empty_with(tables).await;
     let catalog = Catalog::of("[[dataset]]\nname = \"slow\"\ntable = \"slow\"\ncapture = \"none\"\n");
     let service = catalog.start(&database).with("GIVE_WAY_SECONDS", 1).with("WORKERS", 1).service().await;
-    let answer = post(&service, "/exports", Some("a"), &json!({ "exportType": "full", "dataset": "slow" })).await;
-    let answer: Value = answer.json().await.unwrap();
-    let id = answer["jobId"].as_str().unwrap();
+    let id = &submit(&service, "/exports/full", Some("a"), json!({ "dataset": "slow" })).await;
     for attempt in 0..6 {
         reader_reads(&database).await;
         let waited = lock(&database, "orders").await;
@@ -54,10 +52,10 @@ async fn an_export_gives_way_to_a_session_that_waits_for_its_table() {
             detail.starts_with("session ") && detail.contains(" of role ") && detail.contains("orders"),
             "{detail}"
         );
-        let pause = "select extract(epoch from run_at - clock_timestamp())::float8 from exports";
+        let pause = "select extract(epoch from run_at - clock_timestamp())::float8 from cdc_export.jobs";
         let (pause, expected) = (database.one::<f64>(pause).await, [10.0, 60.0, 300.0, 900.0, 900.0][attempt]);
         assert!(pause > expected - 8.0 && pause <= expected, "{pause} seconds after attempt {attempt}");
-        database.run("update exports set run_at = clock_timestamp() where status = 'pending'").await;
+        database.run("update cdc_export.jobs set run_at = clock_timestamp() where status = 'pending'").await;
     }
     let job = service.ended(id).await;
     assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("gave_way")), "{job}");
@@ -68,7 +66,7 @@ async fn an_export_gives_way_to_a_session_that_waits_for_its_table() {
 }
 
 #[tokio::test]
-async fn a_batch_that_gives_way_names_the_table_in_the_log_alone() {
+async fn a_job_of_several_datasets_that_gives_way_names_the_table_in_the_log_alone() {
     let tables = "create table orders (k int primary key); insert into orders select generate_series(1, 60);
                   create view slow as select k, pg_sleep(1)::text as nothing from orders;
                   create view quick as select k from orders where k < 3";
@@ -76,19 +74,13 @@ async fn a_batch_that_gives_way_names_the_table_in_the_log_alone() {
     let view = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\ncapture = \"none\"\n");
     let catalog = Catalog::of(&(view("slow") + &view("quick")));
     let service = catalog.start(&database).with("GIVE_WAY_SECONDS", 1).with("WORKERS", 1).service().await;
-    let body = json!({ "exportType": "full", "datasets": ["slow", "quick"] });
-    let answer: Value = post(&service, "/exports", Some("a"), &body).await.json().await.unwrap();
+    let id = &submit(&service, "/exports/full", Some("a"), json!({ "datasets": ["slow", "quick"] })).await;
     reader_reads(&database).await;
     lock(&database, "orders").await;
-    let batch = format!("/batches/{}", answer["batchId"].as_str().unwrap());
-    let gave_way = async || {
-        let batch: Value = service.call("GET", &batch, &[]).await.json().await.unwrap();
-        (batch["jobs"][0]["error"]["code"] == "gave_way").then_some(batch)
-    };
-    let batch = eventually("the batch waits", gave_way).await.to_string();
-    assert!(!batch.contains("orders") && !batch.contains("of role"), "{batch}");
-    // The row is written before the line.
-    let line = eventually("the line", async || service.events("export_gave_way").pop()).await;
+    let gave_way = async || Some(service.job(id).await).filter(|job| job["error"]["code"] == "gave_way");
+    let job = eventually("the job waits", gave_way).await.to_string();
+    assert!(!job.contains("orders") && !job.contains("of role"), "{job}");
+    let line = service.says("export_gave_way", id).await;
     assert!(line["error"].as_str().unwrap().contains("orders"), "{line}");
     service.stop().await;
 }
@@ -162,15 +154,14 @@ async fn a_dead_synchronous_standby_holds_no_lock_and_nothing_is_handed_out() {
         let service =
             catalog.start(&database).with("FAILPOINTS", "worker.staged=hold,service.call=time:5000").service().await;
         let body = json!({ "exportType": "full", "dataset": "orders" });
-        let answer: Value = post(&service, "/exports", consumer, &body).await.json().await.unwrap();
-        let id = answer["jobId"].as_str().unwrap();
+        let id = &submit(&service, "/exports", consumer, body.clone()).await;
         service.reaches("worker.staged").await;
         database.run("alter system set synchronous_standby_names = 'nobody'").await;
         reload(&database).await;
         service.release("worker.staged").await;
         let waits = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
         until("the publisher waits", async || database.one::<i64>(waits).await > 0).await;
-        let unpublished = "select count(*) from exports where status = 'completed' and published_at is null";
+        let unpublished = "select count(*) from cdc_export.jobs where status = 'committed'";
         assert_eq!(database.one::<i64>(unpublished).await, 1, "it is committed");
         let lock = "set local lock_timeout = '5s'; lock table orders in access exclusive mode";
         database.open(lock).await.rollback().await.unwrap();

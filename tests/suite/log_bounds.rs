@@ -161,8 +161,7 @@ async fn a_lane_whose_job_runs_is_spared() {
     service.stop().await;
     let service = catalog.start(&database).with("FAILPOINTS", "worker.staged=hold").service().await;
     change_all(&database).await;
-    let answer = catalog::post(&service, "/exports/delta", Some("runs"), &json!({ "dataset": "hot" })).await;
-    let id = answer.json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned();
+    let id = catalog::submit(&service, "/exports/delta", Some("runs"), json!({ "dataset": "hot" })).await;
     service.reaches("worker.staged").await;
     make_old(&database).await;
     purge(&database, HOT_BYTES * 3 / 4).await;

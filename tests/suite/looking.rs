@@ -75,8 +75,11 @@ async fn where_root_uses_another_folder_than_the_default_one_a_command_names_it(
     }
     let work = reachable_folder();
     std::fs::set_permissions(work.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
-    let (code, _, said) = run_in(work.path(), &["status"], &[]).await;
-    assert!(code == 2 && said.contains("no private Postgres in /var/lib/cdc-export: set DATABASE_URL"), "{said}");
+    ends(
+        run_in(work.path(), &["status"], &[]).await,
+        2,
+        "no private Postgres in /var/lib/cdc-export: set DATABASE_URL",
+    );
     assert!(!system.exists());
 }
 
@@ -158,8 +161,7 @@ async fn a_catalog_is_written_and_checked_before_anything_is_made() {
     for (table, exit, why) in
         [("sales.orders", 2, "orders: there is a dataset of this name already"), ("nothing", 1, "there is no table")]
     {
-        let (code, printed, said) = run_in(work.path(), &["datasets", "add", table], &settings).await;
-        assert!(code == exit && printed.is_empty() && said.contains(why), "{table}: {said}");
+        assert_eq!(ends(run_in(work.path(), &["datasets", "add", table], &settings).await, exit, why).0, "", "{table}");
         assert_eq!(file(), both, "{table}");
     }
     let (code, printed, said) = run_in(work.path(), &["datasets", "check"], &settings).await;
@@ -187,8 +189,11 @@ async fn a_catalog_is_written_and_checked_before_anything_is_made() {
         [("link.toml", 2, "No such file"), ("one.toml", 1, "another name"), ("pipe.toml", 1, "is no file")]
     {
         let settings = [("DATABASE_URL", url.as_str()), ("DATASETS", name)];
-        let (code, printed, said) = run_in(work.path(), &["datasets", "add", "items"], &settings).await;
-        assert!(code == code_of && printed.is_empty() && said.contains(why), "{name}: {code} {said}");
+        assert_eq!(
+            ends(run_in(work.path(), &["datasets", "add", "items"], &settings).await, code_of, why).0,
+            "",
+            "{name}"
+        );
     }
     assert!(!at("nowhere").exists() && std::fs::read(at("two.toml")).unwrap().is_empty());
 
@@ -196,8 +201,11 @@ async fn a_catalog_is_written_and_checked_before_anything_is_made() {
     let role = database.role().await;
     database.run(&format!("grant select on items to {role}")).await;
     let url = database.url_as(&role, "pass");
-    let (code, _, said) = run_in(work.path(), &["datasets", "add", "items"], &[("DATABASE_URL", &url)]).await;
-    assert!(code == 1 && said.contains("`cdc-export migrate`"), "{said}");
+    ends(
+        run_in(work.path(), &["datasets", "add", "items"], &[("DATABASE_URL", &url)]).await,
+        1,
+        "`cdc-export migrate`",
+    );
 }
 
 #[tokio::test]

@@ -20,7 +20,7 @@ pub(crate) async fn dead_after_a_commit(
     }
     let _ = request.send().await;
     doomed.dies().await;
-    let id = database.one("select id::text from exports order by created_at desc limit 1").await;
+    let id = database.one("select job::text from exports order by created_at desc limit 1").await;
     // Maintenance may have been at the lane's marker, which has a hidden name too.
     let hidden = doomed.files().into_iter().find(|name| name.ends_with(".part")).unwrap();
     let hidden = doomed.output().join(hidden);
@@ -88,7 +88,8 @@ async fn a_file_is_not_lost_while_its_folder_is_away() {
     // That the file has its name can't be recorded.
     let schema =
         "create function refuse() returns trigger language plpgsql as 'begin raise exception ''refused''; end';
-             create trigger refuse before update of published_at on exports for each row execute function refuse()";
+             create trigger refuse before update of published_at on cdc_export.exports
+               for each row execute function refuse()";
     database.run(schema).await;
     let heir = Start::on(&database).sharing_output(&doomed).service().await;
     let named = async || heir.files().into_iter().find(|name| !name.starts_with('.'));
@@ -97,7 +98,7 @@ async fn a_file_is_not_lost_while_its_folder_is_away() {
     move_all(heir.output(), elsewhere.path());
     let seen = async || heir.events("maintenance_failed").into_iter().find(|line| line["task"] == "publish");
     eventually("its absence is noticed", seen).await;
-    database.run("drop trigger refuse on exports").await;
+    database.run("drop trigger refuse on cdc_export.exports").await;
     let longer = "select clock_timestamp() > finished_at + interval '15 s' from exports";
     until("longer than a file is looked for", async || database.one::<bool>(longer).await).await;
     assert_eq!(heir.job(&id).await["status"], "processing");

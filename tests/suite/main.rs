@@ -11,7 +11,6 @@ mod amqp;
 mod apply;
 mod attacks;
 mod audit;
-mod batches;
 #[cfg(feature = "buckets")]
 mod buckets;
 mod capture;
@@ -93,6 +92,7 @@ mod retention;
 mod rights;
 mod schedules;
 mod settings;
+mod several_datasets;
 mod skip_empty;
 mod soft_deletes;
 mod source_files;

@@ -1,7 +1,10 @@
 //! Maintenance goes on, whatever one of its tasks meets.
 
+use cdc_export::file::hidden::HiddenFile;
+use cdc_export::job::LeaseToken;
 use nix::sys::signal::Signal;
 use serde_json::json;
+use uuid::Uuid;
 
 use crate::catalog::{Catalog, export};
 use crate::harness::{Database, Start, eventually, serving_users, until};
@@ -68,7 +71,8 @@ async fn a_file_that_cannot_be_removed_keeps_no_other_one() {
     }
     // It looks as the hidden file of an attempt that ended, and is a folder, which nobody removes as a file.
     let identity: String = database.one("select cdc_export.database_id()").await;
-    let stuck = format!(".{identity}.{}.{}.part", jobs[0]["jobId"].as_str().unwrap(), uuid::Uuid::new_v4());
+    let job: Uuid = jobs[0]["jobId"].as_str().unwrap().parse().unwrap();
+    let stuck = HiddenFile::of_attempt(&identity.parse().unwrap(), job.into(), LeaseToken::random(), 1).name;
     std::fs::create_dir(service.output().join(&stuck)).unwrap();
     let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_FILES", 1).service().await;
     let kept = [stuck, jobs[2]["outputFilename"].as_str().unwrap().to_owned()];
@@ -82,16 +86,18 @@ async fn a_file_that_cannot_be_removed_keeps_no_other_one() {
 async fn a_marker_in_the_making_is_nobodys_only_after_a_while() {
     let (database, service) = serving_users(5).await;
     let (job, _) = service.export("full", "a").await;
-    let identity: String = database.one("select cdc_export.database_id()").await;
-    let hidden = |job: &str, ending: &str| {
-        let name = format!(".{identity}.{job}.{}.{ending}", uuid::Uuid::new_v4());
-        std::fs::write(service.output().join(&name), "{}").unwrap();
-        name
+    let database_id = database.one::<String>("select cdc_export.database_id()").await.parse().unwrap();
+    let written = |file: HiddenFile| {
+        std::fs::write(service.output().join(&file.name), "{}").unwrap();
+        file.name
     };
-    let (published, unknown) = (job["jobId"].as_str().unwrap(), uuid::Uuid::new_v4().to_string());
-    let (in_the_making, left) = (hidden(&unknown, "mark"), hidden(&unknown, "mark"));
+    let mark = |job: Uuid| written(HiddenFile::of_marker(&database_id, job.into()));
+    let published: Uuid = job["jobId"].as_str().unwrap().parse().unwrap();
+    let unknown = Uuid::new_v4();
+    let (in_the_making, left) = (mark(unknown), mark(unknown));
     // Whoever wrote these had died, or another one was first.
-    let (draft, marker) = (hidden(published, "part"), hidden(published, "mark"));
+    let draft = written(HiddenFile::of_attempt(&database_id, published.into(), LeaseToken::random(), 1));
+    let marker = mark(published);
     let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(2 * 3600);
     let file = std::fs::File::options().write(true).open(service.output().join(&left)).unwrap();
     file.set_modified(long_ago).unwrap();

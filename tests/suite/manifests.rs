@@ -237,7 +237,7 @@ async fn dies_at(fault: &str) {
     let mut dead = start().with("FAILPOINTS", fault).service().await;
     let id = killed_by_an_export(&database, &mut dead).await;
     // The commit has recorded it.
-    let written: String = database.one("select manifest from exports").await;
+    let written: String = database.one("select manifest from cdc_export.exports").await;
     // Another key would sign it otherwise: what is written down stands.
     let heir = start().with("MANIFEST_KEY", "00".repeat(32)).sharing_output(&dead).service().await;
     let job = heir.completes(&id).await;

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::catalog::Catalog;
-use crate::harness::{Database, Service, Start, eventually, serving_users};
+use crate::harness::{Database, Service, Start, eventually, planted, serving_users};
 use crate::network::{Proxy, url};
 use crate::webhooks::with_a_closed_door;
 
@@ -267,7 +267,9 @@ async fn the_queue_is_what_has_not_ended() {
     for consumer in ["one", "two", "three"] {
         service.submit("full", consumer).await;
     }
-    database.run("update exports set created_at = created_at - interval '1 hour' where consumer_id = 'three'").await;
+    database
+        .run("update cdc_export.jobs set created_at = created_at - interval '1 hour' where consumer_id = 'three'")
+        .await;
     let queued = |scrape: &Scrape| {
         ["pending", "processing"].map(|status| scrape.count("cdc_export_queue_jobs", &[("status", status)]))
     };
@@ -339,7 +341,9 @@ async fn of_consumers_that_acknowledge_it_is_seen_what_they_have_not() {
         let path = format!("/exports/{}/ack", jobs[number - 1]["jobId"].as_str().unwrap());
         assert_eq!(service.call("POST", &path, &[]).await.status(), 200);
     };
-    database.run("update exports set published_at = published_at - interval '1 hour' where number = 2").await;
+    database
+        .run("update cdc_export.exports set published_at = published_at - interval '1 hour' where number = 2")
+        .await;
     ack(1).await;
     let scrape = scrape_with(&service, "two exports", |scrape| seen(scrape)[0] == Some(2.0)).await;
     let seconds = seen(&scrape)[1].unwrap();
@@ -349,15 +353,13 @@ async fn of_consumers_that_acknowledge_it_is_seen_what_they_have_not() {
     scrape_with(&service, "none", |scrape| seen(scrape) == [Some(0.0), Some(0.0)]).await;
 
     // Of many, those that wait longest; and none of a dataset that isn't there any more.
-    let changes = "
-        insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, status, max_attempts, output_filename, finished_at,
-          destination_id, staged_name, sha256, published_at, number)
-        select gen_random_uuid(), 'c' || n, dataset, 1, 'delta', 'csv', 'completed', 5, dataset || n, now(), gen_random_uuid(), 'staged',
-          repeat('a', 64), now() - n * interval '1 day', 1
-        from generate_series(1, 150) n, unnest(array['users', 'gone']) dataset;
-        insert into cdc_export.lanes (consumer_id, dataset, last_sequence, last_number, acknowledged)
-        select consumer_id, dataset, 1, 1, 0 from exports where consumer_id like 'c%'";
-    database.run(changes).await;
+    let rows = "select 'c' || n, dataset, 1, 'delta', 'completed', now() - n * interval '1 day'
+                from generate_series(1, 150) n, unnest(array['users', 'gone']) dataset";
+    // They ended a moment ago, so that retention keeps them.
+    let rest = "update cdc_export.exports set finished_at = now() where status = 'completed';
+                insert into cdc_export.lanes (consumer_id, dataset, last_sequence, last_number, acknowledged)
+                select consumer_id, dataset, 1, 1, 0 from exports where consumer_id like 'c%'";
+    database.run(&(planted(rows) + rest)).await;
     let of_it = |scrape: &Scrape| -> BTreeSet<String> {
         let found = scrape.values.keys().filter(|(name, _)| name == names[0]);
         found.map(|(_, labels)| format!("{} {}", labels["consumer"], labels["dataset"])).collect()
@@ -410,7 +412,7 @@ async fn without_a_database_a_scrape_tells_so() {
     let down = |scrape: &Scrape| scrape.count("cdc_export_database_up", &[]) == 0;
     scrape_with(&service, "a database that is down", down).await;
 
-    // Many more than there are connections: they share one look, which some batch of them has to wait for.
+    // Many more than there are connections: they share one look, which some of them have to wait for.
     let looks = || service.events("metrics_incomplete").len();
     let (scrapes, shared) = eventually("a look", || async {
         let before = looks();

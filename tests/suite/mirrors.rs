@@ -13,6 +13,9 @@ use crate::harness::{
     Database, HANG_TIMEOUT, KILLED, Service, Start, ends, far, free_port, reachable_folder, silent, until,
 };
 
+/// What is said of exports that were not requested together.
+const OF_NO_JOB: &str = "joins between tables hold again";
+
 /// A source with tracked tables and their service, and a target.
 pub(crate) struct Mirror {
     pub(crate) source: Database,
@@ -175,7 +178,7 @@ async fn each_dataset_is_pulled_into_a_folder_of_its_own() {
     assert_eq!((code, before.lines().count(), said.as_str()), (0, 2, ""));
     let (code, printed, said) = far(&[&from(place)[..], &["--dataset", "t1"]].concat()).output().await;
     // One of the exports was asked for alone.
-    assert!(code == 0 && said.lines().count() == 1 && said.contains("belong to no batch"), "{said}");
+    assert!(code == 0 && said.lines().count() == 1 && said.contains(OF_NO_JOB), "{said}");
     let expected = [
         "t1: delta 1  20 rows written, 0 deleted",
         "t1: delta 2  1 rows written, 0 deleted",
@@ -188,7 +191,7 @@ async fn each_dataset_is_pulled_into_a_folder_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_dataset_that_fails_is_named_and_stops_its_batch_alone() {
+async fn a_dataset_that_fails_is_named_and_stops_its_job_alone() {
     let mirror = Mirror::of(&["t1", "t2", "t3"]).await;
     let role = mirror.target.role().await;
     let statements = format!(
@@ -201,7 +204,7 @@ async fn a_dataset_that_fails_is_named_and_stops_its_batch_alone() {
     let said: Vec<_> = said.lines().collect();
     assert!(said.len() == 2 && said[0].starts_with("cdc-export: t2: another_owner: "), "{said:?}");
     assert_eq!(said[1], "cdc-export: 3 of 3 datasets failed: t1, t2, t3");
-    // Exports that are of no batch don't stop each other.
+    // Exports of several jobs don't stop each other.
     for table in ["t1", "t2", "t3"] {
         export(&mirror.service, "full", table, "a").await;
     }
@@ -391,14 +394,14 @@ async fn all_copies_go_on_from_a_restored_source_by_one_command() {
 }
 
 #[tokio::test]
-async fn a_lane_that_was_forgotten_goes_on_by_the_full_export_of_its_batch() {
+async fn a_lane_that_was_forgotten_goes_on_by_the_full_export_of_its_job() {
     let mirror = Mirror::of(&["t1", "t2"]).await;
     let folder = reachable_folder();
     let pull = || mirror.pull(folder.path(), &["--all-datasets", "--request", "delta"]);
     silent(pull().output().await);
     // As after a restore: the service doesn't know the export that the folder has, and numbers its exports anew.
-    let forget =
-        "delete from exports where dataset = 't1'; update cdc_export.lanes set last_number = 0 where dataset = 't1';
+    let forget = "delete from cdc_export.exports where dataset = 't1';
+                  update cdc_export.lanes set last_number = 0 where dataset = 't1';
                   truncate sales.t1; insert into sales.t1 values (1, 'new')";
     mirror.source.run(forget).await;
     let (code, printed, said) = pull().output().await;
@@ -408,7 +411,7 @@ async fn a_lane_that_was_forgotten_goes_on_by_the_full_export_of_its_batch() {
         "{printed}{said}"
     );
     let fulls = "select count(*) from exports where dataset = 't1' and export_type = 'full'";
-    assert_eq!(mirror.source.one::<i64>(fulls).await, 1, "the one of the batch");
+    assert_eq!(mirror.source.one::<i64>(fulls).await, 1, "the one of the job");
 }
 
 #[tokio::test]
@@ -471,7 +474,7 @@ async fn killed_in_the_middle_of_many_nothing_is_lost_and_nothing_comes_twice() 
         assert_eq!(code, KILLED, "{fault}");
     }
     let (code, _, said) = mirror.apply(&many).output().await;
-    assert!(code == 0 && said.lines().all(|line| line.contains("belong to no batch")), "{said}");
+    assert!(code == 0 && said.lines().all(|line| line.contains(OF_NO_JOB)), "{said}");
     for table in tables {
         mirror.require_equal(table, &format!("sales.{table}")).await;
     }

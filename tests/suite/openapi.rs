@@ -159,7 +159,7 @@ fn a_query_that_is_read_is_told() {
             }
         }
     }
-    assert_eq!(read, 9);
+    assert_eq!(read, 8);
 }
 
 /// What follows a mark in a text, up to the next quote.

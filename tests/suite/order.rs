@@ -15,8 +15,8 @@ async fn dead_after_a_commit(
 ) -> (Service, String) {
     let mut doomed = start.with("FAILPOINTS", "worker.committed=kill").service().await;
     doomed.dies_of(export_type, consumer, &json!({})).await;
-    let id = database.one("select id::text from exports where status = 'completed' and published_at is null").await;
-    (doomed, id)
+    let committed = "select job::text from cdc_export.exports where status = 'completed' and published_at is null";
+    (doomed, database.one(committed).await)
 }
 
 #[tokio::test]
@@ -73,7 +73,9 @@ async fn an_export_that_is_given_up_frees_its_lane_and_has_no_number() {
     let path = format!("/exports/{lost}");
     assert_eq!(refusal(heir.call("DELETE", &path, &[]).await).await, (409, "still_open".to_owned()));
     // As if that was a while ago.
-    database.run("update exports set finished_at = finished_at - interval '1 minute' where status = 'completed'").await;
+    let earlier =
+        "update cdc_export.exports set finished_at = finished_at - interval '1 minute' where status = 'completed'";
+    database.run(earlier).await;
     assert_eq!(heir.call("DELETE", &path, &[]).await.status(), 204);
     let (lost, delta, full) = (heir.job(&lost).await, heir.ended(&delta).await, heir.ended(&full).await);
     assert_eq!((&lost["error"]["code"], &lost["number"]), (&json!("file_lost"), &Value::Null), "{lost}");
@@ -92,7 +94,7 @@ async fn what_is_given_up_leaves_no_file() {
     // Without workers nobody gives it its name, and nobody sweeps.
     let api = Start::on(&database).sharing_output(&dead).arguments(&["serve", "--no-workers"]).service().await;
     assert_eq!(api.files().len(), 1);
-    database.run("update exports set finished_at = finished_at - interval '1 minute'").await;
+    database.run("update cdc_export.exports set finished_at = finished_at - interval '1 minute'").await;
     assert_eq!(api.call("DELETE", &format!("/exports/{lost}"), &[]).await.status(), 204);
     assert_eq!(api.files(), Vec::<String>::new());
 }
@@ -103,9 +105,10 @@ async fn a_clock_that_was_set_back_changes_no_order() {
     let (database, service) = serving_users(5).await;
     let (full, _) = service.export("full", "a").await;
     // As the clock had it before.
-    let changes =
-        "update exports set created_at = created_at + interval '1 hour', started_at = started_at + interval '1 hour',
-               finished_at = finished_at + interval '1 hour', published_at = published_at + interval '1 hour'";
+    let changes = "update cdc_export.jobs
+         set created_at = created_at + interval '1 hour', started_at = started_at + interval '1 hour';
+         update cdc_export.exports
+         set finished_at = finished_at + interval '1 hour', published_at = published_at + interval '1 hour'";
     database.run(changes).await;
     let mut jobs = vec![service.job(full["jobId"].as_str().unwrap()).await];
     for n in 0..4 {
@@ -152,7 +155,7 @@ async fn a_clock_that_was_set_back_changes_no_order() {
 async fn an_export_that_was_committed_in_times_to_come_can_be_given_up() {
     let database = Database::with_users(5).await;
     let (_dead, lost) = dead_after_a_commit(&database, Start::on(&database), "a", "full").await;
-    database.run("update exports set finished_at = finished_at + interval '1 hour'").await;
+    database.run("update cdc_export.exports set finished_at = finished_at + interval '1 hour'").await;
     let elsewhere = Start::on(&database).service().await;
     assert_eq!(elsewhere.call("DELETE", &format!("/exports/{lost}"), &[]).await.status(), 204);
     let lost = elsewhere.job(&lost).await;
@@ -173,8 +176,9 @@ async fn a_clock_that_was_set_back_holds_no_job_up() {
     doomed.dies().await;
     let waits = api.submit("full", "b").await;
     // The clock's step is an hour of what is written, as it is seen from then on.
-    let changes = "update exports set created_at = created_at + interval '1 hour', run_at = run_at + interval '1 hour',
-                   lease_expires_at = lease_expires_at + interval '1 hour'";
+    let changes = "update cdc_export.jobs
+                   set created_at = created_at + interval '1 hour', run_at = run_at + interval '1 hour',
+                     lease_expires_at = lease_expires_at + interval '1 hour'";
     database.run(changes).await;
     let heir = start().sharing_output(&api).service().await;
     assert_eq!(heir.ended(&waits).await["status"], "completed");

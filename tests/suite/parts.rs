@@ -70,7 +70,7 @@ async fn dies_at(fault: &str, attempts: u64) {
     let start = || Start::on(&database).with("MANIFESTS", "on");
     let mut dead = start().with("FAILPOINTS", fault).with("LEASE_SECONDS", 2).service().await;
     dead.dies_of("full", "a", &json!({ "maxFileBytes": MOST })).await;
-    let id: String = database.one("select id::text from exports").await;
+    let id: String = database.one("select job::text from exports").await;
     let heir = start().with("LEASE_SECONDS", 600).sharing_output(&dead).service().await;
     let job = heir.ended(&id).await;
     assert_eq!((&job["status"], &job["attempt"]), (&json!("completed"), &json!(attempts)), "{fault}: {job}");
@@ -105,7 +105,7 @@ async fn an_export_of_which_a_file_is_lost_is_lost_as_a_whole() {
     let database = with_users(20).await;
     let mut dead = Start::on(&database).with("FAILPOINTS", "sink.publish=kill@2").service().await;
     dead.dies_of("full", "a", &json!({ "maxFileBytes": MOST })).await;
-    let id: String = database.one("select id::text from exports").await;
+    let id: String = database.one("select job::text from exports").await;
     let left = dead.files();
     assert!(left.len() == 2 && left[0].starts_with('.') && left[1].contains(".part-00001"), "{left:?}");
     std::fs::remove_file(dead.output().join(&left[0])).unwrap();
@@ -121,7 +121,7 @@ async fn a_name_that_is_taken_is_left_and_all_files_get_another() {
     let mut dead = Start::on(&database).with("FAILPOINTS", "worker.committed=kill").service().await;
     dead.dies_of("full", "a", &json!({ "maxFileBytes": MOST })).await;
     let (id, name): (String, String) =
-        sqlx::query_as("select id::text, output_filename from exports").fetch_one(&database.pool).await.unwrap();
+        sqlx::query_as("select job::text, output_filename from exports").fetch_one(&database.pool).await.unwrap();
     let theirs = name.replace(".csv", ".part-00002.csv");
     std::fs::write(dead.output().join(&theirs), "theirs").unwrap();
     let heir = Start::on(&database).sharing_output(&dead).service().await;

@@ -3,7 +3,7 @@
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::catalog::{Catalog, ended, export, post};
+use crate::catalog::{Catalog, ended, export, post, submit};
 use crate::harness::{Database, Service, Start, ends, eventually, refusal, until};
 
 /// The file is read, and tables are looked for, many times a second.
@@ -79,8 +79,11 @@ async fn a_start_waits_for_no_locked_partition() {
     );
     ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
     let tx = database.open("lock table shop.parts_1, shop.some").await;
-    let (code, _, said) = catalog.command(&database, &["datasets", "check"]).await;
-    assert!(code == 0 && said.contains("some: its filter was not tried, because the table is locked"), "{said}");
+    ends(
+        catalog.command(&database, &["datasets", "check"]).await,
+        0,
+        "some: its filter was not tried, because the table is locked",
+    );
     let service = catalog.start(&database).service().await;
     let datasets = ["some shop.some ready", "parts shop.parts ready", "slow shop.slow ready"];
     assert_eq!(listed(&service).await, [&datasets[..], &["parts_1 shop.parts_1 partition"]].concat());
@@ -157,8 +160,7 @@ async fn deleted_of_a_pattern_leaves_marked_rows_out_of_full_exports() {
     service.stop().await;
     // A column of another type is a mistake, and no reason to export marked rows as live ones.
     catalog.write("[[tables]]\nmatch = [\"shop.wrong\"]\ndeleted = \"gone\"\n");
-    let (code, _, said) = catalog.command(&database, &["datasets", "check"]).await;
-    assert!(code == 2 && said.contains("`gone` is integer"), "{said}");
+    ends(catalog.command(&database, &["datasets", "check"]).await, 2, "`gone` is integer");
 }
 
 #[tokio::test]
@@ -389,15 +391,14 @@ async fn a_signal_reloads_at_once_and_a_running_export_ends_by_the_old_file() {
     let start = catalog.start(&database).with("WORKERS", 1).with("FAILPOINTS", "worker.claimed=hold");
     let hold = start.hold("worker.claimed");
     let service = start.service().await;
-    let body = json!({ "dataset": "orders" });
-    let job: Value = post(&service, "/exports/full", Some("a"), &body).await.json().await.unwrap();
+    let id = submit(&service, "/exports/full", Some("a"), json!({ "dataset": "orders" })).await;
     hold.reached().await;
     catalog.write("[[dataset]]\nname = \"lines\"\ntable = \"shop.lines\"\n[[webhook]]\nname = \"w\"\nurl = \"https://example.com\"\nsecret_env = \"W_SECRET\"\n");
     service.signal(Signal::SIGHUP);
     becomes(&service, &["lines shop.lines not_tracked"]).await;
     assert_eq!(service.events("receivers_changed").len(), 1, "they need a restart");
     hold.release().await;
-    let ended = service.ended(job["jobId"].as_str().unwrap()).await;
+    let ended = service.ended(&id).await;
     assert_eq!((&ended["status"], &ended["rowsExported"]), (&json!("completed"), &json!(5)));
 }
 

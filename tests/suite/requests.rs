@@ -103,7 +103,7 @@ async fn a_lane_takes_twenty_open_jobs() {
 
     held.rollback().await.unwrap();
     service.ended(&other).await;
-    let all: Vec<String> = database.one("select array_agg(id::text) from exports").await;
+    let all: Vec<String> = database.one("select array_agg(job::text) from exports").await;
     for id in &all {
         assert_eq!(service.ended(id).await["status"], "completed");
     }

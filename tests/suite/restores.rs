@@ -53,7 +53,7 @@ async fn a_cold_copy_put_back_is_seen_by_what_the_folder_knows() {
     let job = service.ended(&id).await;
     assert_eq!((&job["status"], &job["continuity"]), (&json!("completed"), &json!(null)), "{job}");
     let statements =
-        "delete from exports where consumer_id = 'says'; delete from watermarks where consumer_id = 'says'";
+        "delete from cdc_export.exports where consumer_id = 'says'; delete from watermarks where consumer_id = 'says'";
     database.run(statements).await;
     database.run("delete from cdc_export.lanes where consumer_id = 'says'").await;
     // The first one's file may be another one than that which its consumer has, and the next has nothing to go on from.
@@ -62,7 +62,7 @@ async fn a_cold_copy_put_back_is_seen_by_what_the_folder_knows() {
         needs_full(&job, "database_restored");
     }
     let statements =
-        "delete from exports where consumer_id = 'c'; delete from cdc_export.lanes where consumer_id = 'c'";
+        "delete from cdc_export.exports where consumer_id = 'c'; delete from cdc_export.lanes where consumer_id = 'c'";
     database.run(statements).await;
     what_was_delivered_is_missed(&database, &service).await;
     // Who has seen nothing of what is gone goes on.
@@ -135,7 +135,7 @@ async fn a_marker_that_fails_to_be_read_hides_no_other_one() {
     let output = Start::on(&database).sharing_output(&service);
     service.stop().await;
     // As in a database that was put back: it doesn't know what the folder's markers name.
-    database.run("delete from exports").await;
+    database.run("delete from cdc_export.exports").await;
     let service = output.with("FAILPOINTS", "sink.marker=error@2").service().await;
     let consumers: serde_json::Value = service.call("GET", "/consumers", &[]).await.json().await.unwrap();
     let words: Vec<_> = consumers["items"].as_array().unwrap().iter().map(|consumer| &consumer["continuity"]).collect();

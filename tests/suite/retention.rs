@@ -4,7 +4,7 @@ use cdc_export::store::retention::LaneCursor;
 use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, ended};
-use crate::harness::{Database, Start, eventually, refusal, serving_users, until};
+use crate::harness::{Database, Start, eventually, planted, refusal, serving_users, until};
 
 #[tokio::test]
 async fn a_file_is_removed_on_request_and_its_job_stays() {
@@ -56,7 +56,7 @@ async fn what_is_too_old_or_too_much_goes() {
     };
     assert_eq!(service.files(), files(&names));
     let statements = format!(
-        "update exports set finished_at = finished_at - interval '2 days' where output_filename = '{}'",
+        "update cdc_export.exports set finished_at = finished_at - interval '2 days' where output_filename = '{}'",
         names[5]
     );
     database.run(&statements).await;
@@ -103,7 +103,7 @@ async fn nothing_is_forgotten_behind_a_job_that_is_kept() {
     keeping.stop().await;
     // A day later nobody has had that folder: what it keeps holds nothing up, and who stands there is told so.
     let forget = format!(
-        "delete from cdc_export.destinations where id = (select destination_id from exports where id = '{id}')"
+        "delete from cdc_export.destinations where id = (select destination_id from cdc_export.exports where job = '{id}')"
     );
     database.run(&forget).await;
     let _keeping = Start::on(&database).sharing_output(&service).with("RETAIN_JOBS", "1").service().await;
@@ -141,7 +141,7 @@ async fn a_lane_goes_with_its_jobs_unless_it_has_published() {
     let statements = "insert into cdc_export.lanes (consumer_id, dataset, last_sequence) values ('set', 'users', 7), ('gone', 'users', 7);
          insert into watermarks (consumer_id, last_exported_at) values ('set', '2026-01-01');
          insert into cdc_export.destinations (id, seen_at) values (gen_random_uuid(), now() - interval '2 days');
-         update exports set finished_at = finished_at - interval '2 days'";
+         update cdc_export.exports set finished_at = finished_at - interval '2 days'";
     database.run(statements).await;
     let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_JOBS", "1d");
     service.stop().await;
@@ -151,8 +151,8 @@ async fn a_lane_goes_with_its_jobs_unless_it_has_published() {
         "select string_agg(consumer_id, ' ' order by consumer_id) from cdc_export.lanes where consumer_id <> ''";
     let left = "planted published set";
     until("lanes go", async || database.one::<String>(lanes).await == left).await;
-    let jobs = "select string_agg(coalesce(consumer_id, '') || lane_sequence, ' ' order by consumer_id) from exports where consumer_id = 'published'";
-    until("jobs go", async || database.one::<String>(jobs).await == "published2").await;
+    let exports = "select array_agg(lane_sequence) from cdc_export.exports where consumer_id = 'published'";
+    until("jobs go", async || database.one::<Vec<i64>>(exports).await == [2]).await;
     assert_eq!(keeping.job(last["jobId"].as_str().unwrap()).await["status"], "completed");
     assert_eq!(database.one::<i64>("select count(*) from exports where consumer_id = 'cancelled'").await, 0);
     assert_eq!(database.one::<i64>("select count(*) from cdc_export.destinations").await, 1, "the one that lives");
@@ -161,12 +161,15 @@ async fn a_lane_goes_with_its_jobs_unless_it_has_published() {
     // Who comes back begins anew, and who has published goes on.
     let (job, _) = keeping.export("full", "cancelled").await;
     assert_eq!(
-        database.one::<i64>("select lane_sequence from exports where consumer_id = 'cancelled'").await,
+        database.one::<i64>("select lane_sequence from cdc_export.exports where consumer_id = 'cancelled'").await,
         1,
         "{job}"
     );
     keeping.export("delta", "published").await;
-    assert_eq!(database.one::<i64>("select max(lane_sequence) from exports where consumer_id = 'published'").await, 6);
+    assert_eq!(
+        database.one::<i64>("select max(lane_sequence) from cdc_export.exports where consumer_id = 'published'").await,
+        6
+    );
 }
 
 /// Forgetting a lane and submitting to it at once: the job that was submitted keeps its lane.
@@ -177,11 +180,9 @@ async fn a_lane_that_is_submitted_to_is_not_forgotten() {
     let database = Database::new_with(changes).await;
     let store = cdc_export::store::Store::new(database.pool.clone());
     // What a submission holds between its number and its commit.
-    let submitting = "
-        update cdc_export.lanes set last_sequence = last_sequence + 1 where consumer_id = 'a';
-        insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, max_attempts, output_filename)
-        values (gen_random_uuid(), 'a', 'users', 8, 'delta', 'csv', 5, 'a')";
-    let submitting = database.open(submitting).await;
+    let next = "update cdc_export.lanes set last_sequence = last_sequence + 1 where consumer_id = 'a';";
+    let submitting = format!("{next} {}", planted("select 'a', 'users', 8, 'delta', 'pending', now()"));
+    let submitting = database.open(&submitting).await;
     assert_eq!(store.forget_lanes(&LaneCursor::default()).await.unwrap().found, 1, "b's alone, without waiting");
     submitting.commit().await.unwrap();
     assert_eq!(store.forget_lanes(&LaneCursor::default()).await.unwrap().found, 0);
@@ -222,18 +223,13 @@ async fn each_dataset_of_a_consumer_keeps_its_own_files_and_jobs() {
 /// One round takes all that is past the retention, however much that is.
 #[tokio::test]
 async fn a_year_of_jobs_goes_at_once() {
-    let changes =
-        "insert into exports (id, consumer_id, dataset, lane_sequence, export_type, format, status, max_attempts,
-               output_filename, finished_at, error_code)
-             select gen_random_uuid(), 'c' || n % 10, 'users', n, 'delta', 'csv', 'failed', 5, 'f' || n,
-               now() - interval '1 year', 'internal'
-             from generate_series(1, 9000) n;
-             insert into cdc_export.lanes (consumer_id, dataset, last_sequence)
-             select distinct consumer_id, dataset, 9000 from exports";
-    let database = Database::new_with(changes).await;
+    let rows = "select 'c' || n % 10, 'users', n, 'delta', 'failed', now() - interval '1 year' from generate_series(1, 9000) n";
+    let lanes = "insert into cdc_export.lanes (consumer_id, dataset, last_sequence)
+                 select distinct consumer_id, dataset, 9000 from exports";
+    let database = Database::new_with(&(planted(rows) + lanes)).await;
     let service = Start::on(&database).with("RETAIN_JOBS", "30d").service().await;
     let round = eventually("a round ends", async || service.events("jobs_forgotten").pop()).await;
-    assert_eq!(round["jobs"], 9000);
+    assert_eq!(round["exports"], 9000);
     assert_eq!(database.one::<i64>("select count(*) from exports").await, 0);
 }
 
@@ -311,15 +307,4 @@ async fn no_manifest_goes_after_one_that_stays() {
     let folder = service.output().to_str().unwrap();
     let (code, said, errors) = Start::plain().arguments(&["verify", folder]).output().await;
     assert_eq!(code, 0, "{said}{errors}");
-}
-
-#[tokio::test]
-async fn jobs_go_without_their_manifests_where_none_are_written() {
-    let (database, service) = serving_users(5).await;
-    for export_type in ["full", "delta", "delta"] {
-        service.export(export_type, "a").await;
-    }
-    let _keeping = Start::on(&database).sharing_output(&service).with("RETAIN_JOBS", 1).service().await;
-    let left = "select array_agg(number) from exports";
-    until("jobs go", async || database.one::<Vec<i64>>(left).await == [3]).await;
 }

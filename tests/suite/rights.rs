@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::catalog::{Catalog, ended, export, post};
+use crate::catalog::{Catalog, ended, export, post, submit};
 use crate::harness::{Database, Service, Start, ends, eventually, serving_users, until};
 
 #[tokio::test]
@@ -138,10 +138,10 @@ async fn a_job_whose_table_may_no_longer_be_read_names_the_grant() {
         ("select on sales.t", "`grant select on \"sales\".\"t\" to"),
         ("usage on schema sales", "`grant usage on schema \"sales\" to"),
     ] {
-        let answer: Value = post(&service, "/exports/full", Some("c"), &json!({})).await.json().await.unwrap();
+        let id = submit(&service, "/exports/full", Some("c"), json!({})).await;
         database.run(&format!("revoke {revoke} from {role}")).await;
         let (mut worker, _folder) = start().sharing_output(&service).arguments(&["worker"]).spawn();
-        let job = service.ended(answer["jobId"].as_str().unwrap()).await;
+        let job = service.ended(&id).await;
         assert_eq!(job["error"]["code"], "permission_denied", "{job}");
         assert!(job["error"]["detail"].as_str().unwrap().contains(&format!("{grant} {role}`")), "{job}");
         worker.kill().await.unwrap();
@@ -220,7 +220,7 @@ async fn a_process_whose_claims_fail_is_not_ready_and_the_others_say_so() {
         let (status, body): (_, Value) = (answer.status().as_u16(), answer.json().await.unwrap());
         (status, body["checks"]["workers"].as_str().map(str::to_owned))
     };
-    database.run(&format!("revoke update on cdc_export.exports from {role}")).await;
+    database.run(&format!("revoke update on cdc_export.jobs from {role}")).await;
     let id = api.submit("full", "a").await;
     let (_, why) = eventually("the process is not ready", async || {
         let (status, why) = ready(&worker).await;
@@ -238,7 +238,7 @@ async fn a_process_whose_claims_fail_is_not_ready_and_the_others_say_so() {
     let metrics = worker.call("GET", "/metrics", &[]).await.text().await.unwrap();
     assert!(metrics.contains("\ncdc_export_workers_ready 0\n"), "{metrics}");
 
-    database.run(&format!("grant update on cdc_export.exports to {role}")).await;
+    database.run(&format!("grant update on cdc_export.jobs to {role}")).await;
     api.completes(&id).await;
     for service in [&worker, &api] {
         until("all is well", async || ready(service).await == (200, None)).await;

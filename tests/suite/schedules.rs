@@ -1,9 +1,9 @@
-//! Schedules: each slot makes one export, with any number of replicas, or a report that it made none.
+//! Schedules: each slot makes one job, with any number of replicas, or a report that it made none.
 //!
 //! Slots are a year apart, so no slot is due by itself during a test. A test makes one due by setting the last used
 //! slot back.
 
-mod batches;
+mod several_datasets;
 mod users;
 
 use cdc_export::schedule::timing::{self, Timing};

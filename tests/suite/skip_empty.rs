@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::catalog::{Catalog, Replica, ended, post};
+use crate::catalog::{Catalog, Replica, ended, post, submit};
 use crate::harness::{Database, Service, eventually, refusal};
 
 const ITEMS: &str = "[[dataset]]\nname = \"items\"\ntable = \"items\"\n";
@@ -67,7 +67,7 @@ async fn a_skipped_export_has_no_file_and_no_place_in_the_chain() {
         if skipped.len() == 2 {
             assert_eq!(listed(&service, "skipped").await.len(), 2, "the lane keeps those of the last minute");
             let statements =
-                "update exports set finished_at = finished_at - interval '1 hour' where status = 'skipped'";
+                "update cdc_export.exports set finished_at = finished_at - interval '1 hour' where status = 'skipped'";
             database.run(statements).await;
         }
     }
@@ -98,12 +98,7 @@ async fn a_skipped_export_has_no_file_and_no_place_in_the_chain() {
     assert_eq!((&delta["skipped"], &delta["number"], &delta["rowsExported"]), (&json!(false), &json!(2), &json!(2)));
     replica.apply(&service, &delta).await;
     replica.require_equal().await;
-    let manifest: Value = service
-        .ask("GET", &format!("/exports/{}/manifest", delta["jobId"].as_str().unwrap()), &[])
-        .await
-        .json()
-        .await
-        .unwrap();
+    let manifest = service.get(&format!("/exports/{}/manifest", delta["jobId"].as_str().unwrap())).await;
     assert_eq!(manifest["export"]["previous"], full["digest"]);
 }
 
@@ -157,7 +152,7 @@ async fn the_dataset_decides_if_the_request_does_not() {
     assert_eq!(export(&service, "delta", None).await["skipped"], true);
     assert_eq!(export(&service, "delta", false).await["skipped"], false);
     let stored = eventually("the schedule's job", async || {
-        let asked = "select string_agg(skip_empty::text, ' ') from exports where consumer_id = 'b'";
+        let asked = "select string_agg(skip_empty::text, ' ') from cdc_export.jobs where consumer_id = 'b'";
         database.one::<Option<String>>(asked).await
     });
     assert_eq!(stored.await, "false");
@@ -174,10 +169,10 @@ async fn a_crash_at_the_commit_of_a_skipped_export_is_made_good() {
     let mut doomed = start().sharing_output(&first).with("FAILPOINTS", "worker.commit=kill").service().await;
     first.signal(Signal::SIGSTOP);
     let body = json!({ "dataset": "items", "skipEmpty": true });
-    let answer: Value = post(&doomed, "/exports/delta", Some("a"), &body).await.json().await.unwrap();
+    let id = submit(&doomed, "/exports/delta", Some("a"), body).await;
     doomed.dies().await;
     first.signal(Signal::SIGCONT);
-    let job = first.ended(answer["jobId"].as_str().unwrap()).await;
+    let job = first.ended(&id).await;
     assert_eq!((&job["status"], &job["skipped"]), (&json!("completed"), &json!(true)), "{job}");
     assert_eq!(first.files().len(), 1);
 }

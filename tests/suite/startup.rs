@@ -48,7 +48,7 @@ async fn a_foreign_exports_or_watermarks_stops_the_start() {
     assert!(code == 1 && line.contains("`theirs.exports`"), "{line}");
 }
 
-/// The traces of another build's migrations: their record and the tables outside of `cdc_export`.
+/// The traces of another build's migrations: their record, and a view and a table outside of `cdc_export`.
 const OF_ANOTHER_BUILD: &str = "
   create schema cdc_export;
   create table cdc_export.migrations (version bigint primary key, description text not null, installed_on timestamptz not null default now(),
@@ -56,7 +56,7 @@ const OF_ANOTHER_BUILD: &str = "
   insert into cdc_export.migrations values (1, 'tables', now(), true, '\\x00', 1), (33, 'deliveries asked for', now(), true, '\\x00', 1);
   create table cdc_export.owned (schema_name text not null, table_name text not null, primary key (schema_name, table_name));
   create schema \"Old\";
-  create table \"Old\".exports (id uuid primary key);
+  create view \"Old\".exports as select version from cdc_export.migrations;
   create table \"Old\".watermarks (id bigint primary key);
   insert into cdc_export.owned values ('Old', 'exports'), ('Old', 'watermarks')";
 
@@ -142,9 +142,12 @@ async fn the_tables_are_where_the_search_path_puts_them() {
     assert_eq!(job["rowsExported"], 98);
     service.stop().await;
     let ours = relations(&database).await;
-    for table in ["app.exports", "app.users", "app.watermarks"] {
+    for table in ["app.exports", "app.users", "app.watermarks", "cdc_export.exports", "cdc_export.jobs"] {
         assert!(ours.iter().any(|relation| relation == table), "{ours:?}");
     }
+    let views =
+        "select array_agg(relname::text) from pg_class where relkind = 'v' and relnamespace = 'app'::regnamespace";
+    assert_eq!(database.one::<Vec<String>>(views).await, ["exports"]);
     assert!(!ours.iter().any(|relation| relation.starts_with("public.")), "{ours:?}");
 
     // A table that hides ours from now on is somebody's.
@@ -185,7 +188,7 @@ async fn a_role_with_the_name_of_our_schema_gets_its_tables_in_public() {
         assert_eq!(job["rowsExported"], 98);
     }
     let ours = relations(&database).await;
-    for table in ["public.exports", "public.users", "public.watermarks", "cdc_export.lanes", "cdc_export.owned"] {
+    for table in ["public.exports", "public.users", "public.watermarks", "cdc_export.exports", "cdc_export.owned"] {
         assert!(ours.iter().any(|relation| relation == table), "{ours:?}");
     }
     database.run("drop owned by cdc_export cascade").await;

@@ -14,11 +14,15 @@ use crate::source_files::files_below;
 
 /// An example of each piece that the code makes for a statement: the file, the piece's name and its SQL.
 const MADE_PIECES: [(&str, &str, &str); 5] = [
-    ("store/activity/hours.sql", "key", "e.export_type || ' ' || e.status"),
+    ("store/activity/hours.sql", "list", "select j.id, j.export_type || ' ' || j.status as key from cdc_export.jobs j"),
     ("source/lag.sql", "waiting", "select now() as since, lane.by_log as is_none"),
     ("store/deliveries/list.sql", "receiver", "(select * from cdc_export.deliveries where endpoint = $2)"),
     ("store/deliveries/list.sql", "condition", "d.delivered_at is null and d.dead_at is null"),
-    ("store/lists/jobs.sql", "key", "e.consumer_id || ' ' || e.dataset || ' ' || e.export_type || ' ' || e.status"),
+    (
+        "store/lists/jobs.sql",
+        "list",
+        "select e.job as id, e.dataset || ' ' || e.status as key from cdc_export.exports e",
+    ),
 ];
 
 struct SqlFile {

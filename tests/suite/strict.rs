@@ -182,23 +182,12 @@ async fn an_answer_is_kept_by_nobody_and_is_no_other_origins() {
     };
     for (method, path, status) in [
         ("GET", "/exports".to_owned(), 200),
-        ("GET", format!("/exports/{id}"), 200),
         ("GET", format!("/exports/{id}/events"), 200),
-        ("GET", format!("/exports/{id}/download"), 200),
-        ("HEAD", format!("/exports/{id}/download"), 200),
-        ("GET", "/exports/watermark".to_owned(), 200),
         ("GET", "/consumers".to_owned(), 200),
         ("GET", "/datasets".to_owned(), 200),
-        ("POST", "/exports/delta".to_owned(), 202),
-        ("POST", format!("/exports/{id}/cancel"), 409),
         ("DELETE", "/exports/watermark".to_owned(), 204),
         ("GET", "/metrics".to_owned(), 200),
-        ("GET", "/health".to_owned(), 200),
-        ("GET", "/health/live".to_owned(), 200),
         ("GET", "/openapi.json".to_owned(), 200),
-        ("GET", "/nowhere".to_owned(), 404),
-        ("PATCH", "/exports".to_owned(), 405),
-        ("GET", format!("/exports?cursor={}", "x".repeat(9000)), 414),
         ("OPTIONS", "/exports".to_owned(), 200),
     ] {
         let answer =

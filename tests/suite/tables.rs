@@ -5,7 +5,7 @@ mod types;
 use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, Replica, ended, export};
-use crate::harness::{Csv, Database, ends};
+use crate::harness::{Database, ends};
 use crate::tables::types::{TYPES, database, passes, table};
 
 #[tokio::test]
@@ -60,36 +60,6 @@ async fn tables_may_be_called_anything() {
         database.run(&format!("delete from {} where true", quoted(name))).await;
         assert_eq!(export(&service, "delta", &format!("t{i}"), "a").await["rowsExported"], 2, "{name}");
     }
-}
-
-#[tokio::test]
-async fn partitions_generated_columns_and_no_rows_are_no_matter() {
-    let database = database().await;
-    let schema =
-        "create table t (id int, region text, double int generated always as (id * 2) stored, primary key (id, region))
-               partition by list (region);
-             create table t_a partition of t for values in ('a'); create table t_rest partition of t default";
-    database.run(schema).await;
-    let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"");
-    let service = catalog.serving(&database, &["t"]).await;
-    let replica = Replica { database: &database, source: "select * from t", key: &["id", "region"] };
-    let empty = export(&service, "full", "t", "a").await;
-    assert_eq!(Csv::read(&service.path(&empty)).header, ["id", "region", "double"]);
-    assert_eq!((&empty["rowsExported"], &empty["watermarkTo"]), (&json!(0), &Value::Null));
-    let statements = "insert into t select n, case when n % 2 = 0 then 'a' else 'b' end from generate_series(1, 20) n";
-    database.run(statements).await;
-    replica.begin(&service, &export(&service, "full", "t", "a").await).await;
-    // From one partition to the other, directly into one, and out of one.
-    let changes =
-        "update t set region = 'a' where id = 1; insert into t_a values (30, 'a'); delete from t_rest where id = 3";
-    database.run(changes).await;
-    let delta = export(&service, "delta", "t", "a").await;
-    replica.apply(&service, &delta).await;
-    replica.require_equal().await;
-    let file = Csv::read(&service.path(&delta));
-    let mut seen: Vec<_> = file.rows.iter().map(|row| format!("{} {}{}", row[0], row[1], row[2])).collect();
-    seen.sort();
-    assert_eq!(seen, ["DELETE 1b", "DELETE 3b", "INSERT 1a", "INSERT 30a"]);
 }
 
 #[tokio::test]

@@ -13,9 +13,8 @@ use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind, status::Status
 use prost::Message;
 use serde_json::{Value, json};
 
-use crate::batches::tables;
 use crate::catalog::{Catalog, ended};
-use crate::harness::{Database, HANG_TIMEOUT, Service, Start, eventually, serving_users};
+use crate::harness::{Database, HANG_TIMEOUT, Service, Start, ends, eventually, serving_users};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
@@ -119,7 +118,7 @@ async fn submit(service: &Service, path: &str, traceparent: &str) -> String {
 
 /// The trace that the database has of a job.
 async fn kept(database: &Database, job: &str) -> Option<String> {
-    database.one(&format!("select traceparent from exports where id = '{job}'")).await
+    database.one(&format!("select traceparent from cdc_export.jobs where id = '{job}'")).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -186,7 +185,7 @@ async fn attempts_at_a_job_that_nobody_traced_are_one_trace() {
     let start = collector.recorded_by(catalog.start(&database)).with("FAILPOINTS", "sink.create=error");
     let service = start.service().await;
     let id = eventually("the schedule's job", || async {
-        database.one::<Option<String>>("select min(id::text) from exports where status = 'completed'").await
+        database.one::<Option<String>>("select min(id::text) from cdc_export.jobs where status = 'completed'").await
     })
     .await;
     let kept = kept(&database, &id).await.unwrap();
@@ -206,8 +205,13 @@ async fn attempts_at_a_job_that_nobody_traced_are_one_trace() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_is_one_attempt_with_a_step_for_each_member() {
-    let (database, catalog) = tables().await;
+async fn a_job_of_several_datasets_is_one_attempt_with_a_step_for_each_export() {
+    let tables = ["alpha", "beta", "gamma"];
+    let database =
+        Database::new_with(&tables.map(|name| format!("create table {name} (k int primary key);")).concat()).await;
+    let block = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n");
+    let catalog = Catalog::of(&tables.map(block).concat());
+    ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
     let collector = Collector::start().await;
     let service = collector.recorded_by(catalog.start(&database)).service().await;
     let body = json!({ "datasets": "*" });
@@ -217,13 +221,13 @@ async fn a_batch_is_one_attempt_with_a_step_for_each_member() {
     let spans = collector.has(TRACE, &["attempt", "stream", "stream", "stream", "publish", "publish", "publish"]).await;
     let (call, attempt) = (only(&spans, "POST /exports/delta"), only(&spans, "attempt"));
     assert_eq!(attempt.parent_span_id, call.span_id);
-    assert_eq!(said(&attempt.attributes, "cdc_export.batch.members"), Some(json!(3)));
-    let members: Vec<_> = spans.iter().filter(|span| span.name == "stream").collect();
-    assert!(members.iter().all(|span| span.parent_span_id == attempt.span_id), "{spans:#?}");
+    assert_eq!(said(&attempt.attributes, "cdc_export.datasets"), Some(json!(3)));
+    let exports: Vec<_> = spans.iter().filter(|span| span.name == "stream").collect();
+    assert!(exports.iter().all(|span| span.parent_span_id == attempt.span_id), "{spans:#?}");
     let mut datasets: Vec<_> =
-        members.iter().map(|span| said(&span.attributes, "cdc_export.dataset").unwrap()).collect();
+        exports.iter().map(|span| said(&span.attributes, "cdc_export.dataset").unwrap()).collect();
     datasets.sort_by_key(Value::to_string);
-    assert_eq!(json!(datasets), json!(["alpha", "beta", "gamma"]));
+    assert_eq!(datasets, tables);
     assert_published_below(&spans, call);
     service.stop().await;
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::catalog::{Catalog, ended, export, post};
+use crate::catalog::{Catalog, ended, export, post, submit};
 use crate::harness::{Database, Service, ends, needs_full, refusal, serving_users, silent, until};
 
 /// Two tables, of which one is tracked in no test of its own accord.
@@ -103,9 +103,7 @@ async fn a_retry_of_an_export_whose_dataset_was_untracked_is_refused_and_a_repea
     let id = first["jobId"].as_str().unwrap();
     assert_eq!(service.ended(id).await["status"], "completed");
     let held = database.open("lock table orders in access exclusive mode").await;
-    let answer: Value =
-        post(&service, "/exports/full", Some("c"), &json!({ "dataset": "orders" })).await.json().await.unwrap();
-    let cancelled = answer["jobId"].as_str().unwrap();
+    let cancelled = &submit(&service, "/exports/full", Some("c"), json!({ "dataset": "orders" })).await;
     service.call("POST", &format!("/exports/{cancelled}/cancel"), &[]).await;
     assert_eq!(service.ended(cancelled).await["status"], "cancelled");
     held.rollback().await.unwrap();
@@ -116,29 +114,6 @@ async fn a_retry_of_an_export_whose_dataset_was_untracked_is_refused_and_a_repea
     let again = send().await;
     assert_eq!(again.status(), 202);
     assert_eq!(again.json::<Value>().await.unwrap()["jobId"], first["jobId"]);
-}
-
-#[tokio::test]
-async fn a_dataset_whose_key_is_another_than_the_triggers_log_is_tracked_anew() {
-    let (database, catalog) = tables().await;
-    catalog.track(&database, "orders").await;
-    let text = std::fs::read_to_string(catalog.path()).unwrap();
-    catalog.write(&text.replacen("\"at\"\n", "\"at\"\nkey = [\"code\"]\n", 1));
-    let service = catalog.start(&database).service().await;
-    let of_orders = json!({ "dataset": "orders" });
-    let answer = post(&service, "/exports/full", Some("c"), &of_orders).await;
-    assert_eq!(refusal(answer).await, (409, "not_tracked".to_owned()));
-    catalog.track(&database, "orders").await;
-    export(&service, "full", "orders", "c").await;
-    service.stop().await;
-
-    // Back to the primary key: the file names no key.
-    catalog.write(&text);
-    let service = catalog.start(&database).service().await;
-    let answer = post(&service, "/exports/full", Some("c"), &of_orders).await;
-    assert_eq!(refusal(answer).await, (409, "not_tracked".to_owned()));
-    catalog.track(&database, "orders").await;
-    export(&service, "full", "orders", "c").await;
 }
 
 #[tokio::test]

@@ -10,7 +10,9 @@ use std::process::{Command, Output, Stdio};
 #[cfg(feature = "buckets")]
 use cdc_export::manifest::key;
 use cdc_export::manifest::signing::SigningKey;
-use cdc_export::manifest::{Chained, Manifest, ManifestColumn, ManifestFile, ManifestSource, VERSION, name_in_folder};
+use cdc_export::manifest::{
+    Chained, Manifest, ManifestColumn, ManifestFile, ManifestJob, ManifestSource, VERSION, name_in_folder,
+};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use ring::digest;
@@ -104,7 +106,7 @@ pub(crate) fn next(consumer: &str, before: Option<&Export>, full: bool, rows: &[
     };
     let export = Chained {
         version: VERSION.to_owned(),
-        job: uuid::Uuid::now_v7().to_string(),
+        job: ManifestJob::One(uuid::Uuid::now_v7().to_string()),
         source: ManifestSource { cluster: "00000000000000ff".to_owned(), database: "16384".to_owned() },
         consumer: consumer.to_owned(),
         dataset: "orders".to_owned(),
@@ -122,7 +124,6 @@ pub(crate) fn next(consumer: &str, before: Option<&Export>, full: bool, rows: &[
         files: told,
         previous: before.map(|before| before.manifest.digest.clone()),
         order: None,
-        batch: None,
     };
     let urls = files.iter().map(|(name, _)| format!("file:///srv/exports/{name}")).collect();
     Export { manifest: Manifest::new(number, export, urls), files }
@@ -605,7 +606,7 @@ fn a_file_is_read_once_however_often_it_is_named() {
     let copies = |rows: &str, numbers: std::ops::Range<u64>| {
         for number in numbers {
             let mut chained = export.manifest.export.clone();
-            (chained.job, chained.files[0].rows) = (number.to_string(), rows.to_owned());
+            (chained.job, chained.files[0].rows) = (ManifestJob::One(number.to_string()), rows.to_owned());
             chained.previous = Some(export.manifest.digest.clone());
             (chained.export_type, chained.watermark_from) = ("delta".to_owned(), chained.watermark_to.clone());
             let url = export.manifest.entries[0].url.clone();

@@ -1,11 +1,11 @@
-//! Webhooks: each end of an export is posted, signed, until the receiver accepts it.
+//! Webhooks: each end of a job is posted, signed, until the receiver accepts it.
 
-#[cfg(test)]
-mod batches;
 #[cfg(test)]
 mod command;
 #[cfg(test)]
 mod gone;
+#[cfg(test)]
+mod several_datasets;
 #[cfg(test)]
 mod stops;
 #[cfg(test)]
@@ -198,7 +198,6 @@ async fn each_end_is_delivered_once_and_signed() {
         told.iter().map(|it| it["jobId"].as_str().unwrap()).collect::<Vec<_>>(),
         [adhoc["jobId"].as_str().unwrap(), &cancelled, id, &failed]
     );
-    assert!(told.iter().all(|it| it["batchId"].is_null()), "{told:?}");
     assert!(deliveries(&service, "?status=pending").await.is_empty());
     assert!(deliveries(&service, "?endpoint=other").await.is_empty());
     let page = service.call("GET", "/deliveries?limit=2", &[]).await.json::<Value>().await.unwrap();
@@ -206,42 +205,6 @@ async fn each_end_is_delivered_once_and_signed() {
     assert_eq!(deliveries(&service, &next).await, told[2..]);
     let metrics = service.call("GET", "/metrics", &[]).await.text().await.unwrap();
     assert!(metrics.contains("cdc_export_deliveries_total{endpoint=\"all\",outcome=\"delivered\"} 4"), "{metrics}");
-}
-
-#[tokio::test]
-async fn a_receiver_gets_only_the_events_of_its_block() {
-    let database = Database::with_users(5).await;
-    let [all, failures, of_b] = [Receiver::start().await, Receiver::start().await, Receiver::start().await];
-    let operator = Operator::with(&[
-        all.block("all", "datasets = [\"users\"]"),
-        failures.block("failures", "events = [\"export.failed\"]"),
-        of_b.block("of-b", "consumers = [\"b\", \"c\"]"),
-    ]);
-    let service = operator.start(&database).service().await;
-    for consumer in ["a", "b"] {
-        service.export("full", consumer).await;
-    }
-    all.hears(2).await;
-    assert_eq!(of_b.hears(1).await[0].event["subject"], "users/b");
-    let planned: Vec<String> = database.all("select endpoint from cdc_export.deliveries order by 1").await;
-    assert_eq!(planned, ["all", "all", "of-b"], "and nothing else is to be told");
-    assert!(failures.heard().is_empty());
-}
-
-#[tokio::test]
-async fn no_event_is_delivered_before_the_file_is_published() {
-    let database = Database::with_users(5).await;
-    let receiver = Receiver::start().await;
-    let operator = Operator::with(&[receiver.block("all", "")]);
-    let mut dead = operator.start(&database).with("FAILPOINTS", "publisher.named=kill").service().await;
-    let id = dead.submit("full", "a").await;
-    dead.dies().await;
-    let status = format!("select status from exports where id = '{id}'");
-    assert_eq!(database.one::<String>(&status).await, "completed");
-    assert_eq!(database.one::<i64>("select count(*) from cdc_export.deliveries").await, 0);
-    let service = operator.start(&database).sharing_output(&dead).service().await;
-    assert_eq!(service.ended(&id).await["status"], "completed");
-    assert_eq!(receiver.hears(1).await[0].event["data"], service.job(&id).await);
 }
 
 #[tokio::test]
@@ -336,17 +299,6 @@ async fn a_hanging_receiver_delays_no_other_and_a_gone_receiver_gets_no_more_eve
     let dead = deliveries(&service, "?endpoint=gone&status=dead").await;
     assert_eq!((dead.len(), &dead[0]["lastStatus"]), (1, &json!(410)));
     assert_eq!(deliveries(&service, "?endpoint=gone&status=pending").await.len(), 11);
-    // A post that gets no answer ends by itself, and is tried again.
-    let [late] = eventually("one that is given up", || async {
-        let late = deliveries(&service, "?endpoint=slow")
-            .await
-            .into_iter()
-            .filter(|it| it["lastError"] == "no answer in time");
-        late.take(1).collect::<Vec<_>>().try_into().ok()
-    })
-    .await;
-    let late: Value = late;
-    assert_eq!((&late["status"], &late["lastStatus"]), (&json!("pending"), &Value::Null));
     service.stop().await;
 
     // Each start asks it once.
@@ -409,27 +361,4 @@ async fn a_missing_secret_stops_the_start() {
     // Who tells nobody needs no secret.
     let api = operator.start(&database).arguments(&["serve", "--no-workers"]).with("HOOK_SECRET", "");
     api.service().await.stop().await;
-}
-
-#[tokio::test]
-async fn a_skipped_export_is_told_to_those_who_ask_for_it() {
-    let database = Database::with_users(5).await;
-    let (all, some) = (Receiver::start().await, Receiver::start().await);
-    let blocks = [all.block("all", ""), some.block("some", "events = [\"export.skipped\"]")];
-    let service = Operator::with(&blocks).start(&database).service().await;
-    let (full, _) = service.export("full", "a").await;
-    let mut skipped = Vec::new();
-    for _ in 0..2 {
-        let body = json!({ "skipEmpty": true });
-        let job = crate::catalog::ended(&service, "/exports/delta", Some("a"), body).await;
-        assert_eq!(job["skipped"], true, "{job}");
-        skipped.push(job["jobId"].clone());
-        some.hears(skipped.len()).await;
-    }
-    let delta = service.export("delta", "a").await.0;
-    let told = |heard: Vec<Heard>| heard.into_iter().map(|it| it.event["data"]["jobId"].clone()).collect::<Vec<_>>();
-    let heard = some.heard();
-    assert!(heard.iter().all(|it| it.event["type"] == "cdc-export.export.skipped.v1"), "{:?}", heard[0].event);
-    assert_eq!(told(heard), skipped);
-    assert_eq!(told(all.hears(2).await), [full["jobId"].clone(), delta["jobId"].clone()]);
 }

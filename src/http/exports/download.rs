@@ -12,7 +12,7 @@ use utoipa::openapi::{self, RefOr, ResponseBuilder};
 use utoipa::{IntoParams, IntoResponses, PartialSchema};
 
 use crate::http::code::Code;
-use crate::http::input::{self, PathJob};
+use crate::http::input::{self, PathExport};
 use crate::http::problem::Problem;
 use crate::service::Service;
 use crate::service::files::{DownloadableFile, FileUrl};
@@ -27,20 +27,20 @@ const READ_BYTES: usize = 64 * 1024;
 /// compressed file is sent as it is, without `Content-Encoding`. `HEAD` returns only the headers.
 #[utoipa::path(
     get, path = "/exports/{jobId}/download", operation_id = "downloadExport", tag = "exports",
-    params(PathJob, FileHeaders), responses(FileAnswer),
+    params(PathExport, FileHeaders), responses(FileAnswer),
     extensions(("x-codes" = json!([
-        Code::NotCompleted, Code::NoFile, Code::SeveralFiles, Code::FileGone, Code::RangeNotSatisfiable,
-        Code::PreconditionFailed, Code::FileOnOtherHost, Code::OutputMissing, Code::OutputFailed,
-        Code::StorageFull, Code::StorageReadonly,
+        Code::SeveralDatasets, Code::NotCompleted, Code::NoFile, Code::SeveralFiles, Code::FileGone,
+        Code::RangeNotSatisfiable, Code::PreconditionFailed, Code::FileOnOtherHost, Code::OutputMissing,
+        Code::OutputFailed, Code::StorageFull, Code::StorageReadonly,
     ]))),
 )]
 pub(crate) async fn download(
     service: Service,
-    PathJob(id): PathJob,
+    PathExport { job, dataset }: PathExport,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    answer(&service, service.open_file(id, None).await?, &method, &headers).await
+    answer(&service, service.open_file(job, dataset.as_deref(), None).await?, &method, &headers).await
 }
 
 /// Download one of an export's files
@@ -49,27 +49,27 @@ pub(crate) async fn download(
 #[utoipa::path(
     get, path = "/exports/{jobId}/files/{part}/download", operation_id = "downloadExportFile", tag = "exports",
     params(
-        PathJob,
+        PathExport,
         ("part" = u32, Path, description = "The file's number among the export's files, from 1"),
         FileHeaders,
     ),
     responses(FileAnswer),
     extensions(("x-codes" = json!([
-        Code::NotCompleted, Code::NoFile, Code::NoPart, Code::FileGone, Code::RangeNotSatisfiable,
-        Code::PreconditionFailed, Code::FileOnOtherHost, Code::OutputMissing, Code::OutputFailed,
-        Code::StorageFull, Code::StorageReadonly,
+        Code::SeveralDatasets, Code::NotCompleted, Code::NoFile, Code::NoPart, Code::FileGone,
+        Code::RangeNotSatisfiable, Code::PreconditionFailed, Code::FileOnOtherHost, Code::OutputMissing,
+        Code::OutputFailed, Code::StorageFull, Code::StorageReadonly,
     ]))),
 )]
 pub(crate) async fn download_part(
     service: Service,
-    PathJob(id): PathJob,
+    PathExport { job, dataset }: PathExport,
     Path((_, text)): Path<(String, String)>,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     // A segment that is not a number matches no file.
     let part = text.parse().ok().filter(|part: &u32| part.to_string() == text).unwrap_or(0);
-    answer(&service, service.open_file(id, Some(part)).await?, &method, &headers).await
+    answer(&service, service.open_file(job, dataset.as_deref(), Some(part)).await?, &method, &headers).await
 }
 
 /// The request headers of a download.

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use crate::http::code::Code;
-use crate::http::input::PathJob;
+use crate::http::input::PathExport;
 use crate::http::problem::Problem;
 use crate::manifest::Manifest;
 use crate::service::Service;
@@ -28,15 +28,15 @@ pub(crate) struct ManifestQuery {
 /// Redshift. Then follow the export's properties, its files with their SHA-256, and the digest of the previous export.
 #[utoipa::path(
     get, path = "/exports/{jobId}/manifest", operation_id = "getExportManifest", tag = "exports",
-    params(PathJob, ManifestQuery),
+    params(PathExport, ManifestQuery),
     responses((status = 200, description = "The manifest.", content(
         (serde_json::Value = "application/json"), (String = "text/plain"),
     ))),
-    extensions(("x-codes" = json!([Code::NotCompleted, Code::NoFile, Code::NoManifest]))),
+    extensions(("x-codes" = json!([Code::SeveralDatasets, Code::NotCompleted, Code::NoFile, Code::NoManifest]))),
 )]
 pub(crate) async fn manifest(
     service: Service,
-    PathJob(id): PathJob,
+    PathExport { job, dataset }: PathExport,
     Query(ManifestQuery { form }): Query<ManifestQuery>,
 ) -> Result<Response, Problem> {
     let wants_uris = match form.as_deref() {
@@ -44,7 +44,7 @@ pub(crate) async fn manifest(
         Some("uris") => true,
         Some(_) => return Err(Problem::bad_parameter("as", "`uris` is expected, or nothing")),
     };
-    let text = service.manifest(id).await?;
+    let text = service.manifest(job, dataset.as_deref()).await?;
     if !wants_uris {
         return Ok(([(header::CONTENT_TYPE, "application/json")], text).into_response());
     }

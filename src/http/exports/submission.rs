@@ -22,12 +22,12 @@ use crate::http::input::{Key, MaybeConsumer};
 use crate::http::problem::Problem;
 use crate::http::schemas::DatasetName;
 use crate::http::traces;
-use crate::job::batch::MOST_MEMBERS;
+use crate::job::datasets::MOST_DATASETS;
 use crate::job::json::{CompressionSchema, FormatSchema};
 use crate::job::selection::{Condition, Operator, Selection};
 use crate::job::{After, ConsumerId, ExportType, FILE_BYTES, IdempotencyKey, Request};
 use crate::service::Service;
-use crate::service::batches::{BatchOrder, NamedDatasets};
+use crate::service::datasets_order::{DatasetsOrder, NamedDatasets};
 use crate::trace::TraceParent;
 use pg_rows::encoding::{Compression, Encoding, Format};
 
@@ -71,7 +71,7 @@ impl<C: IntoParams, B> IntoParams for Submission<C, B> {
 /// The exports that a call asks for.
 pub(crate) enum Asked {
     Export(Request),
-    Batch(BatchOrder),
+    Datasets(DatasetsOrder),
 }
 
 impl<C: Into<ConsumerId>> Submission<C, ExportOptions> {
@@ -118,13 +118,13 @@ pub(crate) struct NewExport {
     #[serde(default, deserialize_with = "given")]
     #[schema(required = false, value_type = DatasetName)]
     dataset: Option<String>,
-    /// With a consumer, in place of `dataset`: the datasets of a batch, up to 1,000, or `"*"` for each one that is
-    /// ready. All are read at one snapshot, and all exports are completed in one transaction or none
+    /// With a consumer, in place of `dataset`: the datasets, up to 1,000, or `"*"` for each one that is ready. All are
+    /// read at one snapshot, and all exports are completed in one transaction or none
     #[serde(default, deserialize_with = "given")]
     #[schema(required = false, value_type = DatasetsBody)]
     datasets: Option<DatasetsBody>,
-    /// With `datasets`: true to make a full export of each dataset that needs one, in the same batch. The default is
-    /// false: such a dataset fails the batch
+    /// With `datasets`: true to make a full export of each dataset that needs one, in the same job. The default is
+    /// false: such a dataset fails the job
     #[serde(default, deserialize_with = "given")]
     #[schema(required = false, value_type = bool)]
     heal: Option<bool>,
@@ -230,14 +230,14 @@ struct DatasetsBody(NamedDatasets);
 
 impl ToSchema for DatasetsBody {
     fn name() -> Cow<'static, str> {
-        "BatchDatasets".into()
+        "NamedDatasets".into()
     }
 }
 
 impl PartialSchema for DatasetsBody {
     fn schema() -> RefOr<Schema> {
         let all = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(["*"]));
-        let names = ArrayBuilder::new().items(DatasetName::schema()).min_items(Some(1)).max_items(Some(MOST_MEMBERS));
+        let names = ArrayBuilder::new().items(DatasetName::schema()).min_items(Some(1)).max_items(Some(MOST_DATASETS));
         Schema::from(OneOfBuilder::new().item(all).item(names.unique_items(true))).into()
     }
 }
@@ -386,7 +386,7 @@ impl NewExport {
         let (max_file_bytes, skip_empty, heals) = (self.max_file_bytes, self.skip_empty, self.heal == Some(true));
         let of_each = Request::new(consumer, String::new(), export_type, encoding);
         let of_each = Request { max_file_bytes, skip_empty, heals, key, trace, ..of_each };
-        Ok(Asked::Batch(BatchOrder { of_each, datasets, heals, after }))
+        Ok(Asked::Datasets(DatasetsOrder { of_each, datasets, after }))
     }
 
     /// Converts the body into a request for one export. The caller adds the values from the headers.
@@ -463,8 +463,8 @@ fn after_by_dataset(after: Option<AfterBody>, datasets: &NamedDatasets) -> Resul
 
 fn checked_datasets(service: &Service, datasets: NamedDatasets) -> Result<NamedDatasets, Problem> {
     let NamedDatasets::Listed(names) = &datasets else { return Ok(datasets) };
-    if !(1..=MOST_MEMBERS).contains(&names.len()) {
-        return Err(invalid("datasets", format!("a list of 1 to {MOST_MEMBERS} datasets is expected")));
+    if !(1..=MOST_DATASETS).contains(&names.len()) {
+        return Err(invalid("datasets", format!("a list of 1 to {MOST_DATASETS} datasets is expected")));
     }
     if let Some((i, name)) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
         return Err(invalid(&format!("datasets[{i}]"), format!("`{name}` is listed twice")));

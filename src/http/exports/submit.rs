@@ -1,7 +1,6 @@
 //! The calls that create exports, and their responses. Their input is in `submission`.
 
 use std::collections::BTreeMap;
-use std::slice;
 
 use axum::Json;
 use axum::http::{StatusCode, header};
@@ -13,14 +12,13 @@ use utoipa::openapi::{self, RefOr};
 use utoipa::{IntoResponses, PartialSchema, ToSchema};
 use uuid::Uuid;
 
+use crate::http::body::invalid;
 use crate::http::code::Code;
 use crate::http::exports::submission::{Asked, EmptyBody, ExportOptions, NewExport, Submission};
 use crate::http::input::{Consumer, MaybeConsumer, PathConsumer, PathJob};
 use crate::http::problem::Problem;
-use crate::job::batch::Batch;
-use crate::job::batch_json::LeftOutJson;
-use crate::job::{ConsumerId, ExportType, Job, Request};
-use crate::service::batches::BatchOrder;
+use crate::job::json::LeftOutJson;
+use crate::job::{Export, ExportType, Job};
 use crate::service::{self, Service};
 
 /// Request an export of any type, or an ad-hoc export
@@ -114,41 +112,35 @@ pub(crate) async fn incremental_of(
     start(&service, submission.asked(&service, ExportType::Incremental)?, "started").await
 }
 
-/// Submits an export or a batch. `status` is the word that the call uses for a queued one.
+/// Submits a job. `status` is the word that the call uses for a queued one.
 async fn start(service: &Service, asked: Asked, status: &'static str) -> Result<Response, Problem> {
-    // The jobs are accepted, so a failure of this look is no failure of the call.
-    match asked {
-        Asked::Export(request) => {
-            let job = submit(service, &request).await?;
-            let is_new = service.is_new_consumer(slice::from_ref(&job)).await.unwrap_or_default();
-            Ok(accepted(job, is_new, status))
-        }
-        Asked::Batch(order) => {
-            let batch = submit_batch(service, &order).await?;
-            let is_new = service.is_new_consumer(&batch.jobs).await.unwrap_or_default();
-            Ok(accepted_batch(batch, is_new, status))
-        }
+    let job = match asked {
+        Asked::Export(request) => service.submit(&request).await.map_err(|error| refusal("dataset", error))?,
+        Asked::Datasets(order) => service.submit_datasets(&order).await.map_err(|error| refusal("datasets", error))?,
+    };
+    // The job is accepted, so a failure of this look is no failure of the call.
+    let is_new = service.is_new_consumer(&job).await.unwrap_or_default();
+    Ok(accepted(job, is_new, status))
+}
+
+/// Returns the problem of a refused job. An unknown dataset in this member of the body is invalid input, so the status
+/// is 400 instead of 404.
+fn refusal(member: &str, error: service::Error) -> Problem {
+    match error {
+        service::Error::NoDataset(_) => invalid(member, error),
+        other => other.into(),
     }
 }
 
-/// Submits a batch. An unknown dataset in the body is invalid input.
-pub(crate) async fn submit_batch(service: &Service, order: &BatchOrder) -> Result<Batch, Problem> {
-    match service.submit_batch(order).await {
-        Err(error @ service::Error::NoDataset(_)) => {
-            Err(Problem::bad_input(Code::MemberInvalid, "datasets", format!("datasets: {error}")))
-        }
-        done => Ok(done?),
-    }
-}
-
-/// Request an export again that failed or was cancelled
+/// Request a job again that failed or was cancelled
 ///
-/// The call creates a new job with the same parameters. Its `retryOf` contains the id of the previous job.
+/// The call creates a new job with the same parameters. Its `retryOf` contains the id of the previous job. A key for
+/// certain datasets needs all datasets of the job.
 #[utoipa::path(
     post, path = "/exports/{jobId}/retry", operation_id = "retryExport", tag = "exports",
     params(Submission<PathJob, EmptyBody>), request_body = EmptyBody, responses(Submitted),
     extensions(("x-codes" = json!([
-        Code::NotFailed, Code::BatchMember, Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::FullOnly, Code::OutOfStep, Code::DatabaseRestored, Code::NoDataset, Code::TooManyOpenJobs,
+        Code::NotFailed, Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::FullOnly, Code::OutOfStep, Code::DatabaseRestored, Code::NoDataset, Code::TooManyOpenJobs,
         Code::TableUnreadable, Code::DatasetMismatch, Code::OutputMissing,
     ]))),
 )]
@@ -159,17 +151,7 @@ pub(crate) async fn retry(
     Ok(accepted(service.retry(id, key, trace).await?, false, "pending"))
 }
 
-/// Submits a request. An unknown dataset in the body is invalid input, so the status is 400 instead of 404.
-pub(crate) async fn submit(service: &Service, request: &Request) -> Result<Job, Problem> {
-    match service.submit(request).await {
-        Err(error @ service::Error::NoDataset(_)) => {
-            Err(Problem::bad_input(Code::MemberInvalid, "dataset", format!("dataset: {error}")))
-        }
-        done => Ok(done?),
-    }
-}
-
-/// A queued export.
+/// A queued job of one dataset.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(example = json!({
@@ -177,7 +159,7 @@ pub(crate) async fn submit(service: &Service, request: &Request) -> Result<Job, 
     "outputFilename": "delta_search_20261120T091314Z.csv"
 }))]
 pub(crate) struct Submitted {
-    /// The export's id
+    /// The job's id
     job_id: Uuid,
     /// `started` if the path determines the type, else `pending`
     #[schema(pattern = "^(started|pending)$")]
@@ -201,7 +183,7 @@ impl IntoResponses for Submitted {
         let links = ["getExport", "followExport", "cancelExport", "downloadExport", "deleteExportFile"];
         let answer = openapi::ResponseBuilder::new()
             .description(
-                "The export is queued and survives a crash of this process.\n\nA consumer's position moves when the file is complete, not \
+                "The job is queued and survives a crash of this process.\n\nA consumer's position moves when the file is complete, not \
                 when it has been loaded. If the client misses this response, the file still exists: a loader continues with \
                 `GET /exports?consumer=…&dataset=…&after={jobId}`, where `jobId` is the export that it loaded last. The response has \
                 all exports since then, oldest first.",
@@ -213,35 +195,19 @@ impl IntoResponses for Submitted {
     }
 }
 
-/// Returns the response for a queued job. `status` is the word that the call uses for this state.
-fn accepted(job: Job, is_new: bool, status: &'static str) -> Response {
-    let location = [(header::LOCATION, format!("/exports/{}", job.id))];
-    let answer = Submitted {
-        job_id: job.id.as_uuid(),
-        status,
-        export_type: job.export_type,
-        output_filename: job.output_filename,
-        new_consumer: is_new,
-    };
-    (StatusCode::ACCEPTED, location, Json(answer)).into_response()
-}
-
-/// A queued batch.
+/// A queued job of several datasets.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct SubmittedBatch {
-    /// The batch's id
-    batch_id: Uuid,
+pub(crate) struct SubmittedDatasets {
+    /// The job's id
+    job_id: Uuid,
     /// `started` if the path determines the type, else `pending`
     #[schema(pattern = "^(started|pending)$")]
     status: &'static str,
-    /// The type of its exports
+    /// The type of its exports. One that is healed has the type `full`
     export_type: ExportType,
-    /// The consumer of its exports
-    #[schema(value_type = ConsumerId)]
-    consumer_id: String,
     /// Its exports, in the order of their datasets' names
-    jobs: Vec<SubmittedMember>,
+    exports: Vec<SubmittedExport>,
     /// The datasets that `"*"` does not export
     left_out: Vec<LeftOutJson>,
     /// True if the consumer had neither an export nor a watermark before; else it is not there
@@ -250,12 +216,10 @@ pub(crate) struct SubmittedBatch {
     new_consumer: bool,
 }
 
-/// A queued export of a batch.
+/// An export of a queued job.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct SubmittedMember {
-    /// The export's id
-    job_id: Uuid,
+struct SubmittedExport {
     /// The dataset's name
     dataset: String,
     /// The type of the export
@@ -264,29 +228,32 @@ struct SubmittedMember {
     output_filename: String,
 }
 
-/// Returns the response for a queued batch. `status` is the word that the call uses for this state.
-pub(crate) fn accepted_batch(batch: Batch, is_new: bool, status: &'static str) -> Response {
-    let location = [(header::LOCATION, format!("/batches/{}", batch.id))];
-    let member = |job: Job| SubmittedMember {
-        job_id: job.id.as_uuid(),
-        dataset: job.dataset,
-        export_type: job.export_type,
-        output_filename: job.output_filename,
+impl From<Export> for SubmittedExport {
+    fn from(Export { dataset, export_type, output_filename, .. }: Export) -> SubmittedExport {
+        SubmittedExport { dataset, export_type, output_filename }
+    }
+}
+
+/// Returns the response for a queued job. `status` is the word that the call uses for this state.
+fn accepted(job: Job, new_consumer: bool, status: &'static str) -> Response {
+    let location = [(header::LOCATION, format!("/exports/{}", job.id()))];
+    let (job_id, export_type) = (job.id().as_uuid(), job.export_type());
+    let mut exports: Vec<_> = job.exports.into_iter().map(SubmittedExport::from).collect();
+    let body = match job.datasets {
+        None => {
+            let output_filename = exports.remove(0).output_filename;
+            Json(Submitted { job_id, status, export_type, output_filename, new_consumer }).into_response()
+        }
+        Some(asked) => {
+            let left_out = asked.left_out.into_iter().map(LeftOutJson::from).collect();
+            Json(SubmittedDatasets { job_id, status, export_type, exports, left_out, new_consumer }).into_response()
+        }
     };
-    let answer = SubmittedBatch {
-        batch_id: batch.id.as_uuid(),
-        status,
-        export_type: batch.request.export_type,
-        consumer_id: batch.jobs[0].consumer.as_ref().map(ConsumerId::to_string).unwrap_or_default(),
-        jobs: batch.jobs.into_iter().map(member).collect(),
-        left_out: batch.request.left_out.into_iter().map(LeftOutJson::from).collect(),
-        new_consumer: is_new,
-    };
-    (StatusCode::ACCEPTED, location, Json(answer)).into_response()
+    (StatusCode::ACCEPTED, location, body).into_response()
 }
 
 fn submitted_schema() -> openapi::OneOf {
-    let refs = ["Submitted", "SubmittedBatch"].map(openapi::Ref::from_schema_name);
+    let refs = ["Submitted", "SubmittedDatasets"].map(openapi::Ref::from_schema_name);
     refs.into_iter().fold(openapi::OneOf::new(), |mut schema, reference| {
         schema.items.push(reference.into());
         schema

@@ -7,7 +7,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::http::code::Code;
-use crate::http::input::PathJob;
+use crate::http::input::PathExport;
 use crate::http::problem::Problem;
 use crate::job::json::rfc3339;
 use crate::service::Service;
@@ -34,17 +34,19 @@ pub(crate) struct FileUrlBody {
 /// may download the file until it expires.
 #[utoipa::path(
     get, path = "/exports/{jobId}/url", operation_id = "getExportUrl", tag = "exports",
-    params(PathJob),
+    params(PathExport),
     responses((status = 200, description = "The URL.", body = FileUrlBody, headers(
         ("Cache-Control" = String, description = "`no-store`"),
     ))),
     extensions(("x-codes" = json!([
-        Code::NotCompleted, Code::NoFile, Code::NoUrl, Code::SeveralFiles, Code::FileGone, Code::FileOnOtherHost,
-        Code::OutputMissing, Code::OutputFailed, Code::StorageFull,
-        Code::StorageReadonly,
+        Code::SeveralDatasets, Code::NotCompleted, Code::NoFile, Code::NoUrl, Code::SeveralFiles, Code::FileGone,
+        Code::FileOnOtherHost, Code::OutputMissing, Code::OutputFailed, Code::StorageFull, Code::StorageReadonly,
     ]))),
 )]
-pub(crate) async fn url(service: Service, PathJob(id): PathJob) -> Result<impl IntoResponse, Problem> {
-    let FileUrl { url, expires_at } = service.file_url(id).await?;
+pub(crate) async fn url(
+    service: Service,
+    PathExport { job, dataset }: PathExport,
+) -> Result<impl IntoResponse, Problem> {
+    let FileUrl { url, expires_at } = service.file_url(job, dataset.as_deref()).await?;
     Ok(([(header::CACHE_CONTROL, "no-store")], Json(FileUrlBody { url, expires_at: rfc3339(expires_at) })))
 }

@@ -1,12 +1,12 @@
 // What may be done with a job: cancel, retry, download. What the service says against it stands next to the button.
 
-import { Problem, call, cancelling, get, isLeaving, jobPath, submission, wholePath } from "./api.js";
+import { Problem, call, cancelling, get, isLeaving, jobPath, submission } from "./api.js";
 import { el, once, say, set, show, text } from "./dom.js";
 import { downloadOf } from "./download.js";
 import { count } from "./figures.js";
 import { wake } from "./pulse.js";
 import { mayMove, question } from "./question.js";
-import { hasFile, healedByFull, hint, isOpen, title } from "./words.js";
+import { datasetsOf, hasFile, healedByFull, hint, isOpen, title } from "./words.js";
 
 // A place for an error's words, and the function that fills it.
 export function complaints() {
@@ -44,13 +44,12 @@ export function acting(label, about, complain, act, attributes = {}) {
   return button;
 }
 
-// A submission that keeps its name until it is known whether it made a job. `options` may be a function that asks for
-// them. `may` says whether to go on with it.
+// A submission that keeps its name until it is known whether it made a job. `may` says whether to go on with it.
 export function submitting(path, options, done, may = async () => true) {
   let pending = null;
   return async () => {
     if (pending === null && !(await may())) return null;
-    pending ??= submission(path, typeof options === "function" ? await options() : options);
+    pending ??= submission(path, options);
     try {
       const job = await pending();
       pending = null;
@@ -67,44 +66,42 @@ function likeIt({ consumerId, format, compression, maxFileBytes }, members) {
   return { headers: { "X-Consumer-ID": consumerId }, body: { ...members, format, compression, ...(maxFileBytes ? { maxFileBytes } : {}) } };
 }
 
-// What heals a job's lane, or those of a batch, where a retry would fail in the same way.
+// What heals a job's lane, or those of several datasets, where a retry would fail in the same way.
 function healing(job, onMade, complain) {
   const { consumerId, dataset } = job;
-  if (job.members === undefined) {
+  if (!job.exports) {
     const full = submitting("/exports/full", likeIt(job, { dataset }), (made) => {
       onMade(made.jobId);
       return `started: full export of ${dataset} for ${consumerId}`;
     });
     return acting("Start a full export", `of ${dataset} for ${consumerId}`, complain, full, { class: "main" });
   }
-  // A list may lack some of its exports.
-  const options = async () => likeIt(job, { datasets: (await get(wholePath(job, ""))).jobs.map((its) => its.dataset), heal: true });
+  const options = likeIt(job, { datasets: job.exports.map((of) => of.dataset), heal: true });
   const again = submitting(`/exports/${job.exportType}`, options, (made) => {
-    onMade(made.batchId);
+    onMade(made.jobId);
     return `started: ${title(job)}`;
   }, () => mayMove({ ...job, heal: true }));
   return acting("Retry with full exports", `where needed: ${title(job)}`, complain, again, { class: "main" });
 }
 
-// Starts full exports of these lanes of a consumer, as a batch.
+// Starts full exports of these lanes of a consumer, as one job.
 export function healingLanes(consumerId, lanes, lastJob, complain) {
-  const job = { ...lastJob, consumerId, exportType: "full", dataset: `${count(lanes.length)} datasets`, members: [] };
+  const job = { ...lastJob, consumerId, exportType: "full", exports: lanes };
   const full = submitting("/exports/full", likeIt(job, { datasets: lanes.map(({ dataset }) => dataset) }), () => `started: ${title(job)}`, () => mayMove(job));
-  return acting(`${count(lanes.length)} full exports…`, `of ${job.dataset} for ${consumerId}`, complain, full, { class: "main" });
+  return acting(`${count(lanes.length)} full exports…`, `of ${datasetsOf(job)} for ${consumerId}`, complain, full, { class: "main" });
 }
 
 function retrying(job, onMade, complain) {
-  const retry = submitting(wholePath(job, "/retry"), {}, (made) => {
-    onMade(made.jobId ?? made.jobs.find((its) => its.dataset === job.dataset)?.jobId ?? made.batchId);
+  const retry = submitting(jobPath(job.jobId, "/retry"), {}, (made) => {
+    onMade(made.jobId);
     return `retried: ${title(job)}`;
   }, () => mayMove(job));
-  return acting(job.batchId === null ? "Retry" : "Retry the batch", title(job), complain, retry);
+  return acting("Retry", title(job), complain, retry);
 }
 
 // The buttons of a job, kept as its status wants them. `onMade` gets the id of a new job that one of them has made, `changed` is
 // called when the job is to be shown anew. `listsFiles`: several files have their links elsewhere.
-// `isInner`: the batch has the buttons that concern all of it.
-export function actions({ onMade = () => {}, changed, listsFiles = false, isInner = false }) {
+export function actions({ onMade = () => {}, changed, listsFiles = false }) {
   const { node: complaint, complain } = complaints();
   const buttons = el("div", { class: "buttons" });
   const node = el("div", { class: "actions" }, buttons, complaint);
@@ -115,11 +112,9 @@ export function actions({ onMade = () => {}, changed, listsFiles = false, isInne
   async function cancelled(job) {
     if (isLeaving(job)) return null;
     asked = question({
-      title: job.batchId === null ? "Cancel this export?" : "Cancel all exports of its batch?",
-      text: job.batchId === null
-        ? `The ${title(job)}. What it has written so far is dropped, and the watermark stays where it is.`
-        : `The ${title(job)}${job.members === undefined ? ", and those of the other datasets that are read with it" : ""}. What they have written so far is dropped, and the watermarks stay where they are.`,
-      yes: job.batchId === null ? "Cancel the export" : "Cancel the batch",
+      title: "Cancel this export?",
+      text: `The ${title(job)}. What it has written so far is dropped, and no watermark moves.`,
+      yes: "Cancel the export",
       no: "Let it run",
       weight: "danger",
     });
@@ -129,7 +124,7 @@ export function actions({ onMade = () => {}, changed, listsFiles = false, isInne
     cancelling.add(job.jobId);
     changed();
     try {
-      await call("POST", wholePath(job, "/cancel"));
+      await call("POST", jobPath(job.jobId, "/cancel"));
     } catch (error) {
       cancelling.delete(job.jobId);
       changed();
@@ -150,11 +145,10 @@ export function actions({ onMade = () => {}, changed, listsFiles = false, isInne
     }
     const heal = job.isHelped ? "none" : "heal";
     const again = healedByFull(job) ? heal : "again";
-    const has = isOpen(job) ? "open" : hasFile(job) && job.members === undefined ? "file" : job.skipped || hasFile(job) ? "none" : again;
-    const kind = isInner && (has === "open" || has === "again") ? "none" : has;
+    const kind = isOpen(job) ? "open" : hasFile(job) && !job.exports ? "file" : job.status === "completed" ? "none" : again;
     once(buttons, `${job.jobId} ${kind}`, () => {
       complain(null);
-      if (kind === "open") return (cancel = acting(job.batchId === null ? "Cancel" : "Cancel the batch", title(job), complain, () => cancelled(job)));
+      if (kind === "open") return (cancel = acting("Cancel", title(job), complain, () => cancelled(job)));
       if (kind === "file" && job.files.length > 1) {
         if (listsFiles) return [];
         return el("a", { class: "button", href: `#/jobs/${job.jobId}` }, `${job.files.length} files`, el("span", { class: "unseen" }, ` of the ${title(job)}`));

@@ -130,13 +130,10 @@ export function jobPath(id, rest = "") {
   return `/exports/${encodeURIComponent(id)}${rest}`;
 }
 
-// Of a batch only the whole is cancelled and retried.
-export function wholePath(job, rest) {
-  return job.batchId === null ? jobPath(job.jobId, rest) : `/batches/${encodeURIComponent(job.batchId)}${rest}`;
-}
-
-export function filePath(job, part) {
-  return jobPath(job.jobId, part === null ? "/download" : `/files/${part}/download`);
+// A path below an export: `of` is a job of one dataset, or an export of a job of several. The latter has `isOneOf` and
+// its job's id, and the path names its dataset.
+export function exportPath(of, rest) {
+  return jobPath(of.jobId, rest) + (of.isOneOf ? `?dataset=${encodeURIComponent(of.dataset)}` : "");
 }
 
 // A job's events until it ends, each a job. Read by `fetch`: an EventSource can't send a key.
@@ -168,8 +165,7 @@ export async function follow(id, onJob, signal) {
   }
 }
 
-// A file's bytes as they come.
-// `part` is null for a job that has one file.
-export async function fileOf(job, part) {
-  return answered("GET", filePath(job, part), {});
+// The bytes of an export's file as they come.
+export async function fileOf(of, path) {
+  return answered("GET", exportPath(of, path), {});
 }

@@ -2,13 +2,11 @@
 //
 //     #/                    what runs, what failed, and all consumers
 //     #/exports             all exports; ?consumer=&status=&exportType=&dataset= filter them
-//     #/jobs/{id}           one export
-//     #/batches/{id}        exports of several datasets that were asked for together
+//     #/jobs/{id}           one job, of one dataset or several
 //     #/consumers/{id}      one consumer
 //     #/datasets            what may be exported
 //     #/datasets/{name}     one dataset
 
-import { batchView } from "./batch.js";
 import { countDown, watchConnection } from "./banner.js";
 import { consumerView } from "./consumer.js";
 import { datasetView } from "./dataset.js";
@@ -21,7 +19,6 @@ import { watchKey } from "./key.js";
 import { overview } from "./overview.js";
 import { show } from "./pulse.js";
 import { askForExport } from "./start.js";
-import { batchPath } from "./words.js";
 
 const ID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i;
 
@@ -36,7 +33,6 @@ function viewOf(hash) {
   const [, kind, name] = /^\/([a-z]*)(?:\/([^/]+))?$/.exec(path) ?? [null, "", undefined];
   // What is no id must not become another call's path; nothing has this one.
   const id = ID.test(name) ? name : "00000000-0000-0000-0000-000000000000";
-  if (kind === "batches" && name !== undefined) return batchView(id, (made) => (location.hash = batchPath(made)));
   if (kind === "jobs" && name !== undefined) {
     return { ...jobView(id, toJob), title: "Export – cdc-export", name: "job", under: "exports" };
   }

@@ -24,8 +24,9 @@ const STEP = 20;
 const ASKED = 5;
 // As many faulty datasets of a consumer are named in its row.
 const NAMED = 3;
-const MOST_IN_BATCH = 1000;
-// What failed by another export of its batch is less urgent than one that needs a full export.
+// A job has at most so many datasets.
+const MOST_DATASETS = 1000;
+// A lane whose job failed by another dataset is less urgent than one that needs a full export.
 const FOLLOWS = 1.5;
 const FIRST = { consumerId: "consumer-1", exportType: "full", format: "csv", compression: "none" };
 
@@ -71,23 +72,24 @@ export async function allLanes(signal) {
 
 const lastFailed = new Map();
 
-// The lanes, each that fails with the export that failed, where another one is open by now: it is asked for once.
+// Adds the job that failed to each failing lane whose `lastJob` is open by now, or is the last job of other lanes too.
+// Each such job is asked for once.
 export async function withFailures(lanes, signal) {
-  const keyOf = (of) => `${laneKey(of)} ${of.failingSince} ${of.failures}`;
-  const unknown = lanes.filter((of) => isFaulty(of.state) && of.failingSince !== null && !of.lastJob?.error);
-  const asked = unknown.filter((of) => !lastFailed.has(keyOf(of))).slice(0, ASKED);
+  const keyOf = (of) => (of.lastJob?.status === "failed" ? of.lastJob.jobId : `${laneKey(of)} ${of.failingSince} ${of.failures}`);
+  const failing = Map.groupBy(lanes.filter((of) => isFaulty(of.state) && of.failingSince !== null), keyOf);
+  const unknown = [...failing].filter(([key, [of, ...others]]) => !lastFailed.has(key) && (others.length > 0 || !of.lastJob?.error));
   await Promise.all(
-    asked.map(async (of) => {
+    unknown.slice(0, ASKED).map(async ([key, [of]]) => {
       const { items } = await get("/exports", { consumer: of.consumerId, dataset: of.dataset, status: "failed", limit: 1 }, signal);
-      lastFailed.set(keyOf(of), items[0] ?? null);
+      lastFailed.set(key, items[0] ?? null);
     }),
   );
-  for (const of of unknown) of.failedJob = lastFailed.get(keyOf(of));
+  for (const [key, its] of failing) for (const of of its) of.failedJob = lastFailed.get(key) ?? null;
   return lanes;
 }
 
-// Whether an export failed by another one of its batch.
-const follows = ({ state, lastJob, failedJob }) => state === "failing" && (lastJob?.error ?? failedJob?.error)?.code === "batch_member_failed";
+// Whether a lane's job failed by another dataset.
+const follows = ({ state, dataset, failedJob }) => state === "failing" && ![undefined, null, dataset].includes(failedJob?.error?.dataset);
 
 // Those that need somebody most come first, then those that are furthest behind. What failed by another one comes after that.
 export const rank = (of) => urgency(of.state) - (follows(of) ? FOLLOWS : 0);
@@ -219,7 +221,7 @@ function groupRow(columns, { consumerId }, toggle) {
   const name = el("span", { class: "named" }, button, el("span", {}, el("a", { href: consumerPath(consumerId), title: "its page" }, consumerId), number));
   const { node: complaint, complain } = complaints();
   const does = el("div", { class: "actions" });
-  // The exports that the most urgent datasets need: of one by the form, of several as a batch.
+  // The exports that the most urgent datasets need: of one by the form, of several as one job.
   let now = [];
   const way = (lanes) => {
     if (lanes.length === 0) return complaint;
@@ -227,7 +229,7 @@ function groupRow(columns, { consumerId }, toggle) {
   };
   const update = ({ of, isOpen }) => {
     const faulty = of.lanes.filter(({ state }) => isFaulty(state) && ![null, "not_tracked"].includes(state));
-    const needy = faulty.filter(needsFull).slice(0, MOST_IN_BATCH);
+    const needy = faulty.filter(needsFull).slice(0, MOST_DATASETS);
     now = needy.length > 0 ? needy : faulty.length === 1 ? faulty : [];
     once(does, JSON.stringify(now.map((lane) => [lane.dataset, lane.state])), () => (complain(null), way(now)));
     set(button, "aria-expanded", String(isOpen));
@@ -331,10 +333,12 @@ function laneReason(of) {
   return of.failingSince === null || !isFaulty(of.state) ? meaning : [meaning, " ", ...failure(of)];
 }
 
-function failure({ consumerId, dataset, failures, failingSince, lastJob, failedJob }) {
+function failure(of) {
+  const { consumerId, dataset, failures, failingSince, lastJob, failedJob } = of;
   const first = failures === 1 ? "The last export failed " : `${count(failures)} exports in a row failed, the first `;
   const why = failed(lastJob) ?? failed(failedJob) ?? el("a", { href: `#/exports?${new URLSearchParams({ consumer: consumerId, dataset, status: "failed" })}` }, "why");
-  return failingSince === null ? why : [first, when(failingSince), ": ", why];
+  const by = follows(of) && ` in ${failedJob.error.dataset}`;
+  return failingSince === null ? why : [first, when(failingSince), ": ", why, by];
 }
 
 // The code of an export that failed, which leads to it.

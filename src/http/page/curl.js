@@ -1,6 +1,6 @@
 // Commands that do the same as the page, quoted for a shell. A key is never written out, only the name of a variable.
 
-import { hasKey, wholePath } from "./api.js";
+import { exportPath, hasKey, jobPath } from "./api.js";
 import { el, say, text } from "./dom.js";
 import { COMPRESSIONS } from "./words.js";
 
@@ -14,10 +14,12 @@ function curl(parts) {
 }
 
 // The call that starts an export; `fields` are a job's, or the form's.
-export function starting({ consumerId, exportType, dataset, format, compression, maxFileBytes }) {
+export function starting({ consumerId, exportType, dataset, exports, heal, format, compression, maxFileBytes }) {
   const body = {};
   if (consumerId === null) body.exportType = exportType;
-  if (dataset !== "users") body.dataset = dataset;
+  if (exports) body.datasets = exports.map((of) => of.dataset);
+  else if (dataset !== "users") body.dataset = dataset;
+  if (heal) body.heal = true;
   if (format !== "csv") body.format = format;
   if (compression !== COMPRESSIONS[format][0]) body.compression = compression;
   if (maxFileBytes) body.maxFileBytes = maxFileBytes;
@@ -29,14 +31,14 @@ export function starting({ consumerId, exportType, dataset, format, compression,
 }
 
 export function following(job) {
-  return curl([quoted(`${location.origin}/exports/${job.jobId}?wait=60`)]);
+  return curl([quoted(`${location.origin}${jobPath(job.jobId)}?wait=60`)]);
 }
 
-export function downloading(job) {
-  if (job.files.length > 1) {
-    return `for part in $(seq ${job.files.length}); do ${curl(["-fOJ", `"${location.origin}/exports/${job.jobId}/files/$part/download"`])}; done`;
+export function downloading(of) {
+  if (of.files.length > 1) {
+    return `for part in $(seq ${of.files.length}); do ${curl(["-fOJ", `"${location.origin}${exportPath(of, "/files/$part/download")}"`])}; done`;
   }
-  return curl(["-fOJ", quoted(`${location.origin}/exports/${job.jobId}/download`)]);
+  return curl(["-fOJ", quoted(`${location.origin}${exportPath(of, "/download")}`)]);
 }
 
 export function checking(job) {
@@ -44,11 +46,11 @@ export function checking(job) {
 }
 
 export function describing(job) {
-  return curl([quoted(`${location.origin}/exports/${job.jobId}/manifest`)]);
+  return curl([quoted(`${location.origin}${jobPath(job.jobId, "/manifest")}`)]);
 }
 
 export function retrying(job) {
-  return curl(["-X POST", quoted(`${location.origin}${wholePath(job, "/retry")}`)]);
+  return curl(["-X POST", quoted(`${location.origin}${jobPath(job.jobId, "/retry")}`)]);
 }
 
 // A button that copies what `command` gives.

@@ -2,9 +2,8 @@
 
 import { acting, complaints } from "./actions.js";
 import { Problem, call, get } from "./api.js";
-import { el, keyed, row, set, show, table, text } from "./dom.js";
+import { el, keyed, row, show, table, text } from "./dom.js";
 import { when } from "./figures.js";
-import { batchPath } from "./words.js";
 
 const DELIVERY_SECONDS = 30;
 // An operator's key is needed, or an operator's file with a webhook and a restart.
@@ -34,7 +33,7 @@ export function deliveriesSection() {
   return { node, refresh };
 }
 
-function deliveryRow({ deliveryId, endpoint, event, jobId, batchId }) {
+function deliveryRow({ deliveryId, endpoint, event, jobId }) {
   const ended = when();
   const [error, note] = [el("span", {}), el("span", { class: "meaning", hidden: true }, "It is told within seconds.")];
   const { node: complaint, complain } = complaints();
@@ -43,8 +42,7 @@ function deliveryRow({ deliveryId, endpoint, event, jobId, batchId }) {
     show(note, true);
     return `${endpoint} is told again`;
   });
-  const link = el("a", {}, event);
-  set(link, "href", batchId === null ? `#/jobs/${jobId}` : batchPath(batchId));
+  const link = el("a", { href: `#/jobs/${jobId}` }, event);
   const cells = [endpoint, link, ended, error, el("div", { class: "actions" }, el("div", { class: "buttons" }, again), note, complaint)];
   const update = (of) => {
     ended.at(of.createdAt);

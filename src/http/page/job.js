@@ -1,4 +1,4 @@
-// One export's whole story: what was asked for, how it went, what its file is, and the commands to do it again.
+// One job's whole story: what was asked for, how it went, what its files are, and the commands to do it again.
 
 import { Problem, follow, get, jobPath } from "./api.js";
 import { actions, complaints } from "./actions.js";
@@ -6,8 +6,9 @@ import { checking, copying, describing, downloading, following, retrying, starti
 import { downloadOf } from "./download.js";
 import { el, keyed, once, say, show, text } from "./dom.js";
 import { about, bytes, count, duration, rows, utc, when } from "./figures.js";
+import { jobExports } from "./jobexports.js";
 import { progressBar, speed, statusBadge } from "./jobrow.js";
-import { PHASE, STATUS, TYPES, batchPath, consumerPath, continuity, datasetPath, hasFile, healedByFull, isOpen, title, whatNext, withHelp } from "./words.js";
+import { PHASE, STATUS, TYPES, consumerPath, continuity, datasetPath, datasetsOf, failedDataset, hasFile, healedByFull, isOpen, title, whatNext, withHelp } from "./words.js";
 
 // What has ended stays as it is; the page only looks whether the service is there.
 const ENDED_SECONDS = 30;
@@ -25,6 +26,7 @@ export function jobView(id, onMade) {
   const going = el("p", { class: "going" });
   const does = actions({ onMade, changed: () => update(known), listsFiles: true });
   const failure = el("div", { class: "failure", hidden: true });
+  const exports = jobExports();
   const timeline = el("ol", { class: "timeline" });
   const members = el("dl", {});
   const files = el("ol", { class: "files" });
@@ -37,6 +39,7 @@ export function jobView(id, onMade) {
     el("div", { class: "top" }, status.node, bar.node, does.node),
     going,
     failure,
+    exports.node,
     el(
       "div",
       { class: "halves" },
@@ -54,17 +57,16 @@ export function jobView(id, onMade) {
   let before;
   let isHelped = false;
 
-  // Whether something followed in its lane.
+  // Whether something followed in the lane that it failed in.
   async function lookAhead(signal) {
     if (!healedByFull(known)) return;
-    const { consumerId: consumer, dataset } = known;
-    const { items } = await get("/exports", { consumer, dataset, limit: FOLLOWERS }, signal);
+    const { items } = await get("/exports", { consumer: known.consumerId, dataset: failedDataset(known), limit: FOLLOWERS }, signal);
     isHelped = withHelp([known], items)[0] !== known;
     update(known);
   }
 
   async function lookBack(signal) {
-    if (before !== undefined || isOpen(known) || known.digest === null) return;
+    if (before !== undefined || isOpen(known) || !known.digest) return;
     const { export: described } = await get(jobPath(id, "/manifest"), {}, signal);
     before = described.previous;
     update(known);
@@ -87,8 +89,9 @@ export function jobView(id, onMade) {
     once(failure, JSON.stringify(job.error), () => failureOf(job));
     once(timeline, [job.status, job.attempt, job.startedAt, job.finishedAt, job.nextAttemptAt, job.cancelRequestedAt].join(), () => timelineOf(job));
     keyed(members, membersOf(job, before), ([name]) => name, memberRow);
-    show(files.parentElement, job.files.length > 1);
-    once(files, `${job.jobId} ${job.files.length}`, () => filesOf(job, filesWords.complain));
+    if (job.exports) exports.update(job);
+    show(files.parentElement, job.files?.length > 1);
+    if (job.files) once(files, `${job.jobId} ${job.files.length}`, () => filesOf(job, filesWords.complain));
     once(commands, `${job.jobId} ${job.status}`, () => commandsOf(job));
     text(raw, JSON.stringify(job, null, 2));
   }
@@ -126,7 +129,7 @@ function goingOn(job) {
   const { rate, left } = speed(job);
   const parts = [PHASE[job.phase] ?? STATUS[job.skipped ? "skipped" : job.status]?.meaning];
   if (job.status === "processing") {
-    const all = job.rowsExpected === null ? "" : ` of about ${count(job.rowsExpected)}`;
+    const all = job.rowsExpected ? ` of about ${count(job.rowsExpected)}` : "";
     parts.push(`${rows(job.rowsExported)}${all}, ${bytes(job.bytesWritten)} so far.`);
     if (rate !== null) parts.push(`${count(Math.round(rate))} rows/s${left === null ? "" : `, ${about(left)} left`}.`);
   }
@@ -136,7 +139,7 @@ function goingOn(job) {
 function failureOf(job) {
   if (job.error === null) return [];
   return [
-    el("p", {}, el("strong", {}, el("code", {}, job.error.code))),
+    el("p", {}, el("strong", {}, el("code", {}, job.error.code)), job.error.dataset ? ` in ${job.error.dataset}` : ""),
     el("p", {}, job.error.detail),
     el("p", {}, el("b", {}, "What to do: "), whatNext(job.error)),
   ];
@@ -169,17 +172,33 @@ function exactly(time) {
 }
 
 function membersOf(job, before) {
-  const says = continuity(job.continuity);
   const adHoc = job.consumerId === null;
   const none = (why) => el("span", { class: "quiet" }, why);
-  const list = [
+  const heals = job.heal ? "; a full export where another one can't go on" : "";
+  return [
     ["Consumer", adHoc ? none("none: an ad-hoc export, which reads and moves no watermark") : el("a", { href: consumerPath(job.consumerId) }, job.consumerId)],
-    ["Dataset", el("a", { href: datasetPath(job.dataset) }, job.dataset)],
-    ["Type", `${job.exportType}: ${TYPES[job.exportType]}`],
+    job.exports ? ["Datasets", `${datasetsOf(job)}, read at one moment`] : ["Dataset", el("a", { href: datasetPath(job.dataset) }, job.dataset)],
+    ["Type", `${job.exportType}: ${TYPES[job.exportType]}${heals}`],
     ["Rows", count(job.rowsExported)],
     ["Format", job.compression === "none" ? job.format : `${job.format}, ${job.compression}`],
-    ["File", job.files.length > 1 ? none(`${count(job.files.length)} files, each whole by itself`) : job.skipped ? none("none: there was nothing to export") : [el("code", {}, job.outputFilename), job.status === "completed" ? null : none(isOpen(job) ? " is there when it is completed" : " was not made")]],
     ["Size", `${count(job.bytesWritten)} bytes`],
+    ...(job.exports ? [["Left out", leftOutOf(job, none)]] : exportMembersOf(job, before, none)),
+    ["Attempts", job.attempt === 0 ? "none yet" : count(job.attempt)],
+    ["Retry of", job.retryOf === null ? none("no other") : el("a", { href: `#/jobs/${job.retryOf}` }, job.retryOf)],
+    ["Id", el("code", {}, job.jobId)],
+  ];
+}
+
+// The datasets that a job of all datasets has no export of.
+function leftOutOf({ leftOut }, none) {
+  return leftOut.length === 0 ? none("none") : leftOut.map(({ dataset, reason }) => `${dataset} (${reason})`).join(", ");
+}
+
+function exportMembersOf(job, before, none) {
+  const says = continuity(job.continuity);
+  const adHoc = job.consumerId === null;
+  return [
+    ["File", job.files.length > 1 ? none(`${count(job.files.length)} files, each whole by itself`) : job.skipped ? none("none: there was nothing to export") : [el("code", {}, job.outputFilename), job.status === "completed" ? null : none(isOpen(job) ? " is there when it is completed" : " was not made")]],
     ["SHA-256", job.sha256 === null ? none(shaless(job)) : el("code", {}, job.sha256)],
     ["Watermark", watermarkOf(job, none)],
     ["Continuity", job.continuity === null ? none("nothing stood between the last export and this one") : [el("code", {}, job.continuity), ` ${says.meaning}`]],
@@ -191,12 +210,7 @@ function membersOf(job, before) {
     ["Number", adHoc ? none("none: an ad-hoc export has no order") : job.number === null ? none(isOpen(job) ? "known when it is completed" : "none") : `${count(job.number)} of the published exports of ${job.dataset} for this consumer, in the order to load them in`],
     ["Acknowledged", acknowledgedOf(job, none)],
     ["Digest", adHoc ? none("none: an ad-hoc export is in no chain") : digestOf(job, before, none)],
-    ["Attempts", job.attempt === 0 ? "none yet" : count(job.attempt)],
-    ["Retry of", job.retryOf === null ? none("no other") : el("a", { href: `#/jobs/${job.retryOf}` }, job.retryOf)],
-    ["Batch", job.batchId === null ? none("none: it was asked for alone") : [el("a", { href: batchPath(job.batchId) }, job.batchId), none(": read at one moment with exports of other datasets")]],
-    ["Id", el("code", {}, job.jobId)],
   ];
-  return list;
 }
 
 function shaless(job) {
@@ -259,14 +273,16 @@ function openOf(job, none) {
 
 function commandsOf(job) {
   const isHealed = healedByFull(job) && job.status === "failed";
-  const list = [isHealed ? ["Ask for a full export", starting({ ...job, exportType: "full" })] : ["Ask for another one like it", starting(job)]];
+  const healed = job.exports ? ["Ask for full exports where needed", { ...job, heal: true }] : ["Ask for a full export", { ...job, exportType: "full" }];
+  const [again, fields] = isHealed ? healed : ["Ask for another one like it", job];
+  const list = [[again, starting(fields)]];
   if (isOpen(job)) list.push(["Wait for its end", following(job)]);
-  if (hasFile(job)) {
+  if (hasFile(job) && !job.exports) {
     const [its, the] = job.files.length > 1 ? ["Fetch its files", "Check the files"] : ["Fetch its file", "Check the file"];
     list.push([its, downloading(job)], [the, checking(job)]);
     if (job.digest !== null) list.push(["See its manifest", describing(job)]);
   }
-  if (!isHealed && ["failed", "cancelled"].includes(job.status)) list.push([job.batchId === null ? "Retry it" : "Retry its batch", retrying(job)]);
+  if (!isHealed && ["failed", "cancelled"].includes(job.status)) list.push(["Retry it", retrying(job)]);
   const made = list.map(([label, command]) => el("div", { class: "command" }, el("h3", {}, label), el("pre", { tabindex: "0" }, el("code", {}, command)), copying(label, () => command)));
   if (job.consumerId === null) made.push(el("p", { class: "hint" }, "Columns, filter and limit of an ad-hoc export are not told by the API: add them if it had some."));
   return made;

@@ -1,10 +1,10 @@
-// An export as a row of a table: its status as it moves, its figures, and what may be done with it.
+// A job as a row of a table: its status as it moves, its figures, and what may be done with it.
 
 import { asked, isLeaving } from "./api.js";
 import { actions } from "./actions.js";
 import { el, row, say, set, show, text } from "./dom.js";
 import { about, bytes, count, duration, now, rows, when } from "./figures.js";
-import { CANCELLING, STATUS, batchPath, consumerPath, isOpen, title } from "./words.js";
+import { CANCELLING, STATUS, consumerPath, datasetsOf, isOpen, title } from "./words.js";
 
 const COLUMNS = [
   ["Status", "state"],
@@ -75,8 +75,8 @@ export function statusBadge() {
   return { node, update };
 }
 
-// `columns` are those that the row is for. The line of a batch opens by `toggle`; its exports are `isInner`.
-export function jobRow(columns, job, { isInner = false, toggle = null } = {}) {
+// `columns` are those of the table. A job of several datasets has no number and no digest: its exports have them.
+export function jobRow(columns, job) {
   const status = statusBadge();
   const bar = progressBar();
   const why = el("span", { class: "meaning code" });
@@ -86,17 +86,15 @@ export function jobRow(columns, job, { isInner = false, toggle = null } = {}) {
   const numbered = el("div", {}, number, digest);
   const [written, rate, took, size] = [1, 2, 3, 4].map(() => el("span", {}));
   const left = el("span", { class: "meaning" });
-  const does = actions({ changed: () => update(known, opens?.getAttribute("aria-expanded") === "true"), isInner });
-  const isBatch = job.members !== undefined;
-  const link = el("a", { href: isBatch ? batchPath(job.batchId) : `#/jobs/${job.jobId}` });
-  const opens = toggle && el("button", { type: "button", class: "opens", "aria-label": `exports of the batch for ${job.consumerId}`, onclick: toggle });
+  const does = actions({ changed: () => update(known) });
+  const link = el("a", { href: `#/jobs/${job.jobId}` });
   let known = job;
   const packed = job.compression === "none" ? job.format : `${job.format}, ${job.compression}`;
   const whose = job.consumerId === null ? el("span", { class: "quiet" }, "ad hoc")
     : el("a", { href: consumerPath(job.consumerId) }, job.consumerId);
   const cells = [
     el("div", {}, status.node, bar.node, why),
-    el("div", { class: toggle ? "named" : null }, opens, el("span", {}, link, el("span", { class: "meaning" }, packed))),
+    el("div", {}, link, el("span", { class: "meaning" }, packed)),
     columns[2][0] === "Number" ? numbered : whose,
     askedFor,
     written,
@@ -105,14 +103,13 @@ export function jobRow(columns, job, { isInner = false, toggle = null } = {}) {
     size,
     does.node,
   ];
-  const node = row(columns, cells, { class: `export${isInner ? " inner" : ""}`, [isBatch ? "data-batch" : "data-job"]: job.jobId });
-  const update = (of, isOpened = false) => {
+  const node = row(columns, cells, { class: "export", "data-job": job.jobId });
+  const update = (of) => {
     known = of;
-    text(link, isBatch ? `${of.exportType} of ${of.dataset}` : `${of.exportType} ${of.dataset}`);
-    if (opens) set(opens, "aria-expanded", String(isOpened));
+    text(link, `${of.exportType} ${datasetsOf(of)}`);
     status.update(of);
     bar.update(of);
-    text(number, of.number === null ? "–" : count(of.number));
+    text(number, count(of.number));
     text(digest, of.digest?.slice(0, 8) ?? "");
     set(digest, "title", of.digest && `The digest of its manifest: ${of.digest}`);
     text(why, of.error?.code ?? "");
@@ -124,7 +121,7 @@ export function jobRow(columns, job, { isInner = false, toggle = null } = {}) {
     text(took, is.took === null ? "–" : duration(is.took));
     text(left, is.left === null ? "" : `${about(is.left)} left`);
     text(size, some ? bytes(of.bytesWritten) : "–");
-    for (const [cell, has] of [[numbered, of.number !== null], [written, some], [took.parentNode, is.took !== null], [size, some]]) cell.classList.toggle("none", !has);
+    for (const [cell, has] of [[numbered, of.number], [written, some], [took.parentNode, is.took !== null], [size, some]]) cell.classList.toggle("none", !has);
     does.update(of);
     set(node, "data-status", of.status);
   };

@@ -1,15 +1,12 @@
-// Exports, newest first, as a filter has them: those that are open move, the others stay as they ended.
+// Jobs, newest first, as a filter has them: those that are open move, the others stay as they ended.
 
 import { Problem, get } from "./api.js";
 import { el, keyed, show, table, text } from "./dom.js";
-import { columns, keyOf, tellEnds } from "./jobrow.js";
-import { lineRows } from "./lines.js";
+import { columns, jobRow, keyOf, tellEnds } from "./jobrow.js";
 import { paged } from "./pages.js";
 import { wake } from "./pulse.js";
 import { healedByFull, isOpen, withHelp } from "./words.js";
 
-// So many lines are read at first, though the exports of a batch are one.
-const FEWEST = 10;
 const MOST = 200;
 const CHOICES = {
   status: ["pending", "processing", "completed", "skipped", "failed", "cancelled"],
@@ -33,27 +30,12 @@ export function jobsSection(filter, onFilter = null) {
     empty,
     more,
   );
-  const rows = lineRows(shown, draw);
-  let items = [];
   let seen = null;
 
-  // The exports of a batch follow each other; the last ones of a list may go on.
-  const isFew = Boolean(filter.status || filter.exportType || filter.dataset);
-  const lines = () => rows.of(items, (batch) => !isFew && (pages.ends() || items.at(-1).batchId !== batch));
-
-  function draw() {
-    keyed(list.body, lines(), rows.keyOf, rows.make);
-    show(list.node, items.length > 0);
-    show(more, !pages.ends());
-  }
-
   async function refresh(signal) {
+    let items;
     try {
       items = await pages.read(filter, signal);
-      while (lines().length < FEWEST && items.length < MOST && !pages.ends()) {
-        pages.more();
-        items = await pages.read(filter, signal);
-      }
       // What followed one that failed may be no export that the filter is for.
       const { status, exportType, ...whose } = filter;
       const isMore = (status || exportType) && items.some(healedByFull);
@@ -66,7 +48,9 @@ export function jobsSection(filter, onFilter = null) {
       text(empty, error.message);
       return { moves: false, ended: false };
     }
-    draw();
+    keyed(list.body, items, keyOf, (job) => jobRow(shown, job));
+    show(list.node, items.length > 0);
+    show(more, !pages.ends());
     const filtered = Object.values(filter).some(Boolean);
     show(empty, items.length === 0);
     text(empty, filters && filtered ? "No export is like that. Take a filter away to see others." : "No export yet: New export starts one.");

@@ -32,7 +32,7 @@ const node = el("div", {}, heading, unwritable, stuck, strip, unready, consumers
 
 async function lookAtConsumers(signal) {
   const seconds = await consumers.refresh(signal);
-  present.failures(consumers.all().map(({ lastJob }) => lastJob).filter((job) => job?.status === "failed"));
+  present.failures(consumers.all().filter(({ lastJob }) => lastJob?.status === "failed").map(({ lastJob, failedJob }) => failedJob ?? lastJob));
   summarize();
   return seconds;
 }
@@ -65,7 +65,8 @@ async function lookAtHealth(signal) {
 
 const besides = [aside(lookAtConsumers, consumers.complain), aside(lookAtDatasets), aside(schedules.refresh), aside(deliveries.refresh), day, aside(lookAtHealth)];
 
-// The strip: how many copies there are in each state, one of a dataset for each consumer, and exports that are open, with a way to them.
+// The strip: how many copies there are in each state, and how many jobs are open, with a way to them. A copy is of one
+// dataset, for one consumer.
 function summarize() {
   const { running, waiting } = present.counts();
   const copies = consumers.all().length;
@@ -74,12 +75,12 @@ function summarize() {
     return { id: label, weight: standing(lanes[0]).weight, urgency: urgency(state), number: lanes.length, isMore: !consumers.isAll(), says: label, to: consumers.heading };
   });
   states.sort((one, other) => other.urgency - one.urgency);
-  const exports = ({ number }) => (number === 1 ? "export" : "exports");
+  const jobs = ({ number }) => (number === 1 ? "job" : "jobs");
   const kinds = [
     { id: "copies", number: copies, isMore: !consumers.isAll(), says: copies === 1 ? "copy:" : "copies:" },
     ...states,
-    { id: "running", weight: "running", ...running, says: `${exports(running)} running`, to: present.heading },
-    { id: "waiting", weight: "notice", ...waiting, says: `${exports(waiting)} waiting`, to: present.heading },
+    { id: "running", weight: "running", ...running, says: `${jobs(running)} running`, to: present.heading },
+    { id: "waiting", weight: "notice", ...waiting, says: `${jobs(waiting)} waiting`, to: present.heading },
   ].filter(({ number }) => number > 0);
   keyed(strip, kinds, ({ id }) => id, ({ weight, to }) => {
     if (!to) return label();

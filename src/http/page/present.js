@@ -1,13 +1,12 @@
-// The exports that somebody may have to look at: those that are open, those that failed and that nothing has followed, and the last
-// ones that ended. All are found, however many have been asked for since.
+// The jobs that somebody may have to look at: those that are open, those that failed and that nothing has followed, and
+// the last ones that ended. All are found, however many have been asked for since.
 
 import { asked, get } from "./api.js";
 import { SOON_MS } from "./aside.js";
 import { el, keyed, show, table, text } from "./dom.js";
 import { count, elapsed } from "./figures.js";
-import { columns, keyOf, tellEnds } from "./jobrow.js";
-import { lineRows } from "./lines.js";
-import { isOpen, withHelp } from "./words.js";
+import { columns, jobRow, keyOf, tellEnds } from "./jobrow.js";
+import { exportsOf, isOpen, withHelp } from "./words.js";
 
 const NEWEST = 25;
 const MOST_OPEN = 100;
@@ -18,15 +17,7 @@ const ROWS = 8;
 const FEWEST_ENDED = 4;
 
 const COLUMNS = columns(false);
-const laneOf = (job) => (job.consumerId === null ? job.jobId : `${job.consumerId}/${job.dataset}`);
-
-// The first lines, with the exports of those that are opened.
-function upTo(most, lines) {
-  let left = most;
-  return lines.filter(({ isInner }) => (isInner ? left >= 0 : left-- > 0));
-}
-
-const outer = (lines) => lines.filter(({ isInner }) => !isInner).length;
+const lanesOf = (job) => exportsOf(job).map(({ dataset }) => `${job.consumerId ?? job.jobId}/${dataset}`);
 
 export function presentSection() {
   const list = table("Exports that are open or failed, and the last ones", COLUMNS);
@@ -39,9 +30,8 @@ export function presentSection() {
     list.node,
     rest,
   );
-  const rows = lineRows(COLUMNS, draw);
 
-  // The last answers: the newest exports, of which they may be all; those that run; those that wait, if they are not among these.
+  // The last answers: the newest jobs, which may be all; those that run; those that wait, if they are not among these.
   let newest = [];
   let areAll = false;
   let running = { items: [], nextCursor: null };
@@ -99,35 +89,26 @@ export function presentSection() {
     const fresh = (jobs) => withHelp(jobs, [...running.items, ...waiting.items, ...newest]).filter((job) => !taken.has(job.jobId) && taken.add(job.jobId));
     const runs = fresh(running.items);
     const waits = fresh([...waiting.items, ...newest.filter(isOpen)]);
-    // One that another has followed is dealt with.
-    const isLast = (job) => ![...runs, ...waits, ...newest].some((other) => laneOf(other) === laneOf(job) && other.createdAt > job.createdAt);
-    // Of a batch that failed, the members that it failed by are enough.
-    const isCause = (job) => job.error?.code !== "batch_member_failed" || !failed.some((other) => other.batchId === job.batchId && other.error?.code !== job.error.code);
-    return { runs, fails: fresh(failed.filter((job) => isLast(job) && isCause(job))), waits, ends: fresh(newest.filter((job) => !isOpen(job))) };
-  }
-
-  // A batch is one line, among those of its most urgent export.
-  function lines() {
-    const { runs, fails, waits, ends } = groups();
-    const kinds = [runs, fails, waits, ends];
-    const hasAll = (batch) => areAll || (ends.some(({ batchId }) => batchId === batch) && newest.at(-1).batchId !== batch);
-    const taken = new Set([null]);
-    return kinds.map((jobs, at) => {
-      const own = new Set(jobs.map(({ batchId }) => batchId).filter((id) => !taken.has(id)));
-      for (const id of own) taken.add(id);
-      const others = kinds.slice(at + 1).flat().filter(({ batchId }) => own.has(batchId));
-      return rows.of([...jobs.filter(({ batchId }) => batchId === null || own.has(batchId)), ...others], hasAll);
-    });
+    // One that another has followed in each of its lanes is dealt with.
+    const last = new Map();
+    for (const job of [...runs, ...waits, ...newest].sort((one, other) => (one.createdAt < other.createdAt ? -1 : 1))) {
+      for (const lane of lanesOf(job)) last.set(lane, job.createdAt);
+    }
+    const isLast = (job) => lanesOf(job).some((lane) => !(last.get(lane) > job.createdAt));
+    // A list has the whole job, a lane its own export of it.
+    const whole = new Map(newest.map((job) => [job.jobId, job]));
+    const fails = new Set(failed.map((job) => whole.get(job.jobId) ?? job));
+    return { runs, fails: fresh([...fails].filter(isLast)), waits, ends: fresh(newest.filter((job) => !isOpen(job))) };
   }
 
   function draw() {
-    const [runs, fails, waits, ends] = lines();
-    const first = [...upTo(SHOWN.running, runs), ...upTo(SHOWN.failed, fails), ...upTo(SHOWN.waiting, waits)];
-    const shown = [...first, ...upTo(Math.max(FEWEST_ENDED, ROWS - outer(first)), ends)];
-    keyed(list.body, shown, rows.keyOf, rows.make);
+    const { runs, fails, waits, ends } = groups();
+    const first = [...runs.slice(0, SHOWN.running), ...fails.slice(0, SHOWN.failed), ...waits.slice(0, SHOWN.waiting)];
+    const shown = [...first, ...ends.slice(0, Math.max(FEWEST_ENDED, ROWS - first.length))];
+    keyed(list.body, shown, keyOf, (job) => jobRow(COLUMNS, job));
     show(list.node, shown.length > 0);
     show(node, shown.length > 0);
-    const unseen = Object.entries({ run: outer(runs) - SHOWN.running, failed: outer(fails) - SHOWN.failed, wait: outer(waits) - SHOWN.waiting });
+    const unseen = Object.entries({ run: runs.length - SHOWN.running, failed: fails.length - SHOWN.failed, wait: waits.length - SHOWN.waiting });
     const more = unseen.filter(([, number]) => number > 0).map(([verb, number]) => `${count(number)} more ${verb}`);
     show(rest, more.length > 0);
     text(rest, `Not shown here: ${more.join(", ")}.`);

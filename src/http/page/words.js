@@ -1,5 +1,7 @@
 // What the API's words mean, for who reads them at night: plainly, and with what to do next.
 
+import { count } from "./figures.js";
+
 // Each word of `continuity`: what happened, and the weakest export that is exact all the same.
 const CONTINUITY = {
   rewound: ["The watermark was set back by hand: the next export sends again what lies behind it.", "delta"],
@@ -97,7 +99,7 @@ export const REFUSED = {
   full_only: "The dataset has capture = none: set the schedule's type to full, or heal to true. The schedule tries again every second.",
   too_many_open_jobs: "As many exports are open as there may be. The schedule tries again every second.",
   nothing_ready: "No dataset is ready: cdc-export track --all, or heal = true where capture is none. The schedule tries again every second.",
-  too_many_datasets: "More than 1,000 datasets are ready, and a batch has no more: name them in several schedules.",
+  too_many_datasets: "More than 1,000 datasets are ready, and a job has at most 1,000: name them in several schedules.",
 };
 
 const NEXT = {
@@ -121,7 +123,7 @@ const NEXT = {
   not_in_format: "Export as csv or ndjson, which have a form for every value.",
   file_lost: "Start a full export: what this one held was never handed out. See who removes files from the output folder, or what rule from the bucket.",
   watermark_changed: "Somebody moves this consumer's watermark while its exports run. Retry when that is over.",
-  batch_member_failed: "Another export of its batch failed, and a batch completes as a whole or not at all. See the batch, mend that one, then retry the batch.",
+  other_dataset_failed: "The export of a dataset that this key may not see ended the job. Ask somebody whose key is for all datasets of the job.",
   dataset_unknown: "No process has its dataset any more: put it into the datasets file again.",
   attempts_exhausted: "Its workers vanished each time: look into their logs and memory limits, then retry.",
   internal: "A defect of the service: its log has the cause. Retry once, then report it.",
@@ -133,16 +135,23 @@ export function healedByFull(job) {
 }
 
 // Whether a lane goes on with a full export alone.
-export function needsFull({ state, lastJob }) {
-  return state === "needs_full" || (state === "failing" && lastJob !== null && healedByFull(lastJob));
+export function needsFull({ state }) {
+  return state === "needs_full";
 }
 
-// The exports of a list, each that failed with whether its consumer is helped already: by an export that is open, or by a later one
-// of that type or of all rows. `others` are those of the same consumers and datasets.
+// The exports of a job. A job of one dataset has the members of its export itself.
+export const exportsOf = (job) => job.exports ?? [job];
+
+// The dataset that a failed job failed by.
+export const failedDataset = (job) => job.error.dataset ?? job.dataset;
+
+// Marks each failed job of a list whose consumer is helped already: by a job that is open, or by a later export of that
+// type or of all rows. `others` are jobs of the same consumers and datasets.
 export function withHelp(jobs, others) {
-  const helps = (job) => (other) =>
-    other.consumerId === job.consumerId && other.dataset === job.dataset &&
-    (isOpen(other) || (other.status === "completed" && other.createdAt > job.createdAt && ["full", job.exportType].includes(other.exportType)));
+  const helps = (job) => (other) => {
+    const same = other.consumerId === job.consumerId && exportsOf(other).find(({ dataset }) => dataset === failedDataset(job));
+    return same && (isOpen(other) || (other.status === "completed" && other.createdAt > job.createdAt && ["full", job.exportType].includes(same.exportType)));
+  };
   return jobs.map((job) => (healedByFull(job) && others.some(helps(job)) ? { ...job, isHelped: true } : job));
 }
 
@@ -160,10 +169,10 @@ export const TYPES = {
 export const STATUS = {
   pending: { weight: "notice", meaning: "It waits for a worker, or for its consumer's earlier exports." },
   processing: { weight: "running", meaning: "A worker exports it." },
-  completed: { weight: "good", meaning: "The file is whole and on disk." },
+  completed: { weight: "good", meaning: "Each file is whole and on disk." },
   skipped: { weight: "good", meaning: "It found nothing, and made no file." },
-  failed: { weight: "bad", meaning: "It ended without a file." },
-  cancelled: { weight: "quiet", meaning: "It was cancelled. The watermark is where it was." },
+  failed: { weight: "bad", meaning: "It ended with an error." },
+  cancelled: { weight: "quiet", meaning: "It was cancelled, and moved no watermark." },
 };
 
 // What a job that a worker runs does.
@@ -188,10 +197,6 @@ export const CONSUMER_ID = "A consumer id has 1 to 128 of A-Z a-z 0-9 . _ : @ - 
 
 export const isConsumerId = (id) => /^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$/.test(id);
 
-export function batchPath(id) {
-  return `#/batches/${id}`;
-}
-
 export function hasFile(job) {
   return job.status === "completed" && !job.skipped;
 }
@@ -200,9 +205,15 @@ export function isOpen(job) {
   return job.status === "pending" || job.status === "processing";
 }
 
+// The dataset of a job, or the number of its datasets.
+export function datasetsOf(job) {
+  const [first, ...others] = exportsOf(job);
+  return others.length === 0 ? first.dataset : `${count(others.length + 1)} datasets`;
+}
+
 export function title(job) {
   const whose = job.consumerId === null ? "ad hoc" : `for ${job.consumerId}`;
-  return `${job.exportType} export of ${job.dataset}, ${whose}`;
+  return `${job.exportType} export of ${datasetsOf(job)}, ${whose}`;
 }
 
 // What an error of a call adds to its detail, which is shown as it is.

@@ -40,10 +40,10 @@ left join lateral (
   select n.nspname as place, (
     select string_agg(format('%I.%I', n.nspname, t.relname), ', ' order by t.relname)
     from pg_class t
-    where t.relnamespace = n.oid and t.relname in ('exports', 'watermarks', 'users') and t.relkind in ('r', 'p'))
+    where t.relnamespace = n.oid and t.relname in ('watermarks', 'users') and t.relkind in ('r', 'p'))
     as tables
   from pg_class e
   join pg_namespace n on n.oid = e.relnamespace
-  where e.relname = 'exports' and e.relkind = 'r' and e.relowner = m.relowner
+  where e.relname = 'watermarks' and e.relkind = 'r' and e.relowner = m.relowner
   order by n.nspname = here.place desc
   limit 1) made on true

@@ -64,17 +64,27 @@ current_state as materialized (
 destination_evidence as materialized (
   select lane.consumer_id, lane.dataset,
     coalesce(lane.after_is_valid, false)
-      or coalesce(lane.marker_job = last.id and lane.marker_sha256 = last.sha256, false) as confirms,
+      or coalesce(lane.marker_job = last.job and lane.marker_sha256 = last.sha256, false) as confirms,
     not coalesce(lane.after_is_valid, false) and lane.marker_job is not null and not exists (
-      select from exports e
-      where e.id = lane.marker_job and e.consumer_id = lane.consumer_id and e.dataset = lane.dataset
-        and (e.status = 'completed' and e.sha256 = lane.marker_sha256 or e.error_code = 'file_lost')) as contradicts
+      select from cdc_export.exports e
+      where e.job = lane.marker_job and e.consumer_id = lane.consumer_id and e.dataset = lane.dataset
+        and (e.status = 'completed' and e.sha256 = lane.marker_sha256
+          -- A failed export that was committed lost its file.
+          or e.status = 'failed' and e.columns_hash is not null)) as contradicts
   from lanes lane
   left join lateral (
-    select e.id, e.sha256
-    from exports e
-    where e.consumer_id = lane.consumer_id and e.dataset = lane.dataset and e.status = 'completed'
-    order by e.lane_sequence desc limit 1) last on true),
+    -- The one that is not published yet, or the last published one.
+    (select e.job, e.sha256
+     from cdc_export.exports e
+     where e.consumer_id = lane.consumer_id and e.dataset = lane.dataset and e.status = 'completed'
+       and e.published_at is null
+     order by e.lane_sequence desc limit 1)
+    union all
+    (select e.job, e.sha256
+     from cdc_export.exports e
+     where e.consumer_id = lane.consumer_id and e.dataset = lane.dataset and e.number is not null
+     order by e.number desc limit 1)
+    limit 1) last on true),
 
 -- The reason in the order of precedence: `first` if there is no position yet, null if an export can go on.
 -- Each difference is computed only if the CASE gets to it. Of two objects only members that both have are compared.

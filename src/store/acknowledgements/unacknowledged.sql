@@ -10,7 +10,7 @@ cross join lateral (
   select count(*) as exports, min(published_at) as since
   from (
     -- After a restore the numbers may have gaps, so this counts exports.
-    select e.published_at from exports e
+    select e.published_at from cdc_export.exports e
     where e.consumer_id = l.consumer_id and e.dataset = l.dataset and e.number > l.acknowledged
       and e.published_at is not null
     order by e.number

@@ -1,5 +1,5 @@
 -- store.deliveries.claim
--- Claims due deliveries of a receiver, the oldest first, and returns them with their jobs.
+-- Claims due deliveries of a receiver, the oldest first.
 -- $1 text: the receiver
 -- $2 bigint: the limit on deliveries
 -- $3 float8: the length of the lease in seconds
@@ -11,17 +11,10 @@ with due as materialized (
   order by run_at
   limit $2
   for update skip locked
-),
-d as (
-  update cdc_export.deliveries d
-  set rescheduled_at = clock_timestamp(), run_at = clock_timestamp() + make_interval(secs => $3)
-  from due
-  where d.id = due.id
-  returning d.*
 )
-select
+update cdc_export.deliveries d
+set rescheduled_at = clock_timestamp(), run_at = clock_timestamp() + make_interval(secs => $3)
+from due
+where d.id = due.id
+returning
   -- include deliveries/columns.sql
-  ,
-  -- include job_columns.sql
-from d
-join exports e on e.id = d.job

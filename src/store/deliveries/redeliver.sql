@@ -4,7 +4,6 @@
 update cdc_export.deliveries d
 set attempt = 0, manually_requested = true, rescheduled_at = clock_timestamp(), run_at = clock_timestamp(),
     delivered_at = null, dead_at = null
-from exports e
-where d.id = $1 and e.id = d.job
+where d.id = $1
 returning
   -- include deliveries/columns.sql

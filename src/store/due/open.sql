@@ -10,26 +10,26 @@
 -- $7 float8[]: the longest pauses in seconds, after one attempt, two attempts and so on
 select
   -- Each `order by` makes Postgres use an index.
-  (select r.id
-   from exports r
-   where r.turn >= coalesce($5, '-infinity') and r.run_at <= statement_timestamp() and
-     -- include queue/claimable.sql
-   order by r.turn, r.created_at
+  (select j.id
+   from cdc_export.jobs j
+   where j.turn >= coalesce($5, '-infinity') and j.run_at <= statement_timestamp() and
+     -- include queue/ready.sql
+   order by j.turn, j.created_at
    limit 1) is not null,
   coalesce((
-    select e.lease_expires_at from exports e
-    where e.status = 'processing' order by e.lease_expires_at limit 1) < statement_timestamp(), false)
+    select j.lease_expires_at from cdc_export.jobs j
+    where j.status = 'processing' order by j.lease_expires_at limit 1) < statement_timestamp(), false)
   or coalesce((
-    select e.lease_expires_at from exports e
-    where e.status = 'processing' and e.lease_expires_at < 'infinity' order by e.lease_expires_at desc limit 1)
+    select j.lease_expires_at from cdc_export.jobs j
+    where j.status = 'processing' order by j.lease_expires_at desc limit 1)
     > statement_timestamp() + 4 * make_interval(secs => $6), false)
   or exists (
-    select from exports e
+    select from cdc_export.jobs j
     where
       -- include queue/orphaned.sql
   )
   or exists (
-    select from exports e
-    where e.status = 'pending' and e.run_at > statement_timestamp()
-      and e.run_at > statement_timestamp() + make_interval(secs => greatest(
-        coalesce(($7)[least(e.attempt, cardinality($7))], 0), case when e.gave_way > 0 then 900 else 0 end)))
+    select from cdc_export.jobs j
+    where j.status = 'pending' and j.run_at > statement_timestamp()
+      and j.run_at > statement_timestamp() + make_interval(secs => greatest(
+        coalesce(($7)[least(j.attempt, cardinality($7))], 0), case when j.gave_way > 0 then 900 else 0 end)))

@@ -1,10 +1,10 @@
--- The columns of `files::FileRow`, of a completed job `e`.
-e.id, e.consumer_id, e.dataset, e.format, e.compression, e.destination_id,
-e.marker_seen, e.finished_at, e.traceparent, e.batch_id,
+-- The columns of `files::FileRow`, of a completed export `e` of a job `j`.
+e.job, e.consumer_id, e.dataset, j.format, j.compression, e.destination_id,
+e.marker_seen, e.finished_at, j.traceparent,
 e.output_filename as name, e.sha256, e.lane_sequence,
 (select cdc_export.database_id()) as database,
-e.database_id = (select cdc_export.database_id()) as is_own,
+j.database_id = (select cdc_export.database_id()) as is_own,
 e.published_at is not null as is_published,
 current_setting('synchronous_standby_names') <> '' as awaits_standby,
 case when e.published_at is null then e.manifest end as manifest,
-(select f.files from cdc_export.export_files f where f.job = e.id) as files
+(select f.files from cdc_export.export_files f where f.job = e.job and f.dataset = e.dataset) as files

@@ -1,7 +1,9 @@
 -- store.files.get
--- Returns the files of a completed job.
+-- Returns the files of a completed export.
 -- $1 uuid: the job
+-- $2 text: the dataset
 select
   -- include files/columns.sql
-from exports e
-where e.id = $1 and e.status = 'completed'
+from cdc_export.exports e
+join cdc_export.jobs j on j.id = e.job
+where e.job = $1 and e.dataset = $2 and e.status = 'completed'

@@ -4,16 +4,18 @@
 with pending as (
   select count(*) as jobs,
     greatest(extract(epoch from clock_timestamp() - min(created_at)), 0)::float8 as seconds
-  from exports where status = 'pending'
+  from cdc_export.jobs where status = 'pending'
 ),
 running as (
-  select count(*) as jobs from exports where status = 'processing'
+  select count(*) as jobs from cdc_export.jobs where status = 'processing'
 ),
 unpublished as (
-  -- Clients see these jobs as processing, too. They have an index of their own, so this counts them separately.
-  select count(*) as jobs,
-    greatest(extract(epoch from clock_timestamp() - min(finished_at)), 0)::float8 as seconds
-  from exports where status = 'completed' and published_at is null
+  -- Clients see these jobs as processing, too.
+  select count(distinct j.id) as jobs,
+    greatest(extract(epoch from clock_timestamp() - min(e.finished_at)), 0)::float8 as seconds
+  from cdc_export.jobs j
+  join cdc_export.exports e on e.job = j.id
+  where j.status = 'committed' and e.status = 'completed' and e.published_at is null
 ),
 held as (
   -- The statement source.purge.give_up_old uses the same times to give up a position.

@@ -7,7 +7,7 @@ with oldest as (
   select l.consumer_id, l.dataset, l.acknowledged, first.published_at as since
   from cdc_export.lanes l
   left join lateral (
-    select e.published_at from exports e
+    select e.published_at from cdc_export.exports e
     where e.consumer_id = l.consumer_id and e.dataset = l.dataset and e.number > l.acknowledged
       and e.published_at is not null
     order by e.number
@@ -23,7 +23,7 @@ cross join lateral (
   select count(*) as exports
   from (
     -- After a restore the numbers may have gaps, so this counts exports.
-    select from exports e
+    select from cdc_export.exports e
     where e.consumer_id = oldest.consumer_id and e.dataset = oldest.dataset and e.number > oldest.acknowledged
       and e.published_at is not null
     order by e.number

@@ -1,23 +1,34 @@
 -- store.jobs.cancel
--- Cancels a pending job or batch, or asks the worker of a processing one to stop. A member of a batch is not cancelled
--- alone.
--- $1 uuid: the job, or the batch
--- $2 boolean: true for a batch
+-- Cancels a pending job, or asks the worker of a processing one to stop.
+-- $1 uuid: the job
 with asked as materialized (
-  -- In the order in which a claim locks the members of a batch.
-  select id from exports
-  where (id = $1 and batch_id is null and not $2 or batch_id = $1 and $2) and status in ('pending', 'processing')
-  order by id
-  for update
+  select id, status from cdc_export.jobs where id = $1 and status in ('pending', 'processing') for update
+),
+j as (
+  update cdc_export.jobs job
+  set status = case asked.status when 'pending' then 'cancelled' else job.status end,
+      open_exports = case asked.status when 'pending' then 0 else job.open_exports end,
+      cancel_requested_at = coalesce(job.cancel_requested_at, clock_timestamp()),
+      -- A cancelled job has not failed, so this removes the error of an earlier attempt.
+      error_code = case asked.status when 'processing' then job.error_code end,
+      error_detail = case asked.status when 'processing' then job.error_detail end,
+      error_dataset = case asked.status when 'processing' then job.error_dataset end
+  from asked
+  where job.id = asked.id
+  returning job.*, asked.status as was
+),
+cancelled as (
+  update cdc_export.exports export
+  set status = 'cancelled', finished_at = greatest(clock_timestamp(), j.created_at)
+  from j
+  where export.job = j.id and j.was = 'pending'
+  returning export.*
 )
-update exports e
-set status = case e.status when 'pending' then 'cancelled' else e.status end,
-    cancel_requested_at = coalesce(e.cancel_requested_at, clock_timestamp()),
-    finished_at = case e.status when 'pending' then greatest(clock_timestamp(), e.created_at) end,
-    -- A cancelled job has not failed, so this removes the error of an earlier attempt.
-    error_code = case e.status when 'processing' then e.error_code end,
-    error_detail = case e.status when 'processing' then e.error_detail end
-from asked
-where e.id = asked.id
-returning case e.status when 'cancelled' then 'pending' else e.status end as was,
-  -- include job_columns.sql
+select j.was, j.status as job_status,
+  -- include export_columns.sql
+from j
+join (
+  select cancelled.* from cancelled
+  union all
+  select export.* from cdc_export.exports export join j on j.id = export.job where j.was = 'processing') e
+  on e.job = j.id

@@ -1,7 +1,9 @@
 -- store.jobs.get
--- Returns a job.
--- $1 uuid: the job
+-- Returns jobs by their ids, each with its exports.
+-- $1 uuid[]: the jobs
 select
   -- include job_columns.sql
-from exports e
-where e.id = $1
+from cdc_export.jobs j
+join cdc_export.exports e on e.job = j.id
+where j.id = any ($1)
+order by e.job, e.dataset

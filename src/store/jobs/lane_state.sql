@@ -1,31 +1,33 @@
 -- store.jobs.lane_state
--- Returns what new jobs need to know of their lanes, whose rows must be locked:
--- 1. the number of open jobs in the fullest of the lanes, or of the open ad-hoc jobs of a requester in the dataset
--- 2. the last turn of the open jobs of the requester that the same key asked for
--- 3. the time of the new jobs: later than the times of the lanes' last jobs, even if the clock was set back
+-- Returns what a new job needs to know of its lanes, whose rows must be locked:
+-- 1. the number of open exports in the fullest of the lanes, or of the requester's open ad-hoc exports of the dataset
+-- 2. the last turn of the open jobs of the consumer that the same key asked for
+-- 3. the time of the new job: later than the times of the lanes' last exports, even if the clock was set back
 -- $1 bigint: the limit of the count
 -- $2 text: the consumer; null: an ad-hoc export
 -- $3 text[]: the datasets
--- $4 text: the requester: the consumer, or the API key of an ad-hoc export
--- $5 text: the public part of the caller's key; null: none
+-- $4 text: the public part of the caller's key; null: none
 select
-  (select max(open.jobs)
+  (select max(open.exports)
    from unnest($3) as its (dataset)
    cross join lateral (
-     select count(*) as jobs from (
-       select from exports
-       where consumer_id = $2 and dataset = its.dataset and status in ('pending', 'processing')
+     select count(*) as exports from (
+       select from cdc_export.exports
+       where consumer_id = $2 and dataset = its.dataset and status = 'open' and published_at is null
        union all
-       select from exports
-       where $2 is null and consumer_id is null and coalesce(consumer_id, ':' || key_prefix, '') = $4
-         and dataset = its.dataset and status in ('pending', 'processing')
+       select from cdc_export.jobs j
+       join cdc_export.exports e on e.job = j.id
+       where $2 is null and coalesce(j.key_prefix, '') = coalesce($4, '') and coalesce(j.consumer_id, '') = ''
+         and j.status in ('pending', 'processing') and e.dataset = its.dataset
        limit $1) counted) open),
-  (select max(turn) from exports
-   where coalesce(consumer_id, ':' || key_prefix, '') = $4 and status in ('pending', 'processing')
-     and turn < 'infinity' and key_prefix is not distinct from $5),
+  (select max(turn) from cdc_export.jobs
+   where coalesce(key_prefix, '') = coalesce($4, '') and coalesce(consumer_id, '') = coalesce($2, '')
+     and status in ('pending', 'processing')),
   greatest(clock_timestamp(), (
     select max(last.ended) + interval '1 microsecond'
     from unnest($3) as its (dataset)
     cross join lateral (
-      select greatest(created_at, finished_at) as ended from exports
-      where consumer_id = $2 and dataset = its.dataset order by lane_sequence desc limit 1) last))
+      select greatest(j.created_at, e.finished_at) as ended
+      from cdc_export.exports e
+      join cdc_export.jobs j on j.id = e.job
+      where e.consumer_id = $2 and e.dataset = its.dataset order by e.lane_sequence desc limit 1) last))

@@ -4,5 +4,7 @@
 -- $2 text: the key
 select
   -- include job_columns.sql
-from exports e
-where coalesce(e.consumer_id, ':' || e.key_prefix, '') = $1 and e.idempotency_key = $2
+from cdc_export.jobs j
+join cdc_export.exports e on e.job = j.id
+where coalesce(j.consumer_id, ':' || j.key_prefix, '') = $1 and j.idempotency_key = $2
+order by e.job, e.dataset

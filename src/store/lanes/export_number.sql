@@ -9,13 +9,12 @@
 select case e.status
     when 'completed' then coalesce(e.number, l.last_number)
     else coalesce((
-      select earlier.number from exports earlier
-      where earlier.consumer_id = e.consumer_id and earlier.dataset = e.dataset and earlier.status = 'completed'
-        and earlier.lane_sequence < e.lane_sequence
-      order by earlier.lane_sequence desc limit 1), 0) end
-from exports e
+      select max(earlier.number) from cdc_export.exports earlier
+      where earlier.consumer_id = e.consumer_id and earlier.dataset = e.dataset
+        and earlier.lane_sequence < e.lane_sequence and earlier.number is not null), 0) end
+from cdc_export.exports e
 join cdc_export.lanes l on l.consumer_id = e.consumer_id and l.dataset = e.dataset
-where e.id = $1 and e.consumer_id = $2 and e.dataset = $3 and e.status in ('completed', 'skipped')
+where e.job = $1 and e.consumer_id = $2 and e.dataset = $3 and e.status in ('completed', 'skipped')
   -- An export of a consumer that was removed since does not count.
   and e.lane_sequence > coalesce(l.removed_sequence, 0)
   and ($4::text is null or $4 in (e.sha256, e.digest))

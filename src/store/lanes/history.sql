@@ -4,7 +4,7 @@
 -- $2 text[]: the dataset of each lane
 -- $3 bigint: the number of completed exports that are looked at
 -- $4 bigint: the limit on counted failures
-select its.consumer_id, its.dataset, failed.jobs as failures, failed.since as failing_since,
+select its.consumer_id, its.dataset, failed.exports as failures, failed.since as failing_since,
   completed.at as completed_at, extract(epoch from completed.pause)::float8 as usual_seconds, clock_timestamp() as now
 from unnest($1, $2) as its (consumer_id, dataset)
 -- The exports before its consumer was removed don't count.
@@ -17,16 +17,16 @@ cross join lateral (
       last.finished_at - lag(last.finished_at) over (order by last.lane_sequence) as pause
     from (
       select e.lane_sequence, e.finished_at
-      from exports e
+      from cdc_export.exports e
       where e.consumer_id = its.consumer_id and e.dataset = its.dataset and e.status in ('completed', 'skipped')
         and e.lane_sequence > coalesce(l.removed_sequence, 0)
       order by e.lane_sequence desc
       limit $3) last) ended) completed
 cross join lateral (
-  select count(*) as jobs, min(last.finished_at) as since
+  select count(*) as exports, min(last.finished_at) as since
   from (
     select e.finished_at
-    from exports e
+    from cdc_export.exports e
     where e.consumer_id = its.consumer_id and e.dataset = its.dataset and e.status = 'failed'
       and e.lane_sequence > coalesce(completed.lane_sequence, l.removed_sequence, 0)
     order by e.lane_sequence desc

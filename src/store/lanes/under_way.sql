@@ -1,15 +1,12 @@
 -- store.lanes.under_way
--- Returns a lane's jobs that have not ended, or whose files are not published yet.
+-- Returns a lane's exports that have not ended, or whose files are not published yet.
 -- $1 text: the consumer
 -- $2 text: the dataset
--- $3 bigint: the limit on jobs
+-- $3 bigint: the limit on exports
 select
-  -- include job_columns.sql
-from (
-  select id from exports where consumer_id = $1 and dataset = $2 and status in ('pending', 'processing')
-  union all
-  select id from exports
-  where consumer_id = $1 and dataset = $2 and status = 'completed' and published_at is null) open
-join exports e on e.id = open.id
+  -- include export_columns.sql
+from cdc_export.exports e
+join cdc_export.jobs j on j.id = e.job
+where e.consumer_id = $1 and e.dataset = $2 and e.published_at is null and e.status in ('open', 'completed')
 order by e.lane_sequence
 limit $3

@@ -8,6 +8,6 @@ select case
     where prefix <> $2 and revoked_at is null and (expires_at is null or expires_at > clock_timestamp()))
   then (
     select count(*)
-    from (select from exports
-      where key_prefix = $2 and status in ('pending', 'processing') and turn < 'infinity' limit $1) open)
+    from (select from cdc_export.jobs
+      where coalesce(key_prefix, '') = $2 and status in ('pending', 'processing') limit $1) open)
   else 0 end

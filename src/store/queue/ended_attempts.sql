@@ -7,10 +7,12 @@
 select a.place,
   -- A job that the database doesn't know may be that of a clone, which has the same identity. A marker of a committed
   -- job gets its final name soon.
-  e.id is not null and (not a.is_marker or e.status <> 'completed' or e.published_at is not null) as is_removable
+  j.id is not null and (not a.is_marker or j.status <> 'committed') as is_removable
 from unnest($1, $2, $3, $4) with ordinality as a (id, token, database, is_marker, place)
-left join exports e on e.id = a.id
+left join cdc_export.jobs j on j.id = a.id
 where a.database = (select cdc_export.database_id())
   -- The attempt neither runs nor completed the job.
-  and e.lease_token is distinct from a.token
-  and (e.staged_name is null or e.staged_name not like '%' || a.token || '%')
+  and j.lease_token is distinct from a.token
+  and not exists (
+    select from cdc_export.exports e
+    where e.job = j.id and e.staged_name like '%' || a.token || '%')

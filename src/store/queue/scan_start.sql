@@ -8,13 +8,11 @@
 -- $3 uuid: its destination
 -- $4 uuid[]: the destinations that no process has used for a minute
 select least(first.turn, statement_timestamp()) - interval '1 minute', first.turn is not null,
-  exists (
-    select from exports e
-    where e.status = 'pending' and e.run_at <= statement_timestamp() and e.turn < 'infinity')
+  exists (select from cdc_export.jobs j where j.status = 'pending' and j.run_at <= statement_timestamp())
 from (select (
-  select r.turn
-  from exports r
+  select j.turn
+  from cdc_export.jobs j
   where
-    -- include queue/claimable.sql
-  order by r.turn
+    -- include queue/ready.sql
+  order by j.turn
   limit 1) as turn) first

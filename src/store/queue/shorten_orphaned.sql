@@ -2,12 +2,12 @@
 -- Lets the leases of the jobs whose sessions have ended run out in a second.
 -- A worker that still runs has ended its attempt itself by then.
 with orphaned as (
-  select e.id
-  from exports e
+  select j.id
+  from cdc_export.jobs j
   where
     -- include queue/orphaned.sql
   for update skip locked
 )
-update exports e set lease_expires_at = statement_timestamp() + interval '1 second'
+update cdc_export.jobs j set lease_expires_at = statement_timestamp() + interval '1 second'
 from orphaned
-where e.id = orphaned.id
+where j.id = orphaned.id

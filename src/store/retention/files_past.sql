@@ -10,22 +10,21 @@
 -- $8 boolean: true for files of this database alone; here true
 with bounds as (
   -- The newest file of each lane that is past the retention: the first file beyond the count, or an age limit.
-  select l.consumer_id, l.dataset, bound.finished_at, bound.id
+  select l.consumer_id, l.dataset, bound.finished_at, bound.job
   from unnest($1, $2) as l (consumer_id, dataset)
   cross join lateral (
-    select b.finished_at, b.id
+    select b.finished_at, b.job
     from (
-      (select f.finished_at, f.id
-       from exports f
+      (select f.finished_at, f.job
+       from cdc_export.exports f
        where $3 is not null and f.destination_id = $5 and coalesce(f.consumer_id, '') = l.consumer_id
-         and f.dataset = l.dataset and f.status = 'completed' and f.published_at is not null
-         and f.file_removed_at is null
-       order by f.finished_at desc, f.id desc
+         and f.dataset = l.dataset and f.published_at is not null and f.file_removed_at is null
+       order by f.finished_at desc, f.job desc
        offset $3 limit 1)
       union all
       select clock_timestamp() - make_interval(secs => $4), '00000000-0000-0000-0000-000000000000'::uuid
       where $4 is not null) b
-    order by b.finished_at desc, b.id desc
+    order by b.finished_at desc, b.job desc
     limit 1) bound
 )
 select

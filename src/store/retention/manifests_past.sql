@@ -1,5 +1,5 @@
 -- store.retention.manifests_past
--- Returns the manifests of jobs past the retention of jobs, with the exports' files, which are removed already. The
+-- Returns the manifests of exports past the retention of jobs, with the exports' files, which are removed already. The
 -- service of the database that made an export removes its manifest. None is returned that is later than one which
 -- stays.
 -- $1 text[]: the consumers of the lanes
@@ -14,17 +14,17 @@
 kept as (
   select bounds.*,
     least(base.number, (
-      select k.number from exports k
-      where k.destination_id = $5 and k.consumer_id = bounds.consumer_id and k.dataset = bounds.dataset
-        and k.number is not null and k.file_removed_at is null
-      order by k.number limit 1)) as first_kept
+      select k.number from cdc_export.exports k
+      where k.destination_id = $5 and coalesce(k.consumer_id, '') = bounds.consumer_id and k.dataset = bounds.dataset
+        and k.published_at is not null and k.file_removed_at is null
+      order by k.finished_at, k.job limit 1)) as first_kept
   from bounds
   cross join lateral (
-    select n.number from exports n
+    select n.number from cdc_export.exports n
     where n.consumer_id || ' ' || n.dataset || ' ' || n.export_type || ' '
-      || case when n.status = 'completed' and n.published_at is null then 'processing' else n.status end
+      || case when n.status = 'completed' and n.published_at is null then 'open' else n.status end
       = bounds.consumer_id || ' ' || bounds.dataset || ' full completed'
-    order by n.created_at desc, n.id desc limit 1) base
+    order by n.job desc limit 1) base
 )
 select
   -- include files/columns.sql
@@ -32,14 +32,14 @@ select
 from kept
 cross join lateral (
   select m.*, m.manifest as manifest_text
-  from exports m
+  from cdc_export.exports m
   where m.consumer_id = kept.consumer_id and m.dataset = kept.dataset
     and m.number is not null and m.manifest is not null
     and m.number < kept.first_kept
     -- The times of a lane never go back, so no later manifest is older.
-    and (m.finished_at, m.id) <= (kept.finished_at, kept.id)
+    and (m.finished_at, m.job) <= (kept.finished_at, kept.job)
     and m.file_removed_at is not null and m.destination_id = $5
-    and m.database_id = (select cdc_export.database_id())
   order by m.number
   limit $6) e
+join cdc_export.jobs j on j.id = e.job and j.database_id = (select cdc_export.database_id())
 limit $6

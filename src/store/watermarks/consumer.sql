@@ -10,9 +10,6 @@ select
     where consumer_id = $1 and removed_sequence is distinct from last_sequence
       and ($2 is null or dataset = any ($2))) as is_known,
   exists (
-    select from exports
-    where consumer_id = $1 and ($2 is null or dataset = any ($2)) and status in ('pending', 'processing'))
-  or exists (
-    select from exports
-    where consumer_id = $1 and ($2 is null or dataset = any ($2)) and status = 'completed' and published_at is null)
-    as is_open
+    select from cdc_export.exports
+    where consumer_id = $1 and ($2 is null or dataset = any ($2)) and published_at is null
+      and status in ('open', 'completed')) as is_open

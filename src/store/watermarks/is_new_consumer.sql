@@ -1,10 +1,13 @@
 -- store.watermarks.is_new_consumer
--- Returns true if a consumer had no watermark and no job before the given ones.
+-- Returns true if a consumer had no watermark and no job before the given one.
 -- $1 text: the consumer
--- $2 uuid[]: its jobs that do not count
+-- $2 uuid: its job that does not count
 -- $3 text[]: the datasets that the caller may see; null: all
 with first_jobs as (
-  select e.dataset, e.created_at from exports e where e.id = any ($2) and e.lane_sequence = 1
+  select e.dataset, j.created_at
+  from cdc_export.jobs j
+  join cdc_export.exports e on e.job = j.id
+  where j.id = $2 and e.lane_sequence = 1
 )
 select
   not exists (

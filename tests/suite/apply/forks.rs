@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cdc_export::manifest::{Chained, Manifest};
+use cdc_export::manifest::{Chained, Manifest, ManifestJob};
 use tempfile::TempDir;
 
 use crate::harness::{Database, ends, far, reachable_folder, silent};
@@ -14,7 +14,7 @@ fn export(before: Option<&Export>, kind: &str, rows: u64, requested: u16) -> Exp
     // Names don't depend on the number alone.
     files[0].0 = format!("{requested}_{}", files[0].0);
     let mut chained = manifest.export;
-    chained.job = format!("019a0000-{requested:04x}-7000-8000-000000000001");
+    chained.job = ManifestJob::One(format!("019a0000-{requested:04x}-7000-8000-000000000001"));
     chained.export_type = kind.to_owned();
     chained.files[0].path = Some(files[0].0.clone());
     let url = format!("file:///srv/{}", files[0].0);

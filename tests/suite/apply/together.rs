@@ -1,4 +1,4 @@
-//! The exports of a batch are applied in one transaction of the target.
+//! The exports of a job are applied in one transaction of the target.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex};
 use serde_json::{Value, json};
 use sqlx::Executor;
 
-use crate::batches::export_all;
 use crate::harness::{KILLED, Start, ends, eventually, far, silent, until};
 use crate::hostile::lying;
 use crate::mirrors::Mirror;
+use crate::several_datasets::export_all;
 
 /// The tables of pgbench, with a key of the history.
 const BANK: &str = "
@@ -22,6 +22,9 @@ const BANK: &str = "
     insert into sales.branches select b, 0 from generate_series(1, 2) b;
     insert into sales.tellers select t, 1 + t % 2, 0 from generate_series(1, 10) t;
     insert into sales.accounts select a, 1 + a % 2, 0 from generate_series(1, 500) a;";
+
+/// The code of a job whose exports are not all there.
+const INCOMPLETE: &str = "job_incomplete";
 
 /// The number of transactions that brought the tables to where they are.
 const TRANSACTIONS: &str = "select count(distinct xmin::text) from cdc_apply.positions";
@@ -46,12 +49,17 @@ async fn a_copy_is_of_one_moment_at_each_look_while_a_bank_works() {
                 while is_open.load(Ordering::Relaxed) {
                     at = (at * 31 + 7) % 5000;
                     let (account, teller, branch, delta) = (1 + at % 500, 1 + at % 10, 1 + at % 2, at - 2500);
-                    // A teller's row is locked first, so that no two writers wait for each other.
+                    // A branch's row is locked first, so that no two writers wait for each other. The oldest row of the
+                    // history is deleted, and inserted under another key.
                     let transaction = format!(
                         "begin; update sales.branches set balance = balance + {delta} where bid = {branch};
                          update sales.tellers set balance = balance + {delta} where tid = {teller};
                          update sales.accounts set balance = balance + {delta} where aid = {account};
-                         insert into sales.history (tid, bid, aid, delta) values ({teller}, {branch}, {account}, {delta}); commit"
+                         insert into sales.history (tid, bid, aid, delta)
+                         values ({teller}, {branch}, {account}, {delta});
+                         with oldest as (
+                           delete from sales.history where id = (select min(id) from sales.history) returning *)
+                         insert into sales.history (tid, bid, aid, delta) select tid, bid, aid, delta from oldest; commit"
                     );
                     pool.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(transaction))).await.unwrap();
                 }
@@ -83,7 +91,7 @@ async fn a_copy_is_of_one_moment_at_each_look_while_a_bank_works() {
 }
 
 #[tokio::test]
-async fn a_member_that_needs_a_full_export_gets_one_and_the_others_go_on() {
+async fn a_dataset_that_needs_a_full_export_gets_one_and_the_others_go_on() {
     let mirror = Mirror::of(&["t1", "t2", "t3"]).await;
     mirror.applies_all("all").await;
     let statements =
@@ -94,7 +102,7 @@ async fn a_member_that_needs_a_full_export_gets_one_and_the_others_go_on() {
 }
 
 #[tokio::test]
-async fn a_kill_leaves_a_batch_in_all_tables_or_in_none() {
+async fn a_kill_leaves_a_job_in_all_tables_or_in_none() {
     let tables = ["t1", "t2", "t3"];
     let mirror = Mirror::of(&tables).await;
     mirror.applies_all("all").await;
@@ -131,23 +139,24 @@ async fn a_view_that_cannot_be_read_holds_up_no_other_table() {
         mirror.target.one::<bool>("select exists (select from sales.parents where id = 3)").await
     })
     .await;
-    // It returns to the batch.
-    let last = "select max(created_at) from exports where dataset = 'shares' and status = 'failed'";
+    // It returns to the job of the round.
+    let last = "select max(job::text) from exports where dataset = 'shares' and status = 'failed'";
     let whole = format!(
-        "select exists (select from exports where batch_id is not null and dataset = 'shares' and created_at > ({last}))"
+        "select exists (select from exports where dataset = 'shares' and job::text > ({last})
+           and job in (select id from cdc_export.jobs where datasets is not null))"
     );
     mirror.source.run("update public.heads set n = 5").await;
-    until("a batch of all", async || mirror.source.one::<bool>(&whole).await).await;
+    until("a job of all", async || mirror.source.one::<bool>(&whole).await).await;
     running.kill().await.unwrap();
-    // One batch failed, not one in each round.
-    let failed = "select count(distinct batch_id) from exports where status = 'failed'";
+    // One such job failed, not one in each round.
+    let failed = "select count(*) from cdc_export.jobs where datasets is not null and status = 'failed'";
     assert_eq!(mirror.source.one::<i64>(failed).await, 1);
     ends(mirror.apply(&["--all-datasets"]).output().await, 0, "");
     mirror.require_all_equal(&["children", "parents", "shares"]).await;
 }
 
 #[tokio::test]
-async fn a_batch_of_which_one_table_fails_early_is_not_applied_in_part() {
+async fn a_job_of_which_one_table_fails_early_is_not_applied_in_part() {
     let mirror = Mirror::of(&["t1", "t2", "t3"]).await;
     mirror.applies_all("all").await;
     mirror.change(&["t1", "t2", "t3"], "x").await;
@@ -164,15 +173,15 @@ async fn a_batch_of_which_one_table_fails_early_is_not_applied_in_part() {
 }
 
 #[tokio::test]
-async fn a_batch_waits_for_a_lane_that_has_an_earlier_batch_before_it() {
+async fn a_job_waits_for_a_lane_that_has_an_earlier_job_before_it() {
     for (early, jobs) in [("t1", "1"), ("t2", "1"), ("t1", "4"), ("t2", "4")] {
         let mirror = Mirror::of(&["t1", "t2"]).await;
         silent(mirror.apply(&["--all-datasets"]).output().await);
-        let batch = json!({ "datasets": "*", "skipEmpty": true });
+        let body = json!({ "datasets": "*", "skipEmpty": true });
         mirror.change(&[early], "early").await;
-        export_all(&mirror.service, "delta", batch.clone()).await;
+        export_all(&mirror.service, "delta", body.clone()).await;
         mirror.change(&["t1", "t2"], "late").await;
-        export_all(&mirror.service, "delta", batch).await;
+        export_all(&mirror.service, "delta", body).await;
         let (code, printed, said) =
             mirror.apply(&["--all-datasets", "--request", "none", "--jobs", jobs]).output().await;
         assert_eq!((code, printed.lines().count(), said.as_str()), (0, 3, ""), "{early} {jobs}");
@@ -181,7 +190,7 @@ async fn a_batch_waits_for_a_lane_that_has_an_earlier_batch_before_it() {
 }
 
 #[tokio::test]
-async fn a_new_table_beside_one_that_lags_goes_past_a_batch() {
+async fn a_new_table_beside_one_that_lags_goes_past_a_job() {
     for jobs in ["1", "4"] {
         let mirror = Mirror::of(&["t1", "t2"]).await;
         silent(mirror.apply(&["--dataset", "t1"]).output().await);
@@ -189,7 +198,7 @@ async fn a_new_table_beside_one_that_lags_goes_past_a_batch() {
             mirror.change(&["t1", "t2"], kind).await;
             export_all(&mirror.service, kind, json!({ "datasets": "*" })).await;
         }
-        // The new table begins with the full export, so it never comes to the batch of the deltas.
+        // The new table begins with the full export, so it never comes to the job of the deltas.
         let call = ["--all-datasets", "--request", "none", "--jobs", jobs];
         let printed = silent(mirror.apply(&call).output().await);
         assert_eq!(printed.lines().count(), 3, "{jobs}: {printed}");
@@ -197,11 +206,11 @@ async fn a_new_table_beside_one_that_lags_goes_past_a_batch() {
     }
 }
 
-/// Two tables, and a batch of their changes that is not applied yet.
-async fn with_a_batch() -> Mirror {
-    let mirror = Mirror::of(&["t1", "t2"]).await;
+/// Tables, and a job of their changes that is not applied yet.
+async fn with_a_job_of(tables: &[&str]) -> Mirror {
+    let mirror = Mirror::of(tables).await;
     mirror.applies_all("all").await;
-    mirror.change(&["t1", "t2"], "x").await;
+    mirror.change(tables, "x").await;
     export_all(&mirror.service, "delta", json!({ "datasets": "*" })).await;
     mirror
 }
@@ -213,8 +222,8 @@ fn apply_from(mirror: &Mirror, server: &str, jobs: &str) -> Start {
     far(&[&call[..], &["--server", server]].concat())
 }
 
-/// Requires that nothing of the batch is applied yet, and applies it.
-async fn require_whole_batch(mirror: &Mirror, server: &str) {
+/// Requires that nothing of the job is applied yet, and applies it.
+async fn require_whole_job(mirror: &Mirror, server: &str) {
     for table in ["t1", "t2"] {
         let changed = format!("select count(*) from sales.{table} where name = 'x'");
         assert_eq!(mirror.target.one::<i64>(&changed).await, 0, "{table}");
@@ -225,12 +234,12 @@ async fn require_whole_batch(mirror: &Mirror, server: &str) {
     assert_eq!(mirror.target.one::<i64>(TRANSACTIONS).await, 1);
 }
 
-/// The exports of a batch are published in any order.
+/// The exports of a job are published in any order.
 #[tokio::test]
-async fn a_batch_that_is_published_between_two_listings_is_not_applied_in_part() {
-    let mirror = with_a_batch().await;
+async fn a_job_that_is_published_between_two_listings_is_not_applied_in_part() {
+    let mirror = with_a_job_of(&["t1", "t2"]).await;
     for (late, early) in [("t1", "t2"), ("t2", "t1")] {
-        // The list of what follows is as it was before the batch.
+        // The list of what follows is as it was before the job.
         let server = lying(&mirror.service, move |path, value| {
             if path.contains(&format!("dataset={late}&")) && path.contains("after=") {
                 *value = json!({ "items": [], "nextCursor": null });
@@ -240,49 +249,54 @@ async fn a_batch_that_is_published_between_two_listings_is_not_applied_in_part()
         for jobs in ["1", "4"] {
             let (code, printed, said) = apply_from(&mirror, &server, jobs).output().await;
             assert_eq!((code, printed.as_str()), (1, ""), "{late} {jobs}: {said}");
-            let missing = format!("the export 2 of {late} in the same batch was not there in time");
-            assert!(said.contains(&format!("{early}: batch_incomplete: {missing}")), "{late} {jobs}: {said}");
+            let missing = format!("the export 2 of {late} in the same job was not there in time");
+            assert!(said.contains(&format!("{early}: {INCOMPLETE}: {missing}")), "{late} {jobs}: {said}");
         }
     }
-    require_whole_batch(&mirror, &mirror.service.address).await;
+    require_whole_job(&mirror, &mirror.service.address).await;
 }
 
 #[tokio::test]
-async fn a_batch_is_applied_once_the_service_has_published_all_of_its_exports() {
-    let mirror = with_a_batch().await;
-    for lost in [0_usize, 1] {
-        let server = lying(&mirror.service, move |path, value| {
-            if path.starts_with("/batches/") {
-                value["status"] = json!("failed");
-                (value["jobs"][lost]["status"], value["jobs"][lost]["number"]) = (json!("failed"), Value::Null);
-            }
-        })
-        .await;
-        for jobs in ["1", "4"] {
-            let (code, printed, said) = apply_from(&mirror, &server, jobs).output().await;
-            assert_eq!((code, printed.as_str()), (1, ""), "{lost} {jobs}: {said}");
-            for table in ["t1", "t2"] {
-                let incomplete = format!("{table}: batch_incomplete: 1 of the 2 exports of the batch");
-                assert!(said.contains(&incomplete), "{lost} {jobs}: {said}");
-            }
-        }
-    }
+async fn a_job_is_applied_once_the_service_has_published_all_of_its_exports() {
+    let mirror = with_a_job_of(&["t1", "t2"]).await;
     // The first looks find one export that is not published.
     let looks = Arc::new(AtomicUsize::new(0));
     let looked = Arc::clone(&looks);
-    let server = lying(&mirror.service, move |path, value| {
-        if path.starts_with("/batches/") && looked.fetch_add(1, Ordering::Relaxed) < 3 {
+    let server = lying(&mirror.service, move |_, value| {
+        if let Some(exports) = value.get_mut("exports")
+            && looked.fetch_add(1, Ordering::Relaxed) < 3
+        {
+            exports[0]["number"] = Value::Null;
             value["status"] = json!("processing");
-            (value["jobs"][0]["status"], value["jobs"][0]["number"]) = (json!("processing"), Value::Null);
         }
     })
     .await;
-    require_whole_batch(&mirror, &server).await;
+    require_whole_job(&mirror, &server).await;
     assert_eq!(looks.load(Ordering::Relaxed), 4);
 }
 
 #[tokio::test]
-async fn a_batch_of_a_folder_is_applied_once_all_of_its_manifests_are_there() {
+async fn the_other_exports_of_a_job_that_lost_a_file_are_applied_together() {
+    let mirror = with_a_job_of(&["t1", "t2", "t3"]).await;
+    let server = lying(&mirror.service, |path, value| {
+        if path.contains("dataset=t2&") && path.contains("after=") {
+            *value = json!({ "items": [], "nextCursor": null });
+        } else if let Some(exports) = value.get_mut("exports") {
+            exports[1]["number"] = Value::Null;
+            value["status"] = json!("failed");
+            value["error"] = json!({ "code": "file_lost", "detail": "its file is lost", "dataset": "t2" });
+        }
+    })
+    .await;
+    let (printed, _) = ends(apply_from(&mirror, &server, "4").output().await, 0, "t2: its file is lost");
+    assert_eq!(printed.lines().count(), 2, "{printed}");
+    let transactions = format!("{TRANSACTIONS} where dataset <> 't2'");
+    assert_eq!(mirror.target.one::<i64>(&transactions).await, 1);
+    mirror.require_all_equal(&["t1", "t3"]).await;
+}
+
+#[tokio::test]
+async fn a_job_of_a_folder_is_applied_once_all_of_its_manifests_are_there() {
     let tables = ["t1", "t2", "t3"];
     // No copy of the third table is asked for.
     let copied = &tables[..2];
@@ -294,9 +308,9 @@ async fn a_batch_of_a_folder_is_applied_once_all_of_its_manifests_are_there() {
         far(&[&call[..], &lanes].concat()).output().await
     };
     let export = async |kind: &str| {
-        let batch = export_all(&mirror.service, kind, json!({ "datasets": "*" })).await;
-        let path = |job: &Value| mirror.service.path(job).with_extension("manifest.json");
-        batch["jobs"].as_array().unwrap().iter().map(path).collect::<Vec<_>>()
+        let job = export_all(&mirror.service, kind, json!({ "datasets": "*" })).await;
+        let path = |export: &Value| mirror.service.path(export).with_extension("manifest.json");
+        job["exports"].as_array().unwrap().iter().map(path).collect::<Vec<_>>()
     };
     export("full").await;
     silent(apply(copied).await);
@@ -313,7 +327,7 @@ async fn a_batch_of_a_folder_is_applied_once_all_of_its_manifests_are_there() {
             let waiting: Vec<_> = order[..shown].iter().filter(|at| **at < copied.len()).collect();
             assert_eq!((code, printed.as_str()), (i32::from(!waiting.is_empty()), ""), "{order:?} {shown}: {said}");
             for at in waiting {
-                let incomplete = format!("{}: batch_incomplete: {shown} of the 3 exports of the batch", tables[*at]);
+                let incomplete = format!("{}: {INCOMPLETE}: {shown} of the 3 exports of the job", tables[*at]);
                 assert!(said.contains(&incomplete), "{order:?} {shown}: {said}");
             }
             std::fs::rename(&hidden[at], &manifests[at]).unwrap();
@@ -322,7 +336,7 @@ async fn a_batch_of_a_folder_is_applied_once_all_of_its_manifests_are_there() {
     // A manifest that was changed is none.
     let text = std::fs::read_to_string(&manifests[2]).unwrap();
     std::fs::write(&manifests[2], text.replace("\"rows\":\"1\"", "\"rows\":\"2\"")).unwrap();
-    let (printed, _) = ends(apply(copied).await, 1, "t1: batch_incomplete: 2 of the 3 exports of the batch");
+    let (printed, _) = ends(apply(copied).await, 1, &format!("t1: {INCOMPLETE}: 2 of the 3 exports of the job"));
     assert_eq!(printed, "");
     std::fs::write(&manifests[2], text).unwrap();
     let printed = silent(apply(copied).await);
@@ -333,16 +347,16 @@ async fn a_batch_of_a_folder_is_applied_once_all_of_its_manifests_are_there() {
     // A dataset that is read alone goes on if a manifest of another one stays away, and all go on by full exports.
     mirror.change(&tables, "y").await;
     std::fs::remove_file(&export("delta").await[2]).unwrap();
-    ends(apply(copied).await, 1, "t2: batch_incomplete: 2 of the 3 exports of the batch");
+    ends(apply(copied).await, 1, &format!("t2: {INCOMPLETE}: 2 of the 3 exports of the job"));
     silent(apply(&["t1"]).await);
     mirror.require_all_equal(&["t1"]).await;
     export("full").await;
-    ends(apply(copied).await, 0, "t2: batch_incomplete: ");
+    ends(apply(copied).await, 0, &format!("t2: {INCOMPLETE}: "));
     mirror.require_all_equal(copied).await;
 }
 
 #[tokio::test]
-async fn exports_of_a_folder_are_applied_batch_by_batch() {
+async fn exports_of_a_folder_are_applied_job_by_job() {
     let tables =
         "create table sales.orders (id int primary key); create table sales.items (id int primary key, \"order\" int);
                   insert into sales.orders values (1); insert into sales.items values (1, 1);";
@@ -358,7 +372,7 @@ async fn exports_of_a_folder_are_applied_batch_by_batch() {
     };
     export_all(&mirror.service, "delta", json!({ "datasets": "*" })).await;
     apply().await;
-    // Each batch has items whose orders come with it, and its tables change by each other's order.
+    // Each job has items whose orders come with it, and its tables change by each other's order.
     for round in 2..4 {
         let changes = format!(
             "insert into sales.orders values ({round}); insert into sales.items values ({round}, {round});

@@ -66,7 +66,9 @@ async fn after_a_restore_the_manifests_of_what_was_forgotten_stay() {
         }
         let handed_out = bucket.manifests().await;
         // As a database is that was put back to after the first.
-        database.run("delete from exports where number > 1; update cdc_export.lanes set last_number = 1").await;
+        database
+            .run("delete from cdc_export.exports where number > 1; update cdc_export.lanes set last_number = 1")
+            .await;
         let full = export(&service, "full", "a").await;
         assert_eq!(full["number"], 4, "{full}");
         assert_eq!(service.events("manifest_taken").len(), 1);
@@ -90,7 +92,9 @@ async fn of_two_publishers_that_find_a_number_taken_one_goes_on_behind() {
             export(&service, export_type, "a").await;
         }
         service.stop().await;
-        database.run("delete from exports where number > 1; update cdc_export.lanes set last_number = 1").await;
+        database
+            .run("delete from cdc_export.exports where number > 1; update cdc_export.lanes set last_number = 1")
+            .await;
         let held_up = "publisher.named=sleep:5000,sink.manifest.renamed=sleep:5000@2";
         let service = bucket.start(&database).with("FAILPOINTS", held_up).service().await;
         let full = export(&service, "full", "a").await;
@@ -172,7 +176,7 @@ async fn a_crash_among_the_parts_leaves_all_or_nothing() {
             super::add_wide_users(&database, 90_000).await;
             let mut dead = bucket.start(&database).with("FAILPOINTS", fault).with("LEASE_SECONDS", 5).service().await;
             dead.dies_of("full", "a", &json!({ "maxFileBytes": 16 << 20 })).await;
-            let id: String = database.one("select id::text from exports").await;
+            let id: String = database.one("select job::text from exports").await;
             let heir = bucket.start(&database).service().await;
             let job = heir.ended(&id).await;
             assert_eq!(

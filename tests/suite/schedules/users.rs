@@ -20,11 +20,11 @@ pub(crate) async fn jobs(database: &Database) -> i64 {
     database.one("select count(*) from exports").await
 }
 
-/// Waits until so many exports have ended, and gives their types in the order in which they were made.
+/// Waits until this number of exports have ended. Returns their types and statuses in the order of their requests.
 pub(crate) async fn ended(database: &Database, number: usize) -> Vec<String> {
     eventually("exports end", async || {
         let ended = "select export_type || ' ' || status from exports
-                     where published_at is not null or status = 'failed' order by created_at, id";
+                     where published_at is not null or status = 'failed' order by created_at, job";
         let types: Vec<String> = database.all(ended).await;
         assert!(types.len() <= number, "{types:?}");
         (types.len() == number).then_some(types)

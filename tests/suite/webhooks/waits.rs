@@ -63,36 +63,3 @@ async fn hanging_receivers_use_no_connection_of_exports() {
            where delivered_at is null and run_at > clock_timestamp() + interval '40 s' group by endpoint) each";
     assert_eq!(database.one::<i64>(under_way).await, 1);
 }
-
-/// Until it is told, dead or older than `RETAIN_UNACKED`.
-#[tokio::test]
-async fn retention_keeps_jobs_with_undelivered_events() {
-    let database = Database::with_users(5).await;
-    let receiver = Receiver::start().await;
-    receiver.answers((0..100).map(|_| Answer::Status(500)));
-    let operator = Operator::with(&[receiver.block("all", "consumers = [\"a\"]\n")]);
-    let service = operator.start(&database).service().await;
-    for consumer in ["a", "b"] {
-        service.export("full", consumer).await;
-        service.export("delta", consumer).await;
-        service.export("delta", consumer).await;
-    }
-    let left = async |consumer: &str| {
-        database.one::<i64>(&format!("select count(*) from exports where consumer_id = '{consumer}'")).await
-    };
-    // It looks at its start, and then not for a while.
-    let keeping = async || operator.start(&database).sharing_output(&service).with("RETAIN_JOBS", "1").service().await;
-    let first = keeping().await;
-    until("the retention", async || left("b").await == 1).await;
-    assert_eq!(left("a").await, 3);
-    first.stop().await;
-    let changes = "update cdc_export.deliveries set created_at = created_at - interval '31 days'
-                   where id = (select id from cdc_export.deliveries order by id limit 1)";
-    database.run(changes).await;
-    let second = keeping().await;
-    until("nobody waits for one for a month", async || left("a").await == 2).await;
-    second.stop().await;
-    database.run("update cdc_export.deliveries set delivered_at = clock_timestamp(), run_at = 'infinity'").await;
-    let _third = keeping().await;
-    until("what is told goes", async || left("a").await == 1).await;
-}

@@ -42,6 +42,6 @@ where tree.place not in (select busy.place from busy)
          and p.oid not in (select x.tgfoid from pg_trigger x)) = 0
   -- A restored database has the jobs of another one.
   and coalesce(
-    (select e.database_id from exports e order by e.created_at desc limit 1) = cdc_export.database_id(), true)
+    (select j.database_id from cdc_export.jobs j order by j.id desc limit 1) = cdc_export.database_id(), true)
 group by tree.place
 having sum(triggers.own) = 0

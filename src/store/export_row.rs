@@ -1,4 +1,4 @@
-//! Converts rows of `exports` into jobs as clients see them. `job_columns.sql` has the columns.
+//! Converts rows of `cdc_export.exports` and `cdc_export.jobs` into exports and jobs as clients see them.
 
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
@@ -9,24 +9,62 @@ use uuid::Uuid;
 
 use crate::connection::statement::with_pieces;
 use crate::file::{FileLocation, file_names};
+use crate::job::datasets::DatasetsRequest;
 use crate::job::selection::Selection;
-use crate::job::{After, ExportReport, Failure, Job, JobFile, JobId};
+use crate::job::{After, Export, ExportFile, ExportReport, Failure, Job, JobId};
 use crate::store::Error;
 use crate::telemetry::chain;
 use pg_rows::encoding::Encoding;
 
-/// The columns of [`JobRow`], of a job `e`. Every statement that returns a job includes them.
+/// The columns of [`ExportRow`]. Every statement that returns an export includes them.
+pub(super) const EXPORT_COLUMNS: (&str, &str) = ("export_columns.sql", include_str!("export_columns.sql"));
+
+/// The columns of [`JobRow`]. Every statement that returns whole jobs includes them, and orders its rows by job and
+/// dataset.
 pub(super) const JOB_COLUMNS: (&str, &str) = ("job_columns.sql", include_str!("job_columns.sql"));
+
+/// Returns a statement with the columns of [`ExportRow`] in place of the line that includes them.
+pub(super) fn with_export_columns(statement: &'static str) -> AssertSqlSafe<String> {
+    AssertSqlSafe(with_pieces(statement, &[EXPORT_COLUMNS]))
+}
 
 /// Returns a statement with the columns of [`JobRow`] in place of the line that includes them.
 pub(super) fn with_job_columns(statement: &'static str) -> AssertSqlSafe<String> {
-    AssertSqlSafe(with_pieces(statement, &[JOB_COLUMNS]))
+    AssertSqlSafe(with_pieces(statement, &[JOB_COLUMNS, EXPORT_COLUMNS]))
 }
 
-/// A row with the columns of `job_columns.sql`.
+/// A row with the columns of `job_columns.sql`: an export of a job.
 #[derive(sqlx_macros::FromRow)]
-pub(crate) struct JobRow {
-    pub(super) id: Uuid,
+pub(super) struct JobRow {
+    /// The request with `datasets`. Only the first export of a job has it.
+    datasets: Option<Json<DatasetsRequest>>,
+    #[sqlx(flatten)]
+    export: ExportRow,
+}
+
+/// Returns the jobs of these rows, which are in the order of jobs and datasets.
+///
+/// # Errors
+/// For a job of which this version can't read an export.
+pub(super) fn jobs_of(rows: Vec<JobRow>) -> impl Iterator<Item = Result<Job, Error>> {
+    let mut rows = rows.into_iter().peekable();
+    std::iter::from_fn(move || {
+        let JobRow { datasets, export } = rows.next()?;
+        let id = export.job;
+        let mut exports = vec![export];
+        while let Some(row) = rows.next_if(|row| row.export.job == id) {
+            exports.push(row.export);
+        }
+        let exports = exports.into_iter().map(Export::try_from).collect::<Result<_, _>>();
+        Some(exports.map(|exports| Job { datasets: datasets.map(|Json(asked)| asked), exports }))
+    })
+}
+
+/// A row with the columns of `export_columns.sql`.
+#[derive(sqlx_macros::FromRow)]
+pub(crate) struct ExportRow {
+    pub(super) job: Uuid,
+    pub(super) is_of_datasets: bool,
     pub(super) consumer_id: Option<String>,
     pub(super) dataset: String,
     export_type: String,
@@ -47,6 +85,7 @@ pub(crate) struct JobRow {
     heals: bool,
     error_code: Option<String>,
     error_detail: Option<String>,
+    error_dataset: Option<String>,
     selection: Option<Json<Selection>>,
     /// An [`ExportReport`], which is parsed later: a newer version may have written a word that this one doesn't know.
     report: Option<Value>,
@@ -59,7 +98,6 @@ pub(crate) struct JobRow {
     after_job: Option<Uuid>,
     after_sha256: Option<String>,
     retry_of: Option<Uuid>,
-    pub(super) batch_id: Option<Uuid>,
     traceparent: Option<String>,
     next_attempt_at: Option<DateTime<Utc>>,
     cancel_requested_at: Option<DateTime<Utc>>,
@@ -86,24 +124,26 @@ pub(super) struct StoredFile {
     pub(super) sha256: String,
 }
 
-impl TryFrom<JobRow> for Job {
+impl TryFrom<ExportRow> for Export {
     type Error = Error;
 
-    fn try_from(row: JobRow) -> Result<Job, Error> {
+    fn try_from(row: ExportRow) -> Result<Export, Error> {
         let report: Option<ExportReport> = serde_json::from_value(row.report.unwrap_or_default())
             .map_err(|cause| sqlx::Error::Decode(cause.into()))?;
         let report = report.unwrap_or_default();
         let error = row.error_code.map(|code| {
             let detail = row.error_detail.unwrap_or_default();
-            Ok::<_, Error>(Failure { continuity: report.continuity, code: code.parse()?, detail })
+            let (continuity, dataset) = (report.continuity, row.error_dataset);
+            Ok::<_, Error>(Failure { continuity, code: code.parse()?, detail, dataset })
         });
         let files = row.files.map(|Json(files)| files).unwrap_or_default();
         let files = file_names(&row.output_filename, files.len()).zip(files).map(|(name, file)| {
             let StoredFile { location, bytes, rows, sha256, .. } = file;
-            JobFile { name, location, bytes, rows, sha256 }
+            ExportFile { name, location, bytes, rows, sha256 }
         });
-        Ok(Job {
-            id: row.id.into(),
+        Ok(Export {
+            job: row.job.into(),
+            is_of_datasets: row.is_of_datasets,
             // The service checks ids before it saves them. An invalid id was inserted by hand and belongs to no
             // consumer.
             consumer: row.consumer_id.and_then(|id| id.parse().ok()),
@@ -136,7 +176,6 @@ impl TryFrom<JobRow> for Job {
                 None => After::Nothing,
             }),
             retry_of: row.retry_of.map(JobId::from),
-            batch: row.batch_id.map(JobId::from),
             trace: row.traceparent.and_then(|text| text.parse().ok()),
             next_attempt_at: row.next_attempt_at,
             cancel_requested_at: row.cancel_requested_at,
