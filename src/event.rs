@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn only_final_statuses_have_event_names() {
         assert_eq!(EventType::named("export.completed"), Some(export(Status::Completed)));
-        for other in ["export.pending", "completed", "export.processing", "batch.completed", ""] {
+        for other in ["export.pending", "completed", "export.processing", "job.completed", ""] {
             assert_eq!(EventType::named(other), None, "{other}");
         }
     }

@@ -17,7 +17,7 @@ use crate::store::files::{FILE_COLUMNS, FileRow};
 use crate::store::{Error, Store};
 
 /// The limit on rows of one statement, so that the first clean-up of many jobs doesn't hold locks for long.
-const BATCH: i64 = 1_000;
+const AT_ONCE: i64 = 1_000;
 
 /// The limit on the newest jobs that one call counts, of all its lanes together. Counting them takes about 20 ms.
 const COUNTED: u64 = 50_000;
@@ -49,7 +49,7 @@ pub struct RetentionPage<T> {
 impl<T> RetentionPage<T> {
     /// Returns a page of `count` rows of the lanes from `after` to `end`.
     fn new(found: T, count: u64, after: &LaneCursor, end: Option<LaneCursor>) -> RetentionPage<T> {
-        let next = if count < BATCH as u64 { end.clone() } else { Some(after.clone()) };
+        let next = if count < AT_ONCE as u64 { end.clone() } else { Some(after.clone()) };
         RetentionPage { found, next, end }
     }
 }
@@ -197,7 +197,7 @@ impl Store {
                 .bind(retention.count.map(|count| count as i64))
                 .bind(retention.age.map(|age| age.as_secs_f64()))
                 .bind(destination)
-                .bind(BATCH);
+                .bind(AT_ONCE);
             Ok::<(Vec<R>, _), Error>((more(statement).fetch_all(tx).await?, end))
         });
         let (rows, end) = read.await?;
@@ -231,7 +231,7 @@ impl Store {
                 .bind(datasets)
                 .bind(retention.count.map(|count| count as i64))
                 .bind(retention.age.map(|age| age.as_secs_f64()))
-                .bind(BATCH)
+                .bind(AT_ONCE)
                 .bind(spare.as_secs_f64())
                 .bind(writes_manifests);
             Ok::<_, Error>((statement.execute(tx).await?.rows_affected(), end))
@@ -300,7 +300,7 @@ async fn lanes(
     after: &LaneCursor,
     retention: &Retention,
 ) -> Result<(Vec<String>, Vec<String>, Option<LaneCursor>), Error> {
-    let limit = (COUNTED / (retention.count.unwrap_or(0).saturating_add(1))).clamp(1, BATCH as u64) as i64;
+    let limit = (COUNTED / (retention.count.unwrap_or(0).saturating_add(1))).clamp(1, AT_ONCE as u64) as i64;
     let lanes: Vec<LaneCursor> = sqlx::query_as(
         "-- store.retention.lanes
          select consumer_id, dataset from cdc_export.lanes where (consumer_id, dataset) > ($1, $2)

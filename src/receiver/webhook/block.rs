@@ -140,7 +140,7 @@ mod tests {
 name = \"A\"
 url = \"http://a.example/token\"
 secret_env = \"whsec_secret=\"
-events = [\"batch.failed\"]
+events = [\"job.failed\"]
 datasets = [\"order\"]
 consumers = [\"a b\"]
 [[webhook]]
@@ -162,7 +162,7 @@ shape = \"irc\"
             "line 5: webhook A: name: 1 to 63",
             "line 6: webhook A: url: everybody on the way",
             "line 7: webhook A: secret_env: the name of a variable",
-            "line 8: webhook A: events: `batch.failed` is none of export.completed, export.skipped, export.failed, export.cancelled",
+            "line 8: webhook A: events: `job.failed` is none of export.completed, export.skipped, export.failed, export.cancelled",
             "line 9: webhook A: datasets: ",
             "line 10: webhook A: consumers: ",
             "line 13: webhook b: url: a name and a password",

@@ -60,23 +60,23 @@ fn plain_sentence(event: &Event) -> String {
         _ => Value::Null,
     };
     let text = |pointer: &str| data.pointer(pointer).and_then(Value::as_str);
-    let Some(id) = text("/jobId").or(text("/batchId")) else {
+    let Some(id) = text("/jobId") else {
         return "cdc-export: this is a test, and nothing has happened".to_owned();
     };
     let end = event.event.name().replacen('.', " ", 1);
     let consumer = event.consumer.as_ref().map(|consumer| format!(" for {consumer}")).unwrap_or_default();
     let kind = text("/exportType").unwrap_or_default();
-    let of = match data["jobs"].as_array().map(Vec::as_slice) {
-        Some([job]) => job["dataset"].as_str().unwrap_or_default().to_owned(),
-        Some(jobs) => format!("{} datasets", jobs.len()),
+    let of = match data["exports"].as_array().map(Vec::as_slice) {
+        Some([export]) => export["dataset"].as_str().unwrap_or_default().to_owned(),
+        Some(exports) => format!("{} datasets", exports.len()),
         None => event.dataset.clone(),
     };
     let rows = data["rowsExported"].as_u64().map(|rows| format!(", {rows} rows")).unwrap_or_default();
     let error = text("/error/code").zip(text("/error/detail"));
     let outcome = match error {
         Some((code, detail)) => {
-            let member = text("/error/member").map(|member| format!("{member}: ")).unwrap_or_default();
-            format!(": {member}{code}: {detail}")
+            let dataset = text("/error/dataset").map(|dataset| format!("{dataset}: ")).unwrap_or_default();
+            format!(": {dataset}{code}: {detail}")
         }
         None => rows,
     };
@@ -108,9 +108,9 @@ mod tests {
         let done = json!({ "jobId": "7", "exportType": "delta", "rowsExported": 12, "error": null });
         let done = event(Status::Completed, &done);
         assert_eq!(sentence(&done), "cdc-export: export completed: delta of orders for search, 12 rows (7)");
-        let error = json!({ "code": "lost", "detail": "<!channel> & more", "member": "items" });
+        let error = json!({ "code": "lost", "detail": "<!channel> & more", "dataset": "items" });
         let failed = json!({
-            "batchId": "8", "exportType": "full", "rowsExported": 0, "jobs": [{ "jobId": "8" }, {}], "error": error
+            "jobId": "8", "exportType": "full", "rowsExported": 0, "exports": [{ "dataset": "items" }, {}], "error": error
         });
         let failed = event(Status::Failed, &failed);
         let expected =
@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn nothing_in_a_sentence_calls_anybody_and_it_has_an_end() {
         let detail = format!("[pay](http://evil.example)\n@channel {}", "<".repeat(9_000));
-        let error = json!({ "code": "lost", "detail": detail, "member": null });
+        let error = json!({ "code": "lost", "detail": detail });
         let failed = json!({ "jobId": "8", "exportType": "full", "rowsExported": 0, "error": error });
         let failed = event(Status::Failed, &failed);
         let said = sentence(&failed);
