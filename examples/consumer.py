@@ -52,20 +52,21 @@ class Service:
         return json.load(self.call("POST", f"/exports/{kind}", body))
 
     def finished(self, job):
-        """Waits until the job has ended, and returns it."""
+        """Waits until the job has ended, and returns it with its export of the dataset."""
         while True:
             job = json.load(self.call("GET", f"/exports/{job['jobId']}?wait=30"))
             if job["status"] in ("completed", "failed", "cancelled"):
-                return job
+                # Of a job of several datasets, somebody else's.
+                return job | next(it for it in job.get("exports", [job]) if it["dataset"] == self.dataset)
 
     def manifest(self, job):
-        return json.load(self.call("GET", f"/exports/{job['jobId']}/manifest"))
+        return json.load(self.call("GET", f"/exports/{job['jobId']}/manifest?dataset={self.dataset}"))
 
     def rows(self, job):
         """Returns the rows of a completed export. Fails after the last row if a file isn't what its digest says."""
         for file in job["files"]:
             digest = hashlib.sha256()
-            with self.call("GET", f"/exports/{job['jobId']}/files/{file['part']}/download") as content:
+            with self.call("GET", f"/exports/{job['jobId']}/files/{file['part']}/download?dataset={self.dataset}") as content:
                 for line in content:
                     digest.update(line)
                     yield json.loads(line)
@@ -144,7 +145,7 @@ def update(service, copy):
                         raise
                     kind = "full"
                     break
-                service.call("POST", f"/exports/{job['jobId']}/ack")
+                service.call("POST", f"/exports/{job['jobId']}/ack?dataset={service.dataset}")
                 print(f"{job['exportType']} {job['number']}: {job['rowsExported']} rows")
             elif is_new:
                 sys.exit(f"the export {job['jobId']} is {job['status']}: {job['error']}")

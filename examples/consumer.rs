@@ -139,11 +139,17 @@ impl Service {
         read(self.request(Method::POST, &format!("/exports/{kind}")).json(&body)).await
     }
 
-    /// Waits until the job has ended.
+    /// Waits until the job has ended. Returns it with its export of the dataset.
     async fn finished(&self, id: &str) -> Result<Job> {
         loop {
             let wait = self.request(Method::GET, &format!("/exports/{id}?wait=30"));
-            let job: Job = read(wait).await?.accepted()?;
+            let mut job: Map<String, Value> = read(wait).await?.accepted()?;
+            // Of a job of several datasets, somebody else's.
+            if let Some(Value::Array(exports)) = job.remove("exports") {
+                let own = exports.into_iter().find(|export| export["dataset"] == *self.dataset);
+                job.extend(own.and_then(|own| own.as_object().cloned()).unwrap_or_default());
+            }
+            let job: Job = serde_json::from_value(job.into())?;
             if matches!(&*job.status, "completed" | "failed" | "cancelled") {
                 return Ok(job);
             }
@@ -153,7 +159,9 @@ impl Service {
     /// Loads a completed export into the index. Returns its number, or `None` if its files were removed.
     async fn load(&self, job: &Job, index: &mut Index) -> Result<Option<u64>> {
         let path = format!("/exports/{}", job.job_id);
-        let manifest: Manifest = read(self.request(Method::GET, &format!("{path}/manifest"))).await?.accepted()?;
+        let of = format!("?dataset={}", self.dataset);
+        let manifest = self.request(Method::GET, &format!("{path}/manifest{of}"));
+        let manifest: Manifest = read(manifest).await?.accepted()?;
         let previous = manifest.export.previous.as_ref();
         if manifest.export.key.is_empty() {
             return Err(format!("{} has no key, by which this index finds its rows", self.dataset).into());
@@ -169,7 +177,7 @@ impl Service {
         let operation = columns.first().filter(|_| job.export_type == "delta");
         let meta: Vec<_> = columns.iter().filter(|column| column.meta.is_some()).map(|column| &*column.name).collect();
         for file in &job.files {
-            let download = self.request(Method::GET, &format!("{path}/files/{}/download", file.part));
+            let download = self.request(Method::GET, &format!("{path}/files/{}/download{of}", file.part));
             let mut answer = download.send().await?;
             if answer.status() == 410 {
                 return Ok(None);
@@ -226,7 +234,7 @@ impl Service {
                         break;
                     };
                     index.save(path)?;
-                    let ack = self.request(Method::POST, &format!("/exports/{}/ack", job.job_id));
+                    let ack = self.request(Method::POST, &format!("/exports/{}/ack?dataset={}", job.job_id, self.dataset));
                     read::<Value>(ack).await?.accepted()?;
                     println!("{} {number}: {} rows", job.export_type, job.rows_exported);
                 } else if is_new {

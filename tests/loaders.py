@@ -36,6 +36,7 @@ class Copy:
             "http://localhost:8080": server,
             "--consumer duckdb": f"--consumer {which}",
             "--dataset users": f"--dataset {self.dataset}",
+            "dataset=users": f"dataset={self.dataset}",
             "inbox": f"{self.name}.{which}",
             "load_duckdb.py": GUIDES / f"load_{which}.py",
             f"{self.name}.{which} shop.duckdb users": " ".join(self.load(which)),

@@ -123,14 +123,14 @@ impl Store {
             Status::Completed => {
                 let seconds = seconds(export);
                 let (rows, bytes) = (export.rows_exported, export.bytes_written);
-                metrics::job_completed(labels, Completed { rows, bytes, late_rows: export.report.late_rows, seconds });
+                metrics::export_completed(labels, Completed { rows, bytes, late_rows: export.report.late_rows, seconds });
                 job_event!(info, export, "export_completed", rowsExported = rows, durationSeconds = seconds);
             }
             Status::Failed => {
                 if let Some(failure) = &export.error
                     && failure.dataset.as_ref().is_none_or(|dataset| *dataset == export.dataset)
                 {
-                    metrics::job_failed(labels, failure.code.as_str());
+                    metrics::export_failed(labels, failure.code.as_str());
                     let concerns_all = export.is_of_datasets && failure.dataset.is_none();
                     if !concerns_all || told.insert(export.job) {
                         let error = cause.unwrap_or(&failure.detail);
@@ -152,7 +152,7 @@ impl Store {
             Status::Skipped => job_event!(info, export, "export_skipped"),
             Status::Cancelled => job_event!(info, export, "export_cancelled"),
         }
-        metrics::job_ended(labels, export.status.as_str());
+        metrics::export_ended(labels, export.status.as_str());
     }
 
     /// Subscribes to the jobs that this process ends or returns to the queue from now on. Other processes end jobs as

@@ -24,10 +24,10 @@ const fn metric(name: &'static str, labels: &'static [&'static str], help: &'sta
 }
 
 static JOBS: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    counter(metric("cdc_export_jobs_total", &["dataset", "export_type", "status"], "Ended jobs by final status."))
+    counter(metric("cdc_export_jobs_total", &["dataset", "export_type", "status"], "Exports that ended, by final status."))
 });
 static FAILURES: LazyLock<IntCounterVec> =
-    LazyLock::new(|| counter(metric("cdc_export_failures_total", &["dataset", "code"], "Failed jobs by error code.")));
+    LazyLock::new(|| counter(metric("cdc_export_failures_total", &["dataset", "code"], "Exports that failed, by error code.")));
 static ROWS: LazyLock<IntCounterVec> = LazyLock::new(|| {
     counter(metric("cdc_export_rows_total", &["dataset", "export_type"], "Rows in files of completed exports."))
 });
@@ -280,20 +280,20 @@ pub fn schedule_slot(schedule: &str, outcome: &str) {
 ///
 /// The series of a dataset and type begin with its first job, because a thousand datasets have tens of thousands of
 /// them. The first end is counted as one, and the other end that alerts look at begins at 0.
-pub fn job_ended(ExportLabels { dataset, export_type }: ExportLabels<'_>, status: &str) {
+pub fn export_ended(ExportLabels { dataset, export_type }: ExportLabels<'_>, status: &str) {
     for end in ["completed", "failed"] {
         JOBS.with_label_values(&[dataset, export_type, end]);
     }
     JOBS.with_label_values(&[dataset, export_type, status]).inc();
 }
 
-/// Counts a failed job by its code. [`job_ended`] counts its end.
-pub fn job_failed(labels: ExportLabels<'_>, code: &str) {
+/// Counts a failed export by its code. [`export_ended`] counts its end.
+pub fn export_failed(labels: ExportLabels<'_>, code: &str) {
     FAILURES.with_label_values(&[labels.dataset, code]).inc();
 }
 
-/// Adds the rows, bytes and duration of a completed job. [`job_ended`] counts its end.
-pub fn job_completed(labels: ExportLabels<'_>, completed: Completed) {
+/// Adds the rows, bytes and duration of a completed export. [`export_ended`] counts its end.
+pub fn export_completed(labels: ExportLabels<'_>, completed: Completed) {
     let labels = &[labels.dataset, labels.export_type];
     ROWS.with_label_values(labels).inc_by(completed.rows);
     BYTES.with_label_values(labels).inc_by(completed.bytes);
