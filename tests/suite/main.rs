@@ -85,6 +85,7 @@ mod programs;
 mod pull;
 mod quiet;
 mod readers;
+mod recorded;
 mod remote;
 mod requests;
 mod restores;
