@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use pg_rows::encoding::{Compression, Encoding, Format};
 use pg_rows::row::{BinaryRows, Fields};
-use pg_rows::{Assembler, Encoder, Layout, Piece};
+use pg_rows::{Encoder, Layout, Piece};
 use ring::digest;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -80,7 +80,7 @@ fn write(layout: &Arc<Layout>, pieces: &mpsc::Receiver<Piece>) -> (Duration, u64
         hash.update(bytes);
         size += bytes.len() as u64;
     };
-    let (mut assembler, begin) = Assembler::begin(layout).expect("the format is built");
+    let (mut assembler, begin) = layout.begin().expect("the format is built");
     put(&begin);
     for piece in pieces {
         put(&assembler.append(piece).expect("the piece is of this layout"));

@@ -13,7 +13,7 @@ use std::time::Instant;
 use pg_rows::column::{Column, ColumnType};
 use pg_rows::encoding::{Compression, Encoding, Format};
 use pg_rows::row::{BinaryRows, Fields};
-use pg_rows::{Assembler, Encoder, Layout};
+use pg_rows::{Encoder, Layout};
 
 use crate::rows::{columns_of_users, put_row, put_user};
 
@@ -81,7 +81,7 @@ fn encode(layout: &Arc<Layout>, encoder: &mut Encoder, room: &mut Fields, rows: 
     }
     room.put_back(fields);
     let piece = encoder.pack().expect("it can be packed");
-    let (mut assembler, _) = Assembler::begin(layout).expect("the format is built");
+    let (mut assembler, _) = layout.begin().expect("the format is built");
     assembler.append(piece).expect("the piece is of this layout").len()
 }
 

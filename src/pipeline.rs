@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use pg_rows::row::{BinaryRows, Fields};
-use pg_rows::{Assembler, Encoder, Layout, Piece};
+use pg_rows::{Encoder, FileAssembler, Layout, Piece};
 use tokio::sync::mpsc;
 
 use crate::dataset::mask::MaskSecret;
@@ -311,7 +311,7 @@ impl WrittenParts {
 
 /// Writes the pieces of one file.
 struct FileWriter {
-    assembler: Assembler,
+    assembler: Box<dyn FileAssembler>,
     draft: Box<dyn Draft>,
     /// The bytes before the first row, until they are written together with it.
     begin: Vec<u8>,
@@ -328,7 +328,7 @@ enum FileEnd {
 
 impl FileWriter {
     fn new(layout: &Arc<Layout>, draft: Box<dyn Draft>) -> Result<FileWriter, Error> {
-        let (assembler, begin) = Assembler::begin(layout)?;
+        let (assembler, begin) = layout.begin()?;
         Ok(FileWriter { assembler, draft, begin, rows: 0 })
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use pg_rows::column::{Column, ColumnType};
 use pg_rows::encoding::{Compression, Encoding, Format};
-use pg_rows::{Assembler, Encoder, Layout};
+use pg_rows::{Encoder, Layout};
 use serde_json::{Value, json};
 
 use crate::harness::{Csv, Database, Service, Start, lacks, refusal, serving_users};
@@ -746,7 +746,7 @@ fn first_frame_begins_with_the_header_and_has_all_of_a_file_of_a_mebibyte() {
         let layout = Layout::new(encoding, vec![Column::new("v", ColumnType::Text)], None).unwrap();
         // Each value is a piece.
         let file = |values: &[&str]| {
-            let (mut assembler, mut file) = Assembler::begin(&layout).unwrap();
+            let (mut assembler, mut file) = layout.begin().unwrap();
             for value in values {
                 let mut encoder = Encoder::new(&layout);
                 encoder.row(&[Some(value.as_bytes())]).unwrap();

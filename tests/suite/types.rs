@@ -7,7 +7,7 @@ use futures_util::TryStreamExt;
 use pg_rows::column::{Column, ColumnType};
 use pg_rows::encoding::{Encoding, Format};
 use pg_rows::row::BinaryRows;
-use pg_rows::{Assembler, Encoder, Layout};
+use pg_rows::{Encoder, Layout};
 use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, Executor, Postgres};
 
@@ -62,7 +62,7 @@ pub(crate) fn file_of(format: Format, columns: Vec<Column>, rows: &[u8]) -> Vec<
     while rows.next_into(&mut fields).unwrap() {
         encoder.row(&fields).unwrap();
     }
-    let (mut assembler, mut file) = Assembler::begin(&layout).unwrap();
+    let (mut assembler, mut file) = layout.begin().unwrap();
     if !encoder.is_empty() {
         file.extend(assembler.append(encoder.pack().unwrap()).unwrap());
     }

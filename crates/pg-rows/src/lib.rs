@@ -1,6 +1,6 @@
 //! Encodes rows in Postgres's binary form as CSV, JSON lines or Parquet.
 //!
-//! Several [`Encoder`]s of one [`Layout`] make [`Piece`]s of one file, each on its own thread. An [`Assembler`] joins
+//! Several [`Encoder`]s of one [`Layout`] make [`Piece`]s of one file, each on its own thread. A [`FileAssembler`] joins
 //! the pieces in any order. Everything is synchronous and does no I/O. The crate knows nothing of queries, jobs or
 //! files.
 //!
@@ -8,7 +8,7 @@
 //! use pg_rows::column::{Column, ColumnType};
 //! use pg_rows::encoding::{Compression, Encoding, Format};
 //! use pg_rows::row::BinaryRows;
-//! use pg_rows::{Assembler, Encoder, Layout};
+//! use pg_rows::{Encoder, Layout};
 //!
 //! let encoding = Encoding { format: Format::Csv, compression: Compression::None };
 //! let columns = vec![Column::new("id", ColumnType::Int2), Column::new("name", ColumnType::Text)];
@@ -21,7 +21,7 @@
 //!     encoder.row(&fields)?;
 //! }
 //!
-//! let (mut assembler, mut file) = Assembler::begin(&layout)?;
+//! let (mut assembler, mut file) = layout.begin()?;
 //! file.extend(assembler.append(encoder.pack()?)?);
 //! file.extend(assembler.finish()?);
 //! assert_eq!(file, b"id,name\n7,Ada\n");
@@ -30,7 +30,6 @@
 
 #![warn(missing_docs)]
 
-mod assembler;
 pub mod column;
 mod compress;
 mod csv;
@@ -60,9 +59,9 @@ use crate::mask::FieldMasks;
 use crate::ndjson::Ndjson;
 use crate::writer::FormatWriter;
 
-pub use assembler::Assembler;
 pub use encoder::Encoder;
 pub use piece::Piece;
+pub use writer::FileAssembler;
 
 /// The columns of a file, its format and its compression.
 pub struct Layout {
@@ -91,6 +90,14 @@ impl Layout {
             Format::Parquet => return Err(BadEncoding::NotBuilt(format).into()),
         };
         Ok(Layout { encoding, masks, writer })
+    }
+
+    /// Begins a file. Returns its assembler, and the bytes before the first row.
+    ///
+    /// # Errors
+    /// If memory runs out, or the format's library fails.
+    pub fn begin(&self) -> Result<(Box<dyn FileAssembler>, Vec<u8>), Error> {
+        self.writer.begin()
     }
 
     /// Returns true if [`Encoder::pack`] takes milliseconds, too long for a thread that others share.
@@ -200,7 +207,7 @@ mod tests {
 
     /// Joins pieces to a file.
     fn file(layout: &Arc<Layout>, pieces: impl IntoIterator<Item = Piece>) -> Vec<u8> {
-        let (mut assembler, mut file) = Assembler::begin(layout).unwrap();
+        let (mut assembler, mut file) = layout.begin().unwrap();
         for piece in pieces {
             file.append(&mut assembler.append(piece).unwrap());
         }

@@ -40,7 +40,7 @@ pub(crate) trait RowEncoder: Send {
 }
 
 /// Puts the pieces of one file behind one another, in the order of the calls.
-pub(crate) trait FileAssembler: Send {
+pub trait FileAssembler: Send {
     /// Returns the bytes of the file for a piece.
     ///
     /// # Errors
