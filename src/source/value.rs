@@ -60,20 +60,8 @@ pub(crate) fn octets(column: &TableColumn, value: &str) -> String {
 
 /// Returns true if a value may be larger than a bound of memory.
 pub(crate) fn may_be_large(column: &TableColumn) -> bool {
-    match column.kind {
-        ColumnType::Text | ColumnType::Bytea | ColumnType::Json | ColumnType::Jsonb => true,
-        // A numeric ends at 150 kB of text.
-        ColumnType::Int2
-        | ColumnType::Int4
-        | ColumnType::Int8
-        | ColumnType::Float4
-        | ColumnType::Float8
-        | ColumnType::Numeric
-        | ColumnType::Bool => false,
-        ColumnType::Timestamptz | ColumnType::Timestamp | ColumnType::Date | ColumnType::Time | ColumnType::Uuid => {
-            false
-        }
-    }
+    // A numeric ends at 150 kB of text.
+    matches!(column.kind, ColumnType::Text | ColumnType::Bytea | ColumnType::Json | ColumnType::Jsonb)
 }
 
 /// False, or an error that names the first of these cells, each a name and a test, whose test is true.

@@ -42,18 +42,6 @@ impl Lines for Csv {
 
 fn value(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     match column.kind {
-        // Values of these types contain no character that needs quotes.
-        ColumnType::Int2
-        | ColumnType::Int4
-        | ColumnType::Int8
-        | ColumnType::Float4
-        | ColumnType::Float8
-        | ColumnType::Numeric
-        | ColumnType::Bool => value::plain(column, field, out),
-        ColumnType::Timestamptz | ColumnType::Timestamp | ColumnType::Date | ColumnType::Time => {
-            value::plain(column, field, out)
-        }
-        ColumnType::Uuid | ColumnType::Bytea => value::plain(column, field, out),
         ColumnType::Text | ColumnType::Json | ColumnType::Jsonb => {
             let text = value::text(column, field)?;
             let bytes = marks(text);
@@ -63,6 +51,8 @@ fn value(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> 
             text_with(bytes, text, out);
             Ok(())
         }
+        // Values of the other types contain no character that needs quotes.
+        _ => value::plain(column, field, out),
     }
 }
 

@@ -36,8 +36,6 @@ const AROUND: &[Compression] = &[Compression::None, Compression::Gzip, Compressi
 /// The facts about a format that callers need without reading its bytes.
 #[derive(Debug)]
 pub struct FormatSpec {
-    /// The name in requests, logs and manifests.
-    pub name: &'static str,
     /// The ending of an uncompressed file's name, with its dot.
     pub extension: &'static str,
     /// The media type of an uncompressed file, with its parameters.
@@ -65,48 +63,33 @@ impl Format {
     /// ```
     pub const fn spec(self) -> &'static FormatSpec {
         match self {
-            Format::Csv => {
-                const {
-                    &FormatSpec {
-                        name: Format::Csv.as_str(),
-                        extension: ".csv",
-                        media_type: "text/csv; charset=utf-8; header=present",
-                        compressions: AROUND,
-                        is_compressed_inside: false,
-                        is_binary: false,
-                        has_header: true,
-                        is_built: true,
-                    }
-                }
-            }
-            Format::Ndjson => {
-                const {
-                    &FormatSpec {
-                        name: Format::Ndjson.as_str(),
-                        extension: ".ndjson",
-                        media_type: "application/x-ndjson",
-                        compressions: AROUND,
-                        is_compressed_inside: false,
-                        is_binary: false,
-                        has_header: false,
-                        is_built: true,
-                    }
-                }
-            }
-            Format::Parquet => {
-                const {
-                    &FormatSpec {
-                        name: Format::Parquet.as_str(),
-                        extension: ".parquet",
-                        media_type: "application/vnd.apache.parquet",
-                        compressions: &[Compression::Zstd, Compression::Snappy, Compression::Lz4, Compression::None],
-                        is_compressed_inside: true,
-                        is_binary: true,
-                        has_header: false,
-                        is_built: cfg!(feature = "parquet"),
-                    }
-                }
-            }
+            Format::Csv => &FormatSpec {
+                extension: ".csv",
+                media_type: "text/csv; charset=utf-8; header=present",
+                compressions: AROUND,
+                is_compressed_inside: false,
+                is_binary: false,
+                has_header: true,
+                is_built: true,
+            },
+            Format::Ndjson => &FormatSpec {
+                extension: ".ndjson",
+                media_type: "application/x-ndjson",
+                compressions: AROUND,
+                is_compressed_inside: false,
+                is_binary: false,
+                has_header: false,
+                is_built: true,
+            },
+            Format::Parquet => &FormatSpec {
+                extension: ".parquet",
+                media_type: "application/vnd.apache.parquet",
+                compressions: &[Compression::Zstd, Compression::Snappy, Compression::Lz4, Compression::None],
+                is_compressed_inside: true,
+                is_binary: true,
+                has_header: false,
+                is_built: cfg!(feature = "parquet"),
+            },
         }
     }
 }
