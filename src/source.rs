@@ -238,33 +238,35 @@ impl Error {
     }
 
     /// Removes the message of Postgres from an error if the dataset has masks: it may quote a value.
-    fn withheld(self, dataset: &Dataset) -> Error {
+    fn withheld(mut self, dataset: &Dataset) -> Error {
         if dataset.masks.rules.is_empty() {
             return self;
         }
-        let withheld = |cause: sqlx::Error| match cause.as_database_error() {
-            Some(_) if message_without_values(&cause).is_none() => sqlx::Error::Protocol(format!(
-                "SQLSTATE {}, whose message is withheld, because the dataset has masks",
-                sqlstate(&cause)
-            )),
-            _ => cause,
-        };
-        match self {
-            Error::TableMissing { table, cause } => Error::TableMissing { table, cause: withheld(cause) },
-            Error::InvalidText { table, cause } => Error::InvalidText { table, cause: withheld(cause) },
-            Error::RowBeyondPostgres { table, cause } => Error::RowBeyondPostgres { table, cause: withheld(cause) },
-            Error::Unreadable { table, code, cause } => Error::Unreadable { table, code, cause: withheld(cause) },
-            Error::Sql(cause) => Error::Sql(withheld(cause)),
-            Error::Unavailable(cause) => Error::Unavailable(withheld(cause)),
-            Error::LockConflict { relation, cause } => Error::LockConflict { relation, cause: withheld(cause) },
-            Error::ForeignServer { table, code, cause } => Error::ForeignServer { table, code, cause: withheld(cause) },
-            Error::Denied { table, cause } => Error::Denied { table, cause: withheld(cause) },
-            Error::CantPlan(_) => Error::CantPlan(format!(
-                "Postgres can't plan a read of `{}`, and its message is withheld, because the dataset has masks",
-                dataset.table
-            )),
-            other => other,
+        match &mut self {
+            Error::TableMissing { cause, .. }
+            | Error::InvalidText { cause, .. }
+            | Error::RowBeyondPostgres { cause, .. }
+            | Error::Unreadable { cause, .. }
+            | Error::LockConflict { cause, .. }
+            | Error::ForeignServer { cause, .. }
+            | Error::Denied { cause, .. }
+            | Error::Sql(cause)
+            | Error::Unavailable(cause) => {
+                if cause.as_database_error().is_some() && message_without_values(cause).is_none() {
+                    let why = "whose message is withheld, because the dataset has masks";
+                    let why = format!("SQLSTATE {}, {why}", sqlstate(cause));
+                    *cause = sqlx::Error::Protocol(why);
+                }
+            }
+            Error::CantPlan(why) => {
+                *why = format!(
+                    "Postgres can't plan a read of `{}`, and its message is withheld, because the dataset has masks",
+                    dataset.table
+                );
+            }
+            _ => {}
         }
+        self
     }
 
     /// Returns true if a full export would be possible now, and others could follow it.

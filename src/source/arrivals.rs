@@ -8,47 +8,43 @@ use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::connection::SEARCH_PATH;
-use crate::dataset::{Dataset, TableSchema};
 use crate::source::quote;
 use crate::source::role_path::widen;
 use crate::source::select::logged;
+use crate::source::snapshot::SnapshotTable;
 use crate::source::trigger::key_text;
 use crate::watermark::PgSnapshot;
 
-/// The partitions that came to a table since a consumer's position.
-pub(super) struct Arrivals<'a> {
-    pub(super) dataset: &'a Dataset,
-    pub(super) partitions: &'a [Oid],
-    pub(super) table: Oid,
-    pub(super) schema: &'a TableSchema,
-    /// The snapshot of the position.
-    pub(super) saved: &'a PgSnapshot,
-}
-
-/// Returns true if the partitions have rows that were not logged. Reads all their rows, as the export would if they
-/// were logged. If the role may not read a partition by itself, reads the whole table once.
+/// Returns true if the partitions that came to a table have rows that were not logged since the snapshot `saved`, that
+/// of the position. Reads all their rows, as the export would if they were logged. If the role may not read a partition
+/// by itself, reads the whole table once.
 pub(super) async fn have_unlogged_rows(
     reader: &mut PgConnection,
-    arrivals: &Arrivals<'_>,
+    table: &SnapshotTable,
+    saved: &PgSnapshot,
 ) -> Result<bool, sqlx::Error> {
     // The reader may have the role's own search_path, in which others may have functions. The rollback restores that
     // path.
     let path = format!("-- source.arrivals.path\n savepoint arrivals; set local search_path = {SEARCH_PATH}");
     sqlx::raw_sql(AssertSqlSafe(path)).execute(&mut *reader).await?;
-    let have = any_is_unlogged(reader, arrivals).await?;
+    let have = any_is_unlogged(reader, table, saved).await?;
     sqlx::raw_sql("-- source.arrivals.path_again\n rollback to savepoint arrivals").execute(&mut *reader).await?;
     Ok(have)
 }
 
-async fn any_is_unlogged(reader: &mut PgConnection, arrivals: &Arrivals<'_>) -> Result<bool, sqlx::Error> {
-    let Arrivals { dataset, partitions, table, schema, saved } = arrivals;
+async fn any_is_unlogged(
+    reader: &mut PgConnection,
+    table: &SnapshotTable,
+    saved: &PgSnapshot,
+) -> Result<bool, sqlx::Error> {
+    let SnapshotTable { dataset, arrived, schema, new_position, .. } = table;
     let leaves: Vec<(Oid, String, String, bool)> = sqlx::query_as(
         "-- source.arrivals.leaves
          select c.oid, n.nspname::text, c.relname::text,
            coalesce(has_table_privilege(c.oid, 'select') and has_schema_privilege(n.oid, 'usage') and not row_security_active(c.oid), false)
          from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = any ($1) and c.relkind <> 'p'",
     )
-    .bind(partitions)
+    .bind(arrived)
     .fetch_all(&mut *reader)
     .await?;
     let widen = format!("-- source.arrivals.widen\n {}", widen(dataset, schema, None));
@@ -78,7 +74,8 @@ async fn any_is_unlogged(reader: &mut PgConnection, arrivals: &Arrivals<'_>) -> 
                where u.tableoid operator(pg_catalog.=) any ($3)
                  and not {key} collate pg_catalog.\"C\" operator(pg_catalog.=) any (select key from logged))"
         );
-        let has = sqlx::query_scalar(AssertSqlSafe(has)).bind(table).bind(saved).bind(leaves);
+        let has =
+            sqlx::query_scalar(AssertSqlSafe(has)).bind(Oid(new_position.table.table_oid)).bind(saved).bind(leaves);
         let has: bool = has.fetch_one(&mut *reader).await?;
         if has {
             return Ok(true);

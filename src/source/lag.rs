@@ -113,7 +113,7 @@ impl Rows<'_> {
     /// Returns the count of the changes of this export. `None` if the export doesn't go by the log alone, for example
     /// because somebody has set the watermark back.
     pub fn changes_count(&self, export_type: ExportType) -> Option<ChangesCount> {
-        let goes_by_log = self.position.live.is_some() && self.position.deleted_since.is_none();
+        let goes_by_log = self.table.position.live.is_some() && self.table.position.deleted_since.is_none();
         (goes_by_log && export_type != ExportType::Full).then(|| ChangesCount {
             table: self.select.dataset.table.clone(),
             query: format!("-- source.lag.count\n {}", self.select.count_changes(export_type)),

@@ -9,14 +9,12 @@ use std::time::Duration;
 use sqlx::PgConnection;
 
 use crate::job::Continuity;
-use crate::source::Error;
-use crate::source::arrivals::{self, Arrivals};
-use crate::source::import;
 use crate::source::reader_slots::ReaderSlots;
 use crate::source::rows::Rows;
 use crate::source::select::Select;
 use crate::source::session::{Leader, Reader, Readers};
 use crate::source::snapshot::{Snapshot, SnapshotTable};
+use crate::source::{Error, arrivals, import};
 
 /// The tables of a snapshot, to be read one after the other.
 #[derive(Debug)]
@@ -68,17 +66,11 @@ impl SnapshotReader<'_> {
             own: self.own,
             readers: self.readers,
             reader_slots: self.reader_slots,
-            import: &table.import,
-            imported: &table.imported,
-            leaves: &table.leaves,
+            table,
             select: Select {
                 since: Some((table.new_position.table.table_oid, &table.position)),
                 ..Select::new(&table.dataset, &table.schema)
             },
-            position: &table.position,
-            toasted: table.toasted,
-            blocks: table.blocks,
-            counted: table.rows,
         })
     }
 
@@ -119,11 +111,8 @@ impl SnapshotReader<'_> {
         *self.at = Some(at);
         // Whatever else there is to say, the rows of a partition that came and were not logged may be missing.
         if let Some(saved) = table.position.live.as_ref().filter(|_| table.may_lack_arrivals()) {
-            let SnapshotTable { dataset, arrived: partitions, schema, .. } = &*table;
-            let table_oid = sqlx::postgres::types::Oid(table.new_position.table.table_oid);
-            let arrived = Arrivals { dataset, partitions, table: table_oid, schema, saved };
-            let found = arrivals::have_unlogged_rows(self.reader, &arrived).await;
-            if found.map_err(|cause| failed(cause).withheld(dataset))? {
+            let found = arrivals::have_unlogged_rows(self.reader, table, saved).await;
+            if found.map_err(|cause| failed(cause).withheld(&table.dataset))? {
                 table.require(Some(Continuity::PartitionsChanged))?;
                 table.report.continuity = Some(Continuity::PartitionsChanged);
             }

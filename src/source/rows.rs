@@ -12,13 +12,13 @@ use crate::dataset::{CellMax, Table};
 use crate::job::selection::BadSelection;
 use crate::job::{Continuity, Export, ExportType, Progress};
 use crate::row::{RowLayout, RowReceiver};
-use crate::source::import::{self, Import, ImportedSnapshot};
+use crate::source::import::{self, Import};
 use crate::source::reader_slots::{ReaderSlot, ReaderSlots};
 use crate::source::select::{Rule, Select};
 use crate::source::session::{Reader, Readers};
+use crate::source::snapshot::SnapshotTable;
 use crate::source::{Error, Remedy, copy};
 use crate::telemetry::chain;
-use crate::watermark::Position;
 
 /// The largest text of a value that is stored inside its row, in bytes. A block has at most 32 KiB, compression saves
 /// at most a factor of 255, and the text of a byte has at most six characters.
@@ -38,16 +38,8 @@ pub struct Rows<'s> {
     pub(super) own: &'s Arc<Reader>,
     pub(super) readers: &'s Readers,
     pub(super) reader_slots: &'s ReaderSlots,
-    pub(super) import: &'s Import,
-    pub(super) imported: &'s ImportedSnapshot,
-    /// The partitions to read one after the other. Empty: the table is read as a whole.
-    pub(super) leaves: &'s [Table],
+    pub(super) table: &'s SnapshotTable,
     pub(super) select: Select<'s>,
-    pub(super) position: &'s Position,
-    pub(super) toasted: bool,
-    pub(super) blocks: Option<u64>,
-    /// The number of the table's rows as Postgres counted them last. `None`: it never did.
-    pub(super) counted: Option<u64>,
 }
 
 impl Rows<'_> {
@@ -84,7 +76,8 @@ impl Rows<'_> {
         progress: &Progress,
         receiver: impl Fn() -> R,
     ) -> Result<(), Error> {
-        let (select, rule, same_snapshot) = (self.select, self.rule(), self.same_snapshot());
+        let (select, position) = (self.select, &self.table.position);
+        let rule = if position.live.is_some() { Rule::LogToo } else { Rule::TimeAlone };
         match export.export_type {
             ExportType::Full if !export.selection.is_all() => {
                 // The dataset may have got the mask since the request.
@@ -95,14 +88,17 @@ impl Rows<'_> {
                 self.copy_all("source.copy.selected", &[select.selected(&export.selection, max)], &mut receiver()).await
             }
             ExportType::Full => {
-                let max = Some(max).filter(|max| self.toasted || max.0 < MOST_IN_A_ROW);
-                match self.leaves {
+                let max = Some(max).filter(|max| self.table.toasted || max.0 < MOST_IN_A_ROW);
+                match self.table.leaves.as_slice() {
                     [] => self.full(select.full(max), progress, receiver).await,
                     leaves => self.full_of_leaves(leaves, max, progress, &mut receiver()).await,
                 }
             }
             ExportType::Incremental => self.copy_all(CHANGES, &[select.incremental(rule, max)], &mut receiver()).await,
-            ExportType::Delta => self.copy_all(CHANGES, &select.delta(rule, same_snapshot, max), &mut receiver()).await,
+            ExportType::Delta => {
+                let same_snapshot = position.live == position.deletions;
+                self.copy_all(CHANGES, &select.delta(rule, same_snapshot, max), &mut receiver()).await
+            }
         }
     }
 
@@ -120,10 +116,10 @@ impl Rows<'_> {
         receiver: impl Fn() -> R,
     ) -> Result<(), Error> {
         let table = self.select.dataset.table.clone();
-        let blocks = self.blocks.unwrap_or(0);
+        let (blocks, counted) = (self.table.blocks.unwrap_or(0), self.table.rows);
         let slots = self.reader_slots.take(copy::readers(blocks) - 1);
-        if slots.is_empty() && (self.counted.is_some() || blocks == 0) {
-            progress.estimate(self.counted.unwrap_or(0));
+        if slots.is_empty() && (counted.is_some() || blocks == 0) {
+            progress.estimate(counted.unwrap_or(0));
             self.copy_all("source.copy.table", &[select], &mut receiver()).await?;
             tracing::debug!(event = "table_read", %table, readers = 1, ranges = 1);
             return Ok(());
@@ -132,7 +128,7 @@ impl Rows<'_> {
         let reading = Arc::new(reading);
         let mut further = JoinSet::new();
         for slot in slots {
-            let (readers, import, reading) = (self.readers.clone(), self.import.clone(), Arc::clone(&reading));
+            let (readers, import, reading) = (self.readers.clone(), self.table.import.clone(), Arc::clone(&reading));
             further.spawn(read_too(slot, self.own.name().to_owned(), readers, import, reading, receiver()));
         }
         let mut receiver = receiver();
@@ -161,14 +157,14 @@ impl Rows<'_> {
         receiver: &mut R,
     ) -> Result<(), Error> {
         let Select { dataset, schema, .. } = self.select;
-        progress.estimate(self.counted.unwrap_or(0));
+        progress.estimate(self.table.rows.unwrap_or(0));
         for (n, leaf) in leaves.iter().enumerate() {
             self.own.awaits_server();
             let joined = async {
                 if n > 0 {
                     import::end(self.reader).await.map_err(Error::from_sql(&dataset.table))?;
                 }
-                Import::new(self.imported, dataset, schema, Some(leaf)).join(self.reader, &dataset.table).await
+                Import::new(&self.table.imported, dataset, schema, Some(leaf)).join(self.reader, &dataset.table).await
             };
             let joined = joined.await;
             self.own.rests();
@@ -242,7 +238,7 @@ impl Rows<'_> {
         self.own.awaits_server();
         // The failed statement has aborted the reader's transaction.
         sqlx::raw_sql("-- source.rows.give_up\n rollback").execute(&mut *self.reader).await.map_err(&failed)?;
-        self.import.join(self.reader, table).await?;
+        self.table.import.join(self.reader, table).await?;
         let select = self.select.logged_keys();
         let read = sqlx::raw_sql(AssertSqlSafe(format!("-- source.rows.logged\n {select}")));
         let read = read.execute(&mut *self.reader).await;
@@ -255,15 +251,6 @@ impl Rows<'_> {
                 Ok(false)
             }
         }
-    }
-
-    fn rule(&self) -> Rule {
-        if self.position.live.is_some() { Rule::LogToo } else { Rule::TimeAlone }
-    }
-
-    /// Returns true if the consumer's live rows and deletions were read from the same snapshot.
-    fn same_snapshot(&self) -> bool {
-        self.position.live == self.position.deletions
     }
 }
 
