@@ -206,7 +206,7 @@ impl Catalog {
 
     /// Returns true if a dataset or a pattern masks a column by `hmac`.
     pub fn masks_by_hmac(&self) -> bool {
-        let of_patterns = self.patterns.iter().map(Pattern::masks);
+        let of_patterns = self.patterns.iter().map(|pattern| &pattern.options.masks);
         let masks = self.datasets.iter().map(|dataset| &dataset.masks).chain(of_patterns);
         masks.flat_map(|masks| masks.rules.values()).any(|rule| *rule == MaskRule::Hmac)
     }

@@ -22,17 +22,12 @@ pub fn hint<'n>(name: &str, among: impl IntoIterator<Item = &'n str>) -> String 
 
 /// As [`hint`], for pairs: the name that is compared, and the text that is shown for it.
 pub fn hint_in_full<'n>(name: &str, among: impl IntoIterator<Item = (&'n str, &'n str)>) -> String {
-    nearest(name, among).map(|told| format!("; is it `{told}`?")).unwrap_or_default()
-}
-
-/// Returns the text of the most similar name, if one is similar. The pairs are the names and their texts.
-fn nearest<'n>(name: &str, among: impl IntoIterator<Item = (&'n str, &'n str)>) -> Option<&'n str> {
     // Only the beginning is compared: a caller may send a megabyte.
     let name: String = name.chars().take(256).collect();
     let score = |other: &str| strsim::jaro_winkler(&name.to_lowercase(), &other.to_lowercase());
     let scored = among.into_iter().map(|(other, told)| (score(other), told));
     let best = scored.max_by(|(a, _), (b, _)| a.total_cmp(b)).filter(|(score, _)| *score > 0.8);
-    best.map(|(_, told)| told)
+    best.map(|(_, told)| format!("; is it `{told}`?")).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -41,38 +41,27 @@ pub struct Candidate {
     pub columns: Vec<String>,
 }
 
-/// The reason why a table that a pattern matches is no dataset.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// It is no plain table.
-    NeedsBlock,
-    Partition,
-    Unlogged,
-    /// Its owner is not one of the pattern's.
-    AnotherOwner,
-    NoKey,
-    /// Its changes are told by a column that it lacks, or with which no index begins.
-    NoUpdatedAt,
-    NameInvalid,
-    NameClash,
-    /// A dataset of another table has the name, or its lanes or keys are still there.
-    NameTaken,
-}
-
-impl Reason {
-    /// The word of the API.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Reason::NeedsBlock => "needs_block",
-            Reason::Partition => "partition",
-            Reason::Unlogged => "unlogged",
-            Reason::AnotherOwner => "another_owner",
-            Reason::NoKey => "no_key",
-            Reason::NoUpdatedAt => "no_updated_at",
-            Reason::NameInvalid => "name_invalid",
-            Reason::NameClash => "name_clash",
-            Reason::NameTaken => "name_taken",
-        }
+pg_rows::words! {
+    /// The reason why a table that a pattern matches is no dataset.
+    Reason, "a reason" {
+        /// It is no plain table.
+        NeedsBlock = "needs_block",
+        /// It is a partition of another table.
+        Partition = "partition",
+        /// A crash of Postgres empties it.
+        Unlogged = "unlogged",
+        /// Its owner is not one of the pattern's.
+        AnotherOwner = "another_owner",
+        /// It has no primary key.
+        NoKey = "no_key",
+        /// Its changes are told by a column that it lacks, or with which no index begins.
+        NoUpdatedAt = "no_updated_at",
+        /// Its dataset would have a name that no dataset may have.
+        NameInvalid = "name_invalid",
+        /// The dataset of another table would have the same name.
+        NameClash = "name_clash",
+        /// A dataset of another table has the name, or its lanes or keys are still there.
+        NameTaken = "name_taken",
     }
 }
 
@@ -190,10 +179,6 @@ impl Pattern {
         fits(&self.matches) && !fits(&self.exclude)
     }
 
-    pub(super) fn masks(&self) -> &Masks {
-        &self.options.masks
-    }
-
     /// The name of a table's dataset. Characters that no name has become `_`.
     fn name_of(&self, relation: &Candidate) -> String {
         self.name.replace("{schema}", &derived(&relation.schema)).replace("{table}", &derived(&relation.name))
@@ -203,7 +188,7 @@ impl Pattern {
         let Dataset { updated_at, deleted, .. } = &self.options;
         Dataset {
             name: self.name_of(relation),
-            table: table_of(relation),
+            table: Table { schema: Some(relation.schema.clone()), name: relation.name.clone() },
             updated_at: updated_at.clone().filter(|time| relation.indexed_times.contains(time)),
             deleted: deleted.clone().filter(|column| relation.columns.contains(column)),
             ..self.options.clone()
@@ -229,10 +214,6 @@ impl Pattern {
         ];
         obstacles.into_iter().find(|(applies, _)| *applies).map(|(_, reason)| reason)
     }
-}
-
-fn table_of(relation: &Candidate) -> Table {
-    Table { schema: Some(relation.schema.clone()), name: relation.name.clone() }
 }
 
 /// Returns the texts of the patterns that match none of these relations.

@@ -386,9 +386,6 @@ impl<'a> Fitting<'a> {
 
     fn key_columns(&mut self) -> Vec<&'a ColumnRow> {
         let columns = self.columns;
-        if columns.is_empty() {
-            return Vec::new();
-        }
         let Some(names) = &self.dataset.key else {
             let mut key: Vec<_> = columns.iter().filter(|column| column.key_place.is_some()).collect();
             key.sort_by_key(|column| column.key_place);
@@ -611,6 +608,9 @@ impl<'a> FittingTable<'a> {
             let name_in_files = sent.map(|sent| sent.rename.as_ref().unwrap_or(name).as_str());
             RememberedColumn { name, number: *number, version, name_in_files }
         });
+        let masks = &self.dataset.masks.rules;
+        let is_new = |it: &&ColumnRow| masks.contains_key(&it.name) && !it.masked.contains(&it.name);
+        let newly_masked = found.iter().filter(is_new).map(|column| column.name.clone()).collect();
         let width = found.first().map_or(0, |it| it.width);
         let time = self.updated_at.as_ref().map(|time| time.number);
         let mut guard_state = guard::guard_state(known, &parts, width, time);
@@ -636,17 +636,11 @@ impl<'a> FittingTable<'a> {
             deleted: self.deleted,
             deleted_is_set,
             missing_masked: self.missing_masked,
-            newly_masked: newly_masked(self.dataset, found),
+            newly_masked,
             types,
             guard_state,
         }
     }
-}
-
-/// Returns the masked columns of a dataset that the database doesn't remember yet.
-fn newly_masked(dataset: &Dataset, columns: &[ColumnRow]) -> Vec<String> {
-    let is_new = |it: &&ColumnRow| dataset.masks.rules.contains_key(&it.name) && !it.masked.contains(&it.name);
-    columns.iter().filter(is_new).map(|column| column.name.clone()).collect()
 }
 
 fn is_time(column: &TableColumn) -> bool {

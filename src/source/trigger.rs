@@ -38,11 +38,9 @@ impl TriggerKind {
     /// The triggers that a table needs.
     pub(crate) fn of_table(is_partitioned: bool) -> impl Iterator<Item = TriggerKind> {
         TriggerKind::ALL.into_iter().filter(move |kind| match kind {
-            TriggerKind::Inserts | TriggerKind::Updates | TriggerKind::Deletes | TriggerKind::Replicated => {
-                !is_partitioned
-            }
-            TriggerKind::Rows => is_partitioned,
             TriggerKind::Truncates => true,
+            TriggerKind::Rows => is_partitioned,
+            _ => !is_partitioned,
         })
     }
 

@@ -354,6 +354,7 @@ pub(super) async fn lock(
 }
 
 /// A table or a partition.
+#[derive(sqlx_macros::FromRow)]
 struct Relation {
     oid: Oid,
     /// Quoted, with its schema.
@@ -363,21 +364,16 @@ struct Relation {
 
 /// Returns the table, and its partitions if it has any.
 async fn relations(conn: &mut PgConnection, state: &TableState) -> Result<Vec<Relation>, sqlx::Error> {
-    let state: Vec<(Oid, String, String, String)> = sqlx::query_as(
+    sqlx::query_as(
         "-- source.capture.relations
-         select c.oid, n.nspname::text, c.relname::text, pg_get_userbyid(c.relowner)::text
+         select c.oid, format('%I.%I', n.nspname, c.relname) as name, pg_get_userbyid(c.relowner)::text as owner
          from pg_class c join pg_namespace n on n.oid = c.relnamespace
          where c.oid = $1 or c.oid in (select relid from pg_partition_tree($1))
          order by c.oid <> $1",
     )
     .bind(state.oid)
     .fetch_all(conn)
-    .await?;
-    let relation = |(oid, schema, name, owner): (Oid, String, String, String)| {
-        let name = format!("{}.{}", quote::quoted(&schema), quote::quoted(&name));
-        Relation { oid, name, owner }
-    };
-    Ok(state.into_iter().map(relation).collect())
+    .await
 }
 
 /// Returns the triggers of a table and its partitions, except those that call functions of the set `kept`: the oid of
