@@ -67,7 +67,9 @@ pub async fn seed(pool: &PgPool, rows: u64) -> Result<u64, Error> {
 
     // The check before the lock avoids locking and waiting at all later starts.
     let Some(users) = demo_table(&mut tx).await.map_err(Error::Inspect)? else { return Ok(0) };
-    if !is_empty(&mut tx, &users).await? {
+    let empty = format!("-- demo.is_empty\n select not exists (select from {users})");
+    let is_empty: bool = sqlx::query_scalar(AssertSqlSafe(empty)).fetch_one(&mut *tx).await.map_err(Error::Inspect)?;
+    if !is_empty {
         return Ok(0);
     }
     let missing = |existing| if existing == 0 { rows } else { 0 };
@@ -157,11 +159,6 @@ async fn demo_table(connection: &mut PgConnection) -> Result<Option<String>, sql
     )
     .fetch_optional(connection)
     .await
-}
-
-async fn is_empty(connection: &mut PgConnection, users: &str) -> Result<bool, Error> {
-    let empty = format!("-- demo.is_empty\n select not exists (select from {users})");
-    sqlx::query_scalar(AssertSqlSafe(empty)).fetch_one(connection).await.map_err(Error::Inspect)
 }
 
 /// Locks the table against all other writers, in particular the seeding of another replica. Readers are not blocked.

@@ -108,14 +108,3 @@ pub(crate) async fn with_timeout<T, E>(
 ) -> Result<T, E> {
     tokio::time::timeout(timeout, call).await.unwrap_or_else(|_| Err(unavailable(sqlx::Error::PoolTimedOut)))
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pool_without_a_free_connection_is_unavailable() {
-        assert_eq!(SqlFailure::of(&sqlx::Error::PoolTimedOut), SqlFailure::Unavailable);
-        assert_eq!(SqlFailure::of(&sqlx::Error::RowNotFound), SqlFailure::Client);
-    }
-}

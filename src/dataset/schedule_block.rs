@@ -169,21 +169,6 @@ mod tests {
         assert_eq!((nightly.encoding.format, nightly.encoding.compression), (Format::Csv, Compression::None));
     }
 
-    #[cfg(feature = "parquet")]
-    #[test]
-    fn parquet_has_compressions_of_its_own() {
-        for (member, expected) in [
-            ("", Compression::Zstd),
-            ("compression = \"snappy\"", Compression::Snappy),
-            ("compression = \"none\"", Compression::None),
-        ] {
-            let block = "name = \"a\"\nconsumer = \"c\"\ndataset = \"orders\"\ntype = \"full\"\nevery = \"1h\"";
-            let text = format!("{ORDERS}[[schedule]]\n{block}\nformat = \"parquet\"\n{member}\n");
-            let catalog = Catalog::from_toml(&text).unwrap();
-            assert_eq!(catalog.schedules()[0].encoding.compression, expected, "{member}");
-        }
-    }
-
     #[test]
     fn each_mistake_is_told_with_its_line() {
         let text = "name = \"Nightly\"

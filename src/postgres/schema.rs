@@ -211,21 +211,16 @@ async fn has_all_migrations(conn: &mut PgConnection) -> Result<bool, Error> {
     .await?;
     let known: HashMap<_, _> = MIGRATIONS.iter().map(|migration| (migration.version, &*migration.checksum)).collect();
     if recorded.iter().any(|(version, checksum)| known.get(version) != Some(&&**checksum)) {
-        return Err(refuse_other_build(conn).await?);
+        let tables: String = sqlx::query_scalar(
+            "-- postgres.migrate.made_before
+             select string_agg(format('%I.%I', schema_name, table_name), ', ' order by schema_name, table_name)
+             from cdc_export.owned",
+        )
+        .fetch_one(conn)
+        .await?;
+        return Err(Error::OtherBuild { tables });
     }
     Ok(recorded.len() == known.len())
-}
-
-/// Returns the error for a database whose tables another build made.
-async fn refuse_other_build(conn: &mut PgConnection) -> Result<Error, Error> {
-    let tables: String = sqlx::query_scalar(
-        "-- postgres.migrate.made_before
-         select string_agg(format('%I.%I', schema_name, table_name), ', ' order by schema_name, table_name)
-         from cdc_export.owned",
-    )
-    .fetch_one(conn)
-    .await?;
-    Ok(Error::OtherBuild { tables })
 }
 
 /// The existing parts of the schema, and the privileges of the role. They are read first, so that the schema is never

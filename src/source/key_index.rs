@@ -6,32 +6,14 @@ pub(crate) const LOCATE: (&str, &str) = ("key_index/locate.sql", include_str!("k
 /// Returns true if two values of a type that are the same to its `=` always have the same text, in a deterministic
 /// collation. `own_type`: its name, where it is Postgres's own.
 pub(crate) fn has_one_text(own_type: Option<&str>, is_enum: bool) -> bool {
-    const ONE_TEXT: &[&str] = &[
-        "int2",
-        "int4",
-        "int8",
-        "oid",
-        "xid8",
-        "pg_lsn",
-        "bool",
-        "text",
-        "varchar",
-        "name",
-        "char",
-        "uuid",
-        "bytea",
-        "bit",
-        "varbit",
-        "timestamptz",
-        "timestamp",
-        "date",
-        "time",
-        "inet",
-        "cidr",
-        "macaddr",
-        "macaddr8",
-    ];
-    is_enum || own_type.is_some_and(|name| ONE_TEXT.contains(&name))
+    match own_type {
+        Some(
+            "int2" | "int4" | "int8" | "oid" | "xid8" | "pg_lsn" | "bool" | "text" | "varchar" | "name" | "char"
+            | "uuid" | "bytea" | "bit" | "varbit" | "timestamptz" | "timestamp" | "date" | "time" | "inet" | "cidr"
+            | "macaddr" | "macaddr8",
+        ) => true,
+        _ => is_enum,
+    }
 }
 
 /// Why the text of a type tells no rows apart, if it doesn't: it is another one for who writes, who tracks and who

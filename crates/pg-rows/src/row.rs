@@ -102,16 +102,6 @@ mod tests {
     const TWO_ROWS: &[u8] = b"\0\x02\0\0\0\x01a\xff\xff\xff\xff\0\x01\0\0\0\0";
 
     #[test]
-    fn bytes_give_their_rows() {
-        let (mut rows, mut fields) = (BinaryRows::new(TWO_ROWS), Vec::new());
-        assert_eq!(rows.next_into(&mut fields), Ok(true));
-        assert_eq!(fields, [Some(&b"a"[..]), None]);
-        assert_eq!(rows.next_into(&mut fields), Ok(true));
-        assert_eq!(fields, [Some(&b""[..])]);
-        assert_eq!(rows.next_into(&mut fields), Ok(false));
-    }
-
-    #[test]
     fn the_room_for_fields_is_kept() {
         let mut room = Fields::default();
         let mut fields = room.take();

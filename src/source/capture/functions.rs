@@ -92,7 +92,21 @@ struct Roles {
 /// Creates the role that the functions run as, if it is missing. Returns `None` if the role can't be used. The
 /// functions then run as the service's own role.
 pub(super) async fn definer(conn: &mut PgConnection) -> Result<Option<Definer>, sqlx::Error> {
-    let roles = read_roles(conn).await?;
+    let roles: Roles = sqlx::query_as(
+        "-- source.capture.roles
+         select $1 || b.oid as definer, r.rolsuper as is_superuser, r.rolsuper or r.rolcreaterole as may_create, d.oid is not null as is_there,
+           coalesce(not (d.rolcanlogin or d.rolsuper or d.rolcreaterole or d.rolcreatedb or d.rolreplication or d.rolbypassrls)
+             and not exists (select from pg_auth_members m where m.member = d.oid), false) as is_harmless,
+           coalesce(pg_has_role(d.oid, 'usage'), false) as is_member,
+           coalesce(has_schema_privilege(d.oid, 'cdc_export', 'usage')
+             and has_table_privilege(d.oid, 'cdc_export.change_log', 'insert'), false) as has_rights,
+           has_schema_privilege('cdc_export', 'create with grant option') as may_grant
+         from pg_roles r join pg_database b on b.datname = current_database() left join pg_roles d on d.rolname = $1 || b.oid
+         where r.rolname = current_user",
+    )
+    .bind(DEFINER)
+    .fetch_one(&mut *conn)
+    .await?;
     if roles.is_there && !roles.is_harmless {
         tracing::warn!(
             event = "definer_unusable",
@@ -140,24 +154,6 @@ pub(super) async fn definer(conn: &mut PgConnection) -> Result<Option<Definer>, 
 fn is_refused(error: &sqlx::Error) -> bool {
     matches!(SqlFailure::of(error), SqlFailure::Denied | SqlFailure::Duplicate)
         || matches!(&*sqlstate(error), "0LP01" | "42710" | "XX000")
-}
-
-async fn read_roles(conn: &mut PgConnection) -> Result<Roles, sqlx::Error> {
-    sqlx::query_as(
-        "-- source.capture.roles
-         select $1 || b.oid as definer, r.rolsuper as is_superuser, r.rolsuper or r.rolcreaterole as may_create, d.oid is not null as is_there,
-           coalesce(not (d.rolcanlogin or d.rolsuper or d.rolcreaterole or d.rolcreatedb or d.rolreplication or d.rolbypassrls)
-             and not exists (select from pg_auth_members m where m.member = d.oid), false) as is_harmless,
-           coalesce(pg_has_role(d.oid, 'usage'), false) as is_member,
-           coalesce(has_schema_privilege(d.oid, 'cdc_export', 'usage')
-             and has_table_privilege(d.oid, 'cdc_export.change_log', 'insert'), false) as has_rights,
-           has_schema_privilege('cdc_export', 'create with grant option') as may_grant
-         from pg_roles r join pg_database b on b.datname = current_database() left join pg_roles d on d.rolname = $1 || b.oid
-         where r.rolname = current_user",
-    )
-    .bind(DEFINER)
-    .fetch_one(conn)
-    .await
 }
 
 #[derive(sqlx_macros::FromRow)]
@@ -213,7 +209,7 @@ pub async fn renew(pool: &PgPool) -> Result<(), sqlx::Error> {
     let mut conn = pool.acquire().await?;
     let mut tx = conn.begin().await?;
     one_at_a_time(&mut tx).await?;
-    let installed = installed(&mut tx).await?;
+    let installed: Vec<Installed> = sqlx::query_as(include_str!("functions/installed.sql")).fetch_all(&mut *tx).await?;
     if installed.is_empty() {
         return Ok(());
     }
@@ -347,8 +343,4 @@ async fn unused(conn: &mut PgConnection, of: Option<Vec<Oid>>) -> Result<Vec<Str
     .bind(of)
     .fetch_all(conn)
     .await
-}
-
-async fn installed(conn: &mut PgConnection) -> Result<Vec<Installed>, sqlx::Error> {
-    sqlx::query_as(include_str!("functions/installed.sql")).fetch_all(conn).await
 }
