@@ -70,12 +70,10 @@ pub enum BadUrl {
     /// A mistake that this sentence explains.
     #[error("{0}")]
     Form(&'static str),
-    #[error("the parameter {0} is not known here, and none is ignored: take it out of the URL")]
-    Unknown(String),
+    #[error("the parameter {name} {why}")]
+    Parameter { name: String, why: &'static str },
     #[error("the parameter {0} is {NOT_A_MODE}")]
     Mode(String),
-    #[error("the parameter {0} has a value that can't be read")]
-    Value(String),
     /// A variable of libpq that would be ignored.
     #[error("{why}")]
     Variable { name: &'static str, why: &'static str },
@@ -151,33 +149,26 @@ impl NamedDatabase {
             options = options.ssl_mode(mode.parse().map_err(bad)?);
         }
         let mode = options.get_ssl_mode();
+        let checks_name = matches!(mode, PgSslMode::VerifyFull);
         let has_address = last(&["hostaddr"]).is_some() || variable("PGHOSTADDR").is_some();
-        if has_address && matches!(mode, PgSslMode::VerifyFull) {
+        if has_address && checks_name {
             return Err(BadUrl::Form(
                 "the parameter hostaddr takes the place of the host's name, which sslmode=verify-full checks: take one of them out",
             ));
         }
-        let checks_name = matches!(mode, PgSslMode::VerifyFull);
-        let roots = match (last(&ROOTS), variable("PGSSLROOTCERT")) {
-            (Some("system"), _) => {
-                return Err(BadUrl::Form(
-                    "the parameter sslrootcert names a file: without it, sslmode=verify-full asks the platform's authorities",
-                ));
+        let named = last(&ROOTS);
+        let bad_roots = |why| match named {
+            Some(_) => BadUrl::Parameter { name: "sslrootcert".to_owned(), why },
+            None => BadUrl::Variable { name: "PGSSLROOTCERT", why },
+        };
+        // In libpq, the file of the variable makes `require` check the certificate.
+        let needs_name = named.is_some() || matches!(mode, PgSslMode::Require | PgSslMode::VerifyCa);
+        let roots = match named.or(variable("PGSSLROOTCERT")) {
+            Some("system") => {
+                return Err(bad_roots("names a file: without it, sslmode=verify-full asks the platform's authorities"));
             }
-            (Some(_), _) if !checks_name => {
-                return Err(BadUrl::Form(
-                    "the parameter sslrootcert needs sslmode=verify-full, since the system's authorities are trusted beside it",
-                ));
-            }
-            (None, Some("system")) => {
-                let why = "names a file: without it, sslmode=verify-full asks the platform's authorities";
-                return Err(BadUrl::Variable { name: "PGSSLROOTCERT", why });
-            }
-            // In libpq, the file makes `require` check the certificate.
-            (None, Some(_)) if matches!(mode, PgSslMode::Require | PgSslMode::VerifyCa) => {
-                return Err(BadUrl::Variable { name: "PGSSLROOTCERT", why: ROOTS_NEED });
-            }
-            (named, beside) => named.or(beside).filter(|_| checks_name),
+            Some(_) if needs_name && !checks_name => return Err(bad_roots(ROOTS_NEED)),
+            file => file.filter(|_| checks_name),
         };
         if matches!(mode, PgSslMode::VerifyCa) && variable("SSL_CERT_FILE").is_none() {
             return Err(BadUrl::Form(
@@ -258,7 +249,7 @@ fn check_parameter(name: &str, value: &str) -> Result<(), BadUrl> {
         _ => false,
     };
     if is_bad {
-        return Err(BadUrl::Value(name.to_owned()));
+        return Err(BadUrl::Parameter { name: name.to_owned(), why: "has a value that can't be read" });
     }
     let is_option = name.strip_prefix("options[").is_some_and(|rest| rest.ends_with(']'));
     let is_neutral = NEUTRAL_PARAMETERS.iter().any(|(own, _, harmless)| *own == name && harmless.contains(&value));
@@ -275,7 +266,8 @@ fn check_parameter(name: &str, value: &str) -> Result<(), BadUrl> {
     let is_plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
     let is_word = is_plain && (1..=40).contains(&name.len());
     if is_word {
-        return Err(BadUrl::Unknown(name.to_owned()));
+        let why = "is not known here, and none is ignored: take it out of the URL";
+        return Err(BadUrl::Parameter { name: name.to_owned(), why });
     }
     // The name may be part of a password, so it is not quoted.
     Err(BadUrl::Form(
