@@ -30,8 +30,7 @@ use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::header::{FileHeader, meta_column};
 use crate::dataset::mask::{MaskRule, MaskSecret, Masks};
 use crate::job::ExportType;
-use crate::job::columns::MetaColumn;
-use crate::job::columns::{FileColumn, FileColumns, SavedWireFormat};
+use crate::job::columns::{FileColumn, FileColumns, MetaColumn, SavedWireFormat};
 use crate::job::selection::Selection;
 use crate::watermark::GuardState;
 
@@ -87,16 +86,14 @@ pub struct ListElement {
 impl TableColumn {
     /// A column that is sent in the binary form of its kind.
     pub const fn named(name: &'static str, kind: ColumnType) -> TableColumn {
-        let none = Cow::Borrowed("");
-        let (name, base_type) = (Cow::Borrowed(name), Cow::Borrowed(""));
         TableColumn {
-            name,
+            name: Cow::Borrowed(name),
             rename: None,
             number: 0,
             kind,
-            type_name: none,
+            type_name: Cow::Borrowed(""),
             domain_base: None,
-            base_type,
+            base_type: Cow::Borrowed(""),
             wire_format: WireFormat::Binary,
             operators: Cow::Borrowed("pg_catalog"),
             parquet: ParquetType::OfKind,
@@ -212,23 +209,14 @@ impl Capture {
     }
 }
 
-/// The rule by which a delta calls a live row `INSERT` or `UPDATE`. A row that is deleted or gone is a `DELETE`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operation {
-    /// The first entry of the log decides. Without a position every row is an `INSERT`. A row that only its time found
-    /// is an `UPDATE`.
-    Log,
-    /// `INSERT` where the row's `created_at` is its `updated_at`.
-    Timestamps,
-}
-
-impl Operation {
-    /// As the catalog says it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Operation::Log => "log",
-            Operation::Timestamps => "timestamps",
-        }
+pg_rows::words! {
+    /// The rule by which a delta calls a live row `INSERT` or `UPDATE`. A row that is deleted or gone is a `DELETE`.
+    Operation, "a rule: log, timestamps" {
+        /// The first entry of the log decides. Without a position every row is an `INSERT`. A row that only its time
+        /// found is an `UPDATE`.
+        Log = "log",
+        /// `INSERT` where the row's `created_at` is its `updated_at`.
+        Timestamps = "timestamps",
     }
 }
 

@@ -95,7 +95,11 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::E
                 found.unreadable.extend(obstacle.map(|why| capture_fault(it.dataset, why)));
             }
             Some(key) if captured && it.schema.has_key(&key) => {}
-            Some(_) => found.broken.push(broken(it.dataset)),
+            Some(_) => {
+                let remedy = format!("`cdc-export track {}`, then a full export for each consumer", it.dataset.name);
+                let why = format!("the changes of its table are no longer captured: {remedy}");
+                found.broken.push(capture_fault(it.dataset, why));
+            }
         }
     }
     let partitioned =
@@ -150,14 +154,6 @@ pub async fn check_some(pool: &PgPool, catalog: &Catalog, asked: &[Arc<Dataset>]
 pub async fn stalling(pool: &PgPool, datasets: &[Arc<Dataset>]) -> Result<Vec<Fault>, sqlx::Error> {
     let datasets: Vec<_> = datasets.iter().map(|dataset| &**dataset).collect();
     parallel_apply::read_stalling(&mut *pool.acquire().await?, &datasets).await
-}
-
-fn broken(dataset: &Dataset) -> Fault {
-    let why = format!(
-        "the changes of its table are no longer captured: `cdc-export track {}`, then a full export for each consumer",
-        dataset.name
-    );
-    capture_fault(dataset, why)
 }
 
 fn capture_fault(dataset: &Dataset, why: String) -> Fault {

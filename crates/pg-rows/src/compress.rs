@@ -41,7 +41,12 @@ impl Compressor {
                 let level = CompressionLvl::new(level.unwrap_or(GZIP_LEVEL).min(MOST_GZIP).into());
                 Compressor::Gzip(libdeflater::Compressor::new(level.unwrap_or_default()))
             }
-            Compression::Zstd => Compressor::Zstd(zstd(level.unwrap_or(ZSTD_LEVEL)).map_err(Error::Compressor)?),
+            Compression::Zstd => {
+                let level = level.unwrap_or(ZSTD_LEVEL).into();
+                let mut zstd = bulk::Compressor::new(level).map_err(Error::Compressor)?;
+                zstd.include_checksum(true).map_err(Error::Compressor)?;
+                Compressor::Zstd(zstd)
+            }
             Compression::None | Compression::Snappy | Compression::Lz4 => {
                 return Err(Error::Compressor(io::ErrorKind::Unsupported.into()));
             }
@@ -82,12 +87,6 @@ impl Compressor {
         }
         Ok(())
     }
-}
-
-fn zstd(level: u8) -> io::Result<bulk::Compressor<'static>> {
-    let mut zstd = bulk::Compressor::new(level.into())?;
-    zstd.include_checksum(true)?;
-    Ok(zstd)
 }
 
 /// Writes one member of a gzip file.

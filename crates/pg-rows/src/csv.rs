@@ -21,7 +21,8 @@ impl Lines for Csv {
             if i > 0 {
                 out.push(b',');
             }
-            text(column.name.as_bytes(), out);
+            let name = column.name.as_bytes();
+            text(marks(name), name, out);
         }
         out.push(b'\n');
     }
@@ -48,7 +49,7 @@ fn value(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> 
             if bytes & NOT_ASCII != 0 {
                 value::require_utf8(column, text)?;
             }
-            text_with(bytes, text, out);
+            self::text(bytes, text, out);
             Ok(())
         }
         // Values of the other types contain no character that needs quotes.
@@ -56,12 +57,8 @@ fn value(column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<(), Error> 
     }
 }
 
-/// Appends a text. Adds quotes only if a reader would otherwise misread it.
-fn text(bytes: &[u8], out: &mut Vec<u8>) {
-    text_with(marks(bytes), bytes, out);
-}
-
-fn text_with(marks: u8, bytes: &[u8], out: &mut Vec<u8>) {
+/// Appends a text with these marks. Adds quotes only if a reader would otherwise misread it.
+fn text(marks: u8, bytes: &[u8], out: &mut Vec<u8>) {
     // `\.` alone on a line ends the data of a `COPY … FROM` before Postgres 18.
     let quoted = marks & SPECIAL != 0 || bytes.is_empty() || bytes == b"\\.";
     if !quoted {
