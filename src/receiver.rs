@@ -1,6 +1,6 @@
 //! The kinds of receivers of events: their blocks in the operator's file, their secrets and their transports.
 //!
-//! A kind is a child module that implements [`ReceiverKind`], and one line of [`kinds`]. `config` calls
+//! A kind is a child module whose receivers implement [`Receiver`], and one line of [`KINDS`]. `config` calls
 //! [`Receivers::read`] and [`Receivers::read_secrets`]; `command` passes the built transports to `delivery`, which
 //! decides when an event is sent. A kind knows no other kind, and no job beyond the event that it sends.
 
@@ -17,43 +17,40 @@ use crate::dataset::fault::Mistakes;
 use crate::dataset::listener::Known;
 use crate::delivery::Transport;
 use crate::event::Listener;
-#[cfg(feature = "amqp")]
-use crate::receiver::amqp::Brokers;
-use crate::receiver::webhook::Webhooks;
 
-/// Returns all kinds, in the order in which their blocks are read. A new kind is one line here.
-fn kinds() -> Vec<Box<dyn ReceiverKind>> {
-    Vec::from([
-        Box::new(Webhooks::default()) as Box<dyn ReceiverKind>,
-        #[cfg(feature = "amqp")]
-        Box::new(Brokers::default()),
-        #[cfg(not(feature = "amqp"))]
-        Box::new(NotBuilt { block: "amqp", name: "AMQP" }),
-    ])
+/// All kinds, in the order in which their blocks are read. A new kind is one line here.
+static KINDS: [Kind; 2] = [
+    Kind { block: "webhook", plural: "webhooks", parse: webhook::parse },
+    #[cfg(feature = "amqp")]
+    Kind { block: "amqp", plural: "brokers", parse: amqp::parse },
+    #[cfg(not(feature = "amqp"))]
+    Kind { block: "amqp", plural: "brokers", parse: refuse_amqp },
+];
+
+/// A kind of receivers.
+struct Kind {
+    /// The name of a block: `webhook` for `[[webhook]]`.
+    block: &'static str,
+    /// The word for several receivers of this kind.
+    plural: &'static str,
+    /// Reads one block, and records each fault in it. Returns `None` if a member that the receiver needs is missing or
+    /// wrong.
+    parse: fn(&mut Block<'_, '_>, &Known<'_>) -> Option<Box<dyn Receiver>>,
 }
 
-/// The receivers of one kind.
-///
-/// The three steps are called in this order: `parse` for each block, `read_secrets` once, then `build`.
-pub trait ReceiverKind: Debug + Send + Sync {
-    /// The name of a block: `webhook` for `[[webhook]]`.
-    fn block(&self) -> &'static str;
+/// A receiver of events, as its block describes it.
+trait Receiver: Debug + Send + Sync {
+    /// Returns its name and the events that it gets.
+    fn listener(&self) -> &Listener;
 
-    /// The word for several receivers of this kind: `webhooks`.
-    fn plural(&self) -> &'static str;
+    /// Reads its secret.
+    ///
+    /// # Errors
+    /// If the secret is unset or wrong. The error has the block, the variable and the reason, without the secret.
+    fn read_secret(&mut self, variables: &SecretVariables<'_>) -> Result<(), String>;
 
-    /// Reads one block, and adds its receiver. Records each fault in the block.
-    fn parse(&mut self, block: &mut Block<'_, '_>, known: &Known<'_>);
-
-    /// The receivers' names and the events that they get.
-    fn listeners(&self) -> Vec<Listener>;
-
-    /// Reads the secrets of all receivers. Returns a fault for each secret that is unset or wrong: the block, the
-    /// variable and the reason, without the secret. A receiver with a fault has no transport.
-    fn read_secrets(&mut self, variables: &SecretVariables<'_>) -> Vec<String>;
-
-    /// Builds a transport for each receiver that has its secret, with the events that it gets.
-    fn build(&self) -> Vec<(Listener, Box<dyn Transport>)>;
+    /// Builds its transport. Returns `None` if its secret has not been read.
+    fn transport(&self) -> Option<Box<dyn Transport>>;
 }
 
 /// The variables of the environment, by name.
@@ -78,81 +75,55 @@ impl SecretVariables<'_> {
 /// All receivers of the operator's file.
 #[derive(Debug, Default)]
 pub struct Receivers {
-    kinds: Vec<Box<dyn ReceiverKind>>,
+    /// The receivers, by kind and then in the order of the file.
+    all: Vec<Box<dyn Receiver>>,
     names: Names,
 }
 
 impl Receivers {
     /// Reads the operator's file. No secret may be in a variable for which `is_setting` returns true.
     pub fn read(text: &str, is_setting: impl Fn(&str) -> bool) -> Result<(Catalog, Receivers), Mistakes> {
-        let mut kinds = kinds();
+        let mut all: Vec<Box<dyn Receiver>> = Vec::new();
         // All kinds share these names: a delivery names its receiver by the name alone.
         let mut names = Names::default();
-        let blocks: Vec<_> = kinds.iter().map(|kind| kind.block()).collect();
+        let blocks: Vec<_> = KINDS.iter().map(|kind| kind.block).collect();
         let catalog = Catalog::with_receivers(text, &blocks, is_setting, |file, known| {
-            for kind in &mut kinds {
-                file.each_block(kind.block(), &mut names, |block| kind.parse(block, known));
+            for kind in &KINDS {
+                file.each_block(kind.block, &mut names, |block| all.extend((kind.parse)(block, known)));
             }
-            kinds.iter().flat_map(|kind| kind.listeners()).collect()
+            all.iter().map(|receiver| receiver.listener().clone()).collect()
         })?;
-        Ok((catalog, Receivers { kinds, names }))
+        Ok((catalog, Receivers { all, names }))
     }
 
     /// Returns true if two texts of the operator's file have different receivers.
     pub fn differ(one: &str, other: &str) -> bool {
         let read = |text: &str| toml::from_str::<toml::Table>(text).unwrap_or_default();
         let (one, other) = (read(one), read(other));
-        kinds().iter().any(|kind| one.get(kind.block()) != other.get(kind.block()))
+        KINDS.iter().any(|kind| one.get(kind.block) != other.get(kind.block))
     }
 
+    /// Reads the secrets of all receivers. Returns the error of each secret that is unset or wrong.
     pub fn read_secrets(&mut self, variables: &SecretVariables<'_>) -> Vec<String> {
-        self.kinds.iter_mut().flat_map(|kind| kind.read_secrets(variables)).collect()
+        self.all.iter_mut().filter_map(|receiver| receiver.read_secret(variables).err()).collect()
     }
 
     /// The names of all receivers: for each kind its plural word, and the names in the order of the file.
     pub fn names(&self) -> impl Iterator<Item = (&'static str, Vec<&str>)> {
-        self.kinds.iter().map(|kind| (kind.plural(), self.names.of_kind(kind.block())))
+        KINDS.iter().map(|kind| (kind.plural, self.names.of_kind(kind.block)))
     }
 
+    /// Builds a transport for each receiver that has its secret, with the events that it gets.
     pub fn build(&self) -> Vec<(Listener, Box<dyn Transport>)> {
-        self.kinds.iter().flat_map(|kind| kind.build()).collect()
+        self.all.iter().filter_map(|receiver| Some((receiver.listener().clone(), receiver.transport()?))).collect()
     }
 }
 
-/// A kind that this build doesn't have. Each of its blocks is refused.
+/// Refuses a block of a kind that this build doesn't have.
 #[cfg(not(feature = "amqp"))]
-#[derive(Debug)]
-struct NotBuilt {
-    block: &'static str,
-    name: &'static str,
-}
-
-#[cfg(not(feature = "amqp"))]
-impl ReceiverKind for NotBuilt {
-    fn block(&self) -> &'static str {
-        self.block
-    }
-
-    fn plural(&self) -> &'static str {
-        self.name
-    }
-
-    fn parse(&mut self, block: &mut Block<'_, '_>, _known: &Known<'_>) {
-        let build = "build it with `cargo build --release --features full`";
-        block.refuse_unread(format!("this build has no {}: {build}", self.name));
-    }
-
-    fn listeners(&self) -> Vec<Listener> {
-        Vec::new()
-    }
-
-    fn read_secrets(&mut self, _variables: &SecretVariables<'_>) -> Vec<String> {
-        Vec::new()
-    }
-
-    fn build(&self) -> Vec<(Listener, Box<dyn Transport>)> {
-        Vec::new()
-    }
+fn refuse_amqp(block: &mut Block<'_, '_>, _known: &Known<'_>) -> Option<Box<dyn Receiver>> {
+    block.refuse_unread("this build has no AMQP: build it with `cargo build --release --features full`");
+    None
 }
 
 #[cfg(test)]

@@ -15,45 +15,24 @@ use crate::delivery::Transport;
 use crate::event::Listener;
 use crate::receiver::amqp::broker::Broker;
 use crate::receiver::amqp::transport::ExchangeTransport;
-use crate::receiver::{ReceiverKind, SecretVariables};
+use crate::receiver::{Receiver, SecretVariables};
 
-/// The brokers of the operator's file.
-#[derive(Debug, Default)]
-pub(super) struct Brokers(Vec<Broker>);
+/// Reads a block, as [`Kind::parse`](crate::receiver::Kind::parse) does.
+pub(super) fn parse(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Box<dyn Receiver>> {
+    Some(Box::new(block::broker(block, known)?))
+}
 
-impl ReceiverKind for Brokers {
-    fn block(&self) -> &'static str {
-        "amqp"
+impl Receiver for Broker {
+    fn listener(&self) -> &Listener {
+        &self.listener
     }
 
-    fn plural(&self) -> &'static str {
-        "brokers"
+    fn read_secret(&mut self, variables: &SecretVariables<'_>) -> Result<(), String> {
+        self.address = Some(variables.parse(&format!("amqp {}", self.listener.name), &self.url_env, "address")?);
+        Ok(())
     }
 
-    fn parse(&mut self, block: &mut Block<'_, '_>, known: &Known<'_>) {
-        self.0.extend(block::broker(block, known));
-    }
-
-    fn listeners(&self) -> Vec<Listener> {
-        self.0.iter().map(|broker| broker.listener.clone()).collect()
-    }
-
-    fn read_secrets(&mut self, variables: &SecretVariables<'_>) -> Vec<String> {
-        let mut missing = Vec::new();
-        for broker in &mut self.0 {
-            match variables.parse(&format!("amqp {}", broker.listener.name), &broker.url_env, "address") {
-                Ok(address) => broker.address = Some(address),
-                Err(why) => missing.push(why),
-            }
-        }
-        missing
-    }
-
-    fn build(&self) -> Vec<(Listener, Box<dyn Transport>)> {
-        let transport = |broker: &Broker| {
-            let transport = ExchangeTransport::new(broker, broker.address.as_ref()?);
-            Some((broker.listener.clone(), Box::new(transport) as Box<dyn Transport>))
-        };
-        self.0.iter().filter_map(transport).collect()
+    fn transport(&self) -> Option<Box<dyn Transport>> {
+        Some(Box::new(ExchangeTransport::new(self, self.address.as_ref()?)))
     }
 }

@@ -16,11 +16,12 @@ use crate::event::Listener;
 use crate::receiver::webhook::body_shape::BodyShape;
 use crate::receiver::webhook::signature::SigningSecrets;
 use crate::receiver::webhook::transport::WebhookTransport;
-use crate::receiver::{ReceiverKind, SecretVariables};
+use crate::receiver::{Receiver, SecretVariables};
 
-/// The webhooks of the operator's file.
-#[derive(Debug, Default)]
-pub(super) struct Webhooks(Vec<Webhook>);
+/// Reads a block, as [`Kind::parse`](crate::receiver::Kind::parse) does.
+pub(super) fn parse(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Box<dyn Receiver>> {
+    Some(Box::new(block::webhook(block, known)?))
+}
 
 /// A webhook, as its block describes it.
 #[derive(Clone, Debug)]
@@ -38,44 +39,19 @@ struct Webhook {
     secrets: Option<SigningSecrets>,
 }
 
-impl ReceiverKind for Webhooks {
-    fn block(&self) -> &'static str {
-        "webhook"
+impl Receiver for Webhook {
+    fn listener(&self) -> &Listener {
+        &self.listener
     }
 
-    fn plural(&self) -> &'static str {
-        "webhooks"
+    fn read_secret(&mut self, variables: &SecretVariables<'_>) -> Result<(), String> {
+        let Some(secret_env) = &self.secret_env else { return Ok(()) };
+        self.secrets = Some(variables.parse(&format!("webhook {}", self.listener.name), secret_env, "secret")?);
+        Ok(())
     }
 
-    fn parse(&mut self, block: &mut Block<'_, '_>, known: &Known<'_>) {
-        self.0.extend(block::webhook(block, known));
-    }
-
-    fn listeners(&self) -> Vec<Listener> {
-        self.0.iter().map(|webhook| webhook.listener.clone()).collect()
-    }
-
-    fn read_secrets(&mut self, variables: &SecretVariables<'_>) -> Vec<String> {
-        let mut missing = Vec::new();
-        for webhook in &mut self.0 {
-            let block = format!("webhook {}", webhook.listener.name);
-            let Some(secret_env) = &webhook.secret_env else { continue };
-            match variables.parse(&block, secret_env, "secret") {
-                Ok(secrets) => webhook.secrets = Some(secrets),
-                Err(why) => missing.push(why),
-            }
-        }
-        missing
-    }
-
-    fn build(&self) -> Vec<(Listener, Box<dyn Transport>)> {
-        let transport = |webhook: &Webhook| {
-            if webhook.secret_env.is_some() && webhook.secrets.is_none() {
-                return None;
-            }
-            let transport = WebhookTransport::new(webhook);
-            Some((webhook.listener.clone(), Box::new(transport) as Box<dyn Transport>))
-        };
-        self.0.iter().filter_map(transport).collect()
+    fn transport(&self) -> Option<Box<dyn Transport>> {
+        let has_secrets = self.secret_env.is_none() || self.secrets.is_some();
+        has_secrets.then(|| Box::new(WebhookTransport::new(self)) as Box<dyn Transport>)
     }
 }

@@ -31,8 +31,7 @@ mod tests {
     use crate::dataset::catalog::Catalog;
     use crate::event::EventType;
     use crate::job::Status;
-    use crate::receiver::amqp::Brokers;
-    use crate::receiver::{ReceiverKind, Receivers};
+    use crate::receiver::Receivers;
 
     const ORDERS: &str = "[[dataset]]\nname = \"orders\"\ntable = \"orders\"\n";
 
@@ -55,21 +54,20 @@ mod tests {
             exchange = \"amq.topic\"
             "
         );
-        let (mut brokers, mut names) = (Brokers::default(), Names::default());
+        let (mut brokers, mut names) = (Vec::<Broker>::new(), Names::default());
         let read = |file: &mut OperatorFile<'_>, known: &Known<'_>| {
-            file.each_block("amqp", &mut names, |block| brokers.parse(block, known));
-            brokers.listeners()
+            file.each_block("amqp", &mut names, |block| brokers.extend(broker(block, known)));
+            Vec::new()
         };
-        let catalog = Catalog::with_receivers(&text, &["amqp"], |_| false, read).unwrap();
-        let [rabbit, events] = brokers.0.as_slice() else { panic!("two") };
+        Catalog::with_receivers(&text, &["amqp"], |_| false, read).unwrap();
+        let [rabbit, events] = brokers.as_slice() else { panic!("two") };
         assert_eq!(rabbit.listener.events, [EventType::named("export.completed").unwrap()]);
         assert_eq!(rabbit.routing_key.for_event(Status::Completed, "orders", None), "cdc.orders.completed");
         assert_eq!(rabbit.listener.datasets, Some(vec!["orders".to_owned()]));
         assert_eq!(rabbit.listener.consumers.as_ref().map(Vec::len), Some(1));
         assert_eq!(events.routing_key.for_event(Status::Failed, "orders", Some("a")), "failed.orders.a");
         assert!(events.listener.datasets.is_none());
-        let names: Vec<_> = catalog.listeners().iter().map(|listener| listener.name.as_str()).collect();
-        assert_eq!(names, ["rabbit", "events"]);
+        assert_eq!([rabbit, events].map(|broker| broker.listener.name.as_str()), ["rabbit", "events"]);
     }
 
     #[test]
