@@ -11,8 +11,6 @@ mod connector;
 mod destination;
 mod draft;
 mod failure;
-mod manifest;
-mod marker;
 mod note;
 mod objects;
 
@@ -63,13 +61,6 @@ impl Bucket {
     /// Returns the bucket of these settings. Sends no request yet.
     pub fn new(settings: Settings) -> Result<Bucket, Error> {
         Ok(Bucket { objects: Arc::new(Objects::new(settings)?), id: Mutex::default() })
-    }
-
-    async fn prepare_bucket(&self) -> Result<Prepared, Error> {
-        let prepared = if self.read_id().await?.is_some() { Prepared::Known } else { self.make_id().await? };
-        self.fresh_id().await?;
-        self.probe().await?;
-        Ok(prepared)
     }
 
     async fn make_id(&self) -> Result<Prepared, Error> {
@@ -185,15 +176,6 @@ impl Bucket {
         Ok(Published::Done(FileLocation::Object { key: key.clone(), etag }))
     }
 
-    fn url_of(&self, file: &FileLocation) -> Option<String> {
-        match file {
-            FileLocation::Object { key, .. } | FileLocation::Upload { key, .. } => {
-                Some(self.objects.settings.address.url(key))
-            }
-            FileLocation::Folder { .. } => None,
-        }
-    }
-
     /// Returns the tag of an attempt's object, or `None` if there is no object or another one.
     async fn object(&self, file: &StagedFile, key: &str, etag: Option<&str>) -> Result<Option<Option<String>>, Error> {
         let options = GetOptions { head: true, if_match: etag.map(str::to_owned), ..GetOptions::default() };
@@ -212,17 +194,9 @@ impl Bucket {
             Err(error) => return Err(self.objects.cannot("look up", &path(key)?)(error)),
         };
         let attempt = found.attributes.get(&object_store::Attribute::Metadata(ATTEMPT.into()));
-        let is_attempts = !self.objects.settings.address.keeps_metadata()
+        let is_attempts = self.objects.settings.address.is_azure()
             || attempt.is_some_and(|value| AsRef::<str>::as_ref(value) == file.name);
         Ok((is_attempts && found.meta.size == file.identity.bytes).then_some(found.meta.e_tag))
-    }
-
-    async fn open_object(&self, file: &StagedFile) -> Result<Option<Object>, Error> {
-        self.require(file).await?;
-        let FileLocation::Object { key, etag } = &file.identity.location else { return Ok(None) };
-        let found = self.object(file, key, etag.as_deref()).await?;
-        let Some(etag) = found else { return Ok(None) };
-        Ok(Some(Object { objects: Arc::clone(&self.objects), key: path(key)?, etag }))
     }
 
     /// Removes a published file if it is still the recorded one, and aborts the upload of a file that isn't published.
@@ -249,7 +223,8 @@ impl Bucket {
 
     fn attributes(&self, hidden: &HiddenFile, name: &FileName) -> object_store::PutMultipartOptions {
         let mut attributes = object_store::Attributes::new();
-        if self.objects.settings.address.keeps_metadata() {
+        // An upload to Azure can't give its object metadata.
+        if !self.objects.settings.address.is_azure() {
             let disposition = format!("attachment; filename=\"{}\"", name.of_part(hidden.part));
             attributes.insert(object_store::Attribute::ContentType, name.encoding.media_type().into());
             attributes.insert(object_store::Attribute::ContentDisposition, disposition.into());

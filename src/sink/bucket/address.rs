@@ -188,13 +188,9 @@ impl BucketAddress {
         Ok(BucketAddress { cloud, bucket: bucket.to_owned(), prefix, variables })
     }
 
-    /// Returns true if an upload can give its object metadata.
-    pub(super) fn keeps_metadata(&self) -> bool {
-        self.cloud != Cloud::Azure
-    }
-
-    pub(super) fn takes_empty_parts(&self) -> bool {
-        self.cloud != Cloud::Azure
+    /// Returns true if uploads give objects no metadata, and no empty part is taken.
+    pub(super) fn is_azure(&self) -> bool {
+        self.cloud == Cloud::Azure
     }
 
     pub(super) fn client(&self, options: ClientOptions, connector: Connector) -> Result<Client, object_store::Error> {

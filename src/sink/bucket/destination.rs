@@ -1,28 +1,42 @@
-//! The [`Destination`] of a bucket.
+//! The [`Destination`] of a bucket. Markers of lanes are objects beside the files. The keys of manifests have the number
+//! of the export in its lane.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::TryStreamExt;
 use futures_util::future::join_all;
+use object_store::{ObjectStore, PutMode};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::failpoint;
 use crate::file::hidden::HiddenFile;
 use crate::file::name::FileName;
 use crate::file::{FileLocation, FileRecord, StagedFile};
 use crate::job::JobId;
 use crate::job::marker::Marker;
 use crate::manifest::{self, Manifest};
-use crate::sink::bucket::Bucket;
+use crate::sink::bucket::objects::{SMALL_BYTES, path};
+use crate::sink::bucket::{Bucket, Object};
+use crate::sink::marker_file::to_keep;
 use crate::sink::{Destination, Draft, Error, MarkerFile, Prepared, Published, PublishedFile, WrittenManifest};
 
 /// The limit on concurrent removals of one call.
 const CONCURRENT_REMOVALS: usize = 8;
 
+/// The number of further tries to write a marker after other processes have replaced it in between.
+const MARK_TRIES: u32 = 5;
+
 #[async_trait]
 impl Destination for Bucket {
     async fn prepare(&self) -> Result<Prepared, Error> {
-        self.prepare_bucket().await
+        let prepared = if self.read_id().await?.is_some() { Prepared::Known } else { self.make_id().await? };
+        self.fresh_id().await?;
+        self.probe().await?;
+        Ok(prepared)
     }
 
     async fn id(&self) -> Result<Uuid, Error> {
@@ -52,12 +66,19 @@ impl Destination for Bucket {
     }
 
     fn location(&self, file: &FileLocation, _name: &str) -> Option<String> {
-        self.url_of(file)
+        match file {
+            FileLocation::Object { key, .. } | FileLocation::Upload { key, .. } => {
+                Some(self.objects.settings.address.url(key))
+            }
+            FileLocation::Folder { .. } => None,
+        }
     }
 
     async fn open(&self, file: &StagedFile, _name: &str) -> Result<Option<Box<dyn PublishedFile>>, Error> {
-        let opened = self.open_object(file).await?;
-        Ok(opened.map(|object| Box::new(object) as Box<dyn PublishedFile>))
+        self.require(file).await?;
+        let FileLocation::Object { key, etag } = &file.identity.location else { return Ok(None) };
+        let Some(etag) = self.object(file, key, etag.as_deref()).await? else { return Ok(None) };
+        Ok(Some(Box::new(Object { objects: Arc::clone(&self.objects), key: path(key)?, etag })))
     }
 
     async fn remove(&self, files: &[(String, StagedFile)]) -> Result<(), Error> {
@@ -83,11 +104,13 @@ impl Destination for Bucket {
     }
 
     async fn lane_marker(&self, file: &MarkerFile) -> Result<Option<Marker>, Error> {
-        self.read_marker(file).await
+        failpoint!("sink.marker", Err(Error::Unavailable(std::io::ErrorKind::BrokenPipe.into())));
+        let text = self.objects.small(&self.objects.key(file.name())).await?;
+        Ok(text.map(|text| file.parse(&text)))
     }
 
     async fn lane_markers(&self, files: &[MarkerFile]) -> Result<Vec<Option<Marker>>, Error> {
-        let markers = join_all(files.iter().map(|file| self.read_marker(file))).await;
+        let markers = join_all(files.iter().map(|file| self.lane_marker(file))).await;
         Ok(markers.into_iter().map(|marker| marker.unwrap_or(None)).collect())
     }
 
@@ -97,12 +120,45 @@ impl Destination for Bucket {
         marker: &Marker,
         replaced: Option<JobId>,
     ) -> Result<Option<Marker>, Error> {
-        self.write_marker(file, marker, replaced).await
+        failpoint!("sink.mark", Err(Error::Unavailable(std::io::ErrorKind::BrokenPipe.into())));
+        let key = self.objects.key(file.name());
+        let text = Bytes::from(file.text(marker)?);
+        let mut tries = 0..MARK_TRIES;
+        loop {
+            let found = self.objects.versioned(&key, SMALL_BYTES).await?;
+            let present = found.as_ref().map(|(text, _)| file.parse(text));
+            let kept = to_keep(present.as_ref(), marker, replaced);
+            if kept.is_some() || present.as_ref() == Some(marker) {
+                return Ok(kept);
+            }
+            // Another process may publish while a PUT is under way, so the PUT is conditional.
+            let mode = found.map_or(PutMode::Create, |(_, version)| PutMode::Update(version));
+            match self.objects.store.put_opts(&key, text.clone().into(), mode.into()).await {
+                Ok(_) => return Ok(None),
+                Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. })
+                    if tries.next().is_some() => {}
+                Err(error) => return Err(self.objects.cannot("write", &key)(error)),
+            }
+        }
     }
 
     async fn write_manifest(&self, record: &FileRecord, number: u64, text: &str) -> Result<WrittenManifest, Error> {
         let Some(consumer) = &record.consumer else { return Ok(WrittenManifest::Done) };
-        self.put_manifest(&manifest::key(&record.dataset, consumer, number), text.to_owned()).await
+        failpoint!("sink.manifest", Err(Error::Unavailable(std::io::ErrorKind::BrokenPipe.into())));
+        let key = self.objects.key(&manifest::key(&record.dataset, consumer, number));
+        let put = self.objects.store.put_opts(&key, text.to_owned().into(), PutMode::Create.into()).await;
+        failpoint!("sink.manifest.renamed", Err(Error::Unavailable(std::io::ErrorKind::BrokenPipe.into())));
+        match put {
+            Ok(_) => Ok(WrittenManifest::Done),
+            // Written by an earlier call whose answer was lost, by another process, or before the database was
+            // restored.
+            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
+                let found = self.objects.whole(&key, text.len() as u64).await?;
+                let is_it = found.is_some_and(|found| found == text.as_bytes());
+                Ok(if is_it { WrittenManifest::Done } else { WrittenManifest::Taken })
+            }
+            Err(error) => Err(self.objects.cannot("write", &key)(error)),
+        }
     }
 
     /// Returns false, because the key of a manifest has a number that is not known before the manifest is.
@@ -113,13 +169,24 @@ impl Destination for Bucket {
     async fn remove_manifest(&self, record: &FileRecord, text: &str) -> Result<(), Error> {
         let number = Manifest::read(text.as_bytes()).map_or(0, |manifest| manifest.number);
         let Some(consumer) = &record.consumer else { return Ok(()) };
-        self.delete_manifest(&manifest::key(&record.dataset, consumer, number), text).await
+        let key = self.objects.key(&manifest::key(&record.dataset, consumer, number));
+        let found = self.objects.whole(&key, text.len() as u64).await?;
+        if found.is_some_and(|found| found == text.as_bytes()) {
+            self.objects.delete(&key).await?;
+        }
+        Ok(())
     }
 
     async fn last_manifest(&self, record: &FileRecord) -> Result<u64, Error> {
-        match &record.consumer {
-            Some(consumer) => self.last_number(&record.dataset, consumer).await,
-            None => Ok(0),
+        let Some(consumer) = &record.consumer else { return Ok(0) };
+        let folder = self.objects.key(&manifest::folder(&record.dataset, consumer));
+        let mut found = self.objects.store.list(Some(&folder));
+        let mut last = 0;
+        while let Some(object) = found.try_next().await.map_err(self.objects.cannot("list", &folder))? {
+            let number = Some(object.location.as_ref()).filter(|key| manifest::is_key(key));
+            let number = number.and_then(|key| key.rsplit('/').next()?.strip_suffix(".json")?.parse().ok());
+            last = last.max(number.unwrap_or(0));
         }
+        Ok(last)
     }
 }

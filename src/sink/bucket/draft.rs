@@ -128,7 +128,7 @@ impl Draft for Upload {
     /// Uploads the rest, and waits until the store has all parts.
     fn stage(mut self: Box<Self>) -> Result<StagedFile, Error> {
         // An empty file has an empty part, where a store takes one.
-        if self.gathered_bytes > 0 || (self.begun == 0 && self.objects.settings.address.takes_empty_parts()) {
+        if self.gathered_bytes > 0 || (self.begun == 0 && !self.objects.settings.address.is_azure()) {
             self.send()?;
         }
         self.wait_for(0)?;
