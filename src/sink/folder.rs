@@ -218,59 +218,6 @@ mod tests {
         draft.stage().unwrap()
     }
 
-    fn visible(dir: &tempfile::TempDir) -> Vec<String> {
-        let names = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| name != DESTINATION_ID_FILE).collect()
-    }
-
-    #[test]
-    fn a_dropped_draft_leaves_nothing() {
-        let (dir, folder) = folder();
-        let mut draft = folder.create(&hidden()).unwrap();
-        draft.write(b"half").unwrap();
-        assert_eq!(folder.hidden_files().unwrap().len(), 1);
-        drop(draft);
-        assert!(visible(&dir).is_empty());
-    }
-
-    #[test]
-    fn publishing_twice_is_publishing_once() {
-        let (dir, folder) = folder();
-        let file = staged(&folder, "abc");
-        assert_eq!(file.sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-        for _ in 0..2 {
-            assert_eq!(folder.publish(&file, "a.csv").unwrap(), Published::Done(file.identity.location.clone()));
-        }
-        assert_eq!(visible(&dir), ["a.csv"]);
-        assert!(folder.open(&file, "a.csv").unwrap().is_some());
-    }
-
-    #[test]
-    fn a_file_is_taken_from_another_final_name_by_those_alone_who_know_that_it_is_none() {
-        let (dir, folder) = folder();
-        let file = staged(&folder, "abc");
-        folder.publish(&file, "a-2.csv").unwrap();
-        assert_eq!(folder.publish(&file, "a.csv").unwrap(), Published::Misnamed);
-        assert_eq!(visible(&dir), ["a-2.csv"]);
-        assert_eq!(folder.rename(&file, "a.csv").unwrap(), Published::Done(file.identity.location.clone()));
-        assert_eq!(visible(&dir), ["a.csv"]);
-    }
-
-    #[test]
-    fn only_the_recorded_file_is_removed() {
-        let (dir, folder) = folder();
-        let file = staged(&folder, "abc");
-        folder.publish(&file, "a.csv").unwrap();
-        let location = FileLocation::Folder { inode: 0, modified_ns: 0 };
-        let identity = FileIdentity { location, ..file.identity };
-        folder.remove([("a.csv", &StagedFile { identity, ..file.clone() })].into_iter()).unwrap();
-        assert_eq!(visible(&dir), ["a.csv"]);
-        for _ in 0..2 {
-            folder.remove([("a.csv", &file)].into_iter()).unwrap();
-            assert!(visible(&dir).is_empty());
-        }
-    }
-
     #[test]
     fn a_name_that_leads_out_of_the_folder_is_none_of_ours() {
         let outer = tempfile::tempdir().unwrap();
@@ -305,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_of_the_id_is_short() {
+    fn the_file_of_the_id_is_short_and_has_the_same_id() {
         let (dir, folder) = folder();
         let id = folder.destination_id().unwrap();
         let id_file = dir.path().join(DESTINATION_ID_FILE);
@@ -313,6 +260,9 @@ mod tests {
         assert!(folder.destination_id().is_err(), "a large file");
         std::fs::write(&id_file, format!("{id}\n")).unwrap();
         assert_eq!(folder.destination_id().unwrap(), id);
+        std::fs::remove_file(&id_file).unwrap();
+        Folder::new(dir.path().to_owned()).prepare().unwrap();
+        assert!(matches!(folder.destination_id(), Err(Error::Replaced("is another folder's"))));
     }
 
     #[test]

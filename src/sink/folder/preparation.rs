@@ -45,25 +45,3 @@ fn probe(dir: &Dir) -> Result<(), Error> {
     dir.remove(&name)?;
     Ok(())
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_prepared_folder_gets_a_mark_and_a_lost_mark_is_not_made_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let folder = Folder::new(dir.path().to_owned());
-        assert!(matches!(folder.destination_id(), Err(Error::Unused)));
-        assert!(std::fs::read_dir(&dir).unwrap().next().is_none());
-        assert_eq!(folder.prepare().unwrap(), Prepared::New);
-        std::fs::remove_file(dir.path().join(DESTINATION_ID_FILE)).unwrap();
-        let gone = folder.destination_id().unwrap_err().to_string();
-        assert_eq!(
-            gone,
-            "the `.cdc-export-store` of the output folder or bucket is gone: bring the right one back, or restart to adopt this one"
-        );
-        assert_eq!(Folder::new(dir.path().to_owned()).prepare().unwrap(), Prepared::New, "a restart adopts it");
-        assert!(matches!(folder.destination_id(), Err(Error::Replaced("is another folder's"))));
-    }
-}
