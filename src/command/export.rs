@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::str::FromStr;
 use std::time::Duration;
 
 use crate::config::{CatalogFile, Config};
@@ -63,8 +62,8 @@ pub(crate) struct ExportArguments {
     skip_empty: bool,
     /// The id of the export that you loaded last, or `none`. The new export is refused if the consumer has later
     /// exports that you have not loaded
-    #[arg(long, value_name = "ID", requires = "consumer")]
-    after: Option<LastLoaded>,
+    #[arg(long, value_name = "ID", requires = "consumer", value_parser = last_loaded)]
+    after: Option<After>,
     /// The SHA-256 of the file that you loaded last
     #[arg(long, value_name = "SHA256", requires = "after")]
     after_sha256: Option<String>,
@@ -79,22 +78,13 @@ pub(crate) struct ExportArguments {
     at: ServerOption,
 }
 
-/// The export that the user loaded last.
-#[derive(Clone, Copy)]
-enum LastLoaded {
-    Nothing,
-    Export(Uuid),
-}
-
-impl FromStr for LastLoaded {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<LastLoaded, &'static str> {
-        match text {
-            "none" => Ok(LastLoaded::Nothing),
-            id => id.parse().map(LastLoaded::Export).map_err(|_| "not the id of an export, nor `none`"),
-        }
+/// Parses the export that the user loaded last.
+fn last_loaded(text: &str) -> Result<After, &'static str> {
+    if text == "none" {
+        return Ok(After::Nothing);
     }
+    let job: Uuid = text.parse().map_err(|_| "not the id of an export, nor `none`")?;
+    Ok(After::Export { job: job.into(), sha256: None })
 }
 
 impl ExportArguments {
@@ -126,13 +116,12 @@ impl ExportArguments {
     }
 
     fn after(&self) -> Result<Option<After>, BadUsage> {
-        match (self.after, &self.after_sha256) {
-            (None, _) => Ok(None),
-            (Some(LastLoaded::Nothing), None) => Ok(Some(After::Nothing)),
-            (Some(LastLoaded::Export(job)), sha256) if sha256.as_deref().is_none_or(After::is_sha256) => {
-                Ok(Some(After::Export { job: job.into(), sha256: sha256.clone() }))
+        match (&self.after, &self.after_sha256) {
+            (after, None) => Ok(after.clone()),
+            (Some(After::Export { job, .. }), Some(sha256)) if After::is_sha256(sha256) => {
+                Ok(Some(After::Export { job: *job, sha256: Some(sha256.clone()) }))
             }
-            (Some(_), _) => {
+            _ => {
                 let why = "64 hexadecimal digits in lower case are expected, beside the id of an export in --after";
                 Err(BadUsage(format!("--after-sha256: {why}")))
             }

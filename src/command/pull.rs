@@ -7,9 +7,7 @@ use std::sync::Arc;
 use crate::job::ExportType;
 use crate::job::lane::Lane;
 use clap::Args;
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 use pg_rows::encoding::{Compression, Encoding, Format};
-use pg_rows::words::UnknownWord;
 use tokio::task::spawn_blocking;
 
 use crate::client::lane_reader::LaneReader;
@@ -39,8 +37,8 @@ pub(crate) struct Pull {
     /// The type of export to submit once all are downloaded. If it finds nothing, it makes no file. Unless it is
     /// `none`, a full export is submitted if only a full export can follow. A first delta has all soft-deleted rows:
     /// begin with `full` to leave them out
-    #[arg(long, value_name = "TYPE", default_value = "none", value_parser = request())]
-    request: RequestedType,
+    #[arg(long, value_name = "TYPE", default_value = "none", value_parser = ["delta", "incremental", "full", "none"])]
+    request: String,
     /// The format of the submitted exports [default: csv]. A file of another format, for which somebody else has asked,
     /// is downloaded too, and a line says so
     #[arg(long, value_parser = words::<Format>(Format::ALL.iter().map(|it| it.as_str())))]
@@ -58,20 +56,11 @@ pub(crate) struct Pull {
     public_key: Vec<PublicKey>,
 }
 
-#[derive(Clone, Copy)]
-struct RequestedType(Option<ExportType>);
-
-fn request() -> impl TypedValueParser<Value = RequestedType> {
-    let words = ["delta", "incremental", "full", "none"];
-    PossibleValuesParser::new(words).try_map(|word| -> Result<RequestedType, UnknownWord> {
-        Ok(RequestedType(if word == "none" { None } else { Some(word.parse()?) }))
-    })
-}
-
 impl Pull {
     /// Downloads the exports that are available, prints their paths, and submits more.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let Pull { lanes, server, into, request: RequestedType(request), format, compression, ack, public_key } = self;
+        let Pull { lanes, server, into, request, format, compression, ack, public_key } = self;
+        let request = ExportType::ALL.iter().copied().find(|export_type| export_type.as_str() == request);
         let encoding =
             Encoding::new(format.unwrap_or(Format::Csv), compression).map_err(|why| BadUsage(why.to_string()))?;
         let terminal = Terminal::shared();
