@@ -84,12 +84,9 @@ impl DatasetsCommand {
             DatasetsCommand::Add(_) => CatalogFile::Named,
         };
         let config = settings(catalog, Logs::Errors)?;
-        block_on(async {
-            with_database(&config, CreateMissing::NothingWithPreview, async |database| {
-                datasets(&config, database, self).await
-            })
-            .await
-        })
+        block_on(with_database(&config, CreateMissing::NothingWithPreview, async |database| {
+            datasets(&config, database, self).await
+        }))
     }
 }
 

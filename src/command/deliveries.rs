@@ -27,16 +27,9 @@ pub(crate) struct TestReceiver {
 }
 
 impl DeliveriesCommand {
-    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
-        let DeliveriesCommand::Test(test) = self;
-        test.run()
-    }
-}
-
-impl TestReceiver {
     /// Sends one event, as a process that runs exports sends it. It isn't stored, and isn't sent again.
-    fn run(self) -> anyhow::Result<ExitCode> {
-        let name = self.receiver;
+    pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let DeliveriesCommand::Test(TestReceiver { receiver: name }) = self;
         let config = settings(CatalogFile::Read, Logs::Errors)?;
         block_on(async {
             let transports = config.receivers.build();

@@ -51,10 +51,8 @@ impl Track {
             with_tables_after_check(check, &config, track).await
         })
     }
-}
 
-impl Track {
-    /// The datasets whose changes to capture, as the catalog in force has them.
+    /// Returns the datasets whose changes to capture, as the catalog in force has them.
     fn named(&self, config: &Config) -> Result<Vec<Arc<Dataset>>, BadUsage> {
         if !self.all {
             return named_datasets(config, &self.datasets);
@@ -119,17 +117,14 @@ pub(crate) struct Untrack {
 impl Untrack {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let config = settings(CatalogFile::Read, Logs::Errors)?;
-        block_on(async {
-            with_database(&config, CreateMissing::Nothing, async |database| match &self.table {
-                Some(table) => match untracking::untrack_table(&database.pool(1), table).await? {
-                    true => outln!("The changes of {table} are no longer captured."),
-                    false => outln!("{table} was not tracked: nothing has changed."),
-                },
-                None if self.all => untrack_all(database).await,
-                None => untrack_datasets(&config, database, &named_datasets(&config, &self.datasets)?).await,
-            })
-            .await
-        })
+        block_on(with_database(&config, CreateMissing::Nothing, async |database| match &self.table {
+            Some(table) => match untracking::untrack_table(&database.pool(1), table).await? {
+                true => outln!("The changes of {table} are no longer captured."),
+                false => outln!("{table} was not tracked: nothing has changed."),
+            },
+            None if self.all => untrack_all(database).await,
+            None => untrack_datasets(&config, database, &named_datasets(&config, &self.datasets)?).await,
+        }))
     }
 }
 
