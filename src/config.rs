@@ -87,8 +87,6 @@ pub struct Config {
     pub telemetry: crate::telemetry::Settings,
     /// The collector of spans. `None` means that no spans are recorded.
     pub spans: Option<spans::Settings>,
-    #[cfg(debug_assertions)]
-    pub failpoints: Option<String>,
 }
 
 impl Error {
@@ -182,7 +180,7 @@ impl Config {
         let publisher = output::publisher(&vars, &output)?;
         let (catalog, mut receivers) = match &catalog_file {
             None => (Catalog::default(), Receivers::default()),
-            Some(file) => operator::read(file)?,
+            Some(file) => operator::read_catalog(file, &operator::read_text(file)?)?,
         };
         let missing_receiver_secrets = operator::read_secrets(&vars, &mut receivers);
         let downloads = vars.one_of_two("PG_DOWNLOAD", [("on", true), ("off", false)])?.unwrap_or(true);
@@ -242,11 +240,9 @@ impl Config {
                 max_attempts: vars.number("MAX_ATTEMPTS", 5, 1..=100)? as u32,
                 max_open: vars.number("MAX_OPEN_JOBS", 10_000, 1..=1_000_000)? as u32,
             },
-            redirects_downloads: output::redirects_downloads(&vars)?,
+            redirects_downloads: vars.one_of_two("DOWNLOADS", [("proxy", false), ("redirect", true)])?.unwrap_or(false),
             telemetry: telemetry::logs(&vars)?,
             spans: telemetry::spans(&vars)?,
-            #[cfg(debug_assertions)]
-            failpoints: vars.get("FAILPOINTS").map(str::to_owned),
         })
     }
 }

@@ -18,8 +18,8 @@ use crate::client::remote::ServiceAddress;
 use crate::client::table_mirror::TableMirror;
 use crate::command::BadUsage;
 use crate::command::lanes::{LaneOptions, LaneTask, RoundRequest};
-use crate::command::server::{AddressParser, arm, remote_api};
-use crate::command::start::block_on;
+use crate::command::server::{AddressParser, remote_api};
+use crate::command::start::{arm, block_on};
 use crate::command::terminal::Terminal;
 use crate::manifest::seal::PublicKey;
 

@@ -12,7 +12,7 @@ use crate::client::api::{Api, ApiTransport};
 use crate::client::observer::Observer;
 use crate::client::remote::{INVALID_ADDRESS, RemoteService, ServiceAddress};
 use crate::command::database_handle::{Alternatives, CreateMissing, DatabaseHandle};
-use crate::command::start::{Logs, block_on, settings};
+use crate::command::start::{Logs, arm, block_on, settings};
 use crate::command::terminal::{Terminal, print_notice};
 use crate::command::wiring::wire_service;
 use crate::config::{CatalogFile, Environment};
@@ -73,16 +73,6 @@ impl ServerOption {
             done.map(|()| ExitCode::SUCCESS)
         })
     }
-}
-
-/// Arms the failpoints of a command that reads no other settings.
-pub(super) fn arm(environment: &Environment) -> anyhow::Result<()> {
-    #[cfg(debug_assertions)]
-    if let Some(list) = environment.failpoints() {
-        crate::failpoint::arm(list)?;
-    }
-    let _ = environment;
-    Ok(())
 }
 
 pub(super) fn local_api(service: Service) -> Api {

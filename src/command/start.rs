@@ -19,6 +19,7 @@ pub(super) enum Logs {
 /// Reads all settings, and starts the log.
 pub(super) fn settings(catalog: CatalogFile, logs: Logs) -> anyhow::Result<Config> {
     let environment = Environment::read()?;
+    arm(&environment)?;
     let config = environment.config(catalog)?;
     let least = match logs {
         Logs::AsSet => LevelFilter::TRACE,
@@ -29,11 +30,17 @@ pub(super) fn settings(catalog: CatalogFile, logs: Logs) -> anyhow::Result<Confi
     if let Some(settings) = &config.spans {
         spans::start(settings).map_err(crate::config::Error::collector)?;
     }
+    Ok(config)
+}
+
+/// Arms the failpoints that a test sets.
+pub(super) fn arm(environment: &Environment) -> anyhow::Result<()> {
     #[cfg(debug_assertions)]
-    if let Some(list) = &config.failpoints {
+    if let Some(list) = environment.failpoints() {
         crate::failpoint::arm(list)?;
     }
-    Ok(config)
+    let _ = environment;
+    Ok(())
 }
 
 pub(super) fn block_on(task: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {

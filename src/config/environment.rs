@@ -54,7 +54,10 @@ impl Environment {
 
     /// Reads a place of files from an argument: the path of a folder, or a URL as in OUTPUT_URL.
     pub fn place(&self, place: &str) -> Result<sink::Settings, Error> {
-        output::place(&self.0, place)
+        if place.contains("://") || place.starts_with("file:") {
+            return output::at_url(&self.0, "PLACE", place);
+        }
+        Ok(sink::Settings::Folder(place.into()))
     }
 
     /// Reads a database from an argument.
@@ -62,7 +65,7 @@ impl Environment {
         NamedDatabase::read(url, |name| self.0.get(name))
     }
 
-    /// Returns the failpoints that a test sets, for a command that reads no other settings.
+    /// Returns the failpoints that a test sets.
     #[cfg(debug_assertions)]
     pub fn failpoints(&self) -> Option<&str> {
         self.0.get("FAILPOINTS")

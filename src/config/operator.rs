@@ -34,10 +34,6 @@ impl Error {
     }
 }
 
-pub(super) fn read(file: &Path) -> Result<(Catalog, Receivers), Error> {
-    read_catalog(file, &read_text(file)?)
-}
-
 /// The longest file, in bytes. It has room for some ten thousand datasets.
 const MAX_BYTES: u64 = 4 << 20;
 

@@ -17,16 +17,8 @@ pub(super) fn read(vars: &Variables) -> Result<sink::Settings, Error> {
     at_url(vars, "OUTPUT_URL", url)
 }
 
-/// Reads a place from an argument: the path of a folder, or a URL as in OUTPUT_URL.
-pub(super) fn place(vars: &Variables, place: &str) -> Result<sink::Settings, Error> {
-    if place.contains("://") || place.starts_with("file:") {
-        return at_url(vars, "PLACE", place);
-    }
-    Ok(sink::Settings::Folder(place.into()))
-}
-
 /// Reads the URL in the variable or argument `name`.
-fn at_url(vars: &Variables, name: &'static str, url: &str) -> Result<sink::Settings, Error> {
+pub(super) fn at_url(vars: &Variables, name: &'static str, url: &str) -> Result<sink::Settings, Error> {
     if url.starts_with("file:") {
         let path = url::Url::parse(url).ok().and_then(|url| url.to_file_path().ok());
         let no_path = || invalid(name, "a file:// URL has an absolute path, as file:///srv/exports");
@@ -59,10 +51,6 @@ pub(super) fn publisher(vars: &Variables, output: &sink::Settings) -> Result<pub
     // The message doesn't quote the text, which is a secret.
     let read = |seed: &str| SigningKey::read(seed).ok_or("64 hexadecimal digits are expected");
     Ok(publisher::Settings { writes_manifests, key: vars.optional("MANIFEST_KEY", read)? })
-}
-
-pub(super) fn redirects_downloads(vars: &Variables) -> Result<bool, Error> {
-    Ok(vars.one_of_two("DOWNLOADS", [("proxy", false), ("redirect", true)])?.unwrap_or(false))
 }
 
 #[cfg(test)]
