@@ -445,13 +445,6 @@ mod tests {
         }
     }
 
-    fn manifest_of_large_files() -> Manifest {
-        let mut export = chained();
-        export.files[0].bytes = u64::MAX.to_string();
-        export.files.push(export.files[0].clone());
-        Manifest::new(1, export, Vec::new())
-    }
-
     /// Every later version, and every other program, must compute the digest that an earlier version signed.
     #[test]
     fn form_and_digest_are_stable_across_versions() {
@@ -529,8 +522,10 @@ mod tests {
             let refused = read(10_000).unwrap_err().to_string();
             assert!(refused.starts_with("a list of more than 10000 at line 1 column "), "{refused}");
         }
-        let large = manifest_of_large_files();
-        assert_eq!(large.meta.content_length, u64::MAX);
+        let mut large = chained();
+        large.files[0].bytes = u64::MAX.to_string();
+        large.files.push(large.files[0].clone());
+        assert_eq!(Manifest::new(1, large, Vec::new()).meta.content_length, u64::MAX);
     }
 
     #[test]

@@ -40,12 +40,6 @@ impl std::str::FromStr for PublicKey {
     }
 }
 
-/// Returns true if this is the signature of these bytes, in hexadecimal, by one of the keys.
-fn is_signed_by(keys: &[PublicKey], bytes: &[u8], signature: &str) -> bool {
-    let Ok(signature) = hex::decode(signature) else { return false };
-    keys.iter().any(|PublicKey(key)| UnparsedPublicKey::new(&ED25519, key).verify(bytes, &signature).is_ok())
-}
-
 /// The evidence that a manifest was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
@@ -98,7 +92,10 @@ impl Manifest {
         }
         let signature = self.signature.as_ref().ok_or(Broken::Unsigned)?;
         let bytes = signing::signed_bytes(self).ok_or(Broken::SignatureForm)?;
-        if is_signed_by(keys, &bytes, signature) { Ok(()) } else { Err(Broken::Signature) }
+        let signature = hex::decode(signature).map_err(|_| Broken::Signature)?;
+        let is_by =
+            |PublicKey(key): &PublicKey| UnparsedPublicKey::new(&ED25519, key).verify(&bytes, &signature).is_ok();
+        if keys.iter().any(is_by) { Ok(()) } else { Err(Broken::Signature) }
     }
 
     /// Returns true if the manifest may have this name, in any folder.
