@@ -50,7 +50,7 @@ pub(crate) async fn save(api: &Api, export: &ExportView, output: Option<&Output>
         }
         Some(Output::Stdout) => {
             for file in &files {
-                PartialFile::new(Storage::Stdout, file)?.fetch_rest(api).await?;
+                PartialFile::new(Storage::Stdout, file, api.observer())?.fetch_rest(api).await?;
             }
             return Ok(());
         }
@@ -114,7 +114,7 @@ pub(super) async fn fetch_part(api: &Api, file: &ServedFile, part: &Path) -> Res
         }
         return Err(error).about(at_part);
     }
-    let mut partial = PartialFile::new(Storage::File(opened), file)?;
+    let mut partial = PartialFile::new(Storage::File(opened), file, api.observer())?;
     if let Err(error) = partial.fetch_rest(api).await {
         // If all bytes are here and wrong, the next attempt must begin at the first byte. An empty file is useless.
         if partial.is_whole() || partial.have == 0 || error.is_gone() {
@@ -244,23 +244,19 @@ enum Storage {
     File(File),
 }
 
-/// A file that is partly downloaded.
+/// A file that is partly downloaded. Received bytes are written to it.
 struct PartialFile<'w> {
     wanted: &'w ServedFile,
     storage: Storage,
     have: u64,
     hash: digest::Context,
-}
-
-/// Writes received bytes to a file, and reports the progress.
-struct DownloadWriter<'a, 'w> {
-    file: &'a mut PartialFile<'w>,
-    observer: &'a dyn Observer,
+    /// Shows the progress.
+    observer: &'w dyn Observer,
 }
 
 impl<'w> PartialFile<'w> {
     /// Resumes a download: the bytes in the hidden file count as the first bytes of the wanted file.
-    fn new(mut storage: Storage, wanted: &'w ServedFile) -> Result<PartialFile<'w>, Error> {
+    fn new(mut storage: Storage, wanted: &'w ServedFile, observer: &'w dyn Observer) -> Result<PartialFile<'w>, Error> {
         let (mut have, mut hash) = (0, digest::Context::new(&SHA256));
         if let Storage::File(file) = &mut storage {
             if file.metadata()?.len() > wanted.bytes {
@@ -269,7 +265,7 @@ impl<'w> PartialFile<'w> {
             file.seek(SeekFrom::Start(0))?;
             (have, hash) = sha256_of(file)?;
         }
-        Ok(PartialFile { wanted, storage, have, hash })
+        Ok(PartialFile { wanted, storage, have, hash, observer })
     }
 
     fn is_whole(&self) -> bool {
@@ -278,9 +274,9 @@ impl<'w> PartialFile<'w> {
 
     /// Downloads the missing bytes, then verifies the SHA-256 of the whole file.
     async fn fetch_rest(&mut self, api: &Api) -> Result<(), Error> {
-        api.observer().bytes(self.have, self.wanted.bytes);
+        self.observer.bytes(self.have, self.wanted.bytes);
         let fetched = self.fetch_bytes(api).await;
-        api.observer().end();
+        self.observer.end();
         fetched?;
         if hex::encode(self.hash.clone().finish()) != self.wanted.sha256 {
             let why = "the download is not the file that was exported: download it again";
@@ -298,8 +294,7 @@ impl<'w> PartialFile<'w> {
         let mut last_progress = Instant::now();
         while !self.is_whole() {
             let had = self.have;
-            let mut writer = DownloadWriter { observer: api.observer(), file: self };
-            let fetched = api.fetch(&wanted.path, &wanted.sha256, had, &mut writer).await;
+            let fetched = api.fetch(&wanted.path, &wanted.sha256, had, self).await;
             if self.have > had {
                 last_progress = Instant::now();
             }
@@ -313,7 +308,7 @@ impl<'w> PartialFile<'w> {
                 }
                 Err(Error::Call(cause @ CallError::Broken { .. })) if last_progress.elapsed() < RETRY_TIMEOUT => {
                     if self.have > had {
-                        api.observer().notice(&format!("{}; going on from there.", chain(&cause)));
+                        self.observer.notice(&format!("{}; going on from there.", chain(&cause)));
                     }
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -334,19 +329,18 @@ fn closed_stdout_error(error: io::Error) -> io::Error {
     }
 }
 
-impl Write for DownloadWriter<'_, '_> {
+impl Write for PartialFile<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let file = &mut *self.file;
-        if bytes.len() as u64 > file.wanted.bytes - file.have {
+        if bytes.len() as u64 > self.wanted.bytes - self.have {
             return Err(io::Error::other("the service sends more bytes than the exported file has"));
         }
-        let written = match &mut file.storage {
+        let written = match &mut self.storage {
             Storage::Stdout => io::stdout().write(bytes).map_err(closed_stdout_error)?,
             Storage::File(file) => file.write(bytes)?,
         };
-        file.hash.update(&bytes[..written]);
-        file.have += written as u64;
-        self.observer.bytes(file.have, file.wanted.bytes);
+        self.hash.update(&bytes[..written]);
+        self.have += written as u64;
+        self.observer.bytes(self.have, self.wanted.bytes);
         Ok(written)
     }
 

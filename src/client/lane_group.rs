@@ -19,7 +19,7 @@ use crate::client::manifest_index::ManifestIndex;
 use crate::client::observer::Observer;
 use crate::client::ready_export::{ReadyExport, apply_together};
 use crate::client::spool::Spool;
-use crate::manifest::{ManifestDatasets, ManifestJob};
+use crate::manifest::ManifestJob;
 
 /// The lanes that are read side by side in one round.
 pub(crate) struct LaneGroup {
@@ -134,9 +134,14 @@ impl LaneGroup {
         self.change(|lanes| _ = lanes.running.remove(dataset)).await;
     }
 
-    fn shared_job(&self, id: &str) -> Result<(Uuid, Arc<SharedJob>), Error> {
-        let id: Uuid = id.parse().map_err(|_| Error::refused("a job has no id"))?;
-        Ok((id, Arc::clone(self.state().jobs.entry(id).or_default())))
+    /// Returns a job whose exports several lanes have. Returns `None` if the job is of one dataset, or there is only one
+    /// lane.
+    fn shared_job(&self, job: &ManifestJob) -> Result<Option<(Uuid, Arc<SharedJob>)>, Error> {
+        if self.datasets.len() == 1 || job.datasets().is_none() {
+            return Ok(None);
+        }
+        let id: Uuid = job.id().parse().map_err(|_| Error::refused("a job has no id"))?;
+        Ok(Some((id, Arc::clone(self.state().jobs.entry(id).or_default()))))
     }
 
     /// Returns the job of a lane's export. Returns `None` if the export is to be applied by itself. `numbers` reads the
@@ -150,11 +155,8 @@ impl LaneGroup {
     where
         F: Future<Output = Result<BTreeMap<String, u64>, Error>>,
     {
-        if self.datasets.len() == 1 {
-            return Ok(None);
-        }
-        let ManifestJob::OfSeveral(ManifestDatasets { id, .. }) = job else {
-            if !self.has_warned.swap(true, Ordering::Relaxed) {
+        let Some((id, job)) = self.shared_job(job)? else {
+            if self.datasets.len() > 1 && !self.has_warned.swap(true, Ordering::Relaxed) {
                 observer.notice(
                     "warning: exports of this round are of jobs of one dataset: joins between tables hold again after \
                      the next job of all datasets",
@@ -162,7 +164,6 @@ impl LaneGroup {
             }
             return Ok(None);
         };
-        let (id, job) = self.shared_job(id)?;
         job.numbers.get_or_try_init(|| numbers(id)).await?;
         Ok(Some((id, job)))
     }
@@ -170,14 +171,11 @@ impl LaneGroup {
     /// Returns the number of a job's exports that the lanes copy. Returns `None` if the job's manifests say the same.
     /// Returns `None` also if there is only one lane: its readers don't count.
     pub(super) async fn copied_exports(&self, job: &ManifestJob, api: &Api) -> Result<Option<u64>, Error> {
-        let ManifestJob::OfSeveral(ManifestDatasets { id, datasets }) = job else { return Ok(None) };
-        if self.datasets.len() == 1 {
-            return Ok(None);
-        }
-        let (id, job) = self.shared_job(id)?;
+        let datasets = job.datasets();
+        let Some((id, job)) = self.shared_job(job)? else { return Ok(None) };
         let count = async { Ok::<_, Error>(api.job_of_datasets(id.into()).await?.files_of(&self.datasets)) };
         let copied = *job.copied.get_or_try_init(|| count).await?;
-        Ok(Some(copied).filter(|copied| copied.to_string() != *datasets))
+        Ok(Some(copied).filter(|copied| Some(copied.to_string().as_str()) != datasets))
     }
 
     /// Applies an export of a job, together with those of the other lanes.

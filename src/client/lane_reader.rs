@@ -150,7 +150,10 @@ impl LaneReader<'_> {
                     return Err(Error::Refused(format!("a full export was refused: {why}")));
                 }
             }
-            self.write_newest_full(sink).await?;
+            let full = self.newest_full().await?.ok_or_else(|| Error::refused("the full export is missing"))?;
+            if let SinkOutcome::NeedsFullExport(why) = self.write(sink, &full).await? {
+                return Err(Error::Refused(format!("{why}, although it has just completed")));
+            }
         }
     }
 
@@ -221,14 +224,6 @@ impl LaneReader<'_> {
             });
         }
         Ok(None)
-    }
-
-    async fn write_newest_full(&self, sink: &mut impl ExportSink) -> Result<(), Error> {
-        let full = self.newest_full().await?.ok_or_else(|| Error::refused("the full export is missing"))?;
-        match self.write(sink, &full).await? {
-            SinkOutcome::Written => Ok(()),
-            SinkOutcome::NeedsFullExport(why) => Err(Error::Refused(format!("{why}, although it has just completed"))),
-        }
     }
 
     async fn write(&self, sink: &mut impl ExportSink, export: &ExportView) -> Result<SinkOutcome, Error> {

@@ -61,14 +61,20 @@ impl TableMirror {
         &self.group
     }
 
-    /// Applies an export, by itself or with the others of its job. `open` opens the export's files, in their order.
+    /// Applies an export, by itself or with the others of its job, and shows the outcome. `open` opens the export's
+    /// files, in their order.
     pub(super) async fn apply(
         &mut self,
         manifest: Arc<Manifest>,
         job: Option<Uuid>,
         open: impl Fn() -> Vec<Input> + Send + Sync + 'static,
     ) -> Result<SinkOutcome, Error> {
-        let ready = self.ready(Arc::clone(&manifest), open);
+        let ready = ReadyExport {
+            target: self.target.clone(),
+            manifest: Arc::clone(&manifest),
+            open: Box::new(open),
+            observer: Arc::clone(&self.observer),
+        };
         let applied = match job {
             Some(id) => self.group.apply(id, self.target.dataset(), ready, &mut self.turn).await,
             None => ready.apply().await,
@@ -76,17 +82,7 @@ impl TableMirror {
         if applied.as_ref().is_err_and(Error::is_of_another_lane) {
             self.group.leave(self.target.dataset()).await;
         }
-        self.settle(&manifest, applied?).await
-    }
-
-    fn ready(&self, manifest: Arc<Manifest>, open: impl Fn() -> Vec<Input> + Send + Sync + 'static) -> ReadyExport {
-        let (target, observer) = (self.target.clone(), Arc::clone(&self.observer));
-        ReadyExport { target, manifest, open: Box::new(open), observer }
-    }
-
-    /// Shows the outcome of an export.
-    async fn settle(&mut self, manifest: &Manifest, applied: Applied) -> Result<SinkOutcome, Error> {
-        match applied {
+        match applied? {
             Applied::NeedsFullExport(why) => return Ok(SinkOutcome::NeedsFullExport(why)),
             Applied::Done(Changes { written, deleted }, remarks) => {
                 remarks.iter().for_each(|remark| self.observer.notice(remark));
