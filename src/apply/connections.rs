@@ -48,7 +48,11 @@ impl TargetConnections {
             }
         }
         let mut conn = self.connect().await.during("the connection")?;
-        limit_waits(&mut conn).await?;
+        // Limits the time for which a statement waits for a lock, unless the role has a limit of its own. Also limits the
+        // time for which a process that was stopped holds its locks.
+        let set = "select set_config('lock_timeout', '30s', false) where current_setting('lock_timeout') = '0';
+                   set idle_in_transaction_session_timeout = '10min'";
+        run(&mut conn, "lock.limit", set).await.during("the connection")?;
         Ok(conn)
     }
 
@@ -76,29 +80,15 @@ impl TargetConnections {
             Some(conn) => conn,
             None => self.connect().await?,
         };
-        let found = holders(&mut conn, process).await?;
+        let found = sqlx::query_scalar(
+            "-- apply.lock.holders
+             select string_agg(case when blocking.pid = 0 then 'a prepared transaction (pg_prepared_xacts)'
+               else format('process %s of role %s (%s)', blocking.pid, a.usename, a.application_name) end, ', ')
+             from unnest(pg_blocking_pids($1)) as blocking (pid)
+             left join pg_stat_activity a on a.pid = blocking.pid",
+        );
+        let found = found.bind(process).fetch_one(&mut conn).await?;
         *observer = Some(conn);
         Ok(found)
     }
-}
-
-/// Limits the time for which a statement waits for a lock, unless the role has a limit of its own. Also limits the time
-/// for which a process that was stopped holds its locks.
-async fn limit_waits(conn: &mut PgConnection) -> Result<(), Error> {
-    let set = "select set_config('lock_timeout', '30s', false) where current_setting('lock_timeout') = '0';
-               set idle_in_transaction_session_timeout = '10min'";
-    run(conn, "lock.limit", set).await.map(drop).during("the connection")
-}
-
-async fn holders(conn: &mut PgConnection, process: i32) -> Result<Option<String>, sqlx::Error> {
-    sqlx::query_scalar(
-        "-- apply.lock.holders
-         select string_agg(case when blocking.pid = 0 then 'a prepared transaction (pg_prepared_xacts)'
-           else format('process %s of role %s (%s)', blocking.pid, a.usename, a.application_name) end, ', ')
-         from unnest(pg_blocking_pids($1)) as blocking (pid)
-         left join pg_stat_activity a on a.pid = blocking.pid",
-    )
-    .bind(process)
-    .fetch_one(conn)
-    .await
 }
