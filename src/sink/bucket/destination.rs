@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use futures_util::future::join_all;
-use object_store::{ObjectStore, PutMode};
+use object_store::{ObjectStore, ObjectStoreExt, PutMode};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -19,6 +19,7 @@ use crate::file::{FileLocation, FileRecord, StagedFile};
 use crate::job::JobId;
 use crate::job::marker::Marker;
 use crate::manifest::{self, Manifest};
+use crate::sink::bucket::note::{NOTES, Note};
 use crate::sink::bucket::objects::{SMALL_BYTES, path};
 use crate::sink::bucket::{Bucket, Object};
 use crate::sink::marker_file::to_keep;
@@ -96,11 +97,34 @@ impl Destination for Bucket {
     }
 
     async fn hidden_files(&self) -> Result<Vec<HiddenFile>, Error> {
-        self.notes().await
+        failpoint!("sink.sweep", Err(Error::Unavailable(std::io::ErrorKind::BrokenPipe.into())));
+        let folder = self.objects.key(NOTES);
+        let notes = self.objects.store.list(Some(&folder));
+        let names = notes.map_ok(|object| object.location.filename().and_then(HiddenFile::read));
+        let names = names.try_filter_map(async |hidden| Ok(hidden)).try_collect().await;
+        names.map_err(self.objects.cannot("list", &folder))
     }
 
+    /// Aborts the upload that a note names, and removes the note. Compares `unwritten_for` with the age of the note.
     async fn sweep(&self, hidden: &HiddenFile, unwritten_for: Option<Duration>) -> Result<bool, Error> {
-        self.sweep_note(hidden, unwritten_for).await
+        let key = self.objects.note_key(&hidden.name);
+        let Some(text) = self.objects.small(&key).await? else { return Ok(false) };
+        if let Some(time) = unwritten_for {
+            let age = match self.objects.store.head(&key).await {
+                Ok(found) => chrono::Utc::now() - found.last_modified,
+                Err(object_store::Error::NotFound { .. }) => return Ok(false),
+                Err(error) => return Err(self.objects.cannot("look up", &key)(error)),
+            };
+            if age.to_std().is_ok_and(|age| age < time) || age < chrono::TimeDelta::zero() {
+                return Ok(false);
+            }
+        }
+        // A damaged note names no upload to abort.
+        if let Ok(note) = serde_json::from_slice::<Note>(&text) {
+            self.objects.abort(&note).await?;
+        }
+        self.objects.forget(&hidden.name).await?;
+        Ok(true)
     }
 
     async fn lane_marker(&self, file: &MarkerFile) -> Result<Option<Marker>, Error> {

@@ -1,22 +1,17 @@
 //! Notes: small objects that name uploads, under the hidden names of attempts. Not every store can list its uploads.
 
-use std::time::Duration;
-
 use bytes::Bytes;
-use futures_util::TryStreamExt;
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 
-use crate::failpoint;
 use crate::file::hidden::HiddenFile;
 use crate::sink::Error;
-use crate::sink::bucket::Bucket;
 use crate::sink::bucket::failure::is_no_such_upload;
 use crate::sink::bucket::objects::{Objects, path};
 
 /// The folder of the notes, below the prefix.
-const NOTES: &str = ".uploads";
+pub(super) const NOTES: &str = ".uploads";
 
 /// An upload that is not completed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -50,41 +45,7 @@ impl Objects {
         }
     }
 
-    fn note_key(&self, hidden_name: &str) -> Path {
+    pub(super) fn note_key(&self, hidden_name: &str) -> Path {
         self.key(&format!("{NOTES}/{hidden_name}"))
-    }
-}
-
-impl Bucket {
-    /// Lists the hidden names of the notes, including those of running attempts and of other databases.
-    pub(super) async fn notes(&self) -> Result<Vec<HiddenFile>, Error> {
-        failpoint!("sink.sweep", Err(Error::Unavailable(std::io::ErrorKind::BrokenPipe.into())));
-        let folder = self.objects.key(NOTES);
-        let notes = self.objects.store.list(Some(&folder));
-        let names = notes.map_ok(|object| object.location.filename().and_then(HiddenFile::read));
-        let names = names.try_filter_map(async |hidden| Ok(hidden)).try_collect().await;
-        names.map_err(self.objects.cannot("list", &folder))
-    }
-
-    /// Aborts the upload that a note names, and removes the note. Compares `unwritten_for` with the age of the note.
-    pub(super) async fn sweep_note(&self, hidden: &HiddenFile, unwritten_for: Option<Duration>) -> Result<bool, Error> {
-        let key = self.objects.note_key(&hidden.name);
-        let Some(text) = self.objects.small(&key).await? else { return Ok(false) };
-        if let Some(time) = unwritten_for {
-            let age = match self.objects.store.head(&key).await {
-                Ok(found) => chrono::Utc::now() - found.last_modified,
-                Err(object_store::Error::NotFound { .. }) => return Ok(false),
-                Err(error) => return Err(self.objects.cannot("look up", &key)(error)),
-            };
-            if age.to_std().is_ok_and(|age| age < time) || age < chrono::TimeDelta::zero() {
-                return Ok(false);
-            }
-        }
-        // A damaged note names no upload to abort.
-        if let Ok(note) = serde_json::from_slice::<Note>(&text) {
-            self.objects.abort(&note).await?;
-        }
-        self.objects.forget(&hidden.name).await?;
-        Ok(true)
     }
 }
