@@ -329,8 +329,7 @@ mod tests {
         assert_eq!((faults(&more), required(&more, "a")), (vec![], vec![2, 3, 4, 5, 5]));
         // A restored database reuses the numbers or continues to count.
         for first in [4, 5] {
-            let again = lane("s", "a", first, &[false], Some(original[2].digest.clone()));
-            let mut again = again;
+            let mut again = lane("s", "a", first, &[false], Some(original[2].digest.clone()));
             again[0] = Manifest::new(
                 first,
                 Chained { job: ManifestJob::One("x".to_owned()), ..again[0].export.clone() },
