@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use crate::job::ExportType;
 
@@ -24,9 +25,11 @@ pub struct DatasetsRequest {
 }
 
 /// A dataset that `"*"` does not export.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = LeftOut)]
 pub struct Omitted {
+    /// Its name
     pub dataset: String,
-    /// The reason, a word.
+    /// The reason as a word, as `GET /datasets` has it
     pub reason: String,
 }

@@ -5,9 +5,9 @@
 use std::borrow::Cow;
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use serde::{Serialize, Serializer};
-use serde_json::Value;
-use utoipa::openapi::{RefOr, Schema};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use utoipa::openapi::{Object, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 use uuid::Uuid;
 
@@ -35,14 +35,14 @@ pub enum AnyJobJson {
     /// The request was for one dataset
     One(Box<JobJson>),
     /// The request had `datasets`
-    Several(Box<JobOfDatasetsJson>),
+    Several(JobOfDatasetsJson),
 }
 
 impl From<Job> for AnyJobJson {
     fn from(mut job: Job) -> AnyJobJson {
         match job.datasets {
             None => AnyJobJson::One(Box::new(job.exports.remove(0).into())),
-            Some(_) => AnyJobJson::Several(Box::new(job.into())),
+            Some(_) => AnyJobJson::Several(job.into()),
         }
     }
 }
@@ -66,7 +66,7 @@ impl From<Job> for AnyJobJson {
     "finishedAt": "2026-11-20T09:13:15.958121Z", "durationSeconds": 0.044751
 }))]
 pub struct JobJson {
-    /// The export's id
+    /// The job's id
     job_id: Uuid,
     /// The consumer's id; null: an ad-hoc export
     #[schema(required)]
@@ -75,7 +75,7 @@ pub struct JobJson {
     dataset: String,
     /// The type of the export, which says which rows the file has
     export_type: ExportType,
-    /// The export's status; `completed` also if it was skipped
+    /// The job's status; `completed` also if it was skipped
     status: Status,
     /// True if the export found nothing, and was to make no file then: it has no file, number, digest or manifest
     skipped: bool,
@@ -101,10 +101,10 @@ pub struct JobJson {
     /// The location of the file: `file:///…`, `s3://…`, `gs://…` or `az://…`; null until the job is completed, and if
     /// there are several
     location: Option<String>,
-    /// The file's format
+    /// The format of its files
     #[schema(value_type = FormatSchema)]
     format: &'static str,
-    /// The compression of the file
+    /// The compression of its files
     #[schema(value_type = CompressionSchema)]
     compression: &'static str,
     /// The file's SHA-256 in hexadecimal, once completed; null if there are several files
@@ -120,7 +120,7 @@ pub struct JobJson {
     /// published, and for an ad-hoc export
     #[schema(required, pattern = "^[0-9a-f]{64}$")]
     digest: Option<String>,
-    /// The number of times that a worker has claimed the export
+    /// The number of times that a worker has claimed the job
     attempt: u32,
     /// Why the export failed
     #[schema(required)]
@@ -162,25 +162,25 @@ pub struct JobJson {
     /// ad-hoc export, and if the consumer has never acknowledged one in the dataset
     #[schema(required)]
     acknowledged: Option<bool>,
-    /// The export that this one repeats, on request
+    /// The job that this one repeats, on request
     #[schema(required)]
     retry_of: Option<Uuid>,
-    /// When the export is tried again at the earliest, while it waits for that
+    /// When the job is tried again at the earliest, while it waits for that
     #[schema(required, format = DateTime)]
     next_attempt_at: Option<String>,
-    /// When somebody first asked to cancel the export: an open one ends as soon as its worker hears of it
+    /// When somebody first asked to cancel the job: an open one ends as soon as its worker hears of it
     #[schema(required, format = DateTime)]
     cancel_requested_at: Option<String>,
-    /// When the export was asked for
+    /// When the job was asked for
     #[schema(format = DateTime)]
     created_at: String,
-    /// When a worker first claimed the export
+    /// When a worker first claimed the job
     #[schema(required, format = DateTime)]
     started_at: Option<String>,
-    /// When the export ended
+    /// When the job ended
     #[schema(required, format = DateTime)]
     finished_at: Option<String>,
-    /// The duration of the export, in seconds
+    /// The duration of the job, in seconds
     #[schema(required)]
     duration_seconds: Option<f64>,
 }
@@ -269,134 +269,118 @@ impl From<Export> for JobJson {
             created_at: rfc3339(job.created_at),
             started_at: job.started_at.map(rfc3339),
             finished_at: job.finished_at.map(rfc3339),
-            duration_seconds: seconds_between(job.started_at, job.finished_at),
+            duration_seconds: job.started_at.zip(job.finished_at).map(|(start, end)| (end - start).as_seconds_f64()),
         }
     }
 }
 
-fn seconds_between(start: Option<DateTime<Utc>>, end: Option<DateTime<Utc>>) -> Option<f64> {
-    start.zip(end).map(|(start, end)| (end - start).as_seconds_f64())
+/// Where a job whose request had `datasets` has a member of a [`JobJson`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Job,
+    Export,
+    /// The job has that of all its exports together.
+    Both,
 }
 
-/// The members of a [`JobJson`] that belong to the job. An export of a job has the others.
-const JOB_MEMBERS: [&str; 16] = [
-    "jobId",
-    "consumerId",
-    "status",
-    "progress",
-    "format",
-    "compression",
-    "maxFileBytes",
-    "attempt",
-    "error",
-    "retryOf",
-    "nextAttemptAt",
-    "cancelRequestedAt",
-    "createdAt",
-    "startedAt",
-    "finishedAt",
-    "durationSeconds",
-];
+impl Place {
+    fn has(self, member: &str) -> bool {
+        let place = match member {
+            "jobId" | "consumerId" | "status" | "progress" | "format" | "compression" | "maxFileBytes" | "attempt"
+            | "error" | "retryOf" | "nextAttemptAt" | "cancelRequestedAt" | "createdAt" | "startedAt"
+            | "finishedAt" | "durationSeconds" => Place::Job,
+            "exportType" | "skipped" | "rowsExported" | "bytesWritten" => Place::Both,
+            _ => Place::Export,
+        };
+        place == self || place == Place::Both
+    }
+
+    fn members_of(self, export: Export) -> Map<String, Value> {
+        let mut members = object(JobJson::from(export));
+        members.retain(|name, _| self.has(name));
+        members
+    }
+
+    fn schema(self) -> Object {
+        let mut schema = object_schema::<JobJson>();
+        schema.properties.retain(|name, _| self.has(name));
+        schema.required.retain(|name| self.has(name));
+        schema.example = None;
+        schema
+    }
+}
+
+fn object(json: impl Serialize) -> Map<String, Value> {
+    let Ok(Value::Object(members)) = serde_json::to_value(json) else { unreachable!("a struct is an object") };
+    members
+}
+
+fn object_schema<T: PartialSchema>() -> Object {
+    let RefOr::T(Schema::Object(schema)) = T::schema() else { unreachable!("a struct is an object") };
+    schema
+}
 
 /// An export of a job whose request had `datasets`.
-#[derive(Debug)]
-struct ExportJson(JobJson);
-
-impl Serialize for ExportJson {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut members = serde_json::to_value(&self.0).map_err(serde::ser::Error::custom)?;
-        if let Value::Object(members) = &mut members {
-            members.retain(|name, _| !JOB_MEMBERS.contains(&name.as_str()));
-        }
-        members.serialize(serializer)
-    }
-}
+#[derive(Debug, Serialize)]
+struct ExportJson(Map<String, Value>);
 
 impl ToSchema for ExportJson {
     fn name() -> Cow<'static, str> {
         "Export".into()
     }
-
-    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
-        JobJson::schemas(schemas);
-    }
 }
 
 impl PartialSchema for ExportJson {
     fn schema() -> RefOr<Schema> {
-        let RefOr::T(Schema::Object(mut schema)) = JobJson::schema() else { unreachable!("JobJson is a struct") };
-        schema.properties.retain(|name, _| !JOB_MEMBERS.contains(&name.as_str()));
-        schema.required.retain(|name| !JOB_MEMBERS.contains(&name.as_str()));
+        let mut schema = Place::Export.schema();
         schema.description = Some("An export of a job whose request had `datasets`.".to_owned());
-        schema.example = None;
         schema.into()
     }
 }
 
-/// A job whose request had `datasets`: its exports are read at one snapshot, and completed together or not at all.
-#[derive(Debug, Serialize, ToSchema)]
+/// A job whose request had `datasets`: some members of a [`JobJson`], and [`DatasetsMembers`].
+#[derive(Debug, Serialize)]
+pub struct JobOfDatasetsJson(Map<String, Value>);
+
+impl ToSchema for JobOfDatasetsJson {
+    fn name() -> Cow<'static, str> {
+        "JobOfDatasets".into()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        DatasetsMembers::schemas(schemas);
+    }
+}
+
+impl PartialSchema for JobOfDatasetsJson {
+    fn schema() -> RefOr<Schema> {
+        let (mut schema, own) = (Place::Job.schema(), object_schema::<DatasetsMembers>());
+        schema.required.retain(|name| !own.required.contains(name));
+        schema.required.extend(own.required);
+        schema.properties.extend(own.properties);
+        schema.description = own.description;
+        schema.into()
+    }
+}
+
+/// A job whose request had `datasets`: its exports are read at one snapshot, and completed together or not at all. Its
+/// type is that of its exports, except for healed ones, which are full. Its rows and bytes are those of all exports,
+/// and its progress is their mean. It is skipped if each of them is.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-#[schema(as = JobOfDatasets)]
-pub struct JobOfDatasetsJson {
-    /// The job's id
-    job_id: Uuid,
+struct DatasetsMembers {
     /// The consumer of its exports
     #[schema(value_type = ConsumerId)]
     consumer_id: String,
-    /// The type of its exports. One that was healed has the type `full`
-    export_type: ExportType,
     /// True if an export that can't go on becomes a full one
     heal: bool,
-    /// `completed` when the files of all exports are published, or if all were skipped
-    status: Status,
-    /// True if each export was skipped
-    skipped: bool,
-    /// The mean of its exports' progress in percent: 100 only when completed
-    #[schema(maximum = 100)]
-    progress: u8,
-    /// Rows of all exports so far
-    rows_exported: u64,
-    /// Bytes of all exports so far
-    bytes_written: u64,
-    /// The format of the files
-    #[schema(value_type = FormatSchema)]
-    format: &'static str,
-    /// The compression of the files
-    #[schema(value_type = CompressionSchema)]
-    compression: &'static str,
-    /// The size in bytes at which a file ends and the next one begins, if the request has one
-    #[schema(required)]
-    max_file_bytes: Option<u64>,
-    /// The number of times that a worker has claimed the job
-    attempt: u32,
     /// Why the job failed
     #[schema(required)]
     error: Option<DatasetFailureJson>,
-    /// The job that this one repeats, on request
-    #[schema(required)]
-    retry_of: Option<Uuid>,
-    /// When the job is tried again at the earliest, while it waits for that
-    #[schema(required, format = DateTime)]
-    next_attempt_at: Option<String>,
-    /// When somebody first asked to cancel the job: an open one ends as soon as its worker hears of it
-    #[schema(required, format = DateTime)]
-    cancel_requested_at: Option<String>,
-    /// When the job was asked for
-    #[schema(format = DateTime)]
-    created_at: String,
-    /// When a worker first claimed the job
-    #[schema(required, format = DateTime)]
-    started_at: Option<String>,
-    /// When the job ended
-    #[schema(required, format = DateTime)]
-    finished_at: Option<String>,
-    /// The duration of the job, in seconds
-    #[schema(required)]
-    duration_seconds: Option<f64>,
     /// Its exports, in the order of their datasets' names
     exports: Vec<ExportJson>,
     /// The datasets that `"*"` did not export
-    left_out: Vec<LeftOutJson>,
+    left_out: Vec<Omitted>,
 }
 
 /// Why a job whose request had `datasets` failed.
@@ -417,50 +401,26 @@ impl From<Job> for JobOfDatasetsJson {
     fn from(job: Job) -> JobOfDatasetsJson {
         let (status, export_type, error) = (job.status(), job.export_type(), job.error().cloned());
         let Job { datasets, exports } = job;
-        let first = &exports[0];
         let finished_at = exports.iter().map(|export| export.finished_at).max().flatten();
-        let finished_at = finished_at.filter(|_| status.is_terminal());
         let progress = exports.iter().map(|export| usize::from(export.progress)).sum::<usize>() / exports.len();
-        JobOfDatasetsJson {
-            job_id: first.job.as_uuid(),
-            consumer_id: first.consumer.as_ref().map(ConsumerId::to_string).unwrap_or_default(),
+        let whole = Export {
             export_type,
-            heal: first.heals,
-            status: status.shown(),
-            skipped: status == Status::Skipped,
+            status,
             progress: progress as u8,
             rows_exported: exports.iter().map(|export| export.rows_exported).sum(),
             bytes_written: exports.iter().map(|export| export.bytes_written).sum(),
-            format: first.encoding.format.as_str(),
-            compression: first.encoding.compression.as_str(),
-            max_file_bytes: first.max_file_bytes,
-            attempt: first.attempt,
+            finished_at: finished_at.filter(|_| status.is_terminal()),
+            ..exports[0].clone()
+        };
+        let own = DatasetsMembers {
+            consumer_id: whole.consumer.as_ref().map(ConsumerId::to_string).unwrap_or_default(),
+            heal: whole.heals,
             error: error.map(|Failure { code, detail, dataset, .. }| DatasetFailureJson { code, detail, dataset }),
-            retry_of: first.retry_of.map(JobId::as_uuid),
-            next_attempt_at: first.next_attempt_at.map(rfc3339),
-            cancel_requested_at: first.cancel_requested_at.map(rfc3339),
-            created_at: rfc3339(first.created_at),
-            started_at: first.started_at.map(rfc3339),
-            finished_at: finished_at.map(rfc3339),
-            duration_seconds: seconds_between(first.started_at, finished_at),
-            left_out: datasets.into_iter().flat_map(|asked| asked.left_out).map(LeftOutJson::from).collect(),
-            exports: exports.into_iter().map(|export| ExportJson(export.into())).collect(),
-        }
-    }
-}
-
-/// A dataset that `"*"` does not export.
-#[derive(Debug, Serialize, ToSchema)]
-#[schema(as = LeftOut)]
-pub struct LeftOutJson {
-    /// Its name
-    dataset: String,
-    /// The reason as a word, as `GET /datasets` has it
-    reason: String,
-}
-
-impl From<Omitted> for LeftOutJson {
-    fn from(Omitted { dataset, reason }: Omitted) -> LeftOutJson {
-        LeftOutJson { dataset, reason }
+            exports: exports.into_iter().map(|export| ExportJson(Place::Export.members_of(export))).collect(),
+            left_out: datasets.into_iter().flat_map(|asked| asked.left_out).collect(),
+        };
+        let mut members = Place::Job.members_of(whole);
+        members.extend(object(own));
+        JobOfDatasetsJson(members)
     }
 }

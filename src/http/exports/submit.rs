@@ -17,7 +17,7 @@ use crate::http::code::Code;
 use crate::http::exports::submission::{Asked, EmptyBody, ExportOptions, NewExport, Submission};
 use crate::http::input::{Consumer, MaybeConsumer, PathConsumer, PathJob};
 use crate::http::problem::Problem;
-use crate::job::json::LeftOutJson;
+use crate::job::datasets::Omitted;
 use crate::job::{Export, ExportType, Job};
 use crate::service::{self, Service};
 
@@ -209,7 +209,7 @@ pub(crate) struct SubmittedDatasets {
     /// Its exports, in the order of their datasets' names
     exports: Vec<SubmittedExport>,
     /// The datasets that `"*"` does not export
-    left_out: Vec<LeftOutJson>,
+    left_out: Vec<Omitted>,
     /// True if the consumer had neither an export nor a watermark before; else it is not there
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     #[schema(required = false)]
@@ -245,7 +245,7 @@ fn accepted(job: Job, new_consumer: bool, status: &'static str) -> Response {
             Json(Submitted { job_id, status, export_type, output_filename, new_consumer }).into_response()
         }
         Some(asked) => {
-            let left_out = asked.left_out.into_iter().map(LeftOutJson::from).collect();
+            let left_out = asked.left_out;
             Json(SubmittedDatasets { job_id, status, export_type, exports, left_out, new_consumer }).into_response()
         }
     };
