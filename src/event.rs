@@ -106,44 +106,9 @@ pub struct DeliveryFilter {
 mod tests {
     use super::*;
 
-    fn export(end: Status) -> EventType {
-        EventType { end }
-    }
-
-    #[test]
-    fn listener_gets_only_events_that_match_its_filter() {
-        let all = Listener {
-            name: "a".to_owned(),
-            events: vec![export(Status::Completed), export(Status::Failed)],
-            datasets: None,
-            consumers: None,
-        };
-        let ended = |exports: &[(&str, Status)]| -> Vec<_> {
-            exports.iter().map(|(dataset, status)| ((*dataset).to_owned(), *status)).collect()
-        };
-        let (completed, failed, skipped) = (Status::Completed, Status::Failed, Status::Skipped);
-        let two = ended(&[("orders", completed), ("users", skipped)]);
-        assert_eq!(all.event_of(None, &ended(&[("users", completed)])), Some(export(completed)));
-        assert_eq!(all.event_of(Some("search"), &ended(&[("orders", failed)])), Some(export(failed)));
-        assert_eq!(all.event_of(Some("search"), &two), Some(export(completed)));
-        assert_eq!(all.event_of(None, &ended(&[("users", Status::Cancelled)])), None);
-        let some = Listener {
-            datasets: Some(vec!["users".to_owned(), "prices".to_owned()]),
-            consumers: Some(vec!["search".parse().unwrap()]),
-            ..all
-        };
-        assert_eq!(some.event_of(Some("search"), &ended(&[("users", failed)])), Some(export(failed)));
-        for (dataset, consumer) in [("orders", Some("search")), ("users", Some("other")), ("users", None)] {
-            assert_eq!(some.event_of(consumer, &ended(&[(dataset, failed)])), None, "{dataset} {consumer:?}");
-        }
-        assert_eq!(some.event_of(Some("search"), &two), None, "the export that it may see was skipped");
-        let lost = ended(&[("orders", failed), ("users", completed)]);
-        assert_eq!(some.event_of(Some("search"), &lost), Some(export(completed)), "another file was lost");
-    }
-
     #[test]
     fn only_final_statuses_have_event_names() {
-        assert_eq!(EventType::named("export.completed"), Some(export(Status::Completed)));
+        assert_eq!(EventType::named("export.completed"), Some(EventType { end: Status::Completed }));
         for other in ["export.pending", "completed", "export.processing", "job.completed", ""] {
             assert_eq!(EventType::named(other), None, "{other}");
         }

@@ -179,16 +179,6 @@ mod tests {
     }
 
     #[test]
-    fn missed_slots_collapse_into_the_latest() {
-        let five = schedule(Timing::every("5m").unwrap());
-        assert_eq!(five.due(Some(at("11-22T10:00:00")), at("11-22T10:04:59.9")), Due::Nothing);
-        assert_eq!(five.due(Some(at("11-22T10:00:00")), at("11-22T10:05:00")), Due::Slot(at("11-22T10:05:00")));
-        assert_eq!(five.due(Some(at("11-22T10:00:00")), at("11-22T10:52:00")), Due::Slot(at("11-22T10:50:00")));
-        assert_eq!(five.due(Some(at("11-22T10:50:00")), at("11-22T10:52:00")), Due::Nothing);
-        assert_eq!(five.due(None, at("11-22T10:52:00")), Due::Slot(at("11-22T10:50:00")));
-    }
-
-    #[test]
     fn clock_set_back_neither_repeats_a_slot_nor_stops_the_schedule() {
         let five = schedule(Timing::every("5m").unwrap());
         let nightly = schedule(Timing::cron("15 2 * * *", chrono_tz::Tz::Europe__Berlin).unwrap());
