@@ -211,7 +211,12 @@ fn codes_of(path: &str, operation: &mut Value) -> Vec<Code> {
                     codes.push(Code::ConsumerRequired);
                 }
             }
-            ("Idempotency-Key", _) => codes.extend([Code::IdempotencyKeyInvalid, Code::IdempotencyKeyReused]),
+            // Only the calls that create a job accept it.
+            ("Idempotency-Key", _) => {
+                codes.extend([Code::IdempotencyKeyInvalid, Code::IdempotencyKeyReused, Code::TooManyOpenJobs]);
+                codes.extend([Code::TableMissing, Code::TableUnreadable, Code::DatasetMismatch]);
+                codes.extend([Code::PermissionDenied, Code::NotTracked, Code::OutputMissing]);
+            }
             ("jobId", _) => codes.push(Code::NotFound),
             ("consumerId", _) => codes.extend([Code::ConsumerInvalid, Code::ConsumerNotAllowed, Code::NotFound]),
             (_, Some("query")) => codes.extend([Code::BadRequest, Code::ParameterInvalid]),

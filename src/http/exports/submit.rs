@@ -30,8 +30,7 @@ use crate::service::{self, Service};
     post, path = "/exports", operation_id = "createExport", tag = "exports",
     params(Submission<MaybeConsumer, NewExport>), request_body = NewExport, responses(Submitted),
     extensions(("x-codes" = json!([
-        Code::ColumnMasked, Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::FullOnly, Code::NothingReady, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
-        Code::TableUnreadable, Code::DatasetMismatch, Code::OutputMissing,
+        Code::ColumnMasked, Code::FullOnly, Code::NothingReady, Code::OutOfStep, Code::DatabaseRestored,
     ]))),
 )]
 pub(crate) async fn create(
@@ -48,9 +47,7 @@ pub(crate) async fn create(
 #[utoipa::path(
     post, path = "/exports/full", operation_id = "startFull", tag = "exports",
     params(Submission<Consumer, ExportOptions>), request_body = ExportOptions, responses(Submitted),
-    extensions(("x-codes" = json!([Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::NothingReady, Code::TooManyOpenJobs,
-        Code::TableUnreadable, Code::DatasetMismatch, Code::OutputMissing,
-    ]))),
+    extensions(("x-codes" = json!([Code::NothingReady]))),
 )]
 pub(crate) async fn full(
     service: Service,
@@ -63,10 +60,7 @@ pub(crate) async fn full(
 #[utoipa::path(
     post, path = "/exports/incremental", operation_id = "startIncremental", tag = "exports",
     params(Submission<Consumer, ExportOptions>), request_body = ExportOptions, responses(Submitted),
-    extensions(("x-codes" = json!([
-        Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::FullOnly, Code::NothingReady, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
-        Code::TableUnreadable, Code::DatasetMismatch, Code::OutputMissing,
-    ]))),
+    extensions(("x-codes" = json!([Code::FullOnly, Code::NothingReady, Code::OutOfStep, Code::DatabaseRestored]))),
 )]
 pub(crate) async fn incremental(
     service: Service,
@@ -81,10 +75,7 @@ pub(crate) async fn incremental(
 #[utoipa::path(
     post, path = "/exports/delta", operation_id = "startDelta", tag = "exports",
     params(Submission<Consumer, ExportOptions>), request_body = ExportOptions, responses(Submitted),
-    extensions(("x-codes" = json!([
-        Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::FullOnly, Code::NothingReady, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
-        Code::TableUnreadable, Code::DatasetMismatch, Code::OutputMissing,
-    ]))),
+    extensions(("x-codes" = json!([Code::FullOnly, Code::NothingReady, Code::OutOfStep, Code::DatabaseRestored]))),
 )]
 pub(crate) async fn delta(
     service: Service,
@@ -101,8 +92,7 @@ pub(crate) async fn delta(
     post, path = "/export/{consumer_id}", operation_id = "startIncrementalOf", tag = "exports",
     params(Submission<PathConsumer, ExportOptions>), request_body = ExportOptions, responses(Submitted),
     extensions(("x-codes" = json!([
-        Code::NotFound, Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::FullOnly, Code::NothingReady, Code::OutOfStep, Code::DatabaseRestored, Code::TooManyOpenJobs,
-        Code::TableUnreadable, Code::DatasetMismatch, Code::OutputMissing,
+        Code::NotFound, Code::FullOnly, Code::NothingReady, Code::OutOfStep, Code::DatabaseRestored,
     ]))),
 )]
 pub(crate) async fn incremental_of(
@@ -140,8 +130,7 @@ fn refusal(member: &str, error: service::Error) -> Problem {
     post, path = "/exports/{jobId}/retry", operation_id = "retryExport", tag = "exports",
     params(Submission<PathJob, EmptyBody>), request_body = EmptyBody, responses(Submitted),
     extensions(("x-codes" = json!([
-        Code::NotFailed, Code::TableMissing, Code::PermissionDenied, Code::NotTracked, Code::FullOnly, Code::OutOfStep, Code::DatabaseRestored, Code::NoDataset, Code::TooManyOpenJobs,
-        Code::TableUnreadable, Code::DatasetMismatch, Code::OutputMissing,
+        Code::NotFailed, Code::FullOnly, Code::OutOfStep, Code::DatabaseRestored, Code::NoDataset,
     ]))),
 )]
 pub(crate) async fn retry(
@@ -181,6 +170,8 @@ impl IntoResponses for Submitted {
         let to =
             |operation: &str| LinkBuilder::new().operation_id(operation).parameter("jobId", "$response.body#/jobId");
         let links = ["getExport", "followExport", "cancelExport", "downloadExport", "deleteExportFile"];
+        let [one, several] = ["Submitted", "SubmittedDatasets"].map(openapi::Ref::from_schema_name);
+        let body = openapi::OneOfBuilder::new().item(one).item(several);
         let answer = openapi::ResponseBuilder::new()
             .description(
                 "The job is queued and survives a crash of this process.\n\nA consumer's position moves when the file is complete, not \
@@ -189,7 +180,7 @@ impl IntoResponses for Submitted {
                 all exports since then, oldest first.",
             )
             .header("Location", location.build())
-            .content("application/json", openapi::Content::new(Some(openapi::Schema::OneOf(submitted_schema()))));
+            .content("application/json", openapi::Content::new(Some(openapi::Schema::OneOf(body.build()))));
         let answer = links.iter().fold(answer, |answer, operation| answer.link(*operation, to(operation).build()));
         BTreeMap::from([("202".to_owned(), answer.build().into())])
     }
@@ -250,12 +241,4 @@ fn accepted(job: Job, new_consumer: bool, status: &'static str) -> Response {
         }
     };
     (StatusCode::ACCEPTED, location, body).into_response()
-}
-
-fn submitted_schema() -> openapi::OneOf {
-    let refs = ["Submitted", "SubmittedDatasets"].map(openapi::Ref::from_schema_name);
-    refs.into_iter().fold(openapi::OneOf::new(), |mut schema, reference| {
-        schema.items.push(reference.into());
-        schema
-    })
 }
