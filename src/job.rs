@@ -325,10 +325,14 @@ impl Request {
         }
     }
 
-    /// Returns true if this request, without `datasets`, would create a job like this one.
-    pub fn asks_for(&self, job: &Job) -> bool {
-        let asked = Request { key: None, trace: None, ..self.clone() };
-        job.datasets.is_none() && asked == Request::from_export(job.first())
+    /// Returns true if this request would create a job like this one. `datasets` is the request with `datasets` that
+    /// this one is the first part of, if it is.
+    pub fn asks_for(&self, datasets: Option<&DatasetsRequest>, job: &Job) -> bool {
+        match (datasets, &job.datasets) {
+            (Some(asked), Some(before)) => asked.request == before.request && self.retry_of == job.first().retry_of,
+            (None, None) => Request { key: None, trace: None, ..self.clone() } == Request::from_export(job.first()),
+            (Some(_), None) | (None, Some(_)) => false,
+        }
     }
 }
 

@@ -11,7 +11,6 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::audit::{Action, Origin};
-use crate::job::Job;
 use crate::job::datasets::{DatasetsRequest, MOST_DATASETS, Omitted};
 use crate::maintenance::{Error, Maintenance};
 use crate::schedule::{Due, Refusal, Schedule, ScheduleState, ScheduledDatasets};
@@ -81,7 +80,8 @@ impl Scheduling {
         match asked.await? {
             RunOutcome::Job(job) => {
                 metrics::schedule_slot(&schedule.name, "run");
-                log_changes(schedule, &job);
+                let origin = Origin::schedule(&schedule.name);
+                job.exports.iter().for_each(|export| origin.log_job(Action::Export, export));
                 match &job.datasets {
                     None => {
                         let (export, slot) = (job.first(), rfc3339(slot));
@@ -224,11 +224,7 @@ impl Scheduling {
 
     pub(super) async fn round(&self) -> Result<(), Error> {
         let schedules = self.maintenance.catalog.get().schedules().to_vec();
-        if schedules.is_empty() {
-            return Ok(());
-        }
-        let names: Vec<&str> = schedules.iter().map(|schedule| schedule.name.as_str()).collect();
-        let (now, mut states) = self.maintenance.store.schedule_states(&names).await?;
+        let (now, mut states) = self.maintenance.store.schedule_states(&schedules).await?;
         let advances = schedules.into_iter().map(|schedule| {
             let state = states.remove(&schedule.name).unwrap_or_default();
             async move { self.advance(&schedule, state, now).await }
@@ -247,12 +243,6 @@ fn needs_adoption(schedule: &Schedule, state: &ScheduleState, now: DateTime<Utc>
         None => !schedule.runs_at_start,
     };
     schedule.timing.latest(now).filter(|_| is_needed)
-}
-
-/// Writes the audit lines of the exports that a schedule has submitted.
-fn log_changes(schedule: &Schedule, job: &Job) {
-    let origin = Origin::schedule(&schedule.name);
-    job.exports.iter().for_each(|export| origin.log_job(Action::Export, export));
 }
 
 fn rfc3339(time: DateTime<Utc>) -> String {

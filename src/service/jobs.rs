@@ -52,13 +52,8 @@ impl Service {
         request: &Request,
         datasets: Option<&DatasetsRequest>,
     ) -> Result<Option<Job>, Error> {
-        let is_repeated = |job: &Job| match (datasets, &job.datasets) {
-            (Some(asked), Some(before)) => asked.request == before.request && request.retry_of == job.first().retry_of,
-            (Some(_), None) => false,
-            (None, _) => request.asks_for(job),
-        };
         let before = with_timeout(self.store.sent_before(request)).await?;
-        let before = before.filter(|job| is_repeated(job) && self.bounds.allow_all_of(job));
+        let before = before.filter(|job| request.asks_for(datasets, job) && self.bounds.allow_all_of(job));
         Ok(before.and_then(|job| self.bounds.visible(job)))
     }
 

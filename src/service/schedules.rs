@@ -34,11 +34,7 @@ impl Service {
     /// Lists the schedules that the caller may see, in the order of the file.
     pub async fn schedules(&self) -> Result<Vec<ListedSchedule>, Error> {
         let schedules = self.catalog.schedules();
-        if schedules.is_empty() {
-            return Ok(Vec::new());
-        }
-        let names: Vec<&str> = schedules.iter().map(|schedule| schedule.name.as_str()).collect();
-        let (now, mut states) = with_timeout(self.store.schedule_states(&names)).await?;
+        let (now, mut states) = with_timeout(self.store.schedule_states(schedules)).await?;
         let ids: Vec<JobId> = states.values().filter_map(|state| state.last_job).collect();
         let jobs = if ids.is_empty() { Vec::new() } else { with_timeout(self.store.jobs_by_id(&ids)).await? };
         let listed = |schedule: &Arc<Schedule>| {
@@ -60,11 +56,7 @@ impl Service {
 
     pub(super) async fn schedule_ages(&self) -> Result<Vec<ScheduleAge>, store::Error> {
         let schedules = self.catalog.schedules();
-        if schedules.is_empty() {
-            return Ok(Vec::new());
-        }
-        let names: Vec<&str> = schedules.iter().map(|schedule| schedule.name.as_str()).collect();
-        let (now, mut states) = self.store.schedule_states(&names).await?;
+        let (now, mut states) = self.store.schedule_states(schedules).await?;
         let age = |schedule: &Arc<Schedule>| {
             let state = states.remove(&schedule.name).unwrap_or_default();
             let last_run = state.last_run_at.map(|at| (now - at).max(TimeDelta::zero()));

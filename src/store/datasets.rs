@@ -42,12 +42,8 @@ impl Store {
         let names: Vec<_> = tables.iter().map(|(name, _)| *name).collect();
         let schemas: Vec<_> = tables.iter().map(|(_, table)| table.schema.as_deref()).collect();
         let table_names: Vec<_> = tables.iter().map(|(_, table)| table.name.as_str()).collect();
-        self.with(async |conn| {
-            let statement = sqlx::query(include_str!("datasets/record.sql"));
-            statement.bind(names).bind(schemas).bind(table_names).execute(conn).await
-        })
-        .await?;
-        Ok(())
+        let statement = sqlx::query(include_str!("datasets/record.sql"));
+        self.execute(statement.bind(names).bind(schemas).bind(table_names)).await.map(drop)
     }
 
     /// Makes the records of all other datasets so old that ten minutes later they count as gone. A process that has one

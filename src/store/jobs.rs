@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::types::Json;
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, PgConnection, Postgres, Transaction};
 use uuid::Uuid;
 
 use crate::connection::failure::SqlFailure;
@@ -112,17 +112,8 @@ impl Store {
         self.with(async |conn| {
             let mut tx = conn.begin().await?;
             let lane_sequences = enter_lanes(&mut tx, new.requests).await?;
-            Ok::<_, Error>(match self.insert(&mut tx, new, &lane_sequences).await? {
-                Ok(MadeJob { job, slots }) => {
-                    tx.commit().await?;
-                    slots.confirm();
-                    SubmitOutcome::Accepted(job)
-                }
-                Err(refused) => {
-                    tx.rollback().await?;
-                    refused
-                }
-            })
+            let made = self.insert(&mut tx, new, &lane_sequences).await?;
+            finish(tx, made, SubmitOutcome::Accepted).await
         })
         .await
     }
@@ -138,14 +129,7 @@ impl Store {
     ) -> Result<Result<MadeJob<'s>, SubmitOutcome>, Error> {
         let NewJob { requests, datasets, terms, .. } = new;
         if let Some(job) = self.sent_before_in(tx, &requests[0]).await? {
-            let is_same = match (datasets, &job.datasets) {
-                (Some(asked), Some(before)) => {
-                    asked.request == before.request && requests[0].retry_of == job.first().retry_of
-                }
-                (None, _) => requests[0].asks_for(&job),
-                (Some(_), None) => false,
-            };
-            return Ok(Err(match is_same {
+            return Ok(Err(match requests[0].asks_for(datasets, &job) {
                 true => SubmitOutcome::Before(job),
                 false => SubmitOutcome::KeyTaken(Box::new(job)),
             }));
@@ -237,15 +221,6 @@ impl Store {
         Ok(Job { datasets: datasets.cloned(), exports })
     }
 
-    /// Returns the owner of a request's idempotency key: the consumer, or the API key of an ad-hoc export.
-    fn requester(&self, request: &Request) -> String {
-        match (&request.consumer, &self.key_share) {
-            (Some(consumer), _) => consumer.as_str().to_owned(),
-            (None, Some(share)) => format!(":{}", share.prefix.as_str()),
-            (None, None) => String::new(),
-        }
-    }
-
     /// Returns the turn of a new job, which decides when it is claimed.
     ///
     /// `current` is the turn of the jobs that were claimed last. `last` is the last turn of the consumer's open jobs
@@ -264,8 +239,13 @@ impl Store {
 
     async fn sent_before_in(&self, conn: &mut PgConnection, request: &Request) -> Result<Option<Job>, Error> {
         let Some(key) = &request.key else { return Ok(None) };
+        let owner = match (&request.consumer, &self.key_share) {
+            (Some(consumer), _) => consumer.as_str().to_owned(),
+            (None, Some(share)) => format!(":{}", share.prefix.as_str()),
+            (None, None) => String::new(),
+        };
         let rows = sqlx::query_as(with_job_columns(include_str!("jobs/sent_before.sql")))
-            .bind(self.requester(request))
+            .bind(owner)
             .bind(key.as_str())
             .fetch_all(conn)
             .await?;
@@ -316,7 +296,8 @@ impl Store {
             sqlx::query("-- store.jobs.cancel.timeout\n set local lock_timeout = '500ms'").execute(&mut *tx).await?;
             let rows = transition(tx, &self.listeners, cancel).await?;
             if !rows.is_empty() {
-                notify_cancel(tx, id).await?;
+                let notify = sqlx::query("-- store.jobs.notify_cancel\n select pg_notify($1, $2)");
+                notify.bind(CHANNEL).bind(id.to_string()).execute(tx).await?;
             }
             Ok::<_, Error>(rows)
         });
@@ -335,6 +316,25 @@ impl Store {
             Status::Processing | Status::Pending => Cancelled::Committing,
             ended => Cancelled::Ended(ended.shown()),
         })
+    }
+}
+
+/// Commits the transaction if it has a job. Otherwise rolls it back, so that nothing is recorded. Returns the outcome.
+pub(super) async fn finish<T>(
+    tx: Transaction<'_, Postgres>,
+    made: Result<MadeJob<'_>, T>,
+    outcome: impl FnOnce(Job) -> T,
+) -> Result<T, Error> {
+    match made {
+        Ok(MadeJob { job, slots }) => {
+            tx.commit().await?;
+            slots.confirm();
+            Ok(outcome(job))
+        }
+        Err(refused) => {
+            tx.rollback().await?;
+            Ok(refused)
+        }
     }
 }
 
@@ -379,13 +379,4 @@ async fn check_last_export(conn: &mut PgConnection, request: &Request) -> Result
         ExportType::Full => Ok(None),
         ExportType::Incremental | ExportType::Delta => out_of_step(conn, Lane { consumer, dataset }, after).await,
     }
-}
-
-async fn notify_cancel(conn: &mut PgConnection, job: JobId) -> Result<(), Error> {
-    sqlx::query("-- store.jobs.notify_cancel\n select pg_notify($1, $2)")
-        .bind(CHANNEL)
-        .bind(job.to_string())
-        .execute(conn)
-        .await?;
-    Ok(())
 }

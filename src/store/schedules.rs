@@ -4,18 +4,19 @@
 //! process creates the job. If that process dies before the commit, the slot is still due.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgArguments;
 use sqlx::query::Query;
-use sqlx::{Connection, PgConnection, Postgres, Transaction};
+use sqlx::{Connection, PgConnection, Postgres};
 use uuid::Uuid;
 
 use crate::failpoint;
 use crate::job::datasets::DatasetsRequest;
 use crate::job::{ConsumerId, Job, JobId, Request, Terms};
 use crate::schedule::{Refusal, Schedule, ScheduleState};
-use crate::store::jobs::{MadeJob, NewJob, SubmitOutcome, enter_lanes};
+use crate::store::jobs::{MadeJob, NewJob, SubmitOutcome, enter_lanes, finish};
 use crate::store::{Error, Store};
 
 /// The exports that a schedule asks for at once.
@@ -58,8 +59,12 @@ impl Store {
     /// row.
     pub async fn schedule_states(
         &self,
-        names: &[&str],
+        schedules: &[Arc<Schedule>],
     ) -> Result<(DateTime<Utc>, HashMap<String, ScheduleState>), Error> {
+        if schedules.is_empty() {
+            return Ok((Utc::now(), HashMap::new()));
+        }
+        let names: Vec<_> = schedules.iter().map(|schedule| schedule.name.as_str()).collect();
         let states = sqlx::query_as(
             "-- store.schedules.states
              select clock_timestamp() as now, s.name, s.slot, s.timing, s.last_job, s.last_run_at,
@@ -124,7 +129,7 @@ impl Store {
                 _ => self.insert_scheduled(&mut tx, schedule, exports, destination, terms).await?,
             };
             failpoint!("schedules.claimed");
-            finish(tx, inserted).await
+            finish(tx, inserted, RunOutcome::Job).await
         })
         .await
     }
@@ -211,21 +216,6 @@ fn bind_slot<'q>(
     slot: DateTime<Utc>,
 ) -> Query<'q, Postgres, PgArguments> {
     statement.bind(&schedule.name).bind(slot).bind(schedule.timing.to_string())
-}
-
-/// Commits the transaction if it has a job. Otherwise rolls it back, so that the slot is not used.
-async fn finish(tx: Transaction<'_, Postgres>, made: Result<MadeJob<'_>, RunOutcome>) -> Result<RunOutcome, Error> {
-    match made {
-        Ok(MadeJob { job, slots }) => {
-            tx.commit().await?;
-            slots.confirm();
-            Ok(RunOutcome::Job(job))
-        }
-        Err(asked) => {
-            tx.rollback().await?;
-            Ok(asked)
-        }
-    }
 }
 
 /// Returns true if an export of one of the lanes is open or unpublished. The lanes' rows must be locked.
