@@ -46,8 +46,10 @@ impl<S: Sync> FromRequestParts<S> for Consumer {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Consumer, Problem> {
-        let consumer =
-            header_of(&parts.headers, CONSUMER_HEADER, Code::ConsumerInvalid)?.ok_or_else(missing_consumer)?;
+        let consumer = header_of(&parts.headers, CONSUMER_HEADER, Code::ConsumerInvalid)?.ok_or_else(|| {
+            let detail = format!("{CONSUMER_HEADER}: the header is missing");
+            Problem::bad_input(Code::ConsumerRequired, CONSUMER_HEADER, detail)
+        })?;
         service_of(parts)?.require_consumer(Some(&consumer))?;
         Ok(Consumer(consumer))
     }
@@ -144,11 +146,6 @@ where
         (Some(value), None) => value.to_str().unwrap_or_default().parse().map(Some).map_err(|why| bad(&why)),
         (Some(_), Some(_)) => Err(bad(&"given twice")),
     }
-}
-
-fn missing_consumer() -> Problem {
-    let detail = format!("{CONSUMER_HEADER}: the header is missing");
-    Problem::bad_input(Code::ConsumerRequired, CONSUMER_HEADER, detail)
 }
 
 /// Returns true if `If-None-Match` contains this `ETag`. The comparison is weak (RFC 9110, section 13.1.2).

@@ -6,11 +6,6 @@ use std::str::FromStr;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdempotencyKey(String);
 
-/// The error of a text that is not an idempotency key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not 1 to 255 visible ASCII characters")]
-pub struct BadIdempotencyKey;
-
 impl IdempotencyKey {
     pub fn as_str(&self) -> &str {
         &self.0
@@ -18,10 +13,10 @@ impl IdempotencyKey {
 }
 
 impl FromStr for IdempotencyKey {
-    type Err = BadIdempotencyKey;
+    type Err = &'static str;
 
-    fn from_str(text: &str) -> Result<IdempotencyKey, BadIdempotencyKey> {
+    fn from_str(text: &str) -> Result<IdempotencyKey, &'static str> {
         let good = (1..=255).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
-        if good { Ok(IdempotencyKey(text.to_owned())) } else { Err(BadIdempotencyKey) }
+        if good { Ok(IdempotencyKey(text.to_owned())) } else { Err("not 1 to 255 visible ASCII characters") }
     }
 }
