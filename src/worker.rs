@@ -9,17 +9,17 @@
 mod error;
 mod heartbeat;
 mod listen;
-mod restart;
-mod shutdown;
 mod traced;
 
 use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use chrono::{DateTime, Utc};
+use futures_util::FutureExt;
 use futures_util::stream::{self, FuturesUnordered, StreamExt};
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
@@ -59,8 +59,6 @@ use crate::telemetry::{chain, job_event, metrics};
 use crate::trace::TraceParent;
 use crate::worker::error::{Error, Failed};
 use crate::worker::heartbeat::{Heartbeat, Stop};
-use crate::worker::restart::restart_on_panic;
-use crate::worker::shutdown::unless_stopped;
 
 /// The pause after a database error.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -75,6 +73,10 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time limit of a shutdown if the database does not respond. Other workers take over the jobs when their leases
 /// expire.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time limit of a shutdown for an unresponsive destination. The next process finishes the remaining work: it publishes
+/// files and removes drafts.
+const DESTINATION_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The number of written files that wait for the disk while an attempt goes on reading.
 const MAX_STAGING: usize = 8;
@@ -782,6 +784,25 @@ impl Worker {
     fn call_timeout(&self) -> Duration {
         lease::call_timeout(self.settings.lease)
     }
+}
+
+/// Restarts a task after a panic, which is a defect. Another worker takes over the task's job when its lease expires.
+/// Other tasks continue.
+async fn restart_on_panic<S: Clone, F: Future<Output = ()>>(stops: S, worker: Worker, task: impl Fn(Worker, S) -> F) {
+    while AssertUnwindSafe(task(worker.clone(), stops.clone())).catch_unwind().await.is_err() {
+        tracing::error!(event = "worker_panicked");
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Waits for an operation on the destination. Returns `None` if the process is shutting down and the operation exceeds
+/// [`DESTINATION_TIMEOUT`].
+async fn unless_stopped<T>(shutdown: &CancellationToken, work: impl Future<Output = T>) -> Option<T> {
+    let given_up = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(DESTINATION_TIMEOUT).await;
+    };
+    tokio::select! { done = work => Some(done), () = given_up => None }
 }
 
 async fn stage(
