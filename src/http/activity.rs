@@ -10,7 +10,7 @@ use crate::http::input::dataset;
 use crate::http::problem::Problem;
 use crate::http::query;
 use crate::http::schemas::DatasetName;
-use crate::job::activity::HourlyExports;
+use crate::job::activity::{HourlyExports, LastDay};
 use crate::job::json::rfc3339;
 use crate::job::{ConsumerId, Filter};
 use crate::service::Service;
@@ -35,29 +35,9 @@ pub(crate) struct ActivityBody {
     #[schema(format = DateTime)]
     since: String,
     /// The consumers: those with the most failures first, then those with the most exports, at most 1,000
-    consumers: Vec<HourlyBody>,
+    consumers: Vec<HourlyExports>,
     /// The datasets in the same order, with ad-hoc exports, at most 1,000
-    datasets: Vec<HourlyBody>,
-}
-
-/// The exports of a consumer or a dataset in each of the 24 hours, by the time when they were requested.
-#[derive(Serialize, ToSchema)]
-#[schema(as = HourlyExports)]
-pub(crate) struct HourlyBody {
-    /// The name of the consumer or the dataset
-    name: String,
-    /// The number of completed exports in each hour. Skipped exports are not counted
-    completed: Vec<u64>,
-    /// The number of failed exports in each hour
-    failed: Vec<u64>,
-    /// The rows of the completed exports in each hour
-    rows: Vec<u64>,
-}
-
-impl From<HourlyExports> for HourlyBody {
-    fn from(HourlyExports { name, completed, failed, rows }: HourlyExports) -> HourlyBody {
-        HourlyBody { name, completed: completed.into(), failed: failed.into(), rows: rows.into() }
-    }
+    datasets: Vec<HourlyExports>,
 }
 
 /// Count the exports of the last day by the hour
@@ -74,8 +54,6 @@ pub(crate) async fn get(service: Service, Query(query): Query<ActivityQuery>) ->
         dataset: query.dataset.map(dataset).transpose()?,
         ..Filter::default()
     };
-    let activity = service.activity(&filter).await?;
-    let bodies = |items: Vec<HourlyExports>| items.into_iter().map(HourlyBody::from).collect();
-    let (consumers, datasets) = (bodies(activity.consumers), bodies(activity.datasets));
-    Ok(Json(ActivityBody { since: rfc3339(activity.since), consumers, datasets }))
+    let LastDay { since, consumers, datasets } = service.activity(&filter).await?;
+    Ok(Json(ActivityBody { since: rfc3339(since), consumers, datasets }))
 }

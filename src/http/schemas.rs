@@ -1,5 +1,5 @@
-//! API-document schemas of domain types used in many bodies and queries. The domain types themselves do not depend on
-//! the document.
+//! API-document schemas of domain types used in many bodies and queries. These domain types do not depend on the
+//! document.
 
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};

@@ -34,7 +34,9 @@ impl Store {
     ///
     /// Returns the consumers and datasets with the most failures first, then those with the most exports.
     pub async fn activity(&self, filter: &Filter, bounds: &Bounds) -> Result<LastDay, Error> {
-        let since = first_hour(Utc::now());
+        let (now, hour) = (Utc::now(), TimeDelta::hours(1));
+        // The beginning of the first of the hours that end with the current one.
+        let since = now.duration_trunc(hour).unwrap_or(now) - hour * (HOURS as i32 - 1);
         let of_status = |status| keys(&Filter { status: Some(status), ..filter.clone() }, bounds);
         let keys = [of_status(Status::Completed), of_status(Status::Failed)].concat();
         if keys.is_empty() {
@@ -57,12 +59,6 @@ impl Store {
         let (datasets, consumers) = rows.into_iter().partition(|row| row.is_dataset);
         Ok(LastDay { since, consumers: by_name(consumers), datasets: by_name(datasets) })
     }
-}
-
-/// Returns the beginning of the first of the hours that end with the current one.
-fn first_hour(now: DateTime<Utc>) -> DateTime<Utc> {
-    let hour = TimeDelta::hours(1);
-    now.duration_trunc(hour).unwrap_or(now) - hour * (HOURS as i32 - 1)
 }
 
 /// Returns the first id that a job may have which was created at this time, by clocks that differ by a minute at most.
