@@ -2,12 +2,23 @@
 // hold the exports up, and says itself what it can't tell. All other trouble is the connection's.
 
 import { Problem } from "./api.js";
+import { el, show, text } from "./dom.js";
 import { elapsed } from "./figures.js";
 import { wake } from "./pulse.js";
 
 // Where one export ends after the other, what follows from an end is asked for now and then.
 export const SOON_MS = 4000;
 export const AGAIN_SECONDS = 5;
+
+// A place for what can't be told now and why, and the function that fills it.
+export function untold(what) {
+  const node = el("p", { class: "notice", hidden: true });
+  const complain = (error) => {
+    show(node, error !== null);
+    text(node, error === null ? "" : `${what} can't be told now: ${error.message}`);
+  };
+  return { node, complain };
+}
 
 // `work` gives the seconds until it is to be done again; `complain` gets what it could not do, and null once it could.
 export function aside(work, complain = () => {}) {

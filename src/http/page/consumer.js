@@ -1,7 +1,7 @@
 // One consumer: where it stands in each dataset, and its exports with the numbers by which they are to be loaded.
 
 import { acting, complaints } from "./actions.js";
-import { aside } from "./aside.js";
+import { aside, untold } from "./aside.js";
 import { Problem, call, get } from "./api.js";
 import { activity } from "./chart.js";
 import { laneTable, lanesAgain, withFailures } from "./consumers.js";
@@ -13,7 +13,7 @@ import { question } from "./question.js";
 export function consumerView(id) {
   const list = laneTable("Dataset");
   const empty = el("p", { class: "empty", hidden: true });
-  const unknown = el("p", { class: "notice", hidden: true });
+  const unknown = untold("Where it stands");
   const jobs = jobsSection({ consumer: id });
   const day = activity("datasets", { consumer: id });
   const heading = el("h1", {}, id);
@@ -28,7 +28,7 @@ export function consumerView(id) {
       { "aria-labelledby": "lanes-heading" },
       el("h2", { id: "lanes-heading" }, "Where it stands"),
       el("p", { class: "hint" }, "A position moves when a file is complete, not when it was loaded. Load the files of a dataset in the order of their numbers."),
-      unknown,
+      unknown.node,
       list.nodes,
       empty,
     ),
@@ -68,10 +68,7 @@ export function consumerView(id) {
     text(empty, none);
     return lanesAgain(items);
   }
-  const lanes = aside(lookAtLanes, (error) => {
-    show(unknown, error !== null);
-    text(unknown, error === null ? "" : `Where it stands can't be told now: ${error.message}`);
-  });
+  const lanes = aside(lookAtLanes, unknown.complain);
 
   async function beat(signal) {
     const { moves, ended } = await jobs.refresh(signal);

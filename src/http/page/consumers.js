@@ -3,7 +3,7 @@
 
 import { get } from "./api.js";
 import { acting, complaints, healingLanes, submitting } from "./actions.js";
-import { AGAIN_SECONDS } from "./aside.js";
+import { AGAIN_SECONDS, untold } from "./aside.js";
 import { sparkline } from "./chart.js";
 import { copying, starting } from "./curl.js";
 import { el, keyed, once, row, searching, set, show, table, text } from "./dom.js";
@@ -106,7 +106,7 @@ export function consumersSection() {
   const opened = new Set();
   const more = el("button", { type: "button", hidden: true, onclick: () => ((shown += STEP), draw()) }, "Show more consumers");
   const empty = firstExport();
-  const unknown = el("p", { class: "notice", hidden: true });
+  const { node: unknown, complain } = untold("How the consumers stand");
   const beyond = el("p", { class: "hint", hidden: true });
   const none = el("p", { class: "empty", hidden: true });
   const search = searching("consumers", "name, dataset or state", () => ((shown = STEP), draw()));
@@ -180,10 +180,6 @@ export function consumersSection() {
     empty.update(first, datasets);
     return Math.max(lanesAgain(items, pages), (REST * (elapsed() - begun)) / 1000);
   }
-  const complain = (error) => {
-    show(unknown, error !== null);
-    text(unknown, error === null ? "" : `How the consumers stand can't be told now: ${error.message}`);
-  };
   // Which dataset a first export is of: the one that a call means which names none, or else the first that is ready.
   const offer = (items) => {
     datasets = items;

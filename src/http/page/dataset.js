@@ -1,6 +1,6 @@
 // One dataset: its table and columns, who exports it and how they stand, and its exports.
 
-import { aside } from "./aside.js";
+import { aside, untold } from "./aside.js";
 import { Problem, get } from "./api.js";
 import { activity } from "./chart.js";
 import { allLanes, laneTable, lanesAgain } from "./consumers.js";
@@ -13,7 +13,7 @@ import { consumerPath, tracking } from "./words.js";
 export function datasetView(name) {
   const heading = el("h1", {}, name);
   const facts = el("dl", {});
-  const unknown = el("p", { class: "notice", hidden: true });
+  const { node: unknown, complain } = untold("It");
   const columns = el("div", {});
   const list = laneTable("Consumer");
   const empty = el("p", { class: "empty", hidden: true }, "Nobody has exported it yet.");
@@ -30,10 +30,6 @@ export function datasetView(name) {
     day.node,
     jobs.node,
   );
-  const complain = (error) => {
-    show(unknown, error !== null);
-    text(unknown, error === null ? "" : `It can't be told now: ${error.message}`);
-  };
 
   let known = null;
   // The lane for which most of the change log is kept.

@@ -2,7 +2,7 @@
 // could start.
 
 import { get } from "./api.js";
-import { aside } from "./aside.js";
+import { aside, untold } from "./aside.js";
 import { allLanes, byUrgency, lanesAgain, rank, stateCounts } from "./consumers.js";
 import { quoted } from "./curl.js";
 import { el, keyed, once, row, searching, show, table, text } from "./dom.js";
@@ -22,7 +22,7 @@ export function datasetsView() {
   const list = table("Datasets", COLUMNS);
   list.node.classList.add("lanes");
   const heading = el("h1", {}, "Datasets");
-  const unknown = el("p", { class: "notice", hidden: true });
+  const unknown = untold("The datasets");
   const unneeded = el("div", { class: "notice", hidden: true });
   const none = el("p", { class: "empty", hidden: true });
   let shown = STEP;
@@ -32,7 +32,7 @@ export function datasetsView() {
   const more = el("button", { type: "button", hidden: true, onclick: () => ((shown += STEP), draw()) });
   const search = searching("datasets", "name, table or trouble", () => ((shown = STEP), draw()));
   const hint = el("p", { class: "hint" }, "The file that the setting DATASETS names says which tables these are.");
-  const node = el("div", {}, heading, el("section", { "aria-label": "Datasets" }, el("div", { class: "heading" }, hint, search.node), unknown, unneeded, list.node, none, more));
+  const node = el("div", {}, heading, el("section", { "aria-label": "Datasets" }, el("div", { class: "heading" }, hint, search.node), unknown.node, unneeded, list.node, none, more));
 
   // Those that can't be exported come first, then those with the most urgent copies.
   function draw() {
@@ -57,10 +57,7 @@ export function datasetsView() {
       draw();
       return DATASET_SECONDS;
     },
-    (error) => {
-      show(unknown, error !== null);
-      text(unknown, error === null ? "" : `The datasets can't be told now: ${error.message}`);
-    },
+    unknown.complain,
   );
   const lanes = aside(async (signal) => {
     const { items, pages } = await allLanes(signal);
