@@ -113,17 +113,14 @@ impl LaneFacts {
             (Readiness::Unknown, _) => return None,
             (Readiness::Ready, _) => {}
         }
+        // The operator or two exports tell how old a change may be.
+        let knows_limit = self.fresh_within.is_some() || self.history.usual_interval.is_some();
         match (self.behind, unloaded) {
             (Some(age), _) if too_old(age) => Some(LaneState::Behind),
             (_, Some(age)) if too_old(age) => Some(LaneState::NotLoaded),
-            (Some(age), _) if age <= LEAST || self.knows_limit() => Some(LaneState::Fresh),
+            (Some(age), _) if age <= LEAST || knows_limit => Some(LaneState::Fresh),
             (_, _) => None,
         }
-    }
-
-    /// Returns true if the operator or two exports tell how old a change may be.
-    fn knows_limit(&self) -> bool {
-        self.fresh_within.is_some() || self.history.usual_interval.is_some()
     }
 
     /// Returns the age of a change up to which the lane is fresh.

@@ -96,7 +96,14 @@ impl Publish {
                 self.maintenance.sweep_requested.notify_one();
                 Ok(())
             }
-            Ok(Publication::Missing(record)) => give_up_if_lost(&self.publisher, &mut self.missing, &record).await,
+            // The file is lost if it has been missing in every round for longer than `LOST_AFTER`.
+            Ok(Publication::Missing(record)) => {
+                let first = *self.missing.entry(key.clone()).or_insert_with(|| {
+                    tracing::warn!(event = "staged_file_missing", jobId = %record.job, file = record.name);
+                    Instant::now()
+                });
+                if first.elapsed() > LOST_AFTER { self.publisher.give_up(&record).await } else { Ok(()) }
+            }
             Err(error) => {
                 // The failed destination may have the file, so the time of its absence starts again.
                 self.missing.remove(&key);
@@ -125,17 +132,4 @@ async fn publish(publisher: Publisher, lane: LaneKey, records: Vec<FileRecord>) 
         outcomes.push((key, outcome));
     }
     (lane, outcomes)
-}
-
-/// Fails an export whose file has been missing in every round for longer than [`LOST_AFTER`].
-async fn give_up_if_lost(
-    publisher: &Publisher,
-    missing: &mut HashMap<ExportKey, Instant>,
-    record: &FileRecord,
-) -> Result<(), publisher::Error> {
-    let first = *missing.entry((record.job, record.dataset.clone())).or_insert_with(|| {
-        tracing::warn!(event = "staged_file_missing", jobId = %record.job, file = record.name);
-        Instant::now()
-    });
-    if first.elapsed() > LOST_AFTER { publisher.give_up(record).await } else { Ok(()) }
 }

@@ -91,7 +91,9 @@ impl Store {
         if let Some(commit) =
             commits.iter().find(|commit| commit.parts().is_empty() && commit.export.consumer.is_none())
         {
-            return Err(without_file(commit.export.job));
+            let job = commit.export.job;
+            let why = format!("the job {job} has no file, and no lane in which it can be skipped");
+            return Err(Error::Sql(sqlx::Error::Protocol(why)));
         }
         let mut attempt = 1;
         loop {
@@ -182,10 +184,6 @@ impl<'a> Commit<'a> {
         };
         to.filter(|_| self.export.consumer.is_some())
     }
-}
-
-fn without_file(job: JobId) -> Error {
-    Error::Sql(sqlx::Error::Protocol(format!("the job {job} has no file, and no lane in which it can be skipped")))
 }
 
 async fn remember_masks(conn: &mut PgConnection, commits: &[Commit<'_>]) -> Result<(), Error> {

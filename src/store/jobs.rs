@@ -134,9 +134,11 @@ impl Store {
                 false => SubmitOutcome::KeyTaken(Box::new(job)),
             }));
         }
-        for request in requests {
-            if let Some(why) = check_last_export(tx, request).await? {
-                return Ok(Err(SubmitOutcome::OutOfStep(request.dataset.clone(), why)));
+        // A full export needs no earlier export, so it is never out of step.
+        for request in requests.iter().filter(|request| request.export_type != ExportType::Full) {
+            let Request { consumer: Some(consumer), dataset, after: Some(after), .. } = request else { continue };
+            if let Some(why) = out_of_step(tx, Lane { consumer, dataset }, after).await? {
+                return Ok(Err(SubmitOutcome::OutOfStep(dataset.clone(), why)));
             }
         }
         let (open, last_turn, now) = self.lane_state(tx, requests).await?;
@@ -369,14 +371,4 @@ pub(super) async fn enter_lanes(conn: &mut PgConnection, requests: &[Request]) -
     .await?;
     let sequences: HashMap<String, i64> = sequences.into_iter().collect();
     Ok(requests.iter().map(|request| sequences.get(&request.dataset).copied().filter(|_| consumer.is_some())).collect())
-}
-
-/// Returns the reason if the export that the caller loaded last is not the last export of the lane. A full export needs
-/// no earlier export, so it is never out of step.
-async fn check_last_export(conn: &mut PgConnection, request: &Request) -> Result<Option<OutOfStep>, Error> {
-    let Request { consumer: Some(consumer), dataset, after: Some(after), .. } = request else { return Ok(None) };
-    match request.export_type {
-        ExportType::Full => Ok(None),
-        ExportType::Incremental | ExportType::Delta => out_of_step(conn, Lane { consumer, dataset }, after).await,
-    }
 }

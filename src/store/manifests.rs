@@ -3,11 +3,11 @@
 //! The text of a manifest is saved before any reader can see it. So a process that continues after a crash writes the
 //! same manifest.
 
-use chrono::{DateTime, SecondsFormat, Utc};
 use sqlx::types::Json;
 
 use crate::file::{Exported, FileRecord, content_sha256};
 use crate::job::columns::FileColumns;
+use crate::job::json::rfc3339;
 use crate::job::{Export, JobId};
 use crate::manifest::{self, Chained, Manifest, ManifestDatasets, ManifestJob};
 use crate::store::commit::CommitInput;
@@ -176,7 +176,6 @@ fn chained(
     let FileColumns { columns, key, table, snapshot, begins } = columns;
     // Whoever has loaded earlier exports can't go on with it.
     let previous = previous.filter(|_| !begins);
-    let time = |time: DateTime<Utc>| time.to_rfc3339_opts(SecondsFormat::Micros, true);
     let file = |part: &crate::file::Part| manifest::ManifestFile {
         sha256: part.staged.sha256.clone(),
         bytes: part.staged.identity.bytes.to_string(),
@@ -212,8 +211,8 @@ fn chained(
         compression: export.encoding.compression.to_string(),
         snapshot,
         continuity: export.report.continuity.map(|word| word.to_string()),
-        watermark_from: export.watermark_from.map(time),
-        watermark_to: export.watermark_to.map(time),
+        watermark_from: export.watermark_from.map(rfc3339),
+        watermark_to: export.watermark_to.map(rfc3339),
         rows: export.rows_exported.to_string(),
         files: record.parts.iter().map(file).collect(),
         previous,

@@ -178,7 +178,8 @@ impl Store {
         of_key: Option<(&Prefix, &'s OpenJobs)>,
     ) -> Result<Result<Slots<'s>, Full>, Error> {
         let count = async || {
-            let (open, turn) = open(conn, max).await?;
+            let count = sqlx::query_as(include_str!("open_jobs/count.sql")).bind(i64::from(max));
+            let (open, turn): (i64, DateTime<Utc>) = count.fetch_one(&mut *conn).await?;
             self.open_jobs.count().current_turn = turn;
             Ok(open)
         };
@@ -188,7 +189,9 @@ impl Store {
                 // This job has its place among all already.
                 let left = (max + 1).saturating_sub(self.open_jobs.count().total());
                 let max = left.div_ceil(2).max(1);
-                let Some(slot) = open_jobs.slot(max, async || open_of_key(conn, prefix, max).await).await? else {
+                let count = sqlx::query_scalar(include_str!("open_jobs/count_of_key.sql"));
+                let count = count.bind(i64::from(max)).bind(prefix.as_str());
+                let Some(slot) = open_jobs.slot(max, async || count.fetch_one(conn).await).await? else {
                     return Ok(Err(Full::OfKey(max)));
                 };
                 Some(slot)
@@ -197,20 +200,6 @@ impl Store {
         };
         Ok(Ok(Slots { all, of_key, current_turn: self.open_jobs.count().current_turn }))
     }
-}
-
-/// Counts the open jobs up to `max`, and returns the turn of the jobs that were claimed last.
-async fn open(conn: &mut PgConnection, max: u32) -> Result<(i64, DateTime<Utc>), sqlx::Error> {
-    sqlx::query_as(include_str!("open_jobs/count.sql")).bind(i64::from(max)).fetch_one(conn).await
-}
-
-/// Counts the open jobs that a key asked for, up to `max`. Returns 0 if no other key is usable.
-async fn open_of_key(conn: &mut PgConnection, prefix: &Prefix, max: u32) -> Result<i64, sqlx::Error> {
-    sqlx::query_scalar(include_str!("open_jobs/count_of_key.sql"))
-        .bind(i64::from(max))
-        .bind(prefix.as_str())
-        .fetch_one(conn)
-        .await
 }
 
 #[cfg(test)]

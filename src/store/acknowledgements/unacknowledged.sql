@@ -1,5 +1,4 @@
 -- store.acknowledgements.unacknowledged
--- Returns the unacknowledged exports of those of these lanes that ever acknowledged an export.
 -- $1 text[]: the consumer of each lane
 -- $2 text[]: the dataset of each lane
 -- $3 bigint: the limit on counted exports of a lane

@@ -1,5 +1,4 @@
 -- store.deliveries.claim
--- Claims due deliveries of a receiver, the oldest first.
 -- $1 text: the receiver
 -- $2 bigint: the limit on deliveries
 -- $3 float8: the length of the lease in seconds

@@ -1,5 +1,4 @@
 -- store.deliveries.get
--- Returns a delivery.
 -- $1 uuid: the delivery
 select
   -- include deliveries/columns.sql

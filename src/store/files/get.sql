@@ -1,5 +1,4 @@
 -- store.files.get
--- Returns the files of a completed export.
 -- $1 uuid: the job
 -- $2 text: the dataset
 select

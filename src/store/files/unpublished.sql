@@ -1,5 +1,4 @@
 -- store.files.unpublished
--- Returns the committed files without final names, of one destination and of all other databases.
 -- $1 uuid: the destination
 select
   -- include files/columns.sql

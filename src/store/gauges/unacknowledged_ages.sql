@@ -1,5 +1,4 @@
 -- store.gauges.unacknowledged_ages
--- Returns the lanes with the longest unacknowledged exports.
 -- $1 text[]: the datasets
 -- $2 bigint: the limit on lanes
 -- $3 bigint: the limit on counted exports of a lane

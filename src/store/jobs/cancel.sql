@@ -1,5 +1,4 @@
 -- store.jobs.cancel
--- Cancels a pending job, or asks the worker of a processing one to stop.
 -- $1 uuid: the job
 with asked as materialized (
   select id, status from cdc_export.jobs where id = $1 and status in ('pending', 'processing') for update

@@ -1,5 +1,4 @@
 -- store.jobs.get
--- Returns jobs by their ids, each with its exports.
 -- $1 uuid[]: the jobs
 select
   -- include job_columns.sql

@@ -1,5 +1,4 @@
 -- store.jobs.last
--- Returns the last export of each of these lanes that has one.
 -- $1 text[]: the consumer of each lane
 -- $2 text[]: the dataset of each lane
 select last.*

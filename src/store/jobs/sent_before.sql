@@ -1,5 +1,4 @@
 -- store.jobs.sent_before
--- Returns the job that a request with this idempotency key created.
 -- $1 text: the consumer, or the API key of an ad-hoc export
 -- $2 text: the key
 select

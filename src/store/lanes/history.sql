@@ -1,5 +1,4 @@
 -- store.lanes.history
--- Returns how the latest exports of each of these lanes ended.
 -- $1 text[]: the consumer of each lane
 -- $2 text[]: the dataset of each lane
 -- $3 bigint: the number of completed exports that are looked at

@@ -1,5 +1,4 @@
 -- store.lanes.published
--- Returns a lane's exports after a number, in the order of their numbers.
 -- $1 text: the consumer
 -- $2 text: the dataset
 -- $3 bigint: the number

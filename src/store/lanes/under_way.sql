@@ -1,5 +1,4 @@
 -- store.lanes.under_way
--- Returns a lane's exports that have not ended, or whose files are not published yet.
 -- $1 text: the consumer
 -- $2 text: the dataset
 -- $3 bigint: the limit on exports

@@ -1,5 +1,4 @@
 -- store.queue.claim
--- Claims the ready job whose turn it is, and returns its exports with the identity of the database.
 -- $1 text[]: the formats that the process knows
 -- $2 text[]: the datasets in its catalog
 -- $3 uuid: its destination

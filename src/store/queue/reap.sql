@@ -1,5 +1,4 @@
 -- store.queue.reap
--- Takes the jobs of vanished workers back: they become pending, failed or cancelled.
 -- $1 text: the error code of a job without attempts left
 with lapsed as materialized (
   -- A locked row belongs to a worker that may be committing its job.

@@ -1,5 +1,4 @@
 -- store.queue.settle
--- Ends an attempt without completing its job, which becomes pending, failed or cancelled.
 -- $1 uuid: the job
 -- $2 uuid: the lease token
 -- $3 boolean: true if the job fails even with attempts left

@@ -1,5 +1,4 @@
 -- store.queue.shorten_orphaned
--- Lets the leases of the jobs whose sessions have ended run out in a second.
 -- A worker that still runs has ended its attempt itself by then.
 with orphaned as (
   select j.id

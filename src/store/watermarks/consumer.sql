@@ -1,5 +1,4 @@
 -- store.watermarks.consumer
--- Returns if a consumer is in the lists, and if one of its jobs has not ended.
 -- $1 text: the consumer
 -- $2 text[]: the datasets that count; null: all
 select

@@ -1,5 +1,4 @@
 -- store.watermarks.is_new_consumer
--- Returns true if a consumer had no watermark and no job before the given one.
 -- $1 text: the consumer
 -- $2 uuid: its job that does not count
 -- $3 text[]: the datasets that the caller may see; null: all

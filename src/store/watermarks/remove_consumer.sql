@@ -1,5 +1,4 @@
 -- store.watermarks.remove_consumer
--- Deletes a consumer's positions, and takes its lanes out of lists.
 -- $1 text: the consumer
 -- $2 text[]: the datasets; null: all
 -- $3 text[]: the datasets of the lanes that are locked. A lane that came since has a job that is to run.
