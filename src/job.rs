@@ -4,12 +4,10 @@
 //! This module defines the statuses and their transitions. It must not know HTTP, SQL or files.
 
 pub mod activity;
-pub mod after;
 mod bounds;
 pub mod columns;
 mod continuity;
 pub mod datasets;
-mod idempotency_key;
 pub mod json;
 pub mod lane;
 pub mod marker;
@@ -30,10 +28,8 @@ use crate::job::selection::Selection;
 use crate::trace::TraceParent;
 use pg_rows::encoding::Encoding;
 
-pub use after::After;
 pub use bounds::Bounds;
 pub use continuity::{Continuity, ExportReport};
-pub use idempotency_key::IdempotencyKey;
 pub use progress::{CurrentExport, Progress, Reached};
 
 /// The permanent id of a job, a UUID of version 7. The ids of later jobs sort after those of earlier ones.
@@ -264,6 +260,48 @@ pg_rows::words! {
 /// that S3 accepts in one request.
 pub const FILE_BYTES: RangeInclusive<u64> = 16 << 20..=5 << 30;
 
+/// The last export that a caller loaded.
+///
+/// The service compares it with the consumer's lane. Without this check, a caller could miss exports, or continue from
+/// an export that a restored database does not know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum After {
+    /// The caller has loaded no export.
+    Nothing,
+    /// The caller loaded this export last.
+    Export {
+        job: JobId,
+        /// The SHA-256 of the loaded file in lower-case hexadecimal, if the caller sent it.
+        sha256: Option<String>,
+    },
+}
+
+impl After {
+    /// Returns true if a text is a SHA-256 in lower-case hexadecimal.
+    pub fn is_sha256(text: &str) -> bool {
+        text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+    }
+}
+
+/// An idempotency key: the client's id of a request, 1 to 255 visible ASCII characters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdempotencyKey(String);
+
+impl IdempotencyKey {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for IdempotencyKey {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<IdempotencyKey, &'static str> {
+        let good = (1..=255).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+        if good { Ok(IdempotencyKey(text.to_owned())) } else { Err("not 1 to 255 visible ASCII characters") }
+    }
+}
+
 /// A request for an export.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
@@ -459,7 +497,9 @@ impl Job {
         for export in &mut self.exports {
             let is_hidden = |failure: &Failure| failure.dataset.as_ref().is_some_and(|dataset| !may_see(dataset));
             if export.error.as_ref().is_some_and(is_hidden) {
-                export.error = Some(Failure::of_other_dataset());
+                let detail = "the export of another dataset ended the job".to_owned();
+                let code = FailureCode::OtherDatasetFailed;
+                export.error = Some(Failure { continuity: None, code, detail, dataset: None });
             }
         }
         if let Some(asked) = &mut self.datasets {
@@ -490,13 +530,6 @@ pub struct Failure {
     pub detail: String,
     /// The dataset whose export failed. `None` if the failure concerns all exports of the job.
     pub dataset: Option<String>,
-}
-
-impl Failure {
-    fn of_other_dataset() -> Failure {
-        let detail = "the export of another dataset ended the job".to_owned();
-        Failure { continuity: None, code: FailureCode::OtherDatasetFailed, detail, dataset: None }
-    }
 }
 
 /// The filter of a list of jobs. A field with `None` does not restrict the list.
