@@ -247,13 +247,11 @@ fn bearer(headers: &HeaderMap) -> Result<PresentedKey, Problem> {
         (Some(value), None) => value.to_str().unwrap_or_default(),
         (Some(_), Some(_)) => return Err(Problem::key_invalid()),
     };
-    let token = bearer_token(value).ok_or_else(Problem::key_required)?;
-    token.parse().map_err(|_| Problem::key_invalid())
-}
-
-fn bearer_token(value: &str) -> Option<&str> {
     let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim_start_matches(' '))
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return Err(Problem::key_required());
+    }
+    token.trim_start_matches(' ').parse().map_err(|_| Problem::key_invalid())
 }
 
 /// Returns true if a request has a key of this service, valid or not. Other authorizations are those of a proxy.

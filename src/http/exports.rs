@@ -60,28 +60,20 @@ pub(crate) async fn get(
     RequestSubscriber(subscriber): RequestSubscriber,
     Query(query): Query<WaitQuery>,
 ) -> Result<Json<AnyJobJson>, Problem> {
-    let job = match wait_of(query)? {
+    let job = match query.wait.map(|text| wait_of(&text)).transpose()? {
         None => service.job(id).await?,
         Some(wait) => service.ended_job(id, wait, subscriber).await?,
     };
     Ok(Json(job.into()))
 }
 
-fn wait_of(WaitQuery { wait }: WaitQuery) -> Result<Option<Duration>, Problem> {
-    match wait.map(|text| whole_number(&text)) {
-        None => Ok(None),
-        Some(Some(seconds)) => Ok(Some(Duration::from_secs(seconds.min(MAX_WAIT_SECONDS)))),
-        Some(None) => {
-            let why = format!("a number of seconds up to {MAX_WAIT_SECONDS} is expected");
-            Err(Problem::bad_parameter("wait", why))
-        }
+/// Parses a number of seconds. A larger number than the maximum is the maximum, also one that is too large for the type.
+fn wait_of(text: &str) -> Result<Duration, Problem> {
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        let why = format!("a number of seconds up to {MAX_WAIT_SECONDS} is expected");
+        return Err(Problem::bad_parameter("wait", why));
     }
-}
-
-/// Parses a number that consists of digits only. A number too large for the type becomes the type's maximum.
-fn whole_number(text: &str) -> Option<u64> {
-    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    is_number.then(|| text.parse().unwrap_or(u64::MAX))
+    Ok(Duration::from_secs(text.parse().unwrap_or(MAX_WAIT_SECONDS).min(MAX_WAIT_SECONDS)))
 }
 
 /// An event of the stream.
@@ -180,20 +172,17 @@ pub(crate) async fn list(
     if query.after.is_some() {
         return published_after(&service, query, limit).await;
     }
+    let before = query.cursor.map(|cursor| cursor.parse::<Uuid>().map_err(|_| pages::bad_cursor())).transpose()?;
     let filter = Filter {
         consumer: query::word("consumer", query.consumer)?,
         dataset: query.dataset.map(dataset).transpose()?,
         export_type: query::word("exportType", query.export_type)?,
         status: query::word("status", query.status)?,
-        before: query.cursor.map(|cursor| read_cursor(&cursor)).transpose()?,
+        before: before.map(JobId::from),
     };
     let (jobs, has_more) = service.jobs(&filter, limit).await?;
     let next_cursor = jobs.last().filter(|_| has_more).map(|last| last.id().to_string());
     Ok(Json(Page { items: jobs.into_iter().map(AnyJobJson::from).collect(), next_cursor }))
-}
-
-fn read_cursor(cursor: &str) -> Result<JobId, Problem> {
-    Ok(cursor.parse::<Uuid>().map_err(|_| pages::bad_cursor())?.into())
 }
 
 /// Returns the exports published after a given one, in the order of their lane.
@@ -216,7 +205,7 @@ async fn published_after(service: &Service, query: ExportQuery, limit: u32) -> R
             "`consumer` is required, because only a consumer's exports are ordered",
         ));
     };
-    let dataset = dataset_or_implied(service, of.map(dataset).transpose()?)?;
+    let dataset = dataset_or_implied(service, of.map(dataset).transpose()?, Problem::bad_parameter)?;
     // An empty list would mean "nothing to load" to a loader, so the call is refused instead.
     service.require_consumer(Some(&consumer))?;
     let from = cursor.map(|cursor| read_number(&cursor).ok_or_else(pages::bad_cursor)).transpose()?;

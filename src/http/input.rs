@@ -13,6 +13,7 @@ use utoipa::openapi::{Ref, Required};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
+use crate::dataset::fault::SeveralDatasets;
 use crate::dataset::name::is_name;
 use crate::http::access::service_of;
 use crate::http::code::Code;
@@ -112,15 +113,16 @@ impl IntoParams for Key {
     }
 }
 
-/// Returns the dataset of a query parameter, or the implied dataset if the parameter is missing. The caller may see
-/// this dataset.
-pub(crate) fn dataset_or_implied(service: &Service, name: Option<String>) -> Result<String, Problem> {
+/// Returns the dataset of a parameter or a member, or the implied dataset if it is missing. The caller may see this
+/// dataset. `bad` makes the problem if it is missing and no dataset is implied.
+pub(crate) fn dataset_or_implied(
+    service: &Service,
+    name: Option<String>,
+    bad: fn(&str, SeveralDatasets) -> Problem,
+) -> Result<String, Problem> {
     match name {
         Some(name) => service.require_dataset(&name).map(|()| name).map_err(Problem::from),
-        None => match service.implied_dataset() {
-            Ok(dataset) => Ok(dataset.name.clone()),
-            Err(why) => Err(Problem::bad_parameter("dataset", why)),
-        },
+        None => Ok(service.implied_dataset().map_err(|why| bad("dataset", why))?.name.clone()),
     }
 }
 

@@ -66,7 +66,8 @@ impl LocalHosts {
 pub(crate) fn check(request: &Request, hosts: &LocalHosts, listed: &Origins) -> Result<(), Problem> {
     // This check is first because `Host` is usually a public name behind a proxy. The problem of the proxy is more
     // helpful then.
-    if let Some(mark) = request.headers().keys().find(|name| is_proxy_header(name.as_str())) {
+    let is_of_proxy = |name: &str| name.starts_with("x-forwarded") || PROXY_HEADERS.contains(&name);
+    if let Some(mark) = request.headers().keys().find(|name| is_of_proxy(name.as_str())) {
         return Err(Problem::proxy_refused(mark.as_str()));
     }
     let host = host_of(request, hosts)?;
@@ -143,7 +144,3 @@ const PROXY_HEADERS: [&str; 18] = [
     "x-proxyuser-ip",
     "x-real-ip",
 ];
-
-fn is_proxy_header(name: &str) -> bool {
-    name.starts_with("x-forwarded") || PROXY_HEADERS.contains(&name)
-}

@@ -232,7 +232,7 @@ impl From<Arc<service::Error>> for Problem {
                 Problem::new(Code::OutputFailed, detail)
             }
             Error::NoKey => Problem::key_invalid(),
-            Error::NoJob | Error::NoUser | Error::NoDelivery => Problem::not_found(&detail),
+            Error::NoJob | Error::NoUser | Error::NoDelivery | Error::NoConsumer(_) => Problem::not_found(&detail),
             Error::NoExport(_) => Problem::not_found(&detail).with_field("dataset"),
             Error::Look(cause) => return Problem::from(Arc::clone(cause)),
             Error::NoDataset(_) => Problem::new(Code::NoDataset, detail).with_field("dataset"),
@@ -252,7 +252,6 @@ impl From<Arc<service::Error>> for Problem {
                 Problem::new(Code::DatasetMismatch, detail)
             }
             Error::NoWatermark => Problem::new(Code::NoWatermark, detail),
-            Error::NoConsumer(_) => Problem::not_found(&detail),
             Error::NoFile(_) | Error::NotPublished(_) => Problem::new(Code::NotCompleted, detail),
             Error::Skipped => Problem::new(Code::NoFile, detail),
             Error::AdHoc => Problem::new(Code::AdHoc, detail),

@@ -50,7 +50,7 @@ pub(crate) async fn get(
     Consumer(consumer): Consumer,
     Query(query): Query<DatasetQuery>,
 ) -> Result<Json<WatermarkBody>, Problem> {
-    let dataset = dataset_or_implied(&service, query.dataset)?;
+    let dataset = dataset_or_implied(&service, query.dataset, Problem::bad_parameter)?;
     let last_exported_at = service.watermark(Lane { consumer: &consumer, dataset: &dataset }).await?;
     Ok(Json(WatermarkBody { consumer_id: consumer.to_string(), last_exported_at: rfc3339(last_exported_at), dataset }))
 }
@@ -66,7 +66,7 @@ pub(crate) async fn delete(
     Consumer(consumer): Consumer,
     Query(query): Query<DatasetQuery>,
 ) -> Result<StatusCode, Problem> {
-    let dataset = dataset_or_implied(&service, query.dataset)?;
+    let dataset = dataset_or_implied(&service, query.dataset, Problem::bad_parameter)?;
     service.forget_watermark(Lane { consumer: &consumer, dataset: &dataset }).await?;
     Ok(StatusCode::NO_CONTENT)
 }

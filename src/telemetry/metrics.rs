@@ -89,7 +89,6 @@ static SCHEDULE_SLOTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
         "Slots of schedules by outcome: run, skipped because an export of the lane was open, or refused for now.",
     ))
 });
-const SLOT_OUTCOMES: [&str; 3] = ["run", "skipped", "refused"];
 static CHANGE_LOG_MAX_BYTES: LazyLock<GaugeVec> = LazyLock::new(|| {
     gauge(
         &REGISTRY,
@@ -268,7 +267,9 @@ fn text(registry: &Registry) -> String {
 
 /// Initializes the series of a schedule to 0.
 pub fn init_schedule(schedule: &str) {
-    SLOT_OUTCOMES.iter().for_each(|outcome| drop(SCHEDULE_SLOTS.with_label_values(&[schedule, outcome])));
+    ["run", "skipped", "refused"]
+        .iter()
+        .for_each(|outcome| drop(SCHEDULE_SLOTS.with_label_values(&[schedule, outcome])));
 }
 
 /// Counts a slot of a schedule by outcome: `run`, `skipped` or `refused`.

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::http::body::{JsonBody, given, invalid, unknown};
 use crate::http::code::Code;
-use crate::http::input::{Key, MaybeConsumer};
+use crate::http::input::{Key, MaybeConsumer, dataset_or_implied};
 use crate::http::problem::Problem;
 use crate::http::schemas::DatasetName;
 use crate::http::traces;
@@ -380,7 +380,10 @@ impl NewExport {
         if self.after_sha256.is_some() {
             return Err(invalid("afterSha256", "not allowed together with `datasets`"));
         }
-        let datasets = checked_datasets(service, datasets)?;
+        if let NamedDatasets::Listed(names) = &datasets {
+            check_names("datasets", names, MOST_DATASETS, "datasets")?;
+            names.iter().try_for_each(|name| service.require_dataset(name))?;
+        }
         let after = after_by_dataset(self.after, &datasets)?;
         let encoding = encoding_of(self.format, self.compression)?;
         let (max_file_bytes, skip_empty, heals) = (self.max_file_bytes, self.skip_empty, self.heal == Some(true));
@@ -396,9 +399,12 @@ impl NewExport {
         consumer: Option<ConsumerId>,
         export_type: ExportType,
     ) -> Result<Request, Problem> {
-        let dataset = dataset_of(service, self.dataset)?;
+        let dataset = dataset_or_implied(service, self.dataset, invalid)?;
+        if let Some(columns) = &self.columns {
+            check_names("columns", columns, MAX_COLUMNS, "strings")?;
+        }
         let selection = Selection {
-            columns: self.columns.map(checked_columns).transpose()?,
+            columns: self.columns,
             filter: conditions_of(self.filter.unwrap_or_default())?,
             limit: self.limit,
         };
@@ -407,13 +413,6 @@ impl NewExport {
         let request = Request::new(consumer, dataset, export_type, encoding);
         let (max_file_bytes, skip_empty) = (self.max_file_bytes, self.skip_empty);
         Ok(Request { selection, max_file_bytes, skip_empty, after, ..request })
-    }
-}
-
-fn dataset_of(service: &Service, name: Option<String>) -> Result<String, Problem> {
-    match name {
-        Some(name) => service.require_dataset(&name).map(|()| name).map_err(Problem::from),
-        None => Ok(service.implied_dataset().map_err(|why| invalid("dataset", why))?.name.clone()),
     }
 }
 
@@ -461,25 +460,14 @@ fn after_by_dataset(after: Option<AfterBody>, datasets: &NamedDatasets) -> Resul
     Ok(by_dataset.into_iter().map(|(dataset, job)| (dataset, after(job))).collect())
 }
 
-fn checked_datasets(service: &Service, datasets: NamedDatasets) -> Result<NamedDatasets, Problem> {
-    let NamedDatasets::Listed(names) = &datasets else { return Ok(datasets) };
-    if !(1..=MOST_DATASETS).contains(&names.len()) {
-        return Err(invalid("datasets", format!("a list of 1 to {MOST_DATASETS} datasets is expected")));
-    }
-    if let Some((i, name)) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
-        return Err(invalid(&format!("datasets[{i}]"), format!("`{name}` is listed twice")));
-    }
-    names.iter().try_for_each(|name| service.require_dataset(name))?;
-    Ok(datasets)
-}
-
-fn checked_columns(names: Vec<String>) -> Result<Vec<String>, Problem> {
-    if !(1..=MAX_COLUMNS).contains(&names.len()) {
-        return Err(invalid("columns", format!("a list of 1 to {MAX_COLUMNS} strings is expected")));
+/// Checks that a list has 1 to `most` names, and none of them twice.
+fn check_names(member: &str, names: &[String], most: usize, what: &str) -> Result<(), Problem> {
+    if !(1..=most).contains(&names.len()) {
+        return Err(invalid(member, format!("a list of 1 to {most} {what} is expected")));
     }
     match names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
-        Some((i, name)) => Err(invalid(&format!("columns[{i}]"), format!("`{name}` is listed twice"))),
-        None => Ok(names),
+        Some((i, name)) => Err(invalid(&format!("{member}[{i}]"), format!("`{name}` is listed twice"))),
+        None => Ok(()),
     }
 }
 
