@@ -67,7 +67,7 @@ pub(crate) async fn get(
     Ok(Json(job.into()))
 }
 
-/// Parses a number of seconds. A larger number than the maximum is the maximum, also one that is too large for the type.
+/// Parses a number of seconds. A larger one than the maximum, or than the type can hold, becomes the maximum.
 fn wait_of(text: &str) -> Result<Duration, Problem> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         let why = format!("a number of seconds up to {MAX_WAIT_SECONDS} is expected");
