@@ -307,14 +307,3 @@ async fn what_is_recorded_last_is_sent_at_the_end() {
     service.stop().await;
     collector.has(TRACE, &["POST /exports/full", "attempt", "publish"]).await;
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn settings_that_cannot_be_met_are_refused() {
-    let database = Database::new().await;
-    let start = || Start::on(&database).with("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318");
-    let (code, errors) = start().with("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc").until_it_ends().await;
-    assert_eq!(code, 2);
-    assert!(errors.contains("OTEL_EXPORTER_OTLP_PROTOCOL") && errors.contains("4318"), "{errors}");
-    let (code, errors) = start().with("OTEL_EXPORTER_OTLP_HEADERS", "verysecret").until_it_ends().await;
-    assert!(code == 2 && !errors.contains("verysecret"), "{errors}");
-}
