@@ -1,7 +1,8 @@
 //! The cost of capture: a write's bytes of WAL and transaction ids, against a table without triggers in the same run.
 
 use crate::catalog::Catalog;
-use crate::harness::{Database, connect_options, embedded_settings_with_cluster, reachable_folder};
+use crate::harness::Database;
+use crate::restores::cluster::Cluster;
 
 /// The rows of each measurement.
 const ROWS: i64 = 500;
@@ -22,17 +23,9 @@ fn one_at_a_time(statement: &str) -> String {
 
 #[tokio::test]
 async fn a_deletion_costs_what_an_insertion_does() {
-    let home = reachable_folder();
     // The bytes of other tests would count on a shared server.
-    let server = private_postgres::Server::start(&embedded_settings_with_cluster(&home.path().join("data")).await)
-        .await
-        .unwrap();
-    let database = Database::at(connect_options(server.socket_folder()));
-    for setting in
-        ["alter system set full_page_writes = off", "alter system set autovacuum = off", "select pg_reload_conf()"]
-    {
-        database.run(setting).await;
-    }
+    let mut cluster = Cluster::with(&["full_page_writes = off", "autovacuum = off"]).await;
+    let database = cluster.database();
     let columns = "(id int primary key, name text)";
     for tables in ["narrow", "wide", "parts"] {
         let create = |table: &str| match tables {
@@ -76,4 +69,5 @@ async fn a_deletion_costs_what_an_insertion_does() {
             assert!(by_delete * 10 <= by_insert * 11, "{tables}, {transactions}: {by_delete} for {by_insert} bytes");
         }
     }
+    cluster.stop().await;
 }

@@ -4,7 +4,8 @@ use cdc_export::postgres;
 use serde_json::{Value, json};
 
 use crate::catalog::Catalog;
-use crate::harness::{Database, Start, connect_options, embedded_settings_with_cluster, reachable_folder, silent};
+use crate::harness::{Database, Start, silent};
+use crate::restores::cluster::Cluster;
 
 /// A role of a test, without any right but to connect.
 struct Role {
@@ -244,16 +245,10 @@ async fn a_database_that_reads_texts_otherwise_and_checks_functions_strictly_is_
 
 #[tokio::test]
 async fn what_a_client_was_told_of_survives_a_crash_of_postgres() {
-    let home = reachable_folder();
-    let settings = embedded_settings_with_cluster(&home.path().join("data")).await;
-    let server = private_postgres::Server::start(&settings).await.unwrap();
-    let database = Database::at(connect_options(server.socket_folder()));
     // Whatever is not written to disk by the commit itself stays in memory for half a minute.
-    database.run("alter system set wal_writer_delay = '10s'").await;
-    database.run("alter database cdc_export set synchronous_commit = off").await;
-    server.stop().await;
-    let server = private_postgres::Server::start(&settings).await.unwrap();
-    let database = Database::at(connect_options(server.socket_folder()));
+    let mut cluster = Cluster::with(&["wal_writer_delay = '10s'"]).await;
+    cluster.database().run("alter database cdc_export set synchronous_commit = off").await;
+    let database = cluster.database();
     let mut service = Start::on(&database).with("FAILPOINTS", "worker.opened=hold").service().await;
     let id = service.submit("full", "a").await;
     let pid = database.one::<String>("select pg_read_file('postmaster.pid')").await;
@@ -262,12 +257,11 @@ async fn what_a_client_was_told_of_survives_a_crash_of_postgres() {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGQUIT).unwrap();
     service.signal(nix::sys::signal::Signal::SIGKILL);
     service.dies().await;
-    server.stop().await;
-    let server = private_postgres::Server::start(&settings).await.unwrap();
-    let database = Database::at(connect_options(server.socket_folder()));
-    let jobs: Vec<String> = database.all("select job::text from exports").await;
+    cluster.stop().await;
+    cluster.start().await;
+    let jobs: Vec<String> = cluster.database().all("select job::text from exports").await;
     assert_eq!(jobs, [id]);
-    server.stop().await;
+    cluster.stop().await;
 }
 
 #[tokio::test]

@@ -1,18 +1,15 @@
 //! The guard of continuity, the triggers and the purge: where exactness can't be kept an export says so, and loses
 //! nothing.
 
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Stdio;
 
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::continuity::{command, exported, full_heals, log_becomes, operations, passes, position, refused, track};
-use crate::harness::{
-    Csv, Database, Start, connect_options, embedded_settings_with_cluster, ends, eventually, reachable_folder, refusal,
-    server_lacks, until,
-};
-use crate::programs::{connection, output, program};
+use crate::harness::{Csv, Database, Start, ends, eventually, refusal, server_lacks, until};
+use crate::programs::program;
+use crate::restores::cluster::Cluster;
 
 /// Waits until somebody waits for a lock in a statement like this.
 async fn waits_for_a_lock(database: &Database, statement: &str) {
@@ -511,21 +508,12 @@ async fn a_standby_is_refused_in_one_line() {
     if server_lacks("pg_basebackup").await {
         return;
     }
-    let home = reachable_folder();
-    let primary = private_postgres::Server::start(&embedded_settings_with_cluster(&home.path().join("data")).await)
-        .await
-        .unwrap();
-    let options = connect_options(primary.socket_folder());
-    let owned = home.path().join("data/postgres");
-    let copy = owned.parent().unwrap().join("standby");
+    let mut cluster = Cluster::new().await;
+    let options = cluster.database().options;
     // A migrated one, so that nothing but its being a standby is in the way.
-    Start::on(&Database::at(options.clone())).service().await.stop().await;
-    std::fs::create_dir(&copy).unwrap();
-    let owner = std::fs::metadata(&owned).unwrap();
-    std::os::unix::fs::chown(&copy, Some(owner.uid()), Some(owner.gid())).unwrap();
-    std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o700)).unwrap();
-    let mut backup = program(&options, "pg_basebackup", &copy).await;
-    output(backup.args(connection(&options)).args(["-X", "fetch", "-c", "fast", "-D"]).arg(&copy)).await;
+    Start::on(&cluster.database()).service().await.stop().await;
+    cluster.copy_hot().await;
+    let copy = cluster.copy();
     std::fs::write(copy.join("standby.signal"), "").unwrap();
     let mut server = program(&options, "postgres", &copy).await;
     let sockets = copy.to_str().unwrap();
@@ -548,5 +536,5 @@ async fn a_standby_is_refused_in_one_line() {
     let pid = nix::unistd::Pid::from_raw(server.id().unwrap().cast_signed());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
     server.wait().await.unwrap();
-    primary.stop().await;
+    cluster.stop().await;
 }

@@ -144,10 +144,7 @@ async fn every_format_has_the_columns_of_meta() {
 
 #[tokio::test]
 async fn the_time_of_a_commit_is_there_where_the_server_tracks_it() {
-    let mut cluster = Cluster::new().await;
-    cluster.database().run("alter system set track_commit_timestamp = on").await;
-    cluster.stop().await;
-    cluster.start().await;
+    let mut cluster = Cluster::with(&["track_commit_timestamp = on"]).await;
     let database = cluster.database();
     let (_catalog, service) = started(&database).await;
     export(&service, "full", "plain", "a").await;

@@ -7,9 +7,8 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, ended, post, submit};
-use crate::harness::{
-    Database, Start, connect_options, embedded_settings_with_cluster, ends, eventually, reachable_folder, until,
-};
+use crate::harness::{Database, Start, ends, eventually, until};
+use crate::restores::cluster::Cluster;
 
 /// Locks a table as ALTER TABLE does. Returns the time that it waited.
 async fn lock(database: &Database, table: &str) -> Duration {
@@ -140,10 +139,8 @@ async fn reload(database: &Database) {
 
 #[tokio::test]
 async fn a_dead_synchronous_standby_holds_no_lock_and_nothing_is_handed_out() {
-    let home = reachable_folder();
-    let settings = embedded_settings_with_cluster(&home.path().join("data")).await;
-    let server = private_postgres::Server::start(&settings).await.unwrap();
-    let database = Database::at(connect_options(server.socket_folder()));
+    let mut cluster = Cluster::new().await;
+    let database = cluster.database();
     let tables = "create table orders (id int primary key); insert into orders values (1);
                   create table later (id int primary key)";
     database.run(tables).await;
@@ -187,19 +184,14 @@ async fn a_dead_synchronous_standby_holds_no_lock_and_nothing_is_handed_out() {
         until("the refused request's job has ended, too", async || database.one::<i64>(open).await == 0).await;
         service.stop().await;
     }
-    server.stop().await;
+    cluster.stop().await;
 }
 
 /// The default settings have 6,400 places. A plan of the whole table needs one for each partition and index.
 #[tokio::test]
 async fn an_export_reads_a_thousand_partitions_in_a_small_lock_table_and_is_refused_at_three_thousand() {
-    let home = reachable_folder();
-    let settings = embedded_settings_with_cluster(&home.path().join("data")).await;
-    let server = private_postgres::Server::start(&settings).await.unwrap();
-    Database::at(connect_options(server.socket_folder())).run("alter system set max_connections = 40").await;
-    server.stop().await;
-    let server = private_postgres::Server::start(&settings).await.unwrap();
-    let database = Database::at(connect_options(server.socket_folder()));
+    let mut cluster = Cluster::with(&["max_connections = 40"]).await;
+    let database = cluster.database();
     database.run("create table parts (k int primary key, a int, b int) partition by range (k)").await;
     database.run("create index on parts (a); create index on parts (b)").await;
     database.run("create table others (k int primary key) partition by range (k)").await;
@@ -238,5 +230,5 @@ async fn an_export_reads_a_thousand_partitions_in_a_small_lock_table_and_is_refu
     let job = ended(&service, "/exports/full", Some("a"), json!({ "dataset": "parts" })).await;
     assert_eq!(job["error"]["code"], "too_many_locks", "{job}");
     service.stop().await;
-    server.stop().await;
+    cluster.stop().await;
 }

@@ -8,10 +8,8 @@ use serde_json::{Value, json};
 
 use crate::apply::pair::rows;
 use crate::catalog::{Catalog, ended, export, post};
-use crate::harness::{
-    Database, Service, connect_options, embedded_settings_with_cluster, ends, eventually, far, reachable_folder,
-    refusal, silent, until,
-};
+use crate::harness::{Database, Service, ends, eventually, far, reachable_folder, refusal, silent, until};
+use crate::restores::cluster::Cluster;
 
 /// The tables, each with ten rows of 100.
 pub(crate) const TABLES: [&str; 3] = ["alpha", "beta", "gamma"];
@@ -460,15 +458,8 @@ async fn a_destination_that_goes_fails_a_job_as_a_whole_and_is_said_once() {
 /// Whoever finds no room for a lock fails, also a user's own application.
 #[tokio::test]
 async fn a_job_leaves_half_of_the_room_for_locks_to_others() {
-    let home = reachable_folder();
-    let settings = embedded_settings_with_cluster(&home.path().join("data")).await;
-    let server = private_postgres::Server::start(&settings).await.unwrap();
-    let admin = Database::at(connect_options(server.socket_folder()));
-    admin.run("alter system set max_locks_per_transaction = 10").await;
-    admin.run("alter system set max_connections = 25").await;
-    server.stop().await;
-    let server = private_postgres::Server::start(&settings).await.unwrap();
-    let database = Database::at(connect_options(server.socket_folder()));
+    let mut cluster = Cluster::with(&["max_locks_per_transaction = 10", "max_connections = 25"]).await;
+    let database = cluster.database();
     let tables = "create table alpha (k int primary key); create table beta (k int primary key);
                   create table gamma (k int primary key) partition by range (k)";
     database.run(tables).await;
@@ -494,7 +485,7 @@ async fn a_job_leaves_half_of_the_room_for_locks_to_others() {
     let done = export_all(&service, "full", json!({ "datasets": ["alpha", "beta"] })).await;
     assert_eq!(done["status"], "completed", "{done}");
     service.stop().await;
-    server.stop().await;
+    cluster.stop().await;
 }
 
 #[tokio::test]

@@ -5,10 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use crate::catalog::Catalog;
-use crate::harness::{
-    Csv, Database, Service, Start, connect_options, embedded_settings_with_cluster, eventually, needs_full,
-    reachable_folder, silent, until,
-};
+use crate::harness::{Csv, Database, Service, Start, eventually, needs_full, silent, until};
+use crate::restores::cluster::Cluster;
 
 /// What a consumer has after its files: names by id.
 #[derive(Default)]
@@ -52,14 +50,9 @@ fn users(from: u32, to: u32) -> String {
 
 #[tokio::test]
 async fn what_a_subscription_writes_is_captured_once() {
-    let home = reachable_folder();
-    let settings = embedded_settings_with_cluster(&home.path().join("data")).await;
-    let server = private_postgres::Server::start(&settings).await.unwrap();
-    Database::at(connect_options(server.socket_folder())).run("alter system set wal_level = logical").await;
-    server.stop().await;
-    let server = private_postgres::Server::start(&settings).await.unwrap();
-    let options = connect_options(server.socket_folder());
-    let admin = Database::at(options.clone());
+    let mut cluster = Cluster::with(&["wal_level = logical"]).await;
+    let admin = cluster.database();
+    let options = admin.options.clone();
     for name in ["publisher", "subscriber"] {
         admin.run(&format!("create database {name}")).await;
     }
@@ -151,7 +144,7 @@ async fn what_a_subscription_writes_is_captured_once() {
     here.run(unsubscribe).await;
     here.run("drop subscription s").await;
     service.stop().await;
-    server.stop().await;
+    cluster.stop().await;
 }
 
 /// A parallel worker may wait for ever where it writes through a partitioned table that has triggers.

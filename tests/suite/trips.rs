@@ -85,13 +85,9 @@ const MOST_LOGGED: u64 = 200_000;
 
 #[tokio::test]
 async fn an_idle_process_writes_nothing_and_logs_little() {
-    let mut cluster = Cluster::new().await;
     // Without `minimal`, the server itself writes now and then.
-    for setting in ["autovacuum = off", "wal_level = minimal", "max_wal_senders = 0", "log_statement = 'all'"] {
-        cluster.database().run(&format!("alter system set {setting}")).await;
-    }
-    cluster.stop().await;
-    cluster.start().await;
+    let settings = ["autovacuum = off", "wal_level = minimal", "max_wal_senders = 0", "log_statement = 'all'"];
+    let cluster = Cluster::with(&settings).await;
     let database = cluster.database();
     let log = cluster.home.path().join("data/postgres.log");
     let seconds = 15;

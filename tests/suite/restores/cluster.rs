@@ -26,6 +26,17 @@ impl Cluster {
         cluster
     }
 
+    /// The same with these settings, some of which are read at the start alone.
+    pub(crate) async fn with(settings: &[&str]) -> Cluster {
+        let mut cluster = Cluster::new().await;
+        for setting in settings {
+            cluster.database().run(&format!("alter system set {setting}")).await;
+        }
+        cluster.stop().await;
+        cluster.start().await;
+        cluster
+    }
+
     pub(crate) async fn start(&mut self) {
         let settings = embedded_settings(&self.home.path().join("data"));
         self.server = Some(private_postgres::Server::start(&settings).await.unwrap());
