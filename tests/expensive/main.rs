@@ -31,7 +31,6 @@ mod memory;
 mod mirrors;
 mod odd_keys;
 mod parts;
-mod pgbench;
 mod plans;
 mod quiet;
 mod restores;

@@ -1,4 +1,4 @@
-//! Tables of random types, of keys of every type, of as many columns as there may be, and one that many write to.
+//! Tables of random types, of keys of every type, and of as many columns as there may be.
 
 #[path = "../suite/tables/types.rs"]
 mod types;
@@ -7,8 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use crate::catalog::{Catalog, Replica, export};
-use crate::harness::{Csv, Database, server_lacks};
-use crate::pgbench::pgbench;
+use crate::harness::Csv;
 use crate::plans::{log_plans, plans};
 use crate::tables::types::{TYPES, database, passes, table};
 
@@ -123,40 +122,4 @@ async fn a_table_of_1600_columns_comes_back() {
     let delta = Csv::read(&service.path(&export(&service, "delta", "t", "a").await));
     assert_eq!((delta.header.len(), delta.rows.len()), (1601, 40));
     assert_eq!(delta.rows[0][..5], ["DELETE", "1", "", "", ""]);
-}
-
-#[tokio::test]
-async fn deltas_follow_a_table_that_pgbench_writes_to() {
-    if server_lacks("pgbench").await {
-        return;
-    }
-    let database = Database::empty().await;
-    pgbench(&database, &["--initialize", "--quiet", "--scale=1"]).await;
-    let block = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"pgbench_{name}\"\n");
-    let catalog = Catalog::of(&["accounts", "tellers", "branches"].map(block).concat());
-    let service = catalog.serving(&database, &["accounts", "tellers", "branches"]).await;
-    let key = ["aid"];
-    let replica = Replica { database: &database, source: "select * from pgbench_accounts", key: &key };
-    let writing = async { pgbench(&database, &["--client=4", "--transactions=500", "--no-vacuum"]).await };
-    let following = async {
-        replica.begin(&service, &export(&service, "full", "accounts", "a").await).await;
-        let mut changed = 0;
-        // Some of them while it writes; that it has ended is not waited for here.
-        for _ in 0..10 {
-            let delta = export(&service, "delta", "accounts", "a").await;
-            changed += delta["rowsExported"].as_u64().unwrap();
-            replica.apply(&service, &delta).await;
-        }
-        changed
-    };
-    let ((), changed) = tokio::join!(writing, following);
-    let last = export(&service, "delta", "accounts", "a").await;
-    replica.apply(&service, &last).await;
-    replica.require_equal().await;
-    // The log of what the only consumer has is gone, or not yet.
-    let written: i64 = database.one("select count(distinct aid) from pgbench_history").await;
-    assert!(written > 1_000 && changed + last["rowsExported"].as_u64().unwrap() <= 2_000, "{written} {changed}");
-    // A table of one row that every transaction changes.
-    let branch = export(&service, "delta", "branches", "a").await;
-    assert_eq!(branch["rowsExported"], 1);
 }
