@@ -1,10 +1,7 @@
 //! A mirror of many tables in one process: its memory, and that Postgres's default settings are enough for it.
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-
 use crate::catalog::Catalog;
-use crate::harness::{Database, ends, eventually, far};
+use crate::harness::{Database, ends, eventually, far, stop};
 
 /// Mirrors so many tables with two rounds of changes. Returns the peak of the process's memory in MiB.
 async fn mirrored(tables: usize) -> u64 {
@@ -39,8 +36,7 @@ async fn mirrored(tables: usize) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", child.id().unwrap())).unwrap();
     let peak = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
     let peak: u64 = peak.split_whitespace().nth(1).unwrap().parse().unwrap();
-    kill(Pid::from_raw(child.id().unwrap().cast_signed()), Signal::SIGTERM).unwrap();
-    assert!(child.wait().await.unwrap().success());
+    stop(&mut child).await;
     for_each(&target, "insert into t%1$s select -count(*) from t%1$s where name = ''changed''").await;
     let rows = format!("select count(*) from t{tables} where id = -500");
     assert_eq!(target.one::<i64>(&rows).await, 1);

@@ -3,12 +3,10 @@
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::harness::{Database, PROMPT, Service, Start, ends, planted, refusal, serving_users, until};
+use crate::harness::{Database, PROMPT, Service, Start, UNKNOWN_JOB, ends, planted, refusal, serving_users, until};
 use crate::lost_files::dead_after_a_commit;
 
-const NOBODYS: &str = "01900000-0000-7000-8000-000000000000";
-
-fn id_of(job: &Value) -> &str {
+pub(crate) fn id_of(job: &Value) -> &str {
     job["jobId"].as_str().unwrap()
 }
 
@@ -120,7 +118,7 @@ async fn what_was_never_published_for_a_consumer_is_not_acknowledged() {
         assert_eq!(refused(id_of(&ad_hoc)).await, (409, "ad_hoc".to_owned()));
         assert_eq!(service.ended(id_of(&ad_hoc)).await["acknowledged"], Value::Null);
     }
-    for unknown in [NOBODYS, "x", "0", "%00"] {
+    for unknown in [UNKNOWN_JOB, "x", "0", "%00"] {
         assert_eq!(refused(unknown).await, (404, "not_found".to_owned()), "{unknown}");
     }
     assert_eq!(recorded(&database, "a").await, " ");
@@ -133,7 +131,7 @@ async fn what_was_never_published_for_a_consumer_is_not_acknowledged() {
 #[tokio::test]
 async fn an_export_that_is_given_up_was_not_loaded() {
     let database = Database::with_users(5).await;
-    let (_doomed, id, _) = dead_after_a_commit(&database, "/exports/full", Some("a")).await;
+    let (_doomed, id, _) = dead_after_a_commit(&database, Start::on(&database), "/exports/full", Some("a")).await;
     let elsewhere = Start::on(&database).service().await;
     let refused = async || refusal(ack(&elsewhere, &id).await).await;
     assert_eq!(refused().await, (409, "not_completed".to_owned()));

@@ -3,7 +3,8 @@
 use reqwest::Response;
 use serde_json::{Value, json};
 
-use crate::harness::{Service, Start, ends, planted, refusal, serving_users};
+use crate::acks::id_of;
+use crate::harness::{Service, Start, UNKNOWN_JOB, ends, planted, refusal, serving_users};
 
 /// Asks for an export, with a body.
 async fn ask(service: &Service, path: &str, consumer: Option<&str>, key: Option<&str>, body: Value) -> Response {
@@ -38,12 +39,6 @@ fn ids(jobs: &[Value]) -> Vec<&str> {
     jobs.iter().map(|job| job["jobId"].as_str().unwrap()).collect()
 }
 
-fn id_of(job: &Value) -> &str {
-    job["jobId"].as_str().unwrap()
-}
-
-const NOBODYS: &str = "01900000-0000-7000-8000-000000000000";
-
 #[tokio::test]
 async fn a_caller_that_is_elsewhere_than_its_lane_is_refused() {
     let (database, service) = serving_users(5).await;
@@ -56,7 +51,7 @@ async fn a_caller_that_is_elsewhere_than_its_lane_is_refused() {
     let second = taken(delta(&service, json!({ "after": first["jobId"], "afterSha256": first["sha256"] })).await).await;
     let open = out_of_step(delta(&service, json!({ "after": first["jobId"] })).await).await;
     assert_eq!((ids(&open), &open[0]["number"]), (vec![&*second], &Value::Null));
-    let full = ask(&service, "/exports/full", Some("a"), None, json!({ "after": NOBODYS })).await;
+    let full = ask(&service, "/exports/full", Some("a"), None, json!({ "after": UNKNOWN_JOB })).await;
     let third = taken(full).await;
     held.rollback().await.unwrap();
     let (second, third) = (service.ended(&second).await, service.ended(&third).await);
@@ -83,7 +78,7 @@ async fn a_caller_that_is_elsewhere_than_its_lane_is_refused() {
     held.rollback().await.unwrap();
     for body in [
         json!({ "after": fourth["jobId"], "afterSha256": "0".repeat(64) }),
-        json!({ "after": NOBODYS }),
+        json!({ "after": UNKNOWN_JOB }),
         json!({ "after": theirs["jobId"] }),
         json!({ "after": cancelled }),
     ] {
@@ -103,8 +98,8 @@ async fn what_after_may_say() {
         (json!({ "after": "last" }), "after"),
         (json!({ "afterSha256": sha256 }), "afterSha256"),
         (json!({ "after": null, "afterSha256": sha256 }), "afterSha256"),
-        (json!({ "after": NOBODYS, "afterSha256": &sha256[1..] }), "afterSha256"),
-        (json!({ "after": NOBODYS, "afterSha256": "A".repeat(64) }), "afterSha256"),
+        (json!({ "after": UNKNOWN_JOB, "afterSha256": &sha256[1..] }), "afterSha256"),
+        (json!({ "after": UNKNOWN_JOB, "afterSha256": "A".repeat(64) }), "afterSha256"),
     ] {
         let answer = delta(&service, body.clone()).await;
         assert_eq!(answer.status(), 400, "{body}");
@@ -189,7 +184,7 @@ async fn what_was_published_since_is_listed_in_its_order() {
     let page: Value = service.call("GET", &path, &[]).await.json().await.unwrap();
     assert_eq!(page, json!({ "items": [], "nextCursor": null }));
 
-    let unknown = service.call("GET", &format!("{lane}{NOBODYS}"), &[]).await;
+    let unknown = service.call("GET", &format!("{lane}{UNKNOWN_JOB}"), &[]).await;
     assert_eq!(refusal(unknown).await, (409, "database_restored".to_owned()));
     let newest: Value = service.call("GET", "/exports?limit=1", &[]).await.json().await.unwrap();
     let first = id_of(&jobs[0]);
@@ -279,7 +274,7 @@ async fn the_command_line_says_what_was_loaded_last() {
         let fetched =
             format!("cdc-export download {}{}", id_of(&job), if place.is_empty() { "" } else { " --server http" });
         assert!(said.contains(&fetched), "{said}");
-        ends(export(&["--after", NOBODYS]).await, 1, "full export");
+        ends(export(&["--after", UNKNOWN_JOB]).await, 1, "full export");
         let sha256 = job["sha256"].as_str().unwrap();
         ends(export(&["--after", id_of(&job), "--after-sha256", sha256]).await, 0, "");
         for bad in [&["--after", "x"][..], &["--after-sha256", sha256], &["--after", "none", "--after-sha256", sha256]]

@@ -13,7 +13,7 @@ use sqlx::ConnectOptions;
 
 use crate::apply::pair::{DATASET, Pair, rows};
 use crate::catalog::{Catalog, export};
-use crate::harness::{Database, Start, ends, eventually, far, reachable_folder, silent};
+use crate::harness::{Database, Start, ends, eventually, far, reachable_folder, silent, stop};
 
 const SIMPLE: &str = "create table t (id bigint primary key, name text, at timestamptz default now());
                       insert into t select g, 'n' || g from generate_series(1, 50) g";
@@ -713,9 +713,7 @@ async fn it_follows_until_it_is_told_to_end() {
         };
         eventually("the copy", is_there).await;
     }
-    let pid = nix::unistd::Pid::from_raw(child.id().unwrap().cast_signed());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-    assert!(child.wait().await.unwrap().success());
+    stop(&mut child).await;
 }
 
 /// What doesn't pass by itself is not waited for.

@@ -3,17 +3,8 @@
 use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, ended};
-use crate::harness::{Database, Service, Start, client_builder, eventually, refusal, until};
-use crate::keys::bearer;
-
-/// A service that wants keys, with the key `admin` in its client. The dataset of its table is `users`.
-async fn service(database: &Database) -> Service {
-    let admin = bearer(database, "admin", &["admin"], &[]).await;
-    let mut service = Start::on(database).with("AUTH", "keys").service().await;
-    let headers = [(reqwest::header::AUTHORIZATION, admin.parse().unwrap())].into_iter().collect();
-    service.client = client_builder().default_headers(headers).build().unwrap();
-    service
-}
+use crate::harness::{Database, Service, Start, eventually, refusal, until};
+use crate::keys::{bearer, service};
 
 /// The prefix of the key in a header.
 fn prefix(bearer: &str) -> String {

@@ -32,6 +32,9 @@ const PATIENT: &str = "service.call=time:20000,service.patience=time:20000,servi
 /// The failpoints of a test of the time limit itself: a call may take as long as in use.
 pub(crate) const PROMPT: &str = "service.call=time:1900";
 
+/// An id that no job has.
+pub(crate) const UNKNOWN_JOB: &str = "01900000-0000-7000-8000-000000000000";
+
 /// Each setting that changes how Postgres reads or writes a value, otherwise than by default. Of `pg_settings` of
 /// Postgres 13 to 18; `client_encoding` is each client's own, and another `lc_monetary` the operating system may not
 /// have.
@@ -845,6 +848,13 @@ pub(crate) fn client_builder() -> reqwest::ClientBuilder {
     // Another test of this process may have been first.
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder()
+}
+
+/// Ends a program that a test has spawned, as an operator does.
+pub(crate) async fn stop(child: &mut tokio::process::Child) {
+    let pid = nix::unistd::Pid::from_raw(child.id().expect("it runs").cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert!(child.wait().await.unwrap().success());
 }
 
 /// A client whose timeout is twice `HANG_TIMEOUT`, because a call with `?wait=` may last that long by itself.

@@ -11,12 +11,11 @@ use sqlx::{AssertSqlSafe, Executor, PgPool};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{Database, HANG_TIMEOUT, PROMPT, Service, Start, eventually, serving_users, until};
+use crate::harness::{Database, HANG_TIMEOUT, PROMPT, Service, Start, UNKNOWN_JOB, eventually, serving_users, until};
 use crate::openapi;
 
 const CONSUMER: (&str, &str) = ("X-Consumer-ID", "a");
 const JSON: (&str, &str) = ("Content-Type", "application/json");
-const UNKNOWN_JOB: &str = "01900000-0000-7000-8000-000000000000";
 
 /// An answer, read to its end.
 struct Answer {
@@ -676,7 +675,7 @@ async fn without_its_database_the_service_says_so_and_comes_back() {
 }
 
 /// Opens or closes a database to everybody, those who are connected too.
-async fn accept_connections(admin: &PgPool, database: &Database, allowed: bool) {
+pub(crate) async fn accept_connections(admin: &PgPool, database: &Database, allowed: bool) {
     let name = database.options.get_database().unwrap();
     let alter = format!("alter database {name} allow_connections {allowed}");
     admin.execute(AssertSqlSafe(alter)).await.unwrap();

@@ -8,12 +8,12 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use reqwest::header::{HeaderMap, HeaderValue};
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Executor, PgPool};
+use sqlx::PgPool;
 
-use crate::harness::{Database, PROMPT, Service, Start, client_builder, ends, eventually, refusal, until};
+use crate::harness::{Database, PROMPT, Service, Start, UNKNOWN_JOB, client_builder, ends, eventually, refusal, until};
+use crate::http::accept_connections;
 use crate::lost_files::dead_after_a_commit;
 
-const UNKNOWN_JOB: &str = "01900000-0000-7000-8000-000000000000";
 /// Every route that wants a key, and the scope that it wants.
 const ROUTES: [(&str, &str, &str); 20] = [
     ("POST", "/exports", "export:write"),
@@ -65,11 +65,11 @@ async fn revoke(database: &Database, name: &str) {
 }
 
 /// A service that wants keys, with a key that may do everything in its client.
-async fn service(database: &Database) -> Service {
+pub(crate) async fn service(database: &Database) -> Service {
     served(Start::on(database).with("AUTH", "keys"), database).await
 }
 
-async fn served(start: Start, database: &Database) -> Service {
+pub(crate) async fn served(start: Start, database: &Database) -> Service {
     let name = format!("all {}", uuid::Uuid::new_v4());
     let all = bearer(database, &name, &["admin"], &[]).await;
     let mut service = start.service().await;
@@ -205,7 +205,7 @@ async fn every_route_but_health_and_the_page_wants_a_key() {
 async fn only_an_admin_gives_up_an_export_whose_file_has_no_name() {
     let database = Database::new().await;
     // Its folder is gone with its host.
-    let (_doomed, id, _) = dead_after_a_commit(&database, "/exports/full", Some("a")).await;
+    let (_doomed, id, _) = dead_after_a_commit(&database, Start::on(&database), "/exports/full", Some("a")).await;
     let service = service(&database).await;
     database.run("update cdc_export.exports set finished_at = finished_at - interval '1 minute'").await;
     let path = format!("/exports/{id}");
@@ -569,14 +569,7 @@ async fn without_its_database_nobody_gets_in() {
     let key = bearer(&database, "x", &[], &[]).await;
     assert_eq!(call_as(&service, &key, "GET", "/datasets").await.status(), 200);
     let admin = PgPool::connect_with(database.options.clone().database("postgres")).await.unwrap();
-    let name = database.options.get_database().unwrap();
-    admin.execute(AssertSqlSafe(format!("alter database {name} allow_connections false"))).await.unwrap();
-    eventually("nobody is connected", async || {
-        let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = $1";
-        let ended: i64 = sqlx::query_scalar(end).bind(name).fetch_one(&admin).await.unwrap();
-        (ended == 0).then_some(())
-    })
-    .await;
+    accept_connections(&admin, &database, false).await;
     // A path that needs no database itself: the key is looked up all the same.
     let nowhere = async |key: &str| call_as(&service, key, "GET", "/nowhere").await;
     until("what was known of the key is old", async || nowhere(&key).await.status() == 503).await;
@@ -588,7 +581,7 @@ async fn without_its_database_nobody_gets_in() {
     challenged(call_plainly(&service, "GET", "/nowhere", &[]).await, "key_required").await;
     assert_eq!(call_plainly(&service, "GET", "/health/live", &[]).await.status(), 200);
 
-    admin.execute(AssertSqlSafe(format!("alter database {name} allow_connections true"))).await.unwrap();
+    accept_connections(&admin, &database, true).await;
     until("the key is good again", async || nowhere(&key).await.status() == 404).await;
 }
 

@@ -10,10 +10,11 @@ use crate::harness::{Csv, Database, Service, Start, eventually, needs_full, unti
 /// A service that dies between the commit of an export and its file's name, and where the file stands until then.
 pub(crate) async fn dead_after_a_commit(
     database: &Database,
+    start: Start,
     path: &str,
     consumer: Option<&str>,
 ) -> (Service, String, PathBuf) {
-    let mut doomed = Start::on(database).with("FAILPOINTS", "worker.committed=kill").service().await;
+    let mut doomed = start.with("FAILPOINTS", "worker.committed=kill").service().await;
     let mut request = doomed.client.post(format!("{}{path}", doomed.address));
     if let Some(consumer) = consumer {
         request = request.header("X-Consumer-ID", consumer);
@@ -42,7 +43,7 @@ async fn refused(service: &Service, export_type: &str) {
 #[tokio::test]
 async fn a_file_that_vanished_before_it_had_its_name_fails_its_export_and_a_full_one_heals() {
     let database = Database::with_users(5).await;
-    let (doomed, id, hidden) = dead_after_a_commit(&database, "/exports/delta", Some("a")).await;
+    let (doomed, id, hidden) = dead_after_a_commit(&database, Start::on(&database), "/exports/delta", Some("a")).await;
     std::fs::remove_file(hidden).unwrap();
     let heir = Start::on(&database).sharing_output(&doomed).service().await;
     let job = heir.ended(&id).await;
@@ -73,7 +74,7 @@ async fn a_file_that_vanished_before_it_had_its_name_fails_its_export_and_a_full
 #[tokio::test]
 async fn an_ad_hoc_export_whose_file_vanished_fails_too() {
     let database = Database::with_users(5).await;
-    let (doomed, id, hidden) = dead_after_a_commit(&database, "/exports", None).await;
+    let (doomed, id, hidden) = dead_after_a_commit(&database, Start::on(&database), "/exports", None).await;
     std::fs::remove_file(hidden).unwrap();
     let heir = Start::on(&database).sharing_output(&doomed).service().await;
     let job = heir.ended(&id).await;
@@ -84,7 +85,7 @@ async fn an_ad_hoc_export_whose_file_vanished_fails_too() {
 #[tokio::test]
 async fn a_file_is_not_lost_while_its_folder_is_away() {
     let database = Database::with_users(5).await;
-    let (doomed, id, _) = dead_after_a_commit(&database, "/exports/full", Some("a")).await;
+    let (doomed, id, _) = dead_after_a_commit(&database, Start::on(&database), "/exports/full", Some("a")).await;
     // That the file has its name can't be recorded.
     let schema =
         "create function refuse() returns trigger language plpgsql as 'begin raise exception ''refused''; end';
@@ -109,7 +110,7 @@ async fn a_file_is_not_lost_while_its_folder_is_away() {
 #[tokio::test]
 async fn a_file_that_stands_under_another_name_is_found() {
     let database = Database::with_users(5).await;
-    let (doomed, id, hidden) = dead_after_a_commit(&database, "/exports/full", Some("a")).await;
+    let (doomed, id, hidden) = dead_after_a_commit(&database, Start::on(&database), "/exports/full", Some("a")).await;
     // As another publisher leaves it that dies, and whose name was given up meanwhile.
     std::fs::rename(&hidden, doomed.output().join("full_a_20200101T000000Z-7.csv")).unwrap();
     let heir = Start::on(&database).sharing_output(&doomed).service().await;

@@ -3,14 +3,12 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
 use crate::apply::pair::rows;
 use crate::catalog::{Catalog, export};
 use crate::harness::{
-    Database, HANG_TIMEOUT, KILLED, Service, Start, ends, far, free_port, reachable_folder, silent, until,
+    Database, HANG_TIMEOUT, KILLED, Service, Start, ends, far, free_port, reachable_folder, silent, stop, until,
 };
 
 /// What is said of exports that were not requested together.
@@ -138,11 +136,6 @@ fn files(folder: &Path, ending: &str) -> BTreeSet<String> {
     names.filter(|name| !name.starts_with('.') && name.ends_with(ending)).collect()
 }
 
-async fn stop(child: &mut tokio::process::Child) {
-    kill(Pid::from_raw(child.id().unwrap().cast_signed()), Signal::SIGTERM).unwrap();
-    assert!(child.wait().await.unwrap().success());
-}
-
 #[tokio::test]
 async fn each_dataset_is_pulled_into_a_folder_of_its_own() {
     let mirror = Mirror::of(&["t1", "t2"]).await;
@@ -185,9 +178,7 @@ async fn each_dataset_is_pulled_into_a_folder_of_its_own() {
         "t1: delta 3  1 rows written, 0 deleted",
     ];
     assert_eq!(lines(&printed), expected.into());
-    for table in ["t1", "t2"] {
-        mirror.require_equal(table, &format!("sales.{table}")).await;
-    }
+    mirror.require_all_equal(&["t1", "t2"]).await;
 }
 
 #[tokio::test]
@@ -216,9 +207,7 @@ async fn a_dataset_that_fails_is_named_and_stops_its_job_alone() {
     mirror.change(&["t1", "t2", "t3"], "anew").await;
     let (code, _, said) = mirror.apply(&["--all-datasets"]).output().await;
     assert_eq!((code, said.lines().count()), (0, 1), "{said}");
-    for table in ["t1", "t2", "t3"] {
-        mirror.require_equal(table, &format!("sales.{table}")).await;
-    }
+    mirror.require_all_equal(&["t1", "t2", "t3"]).await;
 
     // A folder that another process fills is left to it.
     let folder = reachable_folder();
@@ -475,9 +464,7 @@ async fn killed_in_the_middle_of_many_nothing_is_lost_and_nothing_comes_twice() 
     }
     let (code, _, said) = mirror.apply(&many).output().await;
     assert!(code == 0 && said.lines().all(|line| line.contains(OF_NO_JOB)), "{said}");
-    for table in tables {
-        mirror.require_equal(table, &format!("sales.{table}")).await;
-    }
+    mirror.require_all_equal(&tables).await;
     let (code, printed, _) = mirror.apply(&["--all-datasets", "--request", "none"]).output().await;
     assert_eq!((code, printed.as_str()), (0, ""));
 }

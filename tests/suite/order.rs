@@ -4,20 +4,8 @@
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Csv, Database, Service, Start, needs_full, refusal, serving_users, until};
-
-/// A service that died between the commit of an export and its file's name, and the export's id.
-async fn dead_after_a_commit(
-    database: &Database,
-    start: Start,
-    consumer: &str,
-    export_type: &str,
-) -> (Service, String) {
-    let mut doomed = start.with("FAILPOINTS", "worker.committed=kill").service().await;
-    doomed.dies_of(export_type, consumer, &json!({})).await;
-    let committed = "select job::text from cdc_export.exports where status = 'completed' and published_at is null";
-    (doomed, database.one(committed).await)
-}
+use crate::harness::{Csv, Database, Start, needs_full, refusal, serving_users, until};
+use crate::lost_files::dead_after_a_commit;
 
 #[tokio::test]
 async fn a_committed_export_without_its_name_is_not_overtaken() {
@@ -27,7 +15,7 @@ async fn a_committed_export_without_its_name_is_not_overtaken() {
     database.add_users(6, 8).await;
     let again = Start::on(&database).sharing_output(&first);
     first.stop().await;
-    let (dead, lost) = dead_after_a_commit(&database, again, "a", "delta").await;
+    let (dead, lost, _) = dead_after_a_commit(&database, again, "/exports/delta", Some("a")).await;
     database.add_users(9, 9).await;
 
     // A process with another folder can't give the file its name, and could export what came after it.
@@ -66,7 +54,7 @@ async fn a_committed_export_without_its_name_is_not_overtaken() {
 #[tokio::test]
 async fn an_export_that_is_given_up_frees_its_lane_and_has_no_number() {
     let database = Database::with_users(5).await;
-    let (dead, lost) = dead_after_a_commit(&database, Start::on(&database), "a", "full").await;
+    let (dead, lost, _) = dead_after_a_commit(&database, Start::on(&database), "/exports/full", Some("a")).await;
     let heir = Start::on(&database).service().await;
     let delta = heir.submit("delta", "a").await;
     let full = heir.submit("full", "a").await;
@@ -90,7 +78,7 @@ async fn an_export_that_is_given_up_frees_its_lane_and_has_no_number() {
 #[tokio::test]
 async fn what_is_given_up_leaves_no_file() {
     let database = Database::with_users(5).await;
-    let (dead, lost) = dead_after_a_commit(&database, Start::on(&database), "a", "full").await;
+    let (dead, lost, _) = dead_after_a_commit(&database, Start::on(&database), "/exports/full", Some("a")).await;
     // Without workers nobody gives it its name, and nobody sweeps.
     let api = Start::on(&database).sharing_output(&dead).arguments(&["serve", "--no-workers"]).service().await;
     assert_eq!(api.files().len(), 1);
@@ -154,7 +142,7 @@ async fn a_clock_that_was_set_back_changes_no_order() {
 #[tokio::test]
 async fn an_export_that_was_committed_in_times_to_come_can_be_given_up() {
     let database = Database::with_users(5).await;
-    let (_dead, lost) = dead_after_a_commit(&database, Start::on(&database), "a", "full").await;
+    let (_dead, lost, _) = dead_after_a_commit(&database, Start::on(&database), "/exports/full", Some("a")).await;
     database.run("update cdc_export.exports set finished_at = finished_at + interval '1 hour'").await;
     let elsewhere = Start::on(&database).service().await;
     assert_eq!(elsewhere.call("DELETE", &format!("/exports/{lost}"), &[]).await.status(), 204);

@@ -4,12 +4,10 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::harness::{
-    Csv, Database, KILLED, Service, Start, ends, eventually, far, reachable_folder, serving_users, silent, until,
+    Csv, Database, KILLED, Service, Start, ends, eventually, far, reachable_folder, serving_users, silent, stop, until,
 };
 use crate::mirrors::Mirror;
 use crate::parts::files;
@@ -219,8 +217,7 @@ async fn it_follows_until_it_is_told_to_end() {
         };
         until("the change", async || files(folder.path()).iter().any(has_it)).await;
     }
-    kill(Pid::from_raw(child.id().unwrap().cast_signed()), Signal::SIGTERM).unwrap();
-    assert!(child.wait().await.unwrap().success());
+    stop(&mut child).await;
 }
 
 #[tokio::test]

@@ -13,8 +13,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::harness::{
-    Csv, Database, HANG_TIMEOUT, Service, Start, ends, eventually, far, reachable_folder, serving, serving_users,
-    silent,
+    Csv, Database, HANG_TIMEOUT, Service, Start, UNKNOWN_JOB, ends, eventually, far, reachable_folder, serving,
+    serving_users, silent,
 };
 
 async fn run(arguments: &[&str]) -> (i32, String, String) {
@@ -368,7 +368,7 @@ async fn what_has_no_file_says_why() {
     service.ended(&id).await;
     service.call("DELETE", &format!("/exports/{id}"), &[]).await;
     ends(download(&id).await, 1, "the file of this export was removed or replaced");
-    ends(download("01900000-0000-7000-8000-000000000000").await, 1, "there is no export with this id");
+    ends(download(UNKNOWN_JOB).await, 1, "there is no export with this id");
     assert_eq!(download("nothing").await.0, 2);
 }
 

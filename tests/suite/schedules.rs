@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::catalog::Catalog;
-use crate::harness::{Database, Service, eventually, until};
+use crate::harness::{Database, Service, eventually, stop, until};
 use crate::keys::bearer;
 use crate::schedules::users::{USERS, ended, jobs, schedule, users};
 
@@ -280,8 +280,7 @@ async fn a_key_sees_only_the_schedules_of_its_consumers() {
     let names: Vec<_> = list["items"].as_array().unwrap().iter().map(|item| &item["name"]).collect();
     assert_eq!(names, ["nightly"]);
     assert_eq!(keyed.call("GET", "/schedules", &[("Authorization", &writes)]).await.status(), 403);
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(worker.id().unwrap().cast_signed()), Signal::SIGTERM).unwrap();
-    worker.wait().await.unwrap();
+    stop(&mut worker).await;
 }
 
 #[tokio::test]
