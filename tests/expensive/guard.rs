@@ -1,10 +1,10 @@
 //! The guard of continuity: every reason for a full export, a dump in another cluster, and few changes of many rows.
 
 use crate::continuity::{exported, full_heals, log_becomes, logged, passes, refused, track};
-use crate::harness::{
-    Database, Start, connect_options, embedded_settings_with_cluster, reachable_folder, server_lacks,
-};
+use crate::harness::{Database, Start, server_lacks};
+use crate::plans::{log_plans, plans};
 use crate::programs::{connection, output, program};
+use crate::restores::cluster::Cluster;
 
 #[tokio::test]
 async fn a_position_that_the_log_does_not_reach_back_to_needs_a_full_export() {
@@ -76,18 +76,15 @@ async fn a_dump_restored_in_another_cluster_needs_a_full_export() {
     database.run("update users set name = 'x' where id = 1; truncate users").await;
     database.add_users(1, 9).await;
     service.stop().await;
-    let home = reachable_folder();
-    let other = private_postgres::Server::start(&embedded_settings_with_cluster(&home.path().join("data")).await)
-        .await
-        .unwrap();
-    let other_options = connect_options(other.socket_folder());
+    let mut cluster = Cluster::new().await;
+    let (home, other_options) = (cluster.home.path(), cluster.database().options);
 
     let name = database.options.get_database().unwrap();
-    let mut dump = program(&database.options, "pg_dump", home.path()).await;
+    let mut dump = program(&database.options, "pg_dump", home).await;
     let dump = output(dump.args(connection(&database.options)).args(["--no-owner", "--no-privileges", name])).await;
-    let script = home.path().join("dump.sql");
+    let script = home.join("dump.sql");
     std::fs::write(&script, dump).unwrap();
-    let mut restore = program(&other_options, "psql", home.path()).await;
+    let mut restore = program(&other_options, "psql", home).await;
     output(
         restore
             .args(connection(&other_options))
@@ -113,6 +110,8 @@ async fn a_dump_restored_in_another_cluster_needs_a_full_export() {
     full_heals(&database, &service, "a", "other_cluster").await;
     database.run("update users set name = 'new' where id = 2").await;
     assert_eq!(passes(&service, "incremental", "a", None).await.1.ids(), [2]);
+    service.stop().await;
+    cluster.stop().await;
 }
 
 #[tokio::test]
@@ -125,14 +124,7 @@ async fn few_changes_of_many_rows_are_found_by_indexes() {
     passes(&service, "full", "a", None).await;
     service.stop().await;
     database.run("update users set name = 'x', updated_at = '2026-07-01' where id % 20 = 1").await;
-    // The service's own statements, with the plans they ran by.
-    let name = database.options.get_database().unwrap();
-    let statements = format!(
-        "alter database {name} set session_preload_libraries = 'auto_explain';
-         alter database {name} set auto_explain.log_min_duration = 0;
-         alter database {name} set auto_explain.log_level = 'warning'"
-    );
-    database.run(&statements).await;
+    log_plans(&database).await;
     let service = Start::on(&database).service().await;
     assert_eq!(passes(&service, "incremental", "a", None).await.1.rows.len(), 10_000);
     // After an incremental the deletions are behind: two statements. Then one.
@@ -140,9 +132,8 @@ async fn few_changes_of_many_rows_are_found_by_indexes() {
     assert_eq!(passes(&service, "delta", "a", None).await.1.rows.len(), 10_000);
     database.run("update users set name = 'y', updated_at = '2026-07-02' where id % 20 = 2").await;
     assert_eq!(passes(&service, "delta", "a", None).await.1.rows.len(), 10_000);
-    let log = service.log();
-    let plans: Vec<_> = log.lines().filter(|line| line.contains("-- source.copy.changes")).collect();
-    assert_eq!(plans.len(), 4, "{log}");
+    let plans = plans(&service, "-- source.copy.changes");
+    assert_eq!(plans.len(), 4, "{}", service.log());
     for plan in plans {
         for index in ["change_log_changes", "users_pkey", "idx_users_updated_at"] {
             assert!(

@@ -1,7 +1,7 @@
 //! Databases that were put back, promoted or replaced, in more ways than the suite has time for.
 
 #[path = "../suite/restores/cluster.rs"]
-mod cluster;
+pub(crate) mod cluster;
 #[path = "../suite/restores/deliveries.rs"]
 mod deliveries;
 

@@ -102,57 +102,37 @@ fn statements(proxy: &Proxy) -> BTreeMap<String, usize> {
 }
 
 #[tokio::test]
-async fn a_start_takes_as_many_statements_with_40_tables_as_with_4() {
-    let database = Database::new().await;
-    let proxy = Proxy::to(&database.options).await;
-    let few = tracked(&database, 4).await;
-    // The first one renews the functions of `users`, which another database's role owns.
-    start(&database, &few, &proxy).await.stop().await;
-    statements(&proxy);
-    start(&database, &few, &proxy).await.stop().await;
-    let with_few = statements(&proxy);
-    let many = tracked(&database, 40).await;
-    start(&database, &many, &proxy).await.stop().await;
-    let with_many = statements(&proxy);
-    assert!(with_few.contains_key("source.table_schema.columns"), "{with_few:?}");
-    assert_eq!(with_many, with_few);
-}
-
-#[tokio::test]
-async fn the_datasets_are_described_in_as_many_statements_with_40_as_with_4() {
+async fn a_start_a_description_and_a_track_take_as_many_statements_with_40_tables_as_with_4() {
     let database = Database::new().await;
     let proxy = Proxy::to(&database.options).await;
     let mut asked = Vec::new();
     for tables in [4, 40] {
         let catalog = tracked(&database, tables).await;
+        // The first one renews the functions of `users`, which another database's role owns.
+        start(&database, &catalog, &proxy).await.stop().await;
+        statements(&proxy);
+        start(&database, &catalog, &proxy).await.stop().await;
+        let at_start = statements(&proxy);
+        assert!(at_start.contains_key("source.table_schema.columns"), "{at_start:?}");
+
         let service = start(&database, &catalog, &proxy).await;
         statements(&proxy);
         let answer: Value = service.call("GET", "/datasets", &[]).await.json().await.unwrap();
         let items = answer["items"].as_array().unwrap();
         assert!(items.len() == tables && items.iter().all(|item| item["ready"] == true), "{answer}");
-        asked.push(statements(&proxy));
-    }
-    assert!(asked[0].contains_key("source.description.describe"), "{asked:?}");
-    assert_eq!(asked[0], asked[1]);
-}
+        let described = statements(&proxy);
+        assert!(described.contains_key("source.description.describe"), "{described:?}");
+        service.stop().await;
 
-#[tokio::test]
-async fn a_track_takes_as_many_statements_with_40_tables_as_with_4() {
-    let database = Database::new().await;
-    let proxy = Proxy::to(&database.options).await;
-    let mut asked = Vec::new();
-    for tables in [4, 40] {
-        let catalog = tracked(&database, tables).await;
         let track = || {
             let at_proxy = Start::plain().with("DATABASE_URL", url(&database, &proxy));
             at_proxy.with("DATASETS", catalog.path().display()).arguments(&["track", "t1"]).output()
         };
-        // The first one renews the functions of `users`, which another database's role owns.
         track().await;
         statements(&proxy);
         let (code, printed, said) = track().await;
         assert_eq!((code, &*printed), (0, "The changes of t1 were captured already: nothing has changed.\n"), "{said}");
-        asked.push(statements(&proxy));
+        asked.push([at_start, described, statements(&proxy)]);
     }
     assert_eq!(asked[0], asked[1]);
 }

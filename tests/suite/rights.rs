@@ -121,17 +121,12 @@ async fn a_right_of_the_service_that_is_missing_is_named() {
 #[tokio::test]
 async fn a_job_whose_table_may_no_longer_be_read_names_the_grant() {
     let database = Database::empty().await;
-    let role = database.role().await;
     let statements = "create schema sales; create table sales.t (id int primary key); insert into sales.t values (1)";
     database.run(statements).await;
     let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"sales.t\"\n");
     catalog.track(&database, "t").await;
-    let statements = format!(
-        "grant usage on schema cdc_export, public, sales to {role};
-         grant select on sales.t to {role}; grant all on all tables in schema public, cdc_export to {role};
-         grant usage on all sequences in schema cdc_export to {role}"
-    );
-    database.run(&statements).await;
+    let role = role_apart(&database).await;
+    database.run(&format!("grant usage on schema sales to {role}; grant select on sales.t to {role}")).await;
     let start = || catalog.start(&database).with("DATABASE_URL", database.url_as(&role, "pass"));
     let service = start().arguments(&["serve", "--no-workers"]).service().await;
     for (revoke, grant) in [
@@ -252,7 +247,7 @@ async fn a_process_whose_claims_fail_is_not_ready_and_the_others_say_so() {
 #[tokio::test]
 async fn a_view_that_cannot_be_read_names_the_relation_beneath_it() {
     let database = Database::new().await;
-    let (role, owner) = (database.role().await, database.role().await);
+    let (role, owner) = (role_apart(&database).await, database.role().await);
     let has_invokers = database.postgres_version().await >= 15;
     let invoker = if has_invokers { "with (security_invoker)" } else { "" };
     let statements = format!(
@@ -278,12 +273,6 @@ async fn a_view_that_cannot_be_read_names_the_relation_beneath_it() {
     let names = ["counts", "empty", "filled", "hidden", "names", "nested", "over_empty", "plain", "some"];
     let block = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"a.{name}\"\ncapture = \"none\"\n");
     let catalog = Catalog::of(&names.map(block).concat());
-    let statements = format!(
-        "grant usage on schema cdc_export, public to {role};
-         grant all on all tables in schema cdc_export to {role};
-         grant usage on all sequences in schema cdc_export to {role}"
-    );
-    database.run(&statements).await;
     let start = || catalog.start(&database).with("DATABASE_URL", database.url_as(&role, "pass"));
     let service = start().with("MAX_ATTEMPTS", "1").service().await;
     let denied = |beneath: &str, grant: &str| ("permission_denied", beneath.to_owned(), format!("`{grant}`"));

@@ -2,12 +2,10 @@
 
 use cdc_export::manifest::Manifest;
 
+use crate::apply::SIMPLE;
 use crate::apply::pair::{Pair, rows};
 use crate::catalog::export;
 use crate::harness::{Start, ends, far, silent};
-
-const SIMPLE: &str = "create table t (id bigint primary key, name text, at timestamptz default now());
-                      insert into t select g, 'n' || g from generate_series(1, 50) g";
 
 /// A trap that takes what only the role that falls into it can read, in every form that a table can run.
 const TRAPS: &str = "create table public.loot (what text); grant all on loot to public;

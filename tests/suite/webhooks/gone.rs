@@ -3,17 +3,23 @@
 use serde_json::json;
 
 use super::{Answer, Operator, Receiver, deliveries};
-use crate::harness::{Database, eventually, until};
+use crate::harness::{Database, Service, eventually, until};
+
+/// A service whose only receiver answers so at first, after an export.
+async fn exported<const N: usize>(statuses: [u16; N]) -> (Database, Receiver, Operator, Service) {
+    let database = Database::with_users(5).await;
+    let receiver = Receiver::start().await;
+    receiver.answers(statuses.map(Answer::Status));
+    let operator = Operator::with(&[receiver.block("gone", "")]);
+    let service = operator.start(&database).service().await;
+    service.export("full", "a").await;
+    (database, receiver, operator, service)
+}
 
 /// Nothing that waits is lost to the question whether it is there again, and no start is needed for it.
 #[tokio::test]
 async fn a_gone_receiver_gets_a_redelivered_event() {
-    let database = Database::with_users(5).await;
-    let receiver = Receiver::start().await;
-    receiver.answers([Answer::Status(410), Answer::Status(410)]);
-    let operator = Operator::with(&[receiver.block("gone", "")]);
-    let service = operator.start(&database).service().await;
-    service.export("full", "a").await;
+    let (_database, receiver, _operator, service) = exported([410, 410]).await;
     let gone = async |times: usize| {
         until("it is gone", async || service.events("receiver_gone").len() == times).await;
         let [dead] = deliveries(&service, "?status=dead").await.try_into().unwrap();
@@ -42,12 +48,7 @@ async fn a_gone_receiver_gets_a_redelivered_event() {
 /// One that comes back with another trouble is tried as any other that has it.
 #[tokio::test]
 async fn a_gone_receiver_whose_redelivery_fails_is_no_longer_gone() {
-    let database = Database::with_users(5).await;
-    let receiver = Receiver::start().await;
-    receiver.answers([Answer::Status(410), Answer::Status(503)]);
-    let operator = Operator::with(&[receiver.block("gone", "")]);
-    let service = operator.start(&database).service().await;
-    service.export("full", "a").await;
+    let (_database, receiver, _operator, service) = exported([410, 503]).await;
     let [dead] = eventually("it is gone", async || deliveries(&service, "?status=dead").await.try_into().ok()).await;
     let dead: serde_json::Value = dead;
     service.export("delta", "a").await;
@@ -61,12 +62,7 @@ async fn a_gone_receiver_whose_redelivery_fails_is_no_longer_gone() {
 /// Also if nothing is left of the one that it answered so to, since `RETAIN_JOBS` has taken it away.
 #[tokio::test]
 async fn a_gone_receiver_gets_a_redelivered_event_without_earlier_attempts() {
-    let database = Database::with_users(5).await;
-    let receiver = Receiver::start().await;
-    receiver.answers([Answer::Status(410)]);
-    let operator = Operator::with(&[receiver.block("gone", "")]);
-    let service = operator.start(&database).service().await;
-    service.export("full", "a").await;
+    let (database, receiver, _operator, service) = exported([410]).await;
     eventually("it is gone", async || service.events("receiver_gone").pop()).await;
     for _ in 0..3 {
         service.export("delta", "a").await;
