@@ -17,6 +17,12 @@ impl Catalog {
         catalog
     }
 
+    /// Of datasets that have the names of their tables.
+    pub(crate) fn of_tables(tables: &[&str]) -> Catalog {
+        let block = |name: &&str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n");
+        Catalog::of(&tables.iter().map(block).collect::<String>())
+    }
+
     /// Of the blocks of the datasets `t0`, `t1` and so on, each of them tracked with a catalog of its own: a process
     /// looks at every dataset of its catalog, so that for all of them together the work would grow with their square.
     pub(crate) async fn tracked(database: &Database, blocks: &[String]) -> Catalog {

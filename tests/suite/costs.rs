@@ -40,11 +40,7 @@ async fn a_deletion_costs_what_an_insertion_does() {
         database.run(&create(tables)).await;
         database.run(&create(&format!("{tables}_plain"))).await;
     }
-    let catalog = Catalog::of(
-        &["narrow", "wide", "parts"]
-            .map(|name| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n"))
-            .concat(),
-    );
+    let catalog = Catalog::of_tables(&["narrow", "wide", "parts"]);
     let service = catalog.serving(&database, &["narrow", "wide", "parts"]).await;
     service.stop().await;
     for (tables, length) in [("narrow", 10), ("wide", 17_000), ("parts", 10)] {

@@ -790,8 +790,7 @@ async fn what_is_not_captured_is_tracked_before_the_full_export() {
     for name in ["a", "b", "c"] {
         database.run(&format!("create table {name} (id int primary key); insert into {name} values (1)")).await;
     }
-    let of = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n");
-    let catalog = Catalog::of(&["a", "b", "c"].map(of).concat());
+    let catalog = Catalog::of_tables(&["a", "b", "c"]);
     let needed = async |service: &Service, dataset: &str, word: &str| {
         let job = ended(service, "/exports/delta", Some("c"), json!({ "dataset": dataset })).await;
         needs_full(&job, word);

@@ -144,8 +144,7 @@ async fn a_dead_synchronous_standby_holds_no_lock_and_nothing_is_handed_out() {
     let tables = "create table orders (id int primary key); insert into orders values (1);
                   create table later (id int primary key)";
     database.run(tables).await;
-    let block = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n");
-    let catalog = Catalog::of(&[block("orders"), block("later")].concat());
+    let catalog = Catalog::of_tables(&["orders", "later"]);
     catalog.track(&database, "orders").await;
     for consumer in [Some("a"), None] {
         let service =

@@ -120,8 +120,7 @@ async fn the_owner_of_a_dropped_table_can_be_dropped() {
          create table kept (id int primary key)"
     );
     database.run(&statements).await;
-    let of = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n");
-    let catalog = Catalog::of(&(of("orders") + &of("kept")));
+    let catalog = Catalog::of_tables(&["orders", "kept"]);
     let _service = catalog.serving(&database, &["orders", "kept"]).await;
     // The service has looked at the functions once it gives this right back.
     database.run(&format!("revoke execute on all functions in schema cdc_export from {owner}")).await;

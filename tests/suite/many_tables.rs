@@ -11,6 +11,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use crate::catalog::{Catalog, export};
 use crate::harness::{Database, Service, Start, ends, silent, until};
 use crate::network::{Proxy, url};
+use crate::rights::role_apart;
 use crate::traffic::purposes;
 
 /// The blocks of the datasets `t1` to `t{tables}`.
@@ -226,15 +227,10 @@ async fn a_table_that_is_gone_hidden_or_locked_leaves_the_descriptions_of_the_ot
     database.run(schema).await;
     let more = "[[dataset]]\nname = \"parts\"\ntable = \"parts\"\n[[dataset]]\nname = \"hidden\"\ntable = \"hid.t\"\n";
     let catalog = Catalog::of(&(blocks(3) + more));
-    let role = database.role().await;
     database.run("create schema hid; create table hid.t (id int primary key)").await;
     ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
-    let statements = format!(
-        "grant usage on schema cdc_export to {role};
-         grant select, insert, update, delete on all tables in schema cdc_export, public to {role};
-         grant usage on all sequences in schema cdc_export, public to {role}; revoke select on t3 from {role}"
-    );
-    database.run(&statements).await;
+    let role = role_apart(&database).await;
+    database.run(&format!("revoke select on t3 from {role}")).await;
     let start = catalog.start(&database).with("DATABASE_URL", database.url_as(&role, "pass"));
     let service = start.arguments(&["serve", "--no-workers"]).service().await;
     database.run("drop table t2").await;

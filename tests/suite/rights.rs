@@ -155,7 +155,7 @@ async fn a_job_whose_table_may_no_longer_be_read_names_the_grant() {
 }
 
 /// Makes a role for the service beside the one that owns the tables and the one that writes.
-async fn role_apart(database: &Database) -> String {
+pub(crate) async fn role_apart(database: &Database) -> String {
     let role = database.role().await;
     let statements = format!(
         "grant usage on schema cdc_export, public to {role};

@@ -24,8 +24,7 @@ pub(crate) async fn tables() -> (Database, Catalog) {
         );
         database.run(&rows).await;
     }
-    let catalog =
-        Catalog::of(&TABLES.map(|name| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n")).concat());
+    let catalog = Catalog::of_tables(&TABLES);
     ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
     (database, catalog)
 }
@@ -470,8 +469,7 @@ async fn a_job_leaves_half_of_the_room_for_locks_to_others() {
         }
     };
     partitions(0, 200).await;
-    let blocks = TABLES.map(|name| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n")).concat();
-    let catalog = Catalog::of(&blocks);
+    let catalog = Catalog::of_tables(&TABLES);
     ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
     partitions(200, 300).await;
     let (_, said) = ends(catalog.command(&database, &["track", "gamma"]).await, 1, "");

@@ -176,9 +176,7 @@ async fn parallel_workers_that_write_to_a_partitioned_table_are_warned_of() {
     };
     // Into a partition itself it may.
     writes_to("{plain,part}").await;
-    let catalog = Catalog::of(
-        &["t", "plain", "users"].map(|name| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n")).concat(),
-    );
+    let catalog = Catalog::of_tables(&["t", "plain", "users"]);
     let warning = format!(
         "cdc-export: t: table: the subscription {name} writes to it with parallel workers, which may wait for ever where a partitioned \
          table has triggers: its owner runs `alter subscription \"{name}\" set (streaming = on)`\n"

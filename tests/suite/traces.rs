@@ -209,8 +209,7 @@ async fn a_job_of_several_datasets_is_one_attempt_with_a_step_for_each_export() 
     let tables = ["alpha", "beta", "gamma"];
     let database =
         Database::new_with(&tables.map(|name| format!("create table {name} (k int primary key);")).concat()).await;
-    let block = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n");
-    let catalog = Catalog::of(&tables.map(block).concat());
+    let catalog = Catalog::of_tables(&tables);
     ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
     let collector = Collector::start().await;
     let service = collector.recorded_by(catalog.start(&database)).service().await;

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, ended, export, post, submit};
 use crate::harness::{Database, Service, ends, needs_full, refusal, serving_users, silent, until};
+use crate::rights::role_apart;
 
 /// Two tables, of which one is tracked in no test of its own accord.
 async fn tables() -> (Database, Catalog) {
@@ -192,13 +193,7 @@ async fn functions_of_before_a_restore_are_told_from_those_of_another_version() 
         end $$;
         drop table was";
     database.run(restored).await;
-    let role = database.role().await;
-    let grants = format!(
-        "grant usage on schema cdc_export to {role};
-         grant select, insert, update, delete on all tables in schema cdc_export, public to {role};
-         grant usage on all sequences in schema cdc_export, public to {role}"
-    );
-    database.run(&grants).await;
+    let role = role_apart(&database).await;
     let start = catalog.start(&database).with("DATABASE_URL", database.url_as(&role, "pass"));
     let service = start.arguments(&["serve", "--no-workers"]).service().await;
     let told = service.events("triggers_outdated");

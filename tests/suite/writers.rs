@@ -137,8 +137,7 @@ async fn a_row_that_one_statement_updates_several_times_is_logged_as_gone_under_
         insert into person values (11), (1), (2); insert into line values (1, 1, 1, 'a'), (2, 1, 2, 'b'), (1, 2, 1, 'c');
         insert into edge values (1, 2), (11, 2), (2, 2)";
     database.run(schema).await;
-    let of = |name: &str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n");
-    let catalog = Catalog::of(&["line", "edge"].map(of).concat());
+    let catalog = Catalog::of_tables(&["line", "edge"]);
     let service = catalog.serving(&database, &["line", "edge"]).await;
     for (dataset, key, change) in [
         ("line", &["person", "n"], "update person set id = 7 where id = 1"),
@@ -163,9 +162,7 @@ async fn columns_of_any_name_are_logged_right() {
     ];
     let database = Database::empty().await;
     let (first, second) = names.split_at(names.len() / 2);
-    let blocks = ["first", "first_parted", "second", "second_parted"]
-        .map(|table| format!("[[dataset]]\nname = \"{table}\"\ntable = \"{table}\"\n"));
-    let catalog = Catalog::of(&blocks.concat());
+    let catalog = Catalog::of_tables(&["first", "first_parted", "second", "second_parted"]);
     for (name, keys, others) in [("first", first, second), ("second", second, first)] {
         let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
         let columns: String = keys.iter().map(|key| format!("{} int default 2, ", quoted(key))).collect();
@@ -304,8 +301,7 @@ async fn a_trigger_on_another_table_than_its_own_logs_nothing_and_fails_nothing(
          create table part partition of parts for values from (0) to (10)",
     )
     .await;
-    let blocks = ["plain", "parts"].map(|name| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n"));
-    let catalog = Catalog::of(&blocks.concat());
+    let catalog = Catalog::of_tables(&["plain", "parts"]);
     for table in ["plain", "parts"] {
         catalog.track(&database, table).await;
     }
