@@ -595,8 +595,7 @@ async fn a_call_that_names_no_dataset_means_users_or_the_only_one() {
     assert_eq!(watermark(&service, "GET").await.json::<Value>().await.unwrap()["dataset"], "a");
     let jobs: Value = service.call("GET", "/exports?consumer=c", &[]).await.json().await.unwrap();
     let first = jobs["items"].as_array().unwrap().last().unwrap()["jobId"].as_str().unwrap();
-    let since: Value =
-        service.call("GET", &format!("/exports?consumer=c&after={first}"), &[]).await.json().await.unwrap();
+    let since = service.get(&format!("/exports?consumer=c&after={first}")).await;
     assert_eq!((since["items"].as_array().unwrap().len(), &since["items"][0]["dataset"]), (1, &json!("a")), "{since}");
     let arguments = ["export", "full", "--consumer", "d", "--server", &service.address];
     ends(catalog.command(&database, &arguments).await, 0, "");

@@ -1,7 +1,6 @@
 //! Datasets with `capture = "none"`: full exports of views, foreign tables and tables without a key.
 
 use serde_json::{Value, json};
-use sqlx::Connection;
 
 use crate::catalog::{Catalog, ended, export, post};
 use crate::harness::{Csv, Database, Service, ends, eventually, needs_full, refusal, silent, until};
@@ -178,9 +177,7 @@ async fn a_failure_names_what_a_view_reads() {
         );
         assert!(detail.starts_with(&says), "{detail}");
     }
-    let mut conn = database.pool.acquire().await.unwrap();
-    let mut tx = conn.begin().await.unwrap();
-    sqlx::raw_sql("lock table shop.orders").execute(&mut *tx).await.unwrap();
+    let tx = database.open("lock table shop.orders").await;
     let (code, detail, _) = failed("above").await;
     assert_eq!(code, "source_unavailable");
     assert_eq!(detail, "another transaction was in the way of `shop.orders`, which `shop.above` reads");
@@ -223,10 +220,7 @@ async fn an_export_waits_for_who_empties_a_table_or_a_partition_of_it() {
         ("seen", "shop.log_1", "insert into shop.log select g from generate_series(0, 99) g", all.len()),
         ("seen_again", "shop.log_2", "insert into shop.log select g from generate_series(100, 199) g", all.len()),
     ] {
-        let mut conn = database.pool.acquire().await.unwrap();
-        let mut tx = conn.begin().await.unwrap();
-        let emptied = sqlx::AssertSqlSafe(format!("truncate {table}; {refill}"));
-        sqlx::raw_sql(emptied).execute(&mut *tx).await.unwrap();
+        let tx = database.open(&format!("truncate {table}; {refill}")).await;
         let submitted: Value =
             post(&service, "/exports/full", Some("a"), &json!({ "dataset": dataset })).await.json().await.unwrap();
         eventually("the export waits for the lock", async || {
@@ -286,9 +280,7 @@ async fn a_job_heals_a_dataset_that_lost_its_capture_while_it_waited() {
     ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
     let service = catalog.start(&database).with("FAILPOINTS", QUICK).service().await;
     export(&service, "full", "orders", "a").await;
-    let mut conn = database.pool.acquire().await.unwrap();
-    let mut tx = conn.begin().await.unwrap();
-    sqlx::raw_sql("lock table shop.orders").execute(&mut *tx).await.unwrap();
+    let tx = database.open("lock table shop.orders").await;
     let submitted = submit(&service, "delta", json!({ "datasets": ["bare", "orders"], "heal": true })).await;
     let waits = "select exists (select from pg_locks where not granted and relation = 'shop.orders'::regclass)";
     until("it waits", async || database.one::<bool>(waits).await).await;

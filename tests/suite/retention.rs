@@ -96,8 +96,7 @@ async fn nothing_is_forgotten_behind_a_job_that_is_kept() {
     until("jobs go", async || database.one::<i64>(left).await == 1).await;
     assert_eq!(keeping.files().len(), 2);
     let id = first["jobId"].as_str().unwrap();
-    let page = service.call("GET", &format!("/exports?consumer=a&dataset=users&after={id}"), &[]).await;
-    let page: Value = page.json().await.unwrap();
+    let page = service.get(&format!("/exports?consumer=a&dataset=users&after={id}")).await;
     let ids = |jobs: &[Value]| jobs.iter().map(|job| job["jobId"].clone()).collect::<Vec<_>>();
     assert_eq!(ids(page["items"].as_array().unwrap()), ids(&others[..3]));
     keeping.stop().await;

@@ -137,9 +137,7 @@ pub(crate) async fn with_a_closed_door(database: &Database, more: &str) -> Servi
 }
 
 async fn deliveries(service: &Service, query: &str) -> Vec<Value> {
-    let answer = service.call("GET", &format!("/deliveries{query}"), &[]).await;
-    assert_eq!(answer.status(), 200);
-    answer.json::<Value>().await.unwrap()["items"].as_array().unwrap().clone()
+    service.get(&format!("/deliveries{query}")).await["items"].as_array().unwrap().clone()
 }
 
 /// Waits until the only delivery has this status and number of attempts.

@@ -24,9 +24,7 @@ pub(crate) const DUE: &str = "update cdc_export.deliveries set run_at = clock_ti
     where delivered_at is null and last_error is not null and run_at < 'infinity'";
 
 pub(crate) async fn deliveries(service: &Service, query: &str) -> Vec<Value> {
-    let answer = service.call("GET", &format!("/deliveries{query}"), &[]).await;
-    assert_eq!(answer.status(), 200);
-    answer.json::<Value>().await.unwrap()["items"].as_array().unwrap().clone()
+    service.get(&format!("/deliveries{query}")).await["items"].as_array().unwrap().clone()
 }
 
 pub(crate) async fn all_delivered(service: &Service, number: usize) -> Vec<Value> {
