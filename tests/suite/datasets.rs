@@ -677,8 +677,7 @@ async fn an_event_trigger_that_forbids_ddl_is_not_blamed_on_the_filter() {
     let database =
         Database::empty_with("create table t (id int primary key, x int); insert into t values (1, 1)").await;
     let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\nfilter = \"x > 0\"\n");
-    catalog.track(&database, "t").await;
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["t"]).await;
     let forbid = "create function public.no_ddl() returns event_trigger language plpgsql as
                     $$ begin raise exception 'DDL only by the migration tool'; end $$;
                   create event trigger no_ddl on ddl_command_start execute function public.no_ddl()";
@@ -795,9 +794,7 @@ async fn what_is_not_captured_is_tracked_before_the_full_export() {
         needs_full(&job, word);
         job["error"]["detail"].as_str().unwrap().to_owned()
     };
-    for dataset in ["a", "b", "c"] {
-        catalog.track(&database, dataset).await;
-    }
+    ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
     silent(catalog.command(&database, &["datasets", "check"]).await);
     let service = catalog.start(&database).service().await;
     assert!(service.events("not_captured").is_empty());

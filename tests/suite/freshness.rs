@@ -22,8 +22,7 @@ fn file() -> String {
 async fn started(file: &str) -> (Database, Catalog, Service) {
     let database = Database::empty_with(TABLES).await;
     let catalog = Catalog::of(file);
-    catalog.track(&database, "logged").await;
-    let service = catalog.start(&database).service().await;
+    let service = catalog.serving(&database, &["logged"]).await;
     (database, catalog, service)
 }
 

@@ -253,9 +253,7 @@ async fn a_key_opens_what_its_rights_allow_and_nothing_else_is_told_to_it() {
         }
     }
     let catalog = Catalog::of(&blocks);
-    for dataset in DATASETS {
-        catalog.track(&database, dataset).await;
-    }
+    ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
     let start = catalog.start(&database).with("AUTH", "keys").with("RATE_LIMIT", "100000/s");
     let service = served(start, &database).await;
     let mut made = Vec::new();
@@ -396,9 +394,7 @@ async fn a_key_for_one_dataset_needs_to_name_none() {
         blocks += &format!("[[dataset]]\nname = \"{dataset}\"\ntable = \"t_{dataset}\"\n");
     }
     let catalog = Catalog::of(&blocks);
-    for dataset in DATASETS {
-        catalog.track(&database, dataset).await;
-    }
+    ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
     let rights = |datasets: &[&'static str]| Rights {
         scopes: vec!["export:read", "export:write"],
         consumers: None,

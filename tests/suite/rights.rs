@@ -360,8 +360,7 @@ async fn what_somebody_puts_on_the_log_is_told_before_a_write_fails() {
         ends(catalog.command(&database, &["track", "orders"]).await, 1, words);
         database.run("insert into orders values (1); delete from orders").await;
         database.run(&remove).await;
-        catalog.track(&database, "orders").await;
-        let service = catalog.start(&database).service().await;
+        let service = catalog.serving(&database, &["orders"]).await;
         export(&service, "full", "orders", "a").await;
         database.run(&put).await;
         ends(catalog.command(&database, &["track", "orders"]).await, 1, words);

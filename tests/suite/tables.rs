@@ -129,9 +129,7 @@ async fn an_index_on_a_function_that_names_another_without_its_schema_is_no_obst
         )
     };
     let catalog = Catalog::of(&["single", "parted"].map(block).concat());
-    for dataset in ["single", "parted"] {
-        catalog.track(&database, dataset).await;
-    }
+    ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
     ends(catalog.command(&database, &["datasets", "check"]).await, 0, "");
     let service = catalog.start(&database).service().await;
     for dataset in ["single", "parted"] {

@@ -246,9 +246,7 @@ async fn triggers_that_are_there_but_not_always_enabled_are_told_everywhere() {
 #[tokio::test]
 async fn a_table_whose_dataset_left_the_file_is_named_until_it_is_untracked() {
     let (database, catalog) = tables().await;
-    for name in ["orders", "stock"] {
-        catalog.track(&database, name).await;
-    }
+    ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
     let text = std::fs::read_to_string(catalog.path()).unwrap();
     catalog.write(&text[..text.rfind("[[dataset]]").unwrap()]);
     let service = catalog.start(&database).service().await;
@@ -296,9 +294,7 @@ async fn untrack_all_names_a_table_that_it_can_not_lock_and_goes_on() {
     database.run("create table parts (id int primary key) partition by range (id); create table part partition of parts default").await;
     let text = std::fs::read_to_string(catalog.path()).unwrap();
     catalog.write(&(text + "[[dataset]]\nname = \"parts\"\ntable = \"parts\"\n"));
-    for name in ["orders", "stock", "parts"] {
-        catalog.track(&database, name).await;
-    }
+    ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
     database.run("alter table stock rename to renamed; alter table parts detach partition part").await;
     let held = database.open("lock table orders").await;
     let untrack = catalog.start(&database).with("FAILPOINTS", "capture.wait=time:0").arguments(&["untrack", "--all"]);
@@ -355,9 +351,7 @@ async fn the_guide_that_removes_the_service_leaves_nothing_behind() {
         tx.rollback().await.unwrap();
         before
     };
-    for name in ["orders", "stock", "parts", "dropped"] {
-        catalog.track(&database, name).await;
-    }
+    ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
     database.run(dropped).await;
     catalog.write(&text);
     let service = catalog.start(&database).service().await;

@@ -302,9 +302,7 @@ async fn a_trigger_on_another_table_than_its_own_logs_nothing_and_fails_nothing(
     )
     .await;
     let catalog = Catalog::of_tables(&["plain", "parts"]);
-    for table in ["plain", "parts"] {
-        catalog.track(&database, table).await;
-    }
+    ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
     database
         .run(
             "create table copied_plain (like plain including all);
