@@ -234,7 +234,8 @@ impl Service {
                         break;
                     };
                     index.save(path)?;
-                    let ack = self.request(Method::POST, &format!("/exports/{}/ack?dataset={}", job.job_id, self.dataset));
+                    let ack =
+                        self.request(Method::POST, &format!("/exports/{}/ack?dataset={}", job.job_id, self.dataset));
                     read::<Value>(ack).await?.accepted()?;
                     println!("{} {number}: {} rows", job.export_type, job.rows_exported);
                 } else if is_new {

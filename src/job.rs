@@ -503,6 +503,7 @@ impl Job {
             }
         }
         if let Some(asked) = &mut self.datasets {
+            asked.datasets.retain(|dataset| may_see(dataset));
             asked.left_out.retain(|omitted| may_see(&omitted.dataset));
         }
         (!self.exports.is_empty()).then_some(self)

@@ -154,7 +154,9 @@ pub enum Error {
     #[error("the job has exports of several datasets: name one by the parameter `dataset`, of {}", .0.join(", "))]
     SeveralDatasets(Vec<String>),
     /// The job has no export of this dataset, or the caller may not see it.
-    #[error("the job has no export of the dataset `{0}`")]
+    #[error(
+        "the job has no export of the dataset `{0}`, or it was removed: one that found nothing is kept for a minute"
+    )]
     NoExport(String),
     /// The look at the tables failed, which several calls may share.
     #[error(transparent)]

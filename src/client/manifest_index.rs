@@ -4,13 +4,14 @@
 //! number of each export that has a manifest here.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
 use crate::client::{About, Error};
-use crate::file::plain_name::PlainName;
+use crate::dataset::name::is_name;
 use crate::job::ConsumerId;
 use crate::manifest::chain::{Chains, Digest, parse_digest};
 use crate::manifest::seal::PublicKey;
@@ -49,8 +50,8 @@ pub(super) struct LaneManifests {
 }
 
 impl ManifestIndex {
-    /// Reads all manifests of the place, and of the folders in it that `pull` made for these datasets. Keeps those of
-    /// these datasets of the consumer.
+    /// Reads all manifests of the place, and of the folders in it that `pull` made for single datasets. Keeps those of
+    /// these datasets of the consumer, and counts the others in their jobs.
     ///
     /// # Errors
     /// If the place can't be read. A manifest that can't be used is no error.
@@ -72,11 +73,12 @@ impl ManifestIndex {
             unreadable: Vec::new(),
         };
         index.read_all("", &*archive)?;
-        for dataset in datasets {
-            let Some((folder, name)) = place.folder().zip(dataset.parse::<PlainName>().ok()) else { continue };
-            let own = name.within(folder);
-            if own.symlink_metadata().is_ok_and(|found| found.is_dir()) {
-                index.read_all(&format!("{dataset}/"), &*Settings::Folder(own).archive(runtime)?)?;
+        let entries = place.folder().map(fs::read_dir).transpose().about(|| "the folder of the exports")?;
+        for entry in entries.into_iter().flatten() {
+            let entry = entry.about(|| "the folder of the exports")?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if is_name(&name) && entry.file_type().is_ok_and(|found| found.is_dir()) {
+                index.read_all(&format!("{name}/"), &*Settings::Folder(entry.path()).archive(runtime)?)?;
             }
         }
         Ok(index)

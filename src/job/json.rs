@@ -215,6 +215,10 @@ struct FailureJson {
     code: FailureCode,
     /// The reason as a sentence, for people
     detail: String,
+    /// The dataset whose export ended the job, if the job's request had `datasets`; else it is not there
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false)]
+    dataset: Option<String>,
 }
 
 impl From<Export> for JobJson {
@@ -250,7 +254,11 @@ impl From<Export> for JobJson {
             max_file_bytes: job.max_file_bytes,
             digest: job.digest,
             attempt: job.attempt,
-            error: job.error.map(|failure| FailureJson { code: failure.code, detail: failure.detail }),
+            error: job.error.map(|Failure { code, detail, dataset, .. }| FailureJson {
+                code,
+                detail,
+                dataset: dataset.filter(|_| job.is_of_datasets),
+            }),
             continuity: job.report.continuity,
             late_rows: job.report.late_rows,
             quiet_deletes: job.report.quiet_deletes,

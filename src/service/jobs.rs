@@ -187,11 +187,12 @@ impl Service {
     ///
     /// As [`job`](Service::job). If the job has no such export, or if no dataset is given and the job has several.
     pub async fn export(&self, id: JobId, dataset: Option<&str>) -> Result<Export, Error> {
-        let mut exports = self.job(id).await?.exports;
+        let Job { datasets, mut exports } = self.job(id).await?;
         let Some(name) = dataset else {
-            return match exports.len() {
-                1 => Ok(exports.remove(0)),
-                _ => Err(Error::SeveralDatasets(exports.into_iter().map(|export| export.dataset).collect())),
+            // Some of them may be removed, such as skipped ones.
+            return match datasets {
+                Some(asked) if asked.datasets.len() > 1 => Err(Error::SeveralDatasets(asked.datasets)),
+                _ => Ok(exports.remove(0)),
             };
         };
         let _ = self.origin.dataset.set(name.to_owned());

@@ -123,7 +123,10 @@ impl Store {
             Status::Completed => {
                 let seconds = seconds(export);
                 let (rows, bytes) = (export.rows_exported, export.bytes_written);
-                metrics::export_completed(labels, Completed { rows, bytes, late_rows: export.report.late_rows, seconds });
+                metrics::export_completed(
+                    labels,
+                    Completed { rows, bytes, late_rows: export.report.late_rows, seconds },
+                );
                 job_event!(info, export, "export_completed", rowsExported = rows, durationSeconds = seconds);
             }
             Status::Failed => {

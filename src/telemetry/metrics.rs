@@ -24,10 +24,15 @@ const fn metric(name: &'static str, labels: &'static [&'static str], help: &'sta
 }
 
 static JOBS: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    counter(metric("cdc_export_jobs_total", &["dataset", "export_type", "status"], "Exports that ended, by final status."))
+    counter(metric(
+        "cdc_export_jobs_total",
+        &["dataset", "export_type", "status"],
+        "Exports that ended, by final status.",
+    ))
 });
-static FAILURES: LazyLock<IntCounterVec> =
-    LazyLock::new(|| counter(metric("cdc_export_failures_total", &["dataset", "code"], "Exports that failed, by error code.")));
+static FAILURES: LazyLock<IntCounterVec> = LazyLock::new(|| {
+    counter(metric("cdc_export_failures_total", &["dataset", "code"], "Exports that failed, by error code."))
+});
 static ROWS: LazyLock<IntCounterVec> = LazyLock::new(|| {
     counter(metric("cdc_export_rows_total", &["dataset", "export_type"], "Rows in files of completed exports."))
 });

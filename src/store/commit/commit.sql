@@ -76,13 +76,14 @@ removed as (
   delete from cdc_export.exports earlier
   using e
   cross join lateral (
-    -- Whoever waits for one that has just ended may still look.
+    -- Whoever waits for one that has just ended may still look. The limit is for a lane of which many failed.
     select old.job
     from cdc_export.exports old
     where coalesce(old.consumer_id, '') = e.consumer_id and old.dataset = e.dataset
       and old.finished_at < statement_timestamp() - interval '1 minute'
+      and (old.status <> 'completed' or old.file_removed_at is not null)
     order by old.finished_at desc, old.job desc
-    limit 2) last
+    limit 10) last
   where e.status = 'skipped' and earlier.job = last.job and earlier.dataset = e.dataset and earlier.status = 'skipped'
     -- The event of its job is still to be told.
     and not exists (
