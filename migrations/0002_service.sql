@@ -240,6 +240,8 @@ select e.job, e.dataset, e.consumer_id, e.export_type,
   e.progress, e.rows_exported, e.bytes_written, e.output_filename, e.number, e.report,
   case when e.status in ('open', 'failed') then j.error_code end as error_code,
   case when e.status in ('open', 'failed') then j.error_detail end as error_detail,
+  -- The dataset that the error is of; null: it concerns all of the job.
+  case when e.status in ('open', 'failed') then j.error_dataset end as error_dataset,
   j.attempt, j.lease_owner, e.watermark_from, e.watermark_to,
   j.created_at, j.started_at, e.finished_at, e.published_at, e.file_removed_at
 from cdc_export.exports e

@@ -251,12 +251,12 @@ impl Error {
             | Error::ForeignServer { cause, .. }
             | Error::Denied { cause, .. }
             | Error::Sql(cause)
-            | Error::Unavailable(cause) => {
-                if cause.as_database_error().is_some() && message_without_values(cause).is_none() {
-                    let why = "whose message is withheld, because the dataset has masks";
-                    let why = format!("SQLSTATE {}, {why}", sqlstate(cause));
-                    *cause = sqlx::Error::Protocol(why);
-                }
+            | Error::Unavailable(cause)
+                if cause.as_database_error().is_some() && message_without_values(cause).is_none() =>
+            {
+                let why = "whose message is withheld, because the dataset has masks";
+                let why = format!("SQLSTATE {}, {why}", sqlstate(cause));
+                *cause = sqlx::Error::Protocol(why);
             }
             Error::CantPlan(why) => {
                 *why = format!(

@@ -72,23 +72,24 @@ impl Store {
         row.map(FileRecord::try_from).transpose()
     }
 
-    /// Returns true if a marker names an earlier export of the same lane that the database knows.
-    pub async fn is_after(&self, record: &FileRecord, marker: &Marker) -> Result<bool, Error> {
+    /// Returns true if a marker names an earlier export of the same lane, and false if it names a later one. Returns
+    /// `None` if the database doesn't know the export.
+    pub async fn is_after(&self, record: &FileRecord, marker: &Marker) -> Result<Option<bool>, Error> {
         let statement = sqlx::query_scalar(
             "-- store.files.is_after
-             select exists (
-               select from cdc_export.exports e
-               join cdc_export.exports earlier using (consumer_id, dataset)
-               where e.job = $1 and dataset = $4 and earlier.job = $2 and earlier.lane_sequence < e.lane_sequence
-                 and (earlier.status = 'completed' and earlier.sha256 = $3
-                   -- A failed export that was committed lost its file.
-                   or earlier.status = 'failed' and earlier.columns_hash is not null))",
+             select other.lane_sequence < e.lane_sequence
+             from cdc_export.exports e
+             join cdc_export.exports other using (consumer_id, dataset)
+             where e.job = $1 and dataset = $4 and other.job = $2
+               and (other.status = 'completed' and other.sha256 = $3
+                 -- A failed export that was committed lost its file.
+                 or other.status = 'failed' and other.columns_hash is not null)",
         )
         .bind(record.job.as_uuid())
         .bind(marker.job.as_uuid())
         .bind(&marker.sha256)
         .bind(&record.dataset);
-        self.with(async |conn| statement.fetch_one(conn).await).await
+        self.with(async |conn| statement.fetch_optional(conn).await).await
     }
 
     /// Records that the files have their final names and locations, as URLs, and numbers the export in its lane.

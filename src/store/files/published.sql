@@ -11,8 +11,9 @@ with own as materialized (
   -- If the manifest changed, another process plans the number anew. A second publisher waits here and finds no row.
   select e.job, e.consumer_id, e.dataset, e.lane_sequence
   from cdc_export.exports e
-  where e.job = $1 and e.dataset = $2 and e.status = 'completed' and e.published_at is null and e.output_filename = $3
-    and ($6 is null or e.manifest = $6)
+  -- Without `is null`, so that Postgres takes the primary key, and not the index of open exports.
+  where e.job = $1 and e.dataset = $2 and e.status = 'completed' and coalesce(e.published_at, 'infinity') = 'infinity'
+    and e.output_filename = $3 and ($6 is null or e.manifest = $6)
   for update
 ),
 numbered as (

@@ -5,13 +5,15 @@
 -- $2 text: the error's code
 -- $3 text: the error's detail
 with unknown as materialized (
-  select j.id, (
-    select min(e.dataset) from cdc_export.exports e
+  select j.id, its.dataset
+  from cdc_export.jobs j
+  cross join lateral (
+    select min(e.dataset) as dataset from cdc_export.exports e
     where e.job = j.id and e.dataset <> all ($1) and not exists (
       select from cdc_export.datasets d
-      where d.name = e.dataset and d.seen_at > statement_timestamp() - interval '2 hours')) as dataset
-  from cdc_export.jobs j
+      where d.name = e.dataset and d.seen_at > statement_timestamp() - interval '2 hours')) its
   where j.status = 'pending' and j.created_at < statement_timestamp() - interval '10 minutes'
+    and its.dataset is not null
     and exists (
       select from cdc_export.datasets d where d.seen_at > statement_timestamp() - interval '65 minutes')
 ),
@@ -19,7 +21,7 @@ j as (
   update cdc_export.jobs job
   set status = 'failed', open_exports = 0, error_code = $2, error_detail = $3, error_dataset = unknown.dataset
   from unknown
-  where job.id = unknown.id and unknown.dataset is not null and job.status = 'pending'
+  where job.id = unknown.id and job.status = 'pending'
   returning job.*
 ),
 e as (

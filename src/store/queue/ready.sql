@@ -21,15 +21,12 @@ and (
     -- probes a long lane job by job; this one takes one pass.
     and (e.consumer_id is null or (e.consumer_id, e.dataset) not in (
       select b.consumer_id, b.dataset
-      from cdc_export.jobs running
-      join cdc_export.exports b on b.job = running.id
-      where running.status in ('processing', 'committed') and b.consumer_id is not null and b.published_at is null
-        and b.status in ('open', 'completed')
-      union all
-      select b.consumer_id, b.dataset
-      from cdc_export.jobs paused
-      join cdc_export.exports b on b.job = paused.id
-      where paused.status = 'pending' and paused.run_at > statement_timestamp() and b.consumer_id is not null))
+      from cdc_export.jobs busy
+      -- `offset 0`, so that each busy job looks for its exports.
+      cross join lateral (select * from cdc_export.exports own where own.job = busy.id offset 0) b
+      where (busy.status in ('processing', 'committed')
+          or busy.status = 'pending' and busy.run_at > statement_timestamp())
+        and b.consumer_id is not null and b.published_at is null and b.status in ('open', 'completed')))
     -- No earlier export of the lane is open, or waits for its files' names: a reader must not see a later one first.
     and not exists (
       select from cdc_export.exports earlier

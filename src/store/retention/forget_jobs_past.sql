@@ -29,6 +29,9 @@ past as (
       and (not $7 or f.manifest is null or f.number is null)
       -- Spares a job of which an export is not published. Its manifest is going to count the others.
       and own.status <> 'committed'
+      -- Spares an export that lost its file while its job has others: the job would not have failed any more.
+      and not (f.status = 'failed' and exists (
+        select from cdc_export.exports other where other.job = f.job and other.status = 'completed'))
       -- Spares a job with an open delivery of its end.
       and not exists (
         select from cdc_export.deliveries d
