@@ -52,6 +52,9 @@ pub(crate) enum Error {
     /// Another export of the same job can't be applied.
     #[error("its job is not applied, because of another dataset")]
     JobStopped,
+    /// An export's job was requested after the round began. The next round applies it.
+    #[error("its job is newer than this round")]
+    NextRound,
     /// The service gives a file a name that isn't the name of one visible file.
     #[error(transparent)]
     Name(#[from] NotPlain),

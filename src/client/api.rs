@@ -326,6 +326,12 @@ impl Api {
         Ok((exports.collect::<Result<_, _>>()?, next_cursor))
     }
 
+    /// Returns the consumer's newest job.
+    pub(crate) async fn newest_job(&self, consumer: &ConsumerId) -> Result<Option<Uuid>, CallError> {
+        let ItemPage { items, .. } = self.get(&format!("/exports?consumer={consumer}&limit=1")).await?;
+        Ok(items.first().and_then(|job| job["jobId"].as_str()?.parse().ok()))
+    }
+
     /// Lists the datasets and the other tables that a pattern matches, as JSON.
     pub(crate) async fn dataset_items(&self) -> Result<Vec<Value>, Error> {
         let all: ItemPage = self.get("/datasets").await?;

@@ -4,6 +4,10 @@
 //! own, or has a later one. Then the target applies all of these exports in one transaction. If a lane's round ends
 //! before its export, the job is not applied in this round. No job waits for a lane whose table belongs to another
 //! lane. While it waits, a lane gives its turn to another one.
+//!
+//! Jobs are applied in the order of their requests: each time, the oldest one is, as soon as each lane waits or has ended.
+//! None is applied that was requested after the round began: other lanes may have been listed before it. None is applied
+//! behind one that is left out, until the export with which the lane goes on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,12 +24,15 @@ use crate::client::observer::Observer;
 use crate::client::ready_export::{ReadyExport, apply_together};
 use crate::client::spool::Spool;
 use crate::manifest::ManifestJob;
+use crate::manifest::chain::{RequestTime, request_time};
 
 /// The lanes that are read side by side in one round.
 pub(crate) struct LaneGroup {
     datasets: BTreeSet<String>,
     turns: Arc<Semaphore>,
     state: Mutex<Lanes>,
+    /// The newest job when the round began. `None` if the exports are read from a place.
+    newest: Option<Uuid>,
     /// The manifests of the place from which the lanes are read, if it is one.
     manifests: OnceCell<Arc<ManifestIndex>>,
     /// True if the user was warned that an export of the round is of a job of one dataset.
@@ -46,6 +53,10 @@ struct Lanes {
     /// The exports that wait, by job and dataset.
     waiting: BTreeMap<Uuid, BTreeMap<String, WaitingExport>>,
     jobs: BTreeMap<Uuid, Arc<SharedJob>>,
+    /// The oldest job that is not applied in this round.
+    stopped: Option<Uuid>,
+    /// The exports that lanes leave out: the time of the first one, and of the export with which the lane goes on.
+    gaps: Vec<(RequestTime, Option<RequestTime>)>,
 }
 
 /// A job of several datasets whose exports some lanes have reached.
@@ -65,13 +76,15 @@ struct WaitingExport {
 }
 
 impl LaneGroup {
-    /// Returns the group of the lanes of these datasets. `turns` of them are worked on at the same time.
-    pub(crate) fn new(datasets: BTreeSet<String>, turns: u8) -> LaneGroup {
+    /// Returns the group of the lanes of these datasets. `turns` of them are worked on at the same time. `newest` is the
+    /// newest job before any lane was listed.
+    pub(crate) fn new(datasets: BTreeSet<String>, turns: u8, newest: Option<Uuid>) -> LaneGroup {
         let running = datasets.iter().map(|dataset| (dataset.clone(), 0)).collect();
         LaneGroup {
             datasets,
             turns: Arc::new(Semaphore::new(turns.into())),
             state: Mutex::new(Lanes { running, ..Lanes::default() }),
+            newest,
             manifests: OnceCell::new(),
             has_warned: AtomicBool::new(false),
         }
@@ -108,14 +121,14 @@ impl LaneGroup {
         .await;
     }
 
-    /// Changes the state of the lanes, and applies the jobs for which no lane has to be waited for any more.
+    /// Changes the state of the lanes, and applies the job for which no lane has to be waited for any more.
     async fn change(&self, change: impl FnOnce(&mut Lanes)) {
         let whole = {
             let mut state = self.state();
             change(&mut state);
-            state.take_whole()
+            state.take_oldest()
         };
-        for exports in whole {
+        if let Some(exports) = whole {
             apply_job(exports).await;
         }
     }
@@ -164,8 +177,16 @@ impl LaneGroup {
             }
             return Ok(None);
         };
+        if self.newest.is_some_and(|newest| id > newest) {
+            return Err(Error::NextRound);
+        }
         job.numbers.get_or_try_init(|| numbers(id)).await?;
         Ok(Some((id, job)))
+    }
+
+    /// Records that a lane leaves out its exports from a time on, and with which export it goes on, if it does.
+    pub(super) async fn leave_out(&self, from: RequestTime, until: Option<RequestTime>) {
+        self.change(|lanes| lanes.gaps.push((from, until))).await;
     }
 
     /// Returns the number of a job's exports that the lanes copy. Returns `None` if the job's manifests say the same.
@@ -205,9 +226,9 @@ impl LaneGroup {
 }
 
 impl Lanes {
-    /// Removes and returns the exports of each job for which no lane has to be waited for. Ends the waiting for a job
-    /// whose lane has ended before it.
-    fn take_whole(&mut self) -> Vec<Vec<WaitingExport>> {
+    /// Removes and returns the exports of the oldest job once each running lane waits. Ends the waiting for a job whose
+    /// lane has ended before it, and for later ones.
+    fn take_oldest(&mut self) -> Option<Vec<WaitingExport>> {
         let any_before = |lanes: &BTreeMap<String, u64>, id: &Uuid, arrived: &BTreeMap<String, WaitingExport>| {
             let is_before = |(dataset, number): &(&String, &u64)| {
                 !arrived.contains_key(*dataset) && lanes.get(*dataset).is_some_and(|had| had < *number)
@@ -217,8 +238,10 @@ impl Lanes {
         };
         self.waiting.retain(|id, arrived| {
             let late = any_before(&self.ended, id, arrived);
-            let is_stopped = late.is_some() || any_before(&self.failed, id, arrived).is_some();
+            let has_failed = any_before(&self.failed, id, arrived).is_some();
+            let is_stopped = late.is_some() || has_failed || self.stopped.is_some_and(|stopped| stopped < *id);
             if is_stopped {
+                self.stopped.get_or_insert(*id);
                 for waiting in std::mem::take(arrived).into_values() {
                     let why = late.clone().map_or(Error::JobStopped, Error::Refused);
                     drop(waiting.outcome.send(Err(why)));
@@ -226,19 +249,26 @@ impl Lanes {
             }
             !is_stopped
         });
-        let is_whole = |id: &Uuid, arrived| any_before(&self.running, id, arrived).is_none();
-        let waiting = self.waiting.iter();
-        let whole: Vec<_> = waiting.filter(|(id, arrived)| is_whole(id, arrived)).map(|(id, _)| *id).collect();
-        // No service gives jobs an order in which lanes wait for each other. If one does, the lanes of a job fail.
-        let do_all_wait = self.waiting.values().map(BTreeMap::len).sum::<usize>() == self.running.len();
-        if whole.is_empty() && do_all_wait {
-            drop(self.waiting.pop_first());
+        if self.waiting.values().map(BTreeMap::len).sum::<usize>() < self.running.len() {
+            return None;
         }
-        let take = |id: &Uuid| {
-            self.jobs.remove(id);
-            Some(self.waiting.remove(id)?.into_values().collect())
-        };
-        whole.iter().filter_map(take).collect()
+        let (id, exports) = self.waiting.pop_first()?;
+        let time = request_time(id);
+        let is_behind = |(from, until): &&(_, Option<_>)| *from <= time && until.is_none_or(|until| time < until);
+        if let Some((_, until)) = self.gaps.iter().find(is_behind) {
+            for waiting in exports.into_values() {
+                let why = "job_incomplete: another dataset leaves out this job or an earlier one".to_owned();
+                let outcome = if until.is_some() { Ok(Applied::NeedsFullExport(why)) } else { Err(Error::JobStopped) };
+                drop(waiting.outcome.send(outcome));
+            }
+            return None;
+        }
+        // No service gives jobs an order in which lanes wait for each other. If one does, the lanes of a job fail.
+        if any_before(&self.running, &id, &exports).is_some() {
+            return None;
+        }
+        self.jobs.remove(&id);
+        Some(exports.into_values().collect())
     }
 }
 

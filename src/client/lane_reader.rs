@@ -109,6 +109,13 @@ impl LaneReader<'_> {
     /// Writes all available exports to the sink, oldest first. Then submits another export, if requested, and writes
     /// it. A cancelled call loses nothing: the next call continues from the sink's position.
     pub(crate) async fn round(&self, sink: &mut impl ExportSink) -> Result<(), Error> {
+        match self.read(sink).await {
+            Err(Error::NextRound) => Ok(()),
+            done => done,
+        }
+    }
+
+    async fn read(&self, sink: &mut impl ExportSink) -> Result<(), Error> {
         let (mut submitted, mut written) = (self.request.filter(|_| self.is_submitted), HashSet::new());
         // An earlier process may have been killed before its acknowledgement. An error is ignored, because the
         // following calls fail with it too.

@@ -87,6 +87,9 @@ impl ManifestFolder {
             };
             if let Some((why, error)) = obstacle {
                 next = lane.chains.base_after(&successors, Some(&position));
+                if mirror.last().is_some() {
+                    mirror.group().leave_out(link.requested, next.map(|(_, base)| base.requested)).await;
+                }
                 let Some((_, base)) = next else { return Err(error) };
                 mirror.observer().notice(&format!("{why}; going on with the full export {}", base.number));
                 continue;

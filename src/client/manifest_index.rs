@@ -3,7 +3,7 @@
 //! Keeps in memory the digest and the name of each manifest of these lanes, and of each job of several datasets the
 //! number of each export that has a manifest here.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::sync::Arc;
 
@@ -21,6 +21,9 @@ use crate::telemetry::chain;
 
 /// The maximum number of lanes or manifests that a message lists.
 pub(super) const MAX_LISTED: usize = 10;
+
+/// The number of times that a place is listed if each time there are more manifests.
+const MAX_LISTINGS: usize = 5;
 
 /// The manifests of a place, as far as the lanes of one consumer need them.
 pub(super) struct ManifestIndex {
@@ -72,22 +75,34 @@ impl ManifestIndex {
             some_lanes: BTreeSet::new(),
             unreadable: Vec::new(),
         };
-        index.read_all("", &*archive)?;
-        let entries = place.folder().map(fs::read_dir).transpose().about(|| "the folder of the exports")?;
-        for entry in entries.into_iter().flatten() {
-            let entry = entry.about(|| "the folder of the exports")?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if is_name(&name) && entry.file_type().is_ok_and(|found| found.is_dir()) {
-                index.read_all(&format!("{name}/"), &*Settings::Folder(entry.path()).archive(runtime)?)?;
+        let mut read = HashSet::new();
+        // Until nothing has come meanwhile: a folder that was listed first may lack an export that another one has.
+        for _ in 0..MAX_LISTINGS {
+            let before = read.len();
+            index.read_all("", &*archive, &mut read)?;
+            let entries = place.folder().map(fs::read_dir).transpose().about(|| "the folder of the exports")?;
+            for entry in entries.into_iter().flatten() {
+                let entry = entry.about(|| "the folder of the exports")?;
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if is_name(&name) && entry.file_type().is_ok_and(|found| found.is_dir()) {
+                    let own = Settings::Folder(entry.path()).archive(runtime)?;
+                    index.read_all(&format!("{name}/"), &*own, &mut read)?;
+                }
+            }
+            if read.len() == before {
+                break;
             }
         }
         Ok(index)
     }
 
-    /// Reads the manifests that are listed for a folder within the place.
-    fn read_all(&mut self, folder: &str, listed: &dyn Archive) -> Result<(), Error> {
+    /// Reads the manifests that are listed for a folder within the place, but those that are read already.
+    fn read_all(&mut self, folder: &str, listed: &dyn Archive, read: &mut HashSet<String>) -> Result<(), Error> {
         for name in listed.manifests()? {
             let name = format!("{folder}{}", name?);
+            if !read.insert(name.clone()) {
+                continue;
+            }
             match read_manifest(&*self.archive, &name) {
                 Ok(Some(manifest)) => self.add(name, &manifest),
                 Ok(None) => {}
@@ -142,7 +157,9 @@ impl ManifestIndex {
     pub(super) fn missing_exports(&self, manifest: &Manifest) -> Option<String> {
         let job = &manifest.export.job;
         let stated = job.datasets().filter(|_| self.lanes.len() > 1)?;
-        let all = manifest.copied_exports.or_else(|| stated.parse().ok()).unwrap_or(u64::MAX);
+        // The signature doesn't cover the number of copied exports.
+        let copied = manifest.copied_exports.filter(|_| self.keys.is_empty());
+        let all = copied.or_else(|| stated.parse().ok()).unwrap_or(u64::MAX);
         let numbers = Uuid::try_parse(job.id()).ok().and_then(|id| self.jobs.get(&id));
         let found = numbers.map_or(0, BTreeMap::len) as u64;
         let why = || format!("job_incomplete: {found} of the {all} exports of the job {} are there", job.id());

@@ -144,7 +144,13 @@ impl LaneOptions {
                         (Some(api), Some(request)) => self.submit_job(api, request, &datasets.ready, &mut job).await,
                         _ => Ok(()),
                     };
-                    self.round(&datasets, &mut job, terminal, &read).await.and(submitted)
+                    // Before any lane is listed.
+                    let newest = match api.filter(|_| datasets.ready.len() > 1) {
+                        Some(api) => Some(api.newest_job(&self.consumer).await?.unwrap_or_default()),
+                        None => None,
+                    };
+                    let group = LaneGroup::new(datasets.ready.clone(), self.jobs, newest);
+                    self.round(&datasets, &mut job, group, terminal, &read).await.and(submitted)
                 };
                 let done = round.await;
                 let Some(every) = self.every else { return done };
@@ -223,13 +229,14 @@ impl LaneOptions {
         &self,
         datasets: &RoundDatasets,
         job: &mut RoundJob,
+        group: LaneGroup,
         terminal: &Arc<Terminal>,
         read: &impl AsyncFn(LaneTask) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         let is_one_of_several = self.are_several();
         let RoundDatasets { ready, stale } = datasets;
         let all = ready.len() + stale.len();
-        let group = Arc::new(LaneGroup::new(ready.clone(), self.jobs));
+        let group = Arc::new(group);
         let RoundJob { datasets: submitted, apart } = job;
         let read = async |dataset: String| {
             let shown = terminal.of_dataset(&dataset);
