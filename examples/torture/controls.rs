@@ -167,8 +167,8 @@ const CONTROLS: [Control; 15] = [
         edits: &[
             Edit {
                 file: "src/store/queue/ready.sql",
-                text: "where running.status in ('processing', 'committed') and b.consumer_id",
-                instead: "where running.status = 'processing' and b.consumer_id",
+                text: "where (busy.status in ('processing', 'committed')",
+                instead: "where (busy.status = 'processing'",
             },
             Edit {
                 file: "src/store/queue/ready.sql",
@@ -185,7 +185,7 @@ const CONTROLS: [Control; 15] = [
         breaks: Some("1"),
         edits: &[Edit {
             file: "src/source/rows.rs",
-            text: "if self.position.live.is_some() { Rule::LogToo } else { Rule::TimeAlone }",
+            text: "if position.live.is_some() { Rule::LogToo } else { Rule::TimeAlone }",
             instead: "Rule::TimeAlone",
         }],
         scenario: Scenario::Usual(60),

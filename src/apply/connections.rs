@@ -48,8 +48,8 @@ impl TargetConnections {
             }
         }
         let mut conn = self.connect().await.during("the connection")?;
-        // Limits the time for which a statement waits for a lock, unless the role has a limit of its own. Also limits the
-        // time for which a process that was stopped holds its locks.
+        // Limits the time for which a statement waits for a lock, unless the role has a limit of its own. Also limits
+        // the time for which a process that was stopped holds its locks.
         let set = "select set_config('lock_timeout', '30s', false) where current_setting('lock_timeout') = '0';
                    set idle_in_transaction_session_timeout = '10min'";
         run(&mut conn, "lock.limit", set).await.during("the connection")?;

@@ -5,9 +5,9 @@
 //! before its export, the job is not applied in this round. No job waits for a lane whose table belongs to another
 //! lane. While it waits, a lane gives its turn to another one.
 //!
-//! Jobs are applied in the order of their requests: each time, the oldest one is, as soon as each lane waits or has ended.
-//! None is applied that was requested after the round began: other lanes may have been listed before it. None is applied
-//! behind one that is left out, until the export with which the lane goes on.
+//! Jobs are applied in the order of their requests: each time, the oldest one is, as soon as each lane waits or has
+//! ended. None is applied that was requested after the round began: other lanes may have been listed before it. None is
+//! applied behind one that is left out, until the export with which the lane goes on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -76,8 +76,8 @@ struct WaitingExport {
 }
 
 impl LaneGroup {
-    /// Returns the group of the lanes of these datasets. `turns` of them are worked on at the same time. `newest` is the
-    /// newest job before any lane was listed.
+    /// Returns the group of the lanes of these datasets. `turns` of them are worked on at the same time. `newest` is
+    /// the newest job before any lane was listed.
     pub(crate) fn new(datasets: BTreeSet<String>, turns: u8, newest: Option<Uuid>) -> LaneGroup {
         let running = datasets.iter().map(|dataset| (dataset.clone(), 0)).collect();
         LaneGroup {
@@ -147,8 +147,8 @@ impl LaneGroup {
         self.change(|lanes| _ = lanes.running.remove(dataset)).await;
     }
 
-    /// Returns a job whose exports several lanes have. Returns `None` if the job is of one dataset, or there is only one
-    /// lane.
+    /// Returns a job whose exports several lanes have. Returns `None` if the job is of one dataset, or there is only
+    /// one lane.
     fn shared_job(&self, job: &ManifestJob) -> Result<Option<(Uuid, Arc<SharedJob>)>, Error> {
         if self.datasets.len() == 1 || job.datasets().is_none() {
             return Ok(None);

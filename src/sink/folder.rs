@@ -283,4 +283,35 @@ mod tests {
             assert!(dir.path().join(name).symlink_metadata().is_ok(), "{name}");
         }
     }
+
+    fn visible(dir: &tempfile::TempDir) -> Vec<String> {
+        let names = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name != DESTINATION_ID_FILE).collect()
+    }
+
+    #[test]
+    fn only_the_recorded_file_is_removed() {
+        let (dir, folder) = folder();
+        let file = staged(&folder, "abc");
+        folder.publish(&file, "a.csv").unwrap();
+        let location = FileLocation::Folder { inode: 0, modified_ns: 0 };
+        let identity = FileIdentity { location, ..file.identity };
+        folder.remove([("a.csv", &StagedFile { identity, ..file.clone() })].into_iter()).unwrap();
+        assert_eq!(visible(&dir), ["a.csv"]);
+        for _ in 0..2 {
+            folder.remove([("a.csv", &file)].into_iter()).unwrap();
+            assert!(visible(&dir).is_empty());
+        }
+    }
+
+    #[test]
+    fn the_file_of_the_id_is_short() {
+        let (dir, folder) = folder();
+        let id = folder.destination_id().unwrap();
+        let id_file = dir.path().join(DESTINATION_ID_FILE);
+        std::fs::write(&id_file, format!("{id}{}", " ".repeat(1 << 20))).unwrap();
+        assert!(folder.destination_id().is_err(), "a large file");
+        std::fs::write(&id_file, format!("{id}\n")).unwrap();
+        assert_eq!(folder.destination_id().unwrap(), id);
+    }
 }

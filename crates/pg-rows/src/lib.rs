@@ -1,8 +1,8 @@
 //! Encodes rows in Postgres's binary form as CSV, JSON lines or Parquet.
 //!
-//! Several [`Encoder`]s of one [`Layout`] make [`Piece`]s of one file, each on its own thread. A [`FileAssembler`] joins
-//! the pieces in any order. Everything is synchronous and does no I/O. The crate knows nothing of queries, jobs or
-//! files.
+//! Several [`Encoder`]s of one [`Layout`] make [`Piece`]s of one file, each on its own thread. A [`FileAssembler`]
+//! joins the pieces in any order. Everything is synchronous and does no I/O. The crate knows nothing of queries, jobs
+//! or files.
 //!
 //! ```
 //! use pg_rows::column::{Column, ColumnType};

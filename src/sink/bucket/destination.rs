@@ -1,5 +1,5 @@
-//! The [`Destination`] of a bucket. Markers of lanes are objects beside the files. The keys of manifests have the number
-//! of the export in its lane.
+//! The [`Destination`] of a bucket. Markers of lanes are objects beside the files. The keys of manifests have the
+//! number of the export in its lane.
 
 use std::sync::Arc;
 use std::time::Duration;
