@@ -262,14 +262,14 @@ impl Publisher {
             let kept = self.destination.write_lane_marker(&file, &marker, replaced).await?;
             let Some(other) = kept else { return Ok(()) };
             // In the next iteration the marker may name a third export, which is checked in the same way.
-            match self.store.is_after(record, &other).await? {
-                Some(true) => {}
-                // Another process has published this export and later ones.
-                Some(false) => return Ok(()),
-                None => {
-                    tracing::warn!(event = "marker_left", jobId = %record.job, dataset = record.dataset, marked = %other.job);
-                    return Ok(());
-                }
+            let Some(is_later) = self.store.is_after(record, &other).await? else {
+                tracing::warn!(event = "marker_left", jobId = %record.job, dataset = record.dataset, marked = %other.job);
+                return Ok(());
+            };
+            // Another process has published this export and a later one.
+            if !is_later {
+                tracing::info!(event = "marker_left", jobId = %record.job, marked = %other.job);
+                return Ok(());
             }
             replaced = Some(other.job);
         }
