@@ -189,7 +189,7 @@ async fn a_dead_synchronous_standby_holds_no_lock_and_nothing_is_handed_out() {
 /// The default settings have 6,400 places. A plan of the whole table needs one for each partition and index.
 #[tokio::test]
 async fn an_export_reads_a_thousand_partitions_in_a_small_lock_table_and_is_refused_at_three_thousand() {
-    let mut cluster = Cluster::with(&["max_connections = 60"]).await;
+    let mut cluster = Cluster::with(&["max_connections = 50"]).await;
     let database = cluster.database();
     database.run("create table parts (k int primary key, a int, b int) partition by range (k)").await;
     database.run("create index on parts (a); create index on parts (b)").await;
