@@ -303,15 +303,4 @@ mod tests {
             assert!(visible(&dir).is_empty());
         }
     }
-
-    #[test]
-    fn the_file_of_the_id_is_short() {
-        let (dir, folder) = folder();
-        let id = folder.destination_id().unwrap();
-        let id_file = dir.path().join(DESTINATION_ID_FILE);
-        std::fs::write(&id_file, format!("{id}{}", " ".repeat(1 << 20))).unwrap();
-        assert!(folder.destination_id().is_err(), "a large file");
-        std::fs::write(&id_file, format!("{id}\n")).unwrap();
-        assert_eq!(folder.destination_id().unwrap(), id);
-    }
 }
