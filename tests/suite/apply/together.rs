@@ -256,6 +256,54 @@ async fn a_job_that_is_published_between_two_listings_is_not_applied_in_part() {
     require_whole_job(&mirror, &mirror.service.address).await;
 }
 
+/// Two jobs that share no dataset, and are not applied yet. Returns the id of the first one, too.
+async fn with_two_jobs() -> (Mirror, Value) {
+    let tables = ["t1", "t2", "t3", "t4"];
+    let mirror = Mirror::of(&tables).await;
+    mirror.applies_all("all").await;
+    mirror.change(&tables, "x").await;
+    let first = export_all(&mirror.service, "delta", json!({ "datasets": ["t1", "t2"] })).await;
+    export_all(&mirror.service, "delta", json!({ "datasets": ["t3", "t4"] })).await;
+    (mirror, first["jobId"].clone())
+}
+
+#[tokio::test]
+async fn no_job_is_applied_behind_one_that_is_left_out() {
+    let (mirror, _) = with_two_jobs().await;
+    let server = lying(&mirror.service, |path, value| {
+        if path.contains("dataset=t1&") && path.contains("after=") {
+            *value = json!({ "items": [], "nextCursor": null });
+        }
+    })
+    .await;
+    for jobs in ["1", "4"] {
+        let (code, printed, said) = apply_from(&mirror, &server, jobs).output().await;
+        assert_eq!((code, printed.as_str()), (1, ""), "{jobs}: {said}");
+        assert!(said.contains("3 of 4 datasets failed: t2, t3, t4"), "{jobs}: {said}");
+    }
+    let printed = silent(apply_from(&mirror, &mirror.service.address, "4").output().await);
+    assert_eq!(printed.lines().count(), 4, "{printed}");
+    mirror.require_all_equal(&["t1", "t2", "t3", "t4"]).await;
+}
+
+/// Some lanes may have been listed before the job was there.
+#[tokio::test]
+async fn a_job_that_was_requested_after_the_round_began_is_applied_in_the_next_one() {
+    let (mirror, first) = with_two_jobs().await;
+    let server = lying(&mirror.service, move |path, value| {
+        if path.ends_with("/exports?consumer=a&limit=1") {
+            value["items"][0]["jobId"] = first.clone();
+        }
+    })
+    .await;
+    let at_first = silent(apply_from(&mirror, &server, "4").output().await);
+    assert_eq!(at_first.lines().count(), 2, "{at_first}");
+    mirror.require_all_equal(&["t1", "t2"]).await;
+    let then = silent(apply_from(&mirror, &mirror.service.address, "4").output().await);
+    assert_eq!(then.lines().count(), 2, "{then}");
+    mirror.require_all_equal(&["t3", "t4"]).await;
+}
+
 #[tokio::test]
 async fn a_job_is_applied_once_the_service_has_published_all_of_its_exports() {
     let mirror = with_a_job_of(&["t1", "t2"]).await;
