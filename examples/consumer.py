@@ -56,7 +56,7 @@ class Service:
         while True:
             job = json.load(self.call("GET", f"/exports/{job['jobId']}?wait=30"))
             if job["status"] in ("completed", "failed", "cancelled"):
-                # Of a job of several datasets, somebody else's.
+                # Somebody else requested a job of several datasets.
                 return job | next(it for it in job.get("exports", [job]) if it["dataset"] == self.dataset)
 
     def manifest(self, job):

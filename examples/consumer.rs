@@ -144,7 +144,7 @@ impl Service {
         loop {
             let wait = self.request(Method::GET, &format!("/exports/{id}?wait=30"));
             let mut job: Map<String, Value> = read(wait).await?.accepted()?;
-            // Of a job of several datasets, somebody else's.
+            // Somebody else requested a job of several datasets.
             if let Some(Value::Array(exports)) = job.remove("exports") {
                 let own = exports.into_iter().find(|export| export["dataset"] == *self.dataset);
                 job.extend(own.and_then(|own| own.as_object().cloned()).unwrap_or_default());

@@ -270,7 +270,7 @@ create trigger exports_keep_terminal before update of status on cdc_export.expor
 create function cdc_export.forget_jobs() returns trigger
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 begin
-  -- Of two transactions that delete the last two exports of a job, the second one waits here, and finds none.
+  -- If two transactions delete the last two exports of a job, the second one waits here, and finds no export left.
   perform from cdc_export.jobs j where j.id in (select gone.job from gone) order by j.id for update;
   delete from cdc_export.jobs j
   where j.id in (select gone.job from gone) and not exists (select from cdc_export.exports e where e.job = j.id);

@@ -33,7 +33,7 @@ impl Promise {
         self.gone.len() == self.lanes.len()
     }
 
-    /// What a client was told of the end of the export of a lane.
+    /// Returns the answer about the lane's export that a client got when the job had ended.
     pub(crate) fn told(&self, lane: &str) -> Option<Value> {
         let (job, _) = self.ended.as_ref()?;
         exports(job).into_iter().find(|export| lane_of(export) == Some(lane))
@@ -70,7 +70,7 @@ pub(crate) fn exports(job: &Value) -> Vec<Value> {
     exports.iter().map(alone).collect()
 }
 
-/// Whether an export of a job of several datasets is published, or was skipped.
+/// Returns true if an export of a job of several datasets is published, or was skipped.
 fn has_ended_well(export: &Value) -> bool {
     export["skipped"] == true || !export["number"].is_null()
 }
@@ -185,8 +185,8 @@ impl Ledger {
     }
 }
 
-/// Whether the exports of a job are committed together or not at all, as far as an answer shows it. A file may be lost
-/// after the commit: that is a loss of its own.
+/// Returns true if an answer contradicts that the exports of a job are committed together. A file that is lost after
+/// the commit is another fault.
 fn is_torn(job: &Value) -> bool {
     let Some(exports) = job["exports"].as_array() else { return false };
     let is_committed = |export: &&Value| has_ended_well(export) || export["phase"] == "publishing";
@@ -199,7 +199,7 @@ fn is_torn(job: &Value) -> bool {
     }
 }
 
-/// Whether two answers say the same of an ended job. Exports that were skipped may be gone in one of them.
+/// Returns true if two answers say the same about an ended job. Exports that were skipped may be gone in one of them.
 fn say_the_same(mut one: Value, mut other: Value) -> bool {
     if let (Some(Value::Array(left)), Some(Value::Array(right))) = (one.get_mut("exports"), other.get_mut("exports")) {
         let has = |exports: &[Value], export: &Value| exports.iter().any(|its| its["dataset"] == export["dataset"]);

@@ -107,7 +107,7 @@ impl Place {
         }
     }
 
-    /// What the file of a completed export is called here, as its record says; `None`: it has no name yet.
+    /// Returns the name of the file of a completed export in this place. Returns `None` if it has no name yet.
     pub(crate) fn name(&self, export: &Export) -> Option<String> {
         match self {
             Place::Folder(_) => Some(export.output_filename.clone()),
@@ -133,7 +133,7 @@ impl Place {
         Ok(format!("{dataset}/{consumer}/{stem}_{}{extension}", &token[..8.min(token.len())]))
     }
 
-    /// What an export calls the file of this name.
+    /// Returns the `outputFilename` of the export whose file has this name.
     pub(crate) fn output_filename(&self, name: &str) -> String {
         let (stem, extension) = split(name.rsplit('/').next().unwrap_or_default());
         match (self, stem.rsplit_once('_')) {

@@ -360,7 +360,7 @@ struct Post {
     status: String,
     is_skipped: bool,
     is_of_datasets: bool,
-    /// Of its exports, in the order of their names.
+    /// The datasets of the job's exports, in the order of their names.
     datasets: Vec<String>,
 }
 

@@ -107,7 +107,7 @@ pub(crate) struct Counts {
     pub(crate) failed: usize,
     pub(crate) cancelled: usize,
     pub(crate) accepted: usize,
-    /// How many jobs of several datasets were committed, failed and were cancelled.
+    /// The numbers of jobs of several datasets that were committed, that failed, and that were cancelled.
     pub(crate) jobs_of_datasets: [usize; 3],
     pub(crate) answers_lost: u64,
     pub(crate) readers_silenced: u64,

@@ -75,8 +75,8 @@ impl World {
         self.report.acts().iter().any(|act| act.what == UPHEAVAL)
     }
 
-    /// Whether somebody asked to remove the file of a job's export in a lane, which had its name then. Where the
-    /// database is put back to a moment at which it had none, the file is lost, and its lane needs a full export.
+    /// Returns true if somebody asked to remove the file of a job's export in a lane after it got its name. If the
+    /// database is put back to an earlier moment, the file is lost, and its lane needs a full export.
     pub(crate) fn was_removed(&self, job: &str, lane: &str) -> bool {
         locked(&self.ledger).promises.get(job).is_some_and(|promise| promise.removal_asked.contains(lane))
     }

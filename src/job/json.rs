@@ -282,7 +282,7 @@ impl From<Export> for JobJson {
     }
 }
 
-/// Where a job whose request had `datasets` has a member of a [`JobJson`].
+/// The place of a [`JobJson`] member in the JSON of a job of several datasets.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     Job,

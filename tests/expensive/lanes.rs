@@ -53,7 +53,7 @@ impl Claims {
     }
 }
 
-/// What has been read of jobs and exports so far.
+/// Returns the number of entries that were read from jobs and exports so far.
 async fn read(database: &Database) -> i64 {
     let read = "select (select sum(idx_tup_read) from pg_stat_user_indexes where relname in ('jobs', 'exports'))::int8
                 + (select sum(seq_tup_read) from pg_stat_user_tables where relname in ('jobs', 'exports'))::int8";

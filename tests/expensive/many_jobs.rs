@@ -45,8 +45,8 @@ async fn with_jobs() -> Database {
     database
 }
 
-/// What the plans of a statement read of jobs and exports: entries, and those that a filter threw away. None is a scan
-/// of a table.
+/// Returns the number of entries that each plan of a statement read from jobs and exports, and the number of those that
+/// a filter threw away. No plan scans a table.
 fn read(service: &Service, statement: &str) -> Vec<(u64, u64)> {
     plans(service, statement).iter().map(|plan| cost(plan)).collect()
 }

@@ -17,7 +17,7 @@ impl Catalog {
         catalog
     }
 
-    /// Of datasets that have the names of their tables.
+    /// Makes a catalog of datasets that have the names of their tables.
     pub(crate) fn of_tables(tables: &[&str]) -> Catalog {
         let block = |name: &&str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n");
         Catalog::of(&tables.iter().map(block).collect::<String>())

@@ -11,7 +11,7 @@ use crate::harness::{
     Database, HANG_TIMEOUT, KILLED, Service, Start, ends, far, free_port, reachable_folder, silent, stop, until,
 };
 
-/// What is said of exports that were not requested together.
+/// The warning about exports that were not requested together.
 const OF_NO_JOB: &str = "joins between tables hold again";
 
 /// A source with tracked tables and their service, and a target.

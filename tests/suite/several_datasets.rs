@@ -345,7 +345,7 @@ async fn bad_input_is_refused_with_its_member() {
     assert_eq!((&answer["code"], &answer["field"]), (&json!("member_invalid"), &json!("after")), "{answer}");
     let ad_hoc = post(&service, "/exports", None, &json!({ "datasets": "*" })).await;
     assert_eq!(refusal(ad_hoc).await, (400, "member_unknown".to_owned()));
-    // What earlier versions had.
+    // There are no calls for batches.
     for (method, call) in [("GET", ""), ("GET", "/x"), ("POST", "/x/cancel"), ("POST", "/x/retry")] {
         let answer = service.call(method, &format!("/batches{call}"), &[]).await;
         assert_eq!(refusal(answer).await, (404, "not_found".to_owned()), "{method} {call}");

@@ -88,7 +88,7 @@ export async function withFailures(lanes, signal) {
   return lanes;
 }
 
-// Whether a lane's job failed by another dataset.
+// Returns true if the lane's job failed because of another dataset.
 const follows = ({ state, dataset, failedJob }) => state === "failing" && ![undefined, null, dataset].includes(failedJob?.error?.dataset);
 
 // Those that need somebody most come first, then those that are furthest behind. What failed by another one comes after that.

@@ -1,5 +1,5 @@
--- The files of exports `e` of the lanes in `bounds` that are past the retention, the oldest first. Of a job all files
--- or none: the first export that has its files decides for all of them.
+-- The files of exports `e` of the lanes in `bounds` that are past the retention, the oldest first. A job keeps all
+-- of its files or none: the first export that has its files decides for the others.
 -- $3 to $8 are the parameters of `retention/files_past.sql`.
 from bounds
 cross join lateral (
