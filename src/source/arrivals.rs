@@ -8,6 +8,7 @@ use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::connection::SEARCH_PATH;
+use crate::dataset::Table;
 use crate::source::quote;
 use crate::source::role_path::widen;
 use crate::source::select::logged;
@@ -23,20 +24,10 @@ pub(super) async fn have_unlogged_rows(
     table: &SnapshotTable,
     saved: &PgSnapshot,
 ) -> Result<bool, sqlx::Error> {
-    // The reader may have the role's own search_path, in which others may have functions. The rollback restores that
-    // path.
+    // The reader may have the role's own search_path, in which others may have functions. The last rollback restores
+    // that path.
     let path = format!("-- source.arrivals.path\n savepoint arrivals; set local search_path = {SEARCH_PATH}");
     sqlx::raw_sql(AssertSqlSafe(path)).execute(&mut *reader).await?;
-    let have = any_is_unlogged(reader, table, saved).await?;
-    sqlx::raw_sql("-- source.arrivals.path_again\n rollback to savepoint arrivals").execute(&mut *reader).await?;
-    Ok(have)
-}
-
-async fn any_is_unlogged(
-    reader: &mut PgConnection,
-    table: &SnapshotTable,
-    saved: &PgSnapshot,
-) -> Result<bool, sqlx::Error> {
     let SnapshotTable { dataset, arrived, schema, new_position, .. } = table;
     let leaves: Vec<(Oid, String, String, bool)> = sqlx::query_as(
         "-- source.arrivals.leaves
@@ -47,39 +38,46 @@ async fn any_is_unlogged(
     .bind(arrived)
     .fetch_all(&mut *reader)
     .await?;
-    let widen = format!("-- source.arrivals.widen\n {}", widen(dataset, schema, None));
-    sqlx::raw_sql(AssertSqlSafe(widen)).execute(&mut *reader).await?;
     // The right to the table is enough to read a partition through it, but not to read it alone.
     let (mut through, mut places) = (Vec::new(), Vec::new());
     for (leaf, schema, name, is_readable) in leaves {
         if is_readable {
-            places.push((format!("{}.{}", quote::quoted(&schema), quote::quoted(&name)), vec![leaf]));
+            places.push((Some(Table { schema: Some(schema), name }), vec![leaf]));
         } else {
             through.push(leaf);
         }
     }
     if !through.is_empty() {
-        places.push((quote::relation(&schema.table), through));
+        places.push((None, through));
     }
     let key: Vec<_> = schema.key.iter().map(|part| part.column.name.to_string()).collect();
     let key = key_text("u", &key);
-    for (place, leaves) in places {
+    let mut have = false;
+    for (partition, leaves) in places {
+        let from = quote::relation(partition.as_ref().unwrap_or(&schema.table));
         let logged = logged("$1", "$2::pg_catalog.text::pg_catalog.pg_snapshot");
         let has = format!(
             "-- source.arrivals.has_unlogged_rows
-             with logged as materialized (
-               select distinct key from cdc_export.change_log where {logged})
+             with logged as materialized (select distinct key from cdc_export.change_log where {logged})
              select exists (
-               select from {place} u
+               select from {from} u
                where u.tableoid operator(pg_catalog.=) any ($3)
                  and not {key} collate pg_catalog.\"C\" operator(pg_catalog.=) any (select key from logged))"
         );
         let has =
             sqlx::query_scalar(AssertSqlSafe(has)).bind(Oid(new_position.table.table_oid)).bind(saved).bind(leaves);
-        let has: bool = has.fetch_one(&mut *reader).await?;
-        if has {
-            return Ok(true);
+        let widen = widen(dataset, schema, partition.as_ref());
+        let begin = format!("-- source.arrivals.begin\n savepoint arrival; {widen}");
+        sqlx::raw_sql(AssertSqlSafe(begin)).execute(&mut *reader).await?;
+        have = has.fetch_one(&mut *reader).await?;
+        // Releases the locks of the partition and its indexes.
+        sqlx::raw_sql("-- source.arrivals.end\n rollback to savepoint arrival; release savepoint arrival")
+            .execute(&mut *reader)
+            .await?;
+        if have {
+            break;
         }
     }
-    Ok(false)
+    sqlx::raw_sql("-- source.arrivals.path_again\n rollback to savepoint arrivals").execute(reader).await?;
+    Ok(have)
 }

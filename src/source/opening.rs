@@ -329,7 +329,7 @@ fn opened(
     let has_ranges = server_version >= 140_000 && purpose.dataset.capture != Capture::None;
     let position = exported.position(continuity);
     let imported = ImportedSnapshot { name: exported.name.clone(), encoding: exported.encoding.clone(), silence };
-    let mut table = SnapshotTable {
+    let table = SnapshotTable {
         import: Import::new(&imported, purpose.dataset, &schema, None),
         imported,
         leaves: if purpose.reads_one_by_one() { exported.leaves() } else { Vec::new() },
@@ -350,10 +350,6 @@ fn opened(
         schema: schema.in_format(purpose.format),
     };
     table.require(continuity)?;
-    // The reader looks into partitions that came.
-    if table.may_lack_arrivals() {
-        table.leaves.clear();
-    }
     Ok(table)
 }
 

@@ -9,25 +9,23 @@ use std::time::Duration;
 use sqlx::PgConnection;
 
 use crate::job::Continuity;
+use crate::source::import::{self, Import};
 use crate::source::reader_slots::ReaderSlots;
 use crate::source::rows::Rows;
 use crate::source::select::Select;
 use crate::source::session::{Leader, Reader, Readers};
 use crate::source::snapshot::{Snapshot, SnapshotTable};
-use crate::source::{Error, arrivals, import};
+use crate::source::{Error, arrivals};
 
 /// The tables of a snapshot, to be read one after the other.
 #[derive(Debug)]
 pub struct SnapshotReader<'s> {
     pub(super) reader: &'s mut PgConnection,
-    /// The reader, as the leader sees it.
     pub(super) own: &'s Arc<Reader>,
     pub(super) readers: &'s Readers,
     pub(super) reader_slots: &'s ReaderSlots,
     pub(super) tables: &'s mut [SnapshotTable],
-    /// The place of the table of which the reader is a reader now.
     pub(super) at: &'s mut Option<usize>,
-    /// False once the reader is lost, although all of its rows were read.
     pub(super) reader_is_good: &'s mut bool,
 }
 
@@ -75,9 +73,6 @@ impl SnapshotReader<'_> {
     }
 
     /// Makes the reader a reader of this table, unless it is one already, and checks what only a reader can check.
-    ///
-    /// # Errors
-    /// As [`SnapshotReader::rows`].
     pub async fn join(&mut self, at: usize) -> Result<(), Error> {
         if *self.at == Some(at) {
             return Ok(());
@@ -102,16 +97,20 @@ impl SnapshotReader<'_> {
         if self.at.take().is_some() {
             import::end(self.reader).await.map_err(&failed)?;
         }
-        // Each partition is joined when it is read.
-        if !table.leaves.is_empty() {
-            *self.at = Some(at);
-            return Ok(());
+        let saved = table.position.live.as_ref().filter(|_| table.may_lack_arrivals());
+        let leaf = table.leaves.first();
+        // Otherwise each partition is joined when it is read.
+        if leaf.is_none() || saved.is_some() {
+            let import = Import::new(&table.imported, &table.dataset, &table.schema, leaf);
+            import.join(self.reader, &table.dataset.table).await?;
         }
-        table.import.join(self.reader, &table.dataset.table).await?;
         *self.at = Some(at);
         // Whatever else there is to say, the rows of a partition that came and were not logged may be missing.
-        if let Some(saved) = table.position.live.as_ref().filter(|_| table.may_lack_arrivals()) {
+        if let Some(saved) = saved {
             let found = arrivals::have_unlogged_rows(self.reader, table, saved).await;
+            if leaf.is_some() {
+                import::end(self.reader).await.map_err(&failed)?;
+            }
             if found.map_err(|cause| failed(cause).withheld(&table.dataset))? {
                 table.require(Some(Continuity::PartitionsChanged))?;
                 table.report.continuity = Some(Continuity::PartitionsChanged);

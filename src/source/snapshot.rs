@@ -50,10 +50,10 @@ pub struct Snapshot {
     pub tables: Vec<SnapshotTable>,
     /// The place of the table of which the reader is a reader now.
     pub(super) at: Option<usize>,
+    /// False once the reader is lost, although all of its rows were read.
     pub(super) reader_is_good: bool,
 }
 
-/// A table of a snapshot.
 #[derive(Debug)]
 pub struct SnapshotTable {
     pub(super) import: Import,
@@ -81,7 +81,6 @@ pub struct SnapshotTable {
     pub(super) arrived: Vec<Oid>,
     /// True if no change was logged since the position.
     pub(super) is_quiet: bool,
-    /// True if the lane's position was ever removed.
     pub(super) was_removed: bool,
     /// True if a value may be kept outside of its row.
     pub(super) toasted: bool,
