@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # `cdc-export apply` into another database of the same server: a first full export that is there, the same together with its export, and
 # deltas of so many changed rows, beside `psql \copy` of the table piped into `\copy` and pg_dump piped into psql, with the primary key made
-# afterwards, as apply does. Wall seconds: medians of the rounds, and the ratio of the piped `\copy` to each. Then the lag of
+# afterwards, as apply does. Wall milliseconds: medians of the rounds, and the ratio of the piped `\copy` to each. Then the lag of
 # `apply --every 1s` while 1,000 rows are changed each second: from a row's commit until the copy has it.
 #
 #   cargo build --release && benches/apply.sh [ROWS [CHANGES [ROUNDS]]]
@@ -32,34 +32,25 @@ command=("$binary" apply --to "postgres://$PGUSER@localhost/copy?host=$PGHOST" -
 # apply CONSUMER OPTION…
 apply() { "${command[@]}" "$@" >/dev/null; }
 whole() { export_and_wait full && apply "$consumer" --request none; }
-# case_of NAME COMMAND…: appends wall seconds.
-case_of() {
-    local name=$1 began ended
-    shift
-    clock began
-    "$@"
-    clock ended
-    awk -v us=$((ended - began)) 'BEGIN {printf "%.3f\n", us / 1e6}' >>"case.$name"
-}
 
 machine "$rows"
 for round in $(seq "$rounds"); do
-    empty; case_of copy_into_copy piped
-    empty; case_of pg_dump_into_psql dumped
+    empty; timed case.copy_into_copy piped
+    empty; timed case.pg_dump_into_psql dumped
     consumer=whole-$round
-    empty; case_of export_and_apply whole
+    empty; timed case.export_and_apply whole
     consumer=bench-$round
     export_and_wait full
-    empty; case_of apply_alone apply "$consumer" --request none
+    empty; timed case.apply_alone apply "$consumer" --request none
     first=$((round * changes % rows))
     sql "update users set name = 'changed $round', updated_at = now(), is_deleted = false where id > $first and id <= $((first + changes))"
     export_and_wait delta
-    case_of apply_delta apply "$consumer" --request none
+    timed case.apply_delta apply "$consumer" --request none
     [[ $(into -c "select count(*) from users where name = 'changed $round'") == "$changes" ]]
 done
 for name in copy_into_copy pg_dump_into_psql export_and_apply apply_alone apply_delta; do
-    printf '%-18s %s s\n' "$name" "$(median "case.$name")"
-    paste "case.copy_into_copy" "case.$name" | awk '{printf "%.2f\n", $1 / $2}' >ratios
+    printf '%-18s %s ms\n' "$name" "$(median "case.$name")"
+    ratios case.copy_into_copy "case.$name"
     [[ $name == apply_delta || $name == copy_into_copy ]] || printf '%-18s %s of the piped \\copy\n' '' "$(median ratios)"
 done
 
@@ -67,12 +58,10 @@ done
 "${command[@]}" "$consumer" --every 1s >/dev/null &
 follower=$!
 trap 'kill $follower $service; wait $follower $service || true; rm -rf "$dir"' EXIT
+arrives() { until [[ $(into -c "select name from users where id = 1") == "tick $1" ]]; do pause 0.02; done; }
 for tick in $(seq 30); do
     sql "update users set name = 'tick $tick', updated_at = now(), is_deleted = false where id <= 1000"
-    clock began
-    until [[ $(into -c "select name from users where id = 1") == "tick $tick" ]]; do pause 0.02; done
-    clock ended
-    milliseconds $((ended - began)) >>lag
+    timed lag arrives "$tick"
     # Each at another moment of the follower's second.
     pause "0.$((RANDOM % 900 + 100))"
 done

@@ -1,12 +1,9 @@
 #!/usr/bin/env bash
-# Full exports of a table of heavy rows, 100,000 articles of 2 kB on average, against `psql \copy` and rivet, in turn.
+# Full exports of a table of heavy rows, 100,000 articles of 2 kB on average, against `psql \copy`, in turn.
 #
 #   cargo build --release --features full && benches/articles.sh [ROUNDS]
-#
-# Needs `rivet` in PATH (`cargo install rivet-cli --locked`).
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
-peers=$(cd "$(dirname "$0")/peers" && pwd)
 rounds=${1:-3}
 start_service 0
 printf '[[dataset]]\nname = "articles"\ntable = "articles"\ncapture = "none"\n' >articles.toml
@@ -20,17 +17,11 @@ sql "insert into articles
 sql 'vacuum analyze articles'
 # A start checks its datasets, so the service starts again, with the one that there is now.
 kill $service; wait $service || true
-DATASETS=articles.toml PORT=0 LOG_FORMAT=json "$binary" 2>log & service=$!
-until grep -q '"listening"' log; do kill -0 $service; pause 0.1; done
-port=$(grep -o 'http://[0-9.:]*' log | tail -1 | cut -d: -f3)
-PGHOST=$(sed -n 5p data/postgres/postmaster.pid) postmaster=$(head -1 data/postgres/postmaster.pid)
+DATASETS=articles.toml listen 0
 machine 100000
 
-select="select id, title, body, raw_html, metadata::text as metadata, tags::text as tags, author, category, views, published_at, updated_at
-    from articles"
 by_copy() { copy 'select * from articles'; }
 service_as() { export_and_wait full "{\"dataset\":\"articles\",\"format\":\"$1\"}"; size=$(of_answer bytes); }
-rivet_as() { bash "$peers/rivet.sh" "${select//$'\n'/ }" "copy.$1"; size=$(stat -c %s "copy.$1"); }
 turn() {
     local name=$1
     shift
@@ -42,6 +33,4 @@ for _ in $(seq "$rounds"); do
     turn 'psql copy' by_copy
     turn 'cdc-export, csv' service_as csv
     turn 'cdc-export, parquet' service_as parquet
-    turn 'rivet, csv' rivet_as csv
-    turn 'rivet, parquet' rivet_as parquet
 done

@@ -15,7 +15,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use pg_rows::encoding::{Compression, Encoding, Format};
-use pg_rows::row::{BinaryRows, Fields};
+use pg_rows::row::Fields;
 use pg_rows::{Encoder, Layout, Piece};
 use ring::digest;
 use rustix::time::{ClockId, clock_gettime};
@@ -46,18 +46,14 @@ fn own_time() -> Duration {
 }
 
 /// Encodes and packs so many rows; returns the processor time that it took.
-fn read(layout: &Arc<Layout>, messages: &[Vec<u8>], rows: usize, pieces: &mpsc::SyncSender<Piece>) -> Duration {
+fn read(layout: &Arc<Layout>, messages: &[Vec<u8>], count: usize, pieces: &mpsc::SyncSender<Piece>) -> Duration {
     let (mut encoder, mut room) = (Encoder::new(layout), Fields::default());
     let pass_on = |encoder: &mut Encoder| {
         let piece = encoder.pack().expect("it can be packed");
         pieces.send(piece).expect("the writer goes on to the end");
     };
-    for message in messages.iter().cycle().take(rows) {
-        let (mut rows, mut fields) = (BinaryRows::new(message), room.take());
-        while rows.next_into(&mut fields).expect("the rows are whole") {
-            encoder.row(&fields).expect("the rows are of these columns");
-        }
-        room.put_back(fields);
+    for message in messages.iter().cycle().take(count) {
+        rows::encode(&mut encoder, &mut room, message);
         if encoder.is_full() {
             pass_on(&mut encoder);
         }

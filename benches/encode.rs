@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use pg_rows::column::{Column, ColumnType};
 use pg_rows::encoding::{Compression, Encoding, Format};
-use pg_rows::row::{BinaryRows, Fields};
+use pg_rows::row::Fields;
 use pg_rows::{Encoder, Layout};
 
 use crate::rows::{columns_of_users, put_row, put_user};
@@ -75,11 +75,7 @@ fn rows_of_others() -> Vec<u8> {
 
 /// Encodes as an export does, into a piece of the file; returns how many bytes it is.
 fn encode(layout: &Arc<Layout>, encoder: &mut Encoder, room: &mut Fields, rows: &[u8]) -> usize {
-    let (mut rows, mut fields) = (BinaryRows::new(rows), room.take());
-    while rows.next_into(&mut fields).expect("the rows are whole") {
-        encoder.row(&fields).expect("the rows are of these columns");
-    }
-    room.put_back(fields);
+    rows::encode(encoder, room, rows);
     let piece = encoder.pack().expect("it can be packed");
     let (mut assembler, _) = layout.begin().expect("the format is built");
     assembler.append(piece).expect("the piece is of this layout").len()

@@ -26,17 +26,14 @@ done
 kill $service; wait $service || true
 DATASETS=datasets.toml listen 0
 
+empty_incrementals() { for _ in $(seq "$1"); do export_and_wait incremental "{\"dataset\":\"$name\"}"; done; }
 for name in "${tables[@]}"; do
     export_and_wait full "{\"dataset\":\"$name\"}"
     # A connection's first exports plan their statements anew.
-    for _ in $(seq 20); do export_and_wait incremental "{\"dataset\":\"$name\"}"; done
-    sql 'alter system set log_min_duration_statement = 0'; sql 'select pg_reload_conf()' >/dev/null
-    sleep 0.5; from=$(wc -l <data/postgres.log)
-    for _ in $(seq "$times"); do export_and_wait incremental "{\"dataset\":\"$name\"}"; done
-    sql 'alter system reset log_min_duration_statement'; sql 'select pg_reload_conf()' >/dev/null
-    sleep 0.5
+    empty_incrementals 20
+    logged empty_incrementals "$times"
     for statement in shape.columns filter.called snapshot.open; do
-        tail -n +"$from" data/postgres.log | grep -E "(bind|execute) [^ ]*: -- source.$statement\$" |
+        grep -E "(bind|execute) [^ ]*: -- source.$statement\$" logged |
             sed -E 's/.*duration: ([0-9.]+) ms  (bind|execute).*/\1 \2/' |
             awk '$2 == "bind" {bind = $1} $2 == "execute" {print bind + $1}' >spent || true
         [ ! -s spent ] || echo "$name: $statement, ms: $(median spent)"

@@ -37,6 +37,17 @@ percentile99() { sort -n "$1" | awk '{v[NR] = $1} END {print v[int((NR * 99 + 99
 # Of the numbers in a file: median [smallest - largest].
 median() { sort -n "$1" | awk '{v[NR] = $1} END {printf "%s [%s - %s]", v[int((NR + 1) / 2)], v[1], v[NR]}'; }
 milliseconds() { awk -v us="$1" 'BEGIN {printf "%.1f\n", us / 1000}'; }
+# timed FILE COMMAND…: runs it, and appends its milliseconds to the file.
+timed() {
+    local file=$1 began ended
+    shift
+    clock began; "$@"; clock ended
+    milliseconds $((ended - began)) >>"$file"
+}
+# ratios DIVIDENDS DIVISORS: of the numbers in two files, line by line, into the file `ratios`.
+ratios() { paste "$1" "$2" | awk '{printf "%.2f\n", $1 / $2}' >ratios; }
+# each N TIMES
+each() { awk -v n="$1" -v times="$2" 'BEGIN {printf "%.1f", n / times}'; }
 # What a synced write of 4 kB takes here, in milliseconds.
 synced_write() {
     { LC_ALL=C dd if=/dev/zero of=synced bs=4k count=50 oflag=dsync; } 2>&1 |
@@ -128,18 +139,29 @@ summary() {
 
 # incrementals TIMES: 10,000 rows change, then the service and a fresh psql take them in turn. For $rows rows.
 incrementals() {
-    local n before a b c d first
+    local n before first
     for n in $(seq "$1"); do
         before=$(sql 'select clock_timestamp()')
         first=$((n * 10000 % rows))
         sql "update users set name = 'changed $n', updated_at = now(), is_deleted = false where id > $first and id <= $((first + 10000))"
-        clock a; export_and_wait incremental; clock b
+        timed changed.service export_and_wait incremental
         [[ $answer == *'"rowsExported":10000,'* ]] || { echo "$answer" >&2; return 1; }
-        clock c; copy "select $columns from users where updated_at >= '$before' and not is_deleted"; clock d
-        milliseconds $((b - a)) >>changed.service; milliseconds $((d - c)) >>changed.copy
+        timed changed.copy copy "select $columns from users where updated_at >= '$before' and not is_deleted"
         awk -v s="$(of_answer durationSeconds)" 'BEGIN {printf "%.1f\n", s * 1000}' >>changed.job
     done
     echo "incremental of 10000 changed rows, ms: from POST to completed $(median changed.service), the 99th percentile $(percentile99 changed.service), from claim to commit $(median changed.job), a fresh psql \\copy $(median changed.copy)"
+}
+
+# logged COMMAND…: runs it, while the server logs each statement with its time. Leaves the server's lines meanwhile in the file `logged`.
+logged() {
+    local from
+    from=$(stat -c %s data/postgres.log)
+    sql 'alter system set log_min_duration_statement = 0'; sql 'select pg_reload_conf()' >/dev/null
+    pause 0.2
+    "$@"
+    sql 'alter system reset log_min_duration_statement'; sql 'select pg_reload_conf()' >/dev/null
+    pause 0.2
+    tail -c +$((from + 1)) data/postgres.log >logged
 }
 
 # The consumer's position as the service writes it into a statement.
@@ -152,13 +174,10 @@ delta_statement() {
     # One after an incremental has the deletions to make up for, in a statement of their own.
     export_and_wait delta
     since=$(position)
-    sql "alter system set log_min_duration_statement = 0"; sql 'select pg_reload_conf()' >/dev/null
-    pause 0.2
-    export_and_wait delta
-    sql "alter system reset log_min_duration_statement"; sql 'select pg_reload_conf()' >/dev/null
+    logged export_and_wait delta
     statement=$(awk '/^[^\t]/ {inside = /-- source.copy.changes/; if (inside) text = ""; next}
         inside {sub(/--.*/, ""); text = text " " $0}
-        END {gsub(/[\t ]+/, " ", text); sub(/^ copy \(/, "", text); sub(/\) to stdout \(format binary\) *$/, "", text); print text}' data/postgres.log)
+        END {gsub(/[\t ]+/, " ", text); sub(/^ copy \(/, "", text); sub(/\) to stdout \(format binary\) *$/, "", text); print text}' logged)
     [[ $statement == *'union all'* ]]
 }
 # The same with the position in it that the consumer has now: what psql would have to send for the same rows.

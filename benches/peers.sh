@@ -8,8 +8,8 @@
 # A ratio is the wall time of `\copy` / that of the case in the same round, so higher is faster. CPU is that of the client (for
 # the service: itself) and of the server; the peak is the client's resident memory, the service's over idle. Harm is measured
 # in rounds of its own: how long reads of one row by its key take beside it, 200 a second, and the longest statement and the
-# oldest snapshot that are seen. Fetches what benches/peers/ names by pip and npm into a scratch folder, 1.3 GB. Needs zstd,
-# pgbench, python3 with venv, node and npm. rivet is among the peers if it is there (`cargo install rivet-cli --locked`).
+# oldest snapshot that are seen. Fetches what benches/peers/ names by pip into a scratch folder. Needs zstd, pgbench and python3
+# with venv.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 rows=${1:-1000000} rounds=${2:-5}
@@ -17,11 +17,8 @@ peers=$(cd "$(dirname "$0")/peers" && pwd) latency=$(cd "$(dirname "$0")" && pwd
 start_service "$rows"
 select="select $columns from users where not is_deleted"
 
-# Beside the programs, which is where node looks.
-cp -r "$peers" peers
 python3 -m venv venv
-venv/bin/pip install --quiet --disable-pip-version-check -r peers/requirements.txt
-npm install --prefix peers --silent --no-fund --no-audit --no-package-lock
+venv/bin/pip install --quiet --disable-pip-version-check -r "$peers/requirements.txt"
 
 # watch PROCESS: writes the most memory it had, in MB, into `peak`. Looks ten times a second, which costs next to nothing.
 watch() {
@@ -32,19 +29,15 @@ watch() {
         pause 0.1
     done 2>/dev/null
 }
-# peer FILE COMMAND…: a peer in its own process, watched.
-peer() {
-    local file=$1
-    shift
-    "$@" "$select" "$file" & local process=$!
+# watched COMMAND…: runs it in a process of its own.
+watched() {
+    "$@" & local process=$!
     watch $process & watcher=$!
     wait $process
 }
-plain() {
-    psql -q -c "\\copy ($select) to copy.csv csv header" & local process=$!
-    watch $process & watcher=$!
-    wait $process
-}
+# peer FILE PROGRAM
+peer() { watched venv/bin/python "$peers/$2" "$select" "$1"; }
+plain() { watched psql -q -c "\\copy ($select) to copy.csv csv header"; }
 packed() { copy "$select" pstdout | zstd -q -1 >copy.csv; }
 # export_full BODY: the service's.
 export_full() { forget_peak $service; export_and_wait full "$1"; }
@@ -75,9 +68,8 @@ case_of() {
 sql 'vacuum analyze users'; sql checkpoint
 expected=$(sql 'select count(*) from users where not is_deleted')
 machine "$rows"
-printf '%s, node %s, Python %s\n' "$(psql --version)" "$(node --version)" "$(python3 --version | cut -d' ' -f2)"
-venv/bin/pip list --format freeze --disable-pip-version-check | grep -iE 'sqlalchemy|adbc-driver-p|chdb=|connectorx|duckdb=|psycopg=|pyarrow' | paste -sd' '
-(cd peers && npm ls --depth 0 --parseable=false 2>/dev/null | sed -n 's/^[^ ]* \(.*@.*\)/\1/p' | paste -sd' ')
+printf '%s, %s\n' "$(psql --version)" "$(python3 --version)"
+venv/bin/pip list --format freeze --disable-pip-version-check | grep -iE 'sqlalchemy|adbc-driver-p|chdb=|duckdb=|psycopg=|pyarrow' | paste -sd' '
 
 idle=$(memory VmRSS $service)
 # all_cases DO: calls DO NAME COMMAND… for each.
@@ -87,20 +79,13 @@ all_cases() {
     "$1" '\copy to zstd -1' packed
     "$1" 'cdc-export, zstd' export_full '{"compression":"zstd"}'
     "$1" 'cdc-export, parquet' export_full '{"format":"parquet"}'
-    "$1" 'DuckDB, csv' peer copy.csv venv/bin/python peers/duckdb_copy.py
-    "$1" 'DuckDB, parquet' peer copy.parquet venv/bin/python peers/duckdb_copy.py
-    "$1" 'chdb, csv' peer copy.csv venv/bin/python peers/chdb_copy.py
-    "$1" 'chdb, parquet' peer copy.parquet venv/bin/python peers/chdb_copy.py
-    if [[ -n $(command -v rivet) ]]; then
-        "$1" 'rivet, csv' peer copy.csv bash peers/rivet.sh
-        "$1" 'rivet, parquet' peer copy.parquet bash peers/rivet.sh
-    fi
-    "$1" 'psycopg COPY' peer copy.csv venv/bin/python peers/psycopg_copy.py
-    "$1" 'adbc, pyarrow csv' peer copy.csv venv/bin/python peers/adbc_arrow.py
-    "$1" 'connectorx, pyarrow csv' peer copy.csv venv/bin/python peers/connectorx_arrow.py
-    "$1" 'connectorx, parquet' peer copy.parquet venv/bin/python peers/connectorx_arrow.py
-    "$1" 'pg-query-stream' peer copy.csv node peers/query_stream.js
-    "$1" 'SQLAlchemy core, csv' peer copy.csv venv/bin/python peers/sqlalchemy_core.py
+    "$1" 'DuckDB, csv' peer copy.csv duckdb_copy.py
+    "$1" 'DuckDB, parquet' peer copy.parquet duckdb_copy.py
+    "$1" 'chdb, csv' peer copy.csv chdb_copy.py
+    "$1" 'chdb, parquet' peer copy.parquet chdb_copy.py
+    "$1" 'psycopg COPY' peer copy.csv psycopg_copy.py
+    "$1" 'adbc, pyarrow csv' peer copy.csv adbc_arrow.py
+    "$1" 'SQLAlchemy core, csv' peer copy.csv sqlalchemy_core.py
 }
 for _ in $(seq "$rounds"); do all_cases case_of; done
 printf '\n%-24s %-22s %-22s %-22s %s\n' case ratio 'wall s' 'CPU s' 'peak MB'

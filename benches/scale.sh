@@ -81,27 +81,6 @@ row_5() {
     ); done
 }
 
-# An empty delta, and the same beside a transaction that has been open for 400,000 changes, all of which the position has seen.
-row_6() (
-    empty_deltas() {
-        for _ in $(seq 5); do export_and_wait delta; done
-        for _ in $(seq 21); do
-            clock began; export_and_wait delta; clock ended
-            milliseconds $((ended - began)) >>"$1"
-        done
-    }
-    start_service 111112
-    export_and_wait full; empty_deltas quiet
-    # Its position keeps the log.
-    consumer=behind export_and_wait full
-    hold_open "update users set name = 'open' where id = 1"
-    for n in 1 2 3 4; do sql "update users set name = 'seen $n' where not is_deleted and id > 1 and id <= 111112"; done
-    export_and_wait full
-    sql 'vacuum analyze users'; sql 'analyze cdc_export.change_log'
-    empty_deltas beside
-    echo "6: an empty delta, ms: $(median quiet), beside a transaction open for $(sql 'select count(*) from cdc_export.change_log') changes: $(median beside)"
-)
-
 # datasets_of N: the tables t1 to tN, and their blocks in datasets.toml.
 datasets_of() {
     local n
@@ -122,20 +101,11 @@ seconds() {
     clock began; "$@"; clock ended
     awk -v us=$((ended - began)) 'BEGIN {printf "%.2f s", us / 1e6}'
 }
-# logged COMMAND…: leaves the statements of the service meanwhile in the file `logged`, a line each.
-logged() {
-    local from
-    from=$(stat -c %s data/postgres.log)
-    sql 'alter system set log_min_duration_statement = 0'; sql 'select pg_reload_conf()' >/dev/null
-    pause 0.2
-    "$@"
-    sql 'alter system reset log_min_duration_statement'; sql 'select pg_reload_conf()' >/dev/null
-    tail -c +$((from + 1)) data/postgres.log | grep -E 'duration: [0-9.]+ ms' | grep -vE 'alter system|reload_conf' >logged
-}
 # statements COMMAND…: how many there are, and their time in Postgres.
 statements() {
     logged "$@"
     awk '
+        /alter system|reload_conf/ {next}
         match($0, /duration: [0-9.]+ ms/) {time += substr($0, RSTART + 10) + 0}
         /duration: [0-9.]+ ms  (execute|statement)/ {count += 1}
         END {printf "%d statements of %d ms", count, time}' logged
@@ -145,7 +115,7 @@ periodic='store\.(due|destinations|ping|index_order|retention|datasets|jobs\.get
 periodic+='|source\.(purge|capture|relations)|postgres\.session|connection\.set_up'
 own_statements() {
     logged "$@"
-    grep -E 'duration: [0-9.]+ ms  (execute|statement)' logged >all
+    grep -E 'duration: [0-9.]+ ms  (execute|statement)' logged | grep -vE 'alter system|reload_conf' >all
     printf '%d statements, %d of them its own' "$(wc -l <all)" "$(grep -vcE -- "-- ($periodic)" all)"
 }
 # serve_once: a service with these datasets, until /health/ready is 200. Leaves it in $second, at $port.
@@ -231,7 +201,7 @@ synced() {
 
 # One empty delta: round trips, statements, commits with a sync and fsyncs of the service, and how long it takes 0 and 2 ms away.
 row_9() {
-    local times=${TIMES:-50} n began ended line was
+    local times=${TIMES:-50} n line was
     for away in 0 2; do (
         start_service 0
         far_service "$away"
@@ -240,24 +210,23 @@ row_9() {
         : >took
         trips >/dev/null
         for n in $(seq "$times"); do
-            clock began; export_and_wait delta; clock ended
-            milliseconds $((ended - began)) >>took
+            timed took export_and_wait delta
         done
         n=$(trips)
-        echo "9: an empty delta $away ms away: $(median took) ms, $(awk -v n="$n" -v of="$times" 'BEGIN {printf "%.1f", n / of}') round trips with the client's GET and the idle ones"
+        echo "9: an empty delta $away ms away: $(median took) ms, $(each "$n" "$times") round trips with the client's GET and the idle ones"
         if ((away == 0)); then
             log_statements 0
             new_sessions
             line=$(lines_of_log) was=$(synced)
             for n in $(seq "$times"); do export_and_wait delta; done
             pause 0.5
-            echo "9: $(awk -v n="$(statements_since "$line")" -v of="$times" 'BEGIN {printf "%.1f", n / of}') statements, $(awk -v n=$(($(synced) - was)) -v of="$times" 'BEGIN {printf "%.1f", n / of}') syncs of WAL an export"
+            echo "9: $(each "$(statements_since "$line")" "$times") statements, $(each $(($(synced) - was)) "$times") syncs of WAL an export"
             if command -v strace >/dev/null; then
                 timeout -s INT 20 strace -f -qq -e trace=fsync,fdatasync -p "$far" -o syncs & was=$!
                 pause 1
                 for n in $(seq "$times"); do export_and_wait delta; done
                 kill -INT $was; wait $was || true
-                echo "9: $(awk -v n="$(grep -c 'sync(' syncs)" -v of="$times" 'BEGIN {printf "%.1f", n / of}') fsyncs of the service an export"
+                echo "9: $(each "$(grep -c 'sync(' syncs)" "$times") fsyncs of the service an export"
             fi
         fi
         end_far_service
@@ -276,7 +245,7 @@ row_10() {
         pause 70
         line=$(lines_of_log)
         pause 20
-        echo "10: idle, WORKERS=$workers: $(awk -v n="$(statements_since "$line")" 'BEGIN {printf "%.1f", n / 20}') statements/s, $(sql "select count(*) from pg_stat_activity where datname = 'far'") connections"
+        echo "10: idle, WORKERS=$workers: $(each "$(statements_since "$line")" 20) statements/s, $(sql "select count(*) from pg_stat_activity where datname = 'far'") connections"
         for n in $(seq 100); do export_and_wait delta; done
         pids=$(sql "select pid from pg_stat_activity where datname = 'far'")
         echo "10: after 100 deltas: $(for n in $pids; do memory RssAnon "$n"; done | sort -n | tail -1) kB of its own in the largest of $(wc -w <<<"$pids") backends"
@@ -302,12 +271,11 @@ row_15() (
         for format in csv parquet; do
             remove_files
             forget_peak $second
-            clock began; export_and_wait full "{\"dataset\": \"wide\", \"format\": \"$format\"}"; clock ended
-            milliseconds $((ended - began)) >>$format
+            timed $format export_and_wait full "{\"dataset\": \"wide\", \"format\": \"$format\"}"
             memory VmHWM $second >>$format.peak
         done
     done
-    paste csv parquet | awk '{printf "%.2f\n", $2 / $1}' >ratios
+    ratios parquet csv
     echo "15: 502 columns, 20,000 rows: csv $(median csv) ms, parquet $(median parquet) ms, ratio $(median ratios), most memory, kB: csv $(median csv.peak), parquet $(median parquet.peak)"
     end_second
 )
@@ -348,37 +316,16 @@ row_16() {
         printf '[[dataset]]\nname = "whole"\ntable = "whole"\nupdated_at = "at"\n' >>datasets.toml
         cli track whole
         serve_once
-        local names began ended
+        local names
         names=$(seq -f '"t%g"' -s, 100)
         for n in 1 2 3 4 5; do
-            clock began; export_and_wait full '{"dataset": "whole"}'; clock ended; milliseconds $((ended - began)) >>one
-            clock began; export_and_wait full "{\"datasets\": [$names]}"; clock ended; milliseconds $((ended - began)) >>many
+            timed one export_and_wait full '{"dataset": "whole"}'
+            timed many export_and_wait full "{\"datasets\": [$names]}"
         done
-        paste one many | awk '{printf "%.2f\n", $2 / $1}' >ratios
+        ratios many one
         echo "16: a million rows: one table $(median one) ms, a job of 100 tables $(median many) ms, ratio $(median ratios); most memory, kB: $(memory VmHWM $second)"
         end_second
     )
 }
 
-# A full export of 1,000,000 users, in turn with the mask of a column and without.
-row_17() (
-    local n dataset
-    start_service 1000000
-    printf '[[dataset]]\nname = "%s"\ntable = "users"\nmask = { email = "%s" }\n' hmac hmac last 'last 4' >datasets.toml
-    printf '[[dataset]]\nname = "plain"\ntable = "users"\n' >>datasets.toml
-    export MASK_SECRET='a secret for the measurement'
-    cli track --all
-    serve_once
-    for n in $(seq 7); do
-        for dataset in plain hmac last; do
-            remove_files
-            clock began; export_and_wait full "{\"dataset\": \"$dataset\"}"; clock ended
-            milliseconds $((ended - began)) >>"$dataset"
-        done
-    done
-    for dataset in hmac last; do paste plain $dataset | awk '{printf "%.2f\n", $1 / $2}' >$dataset.ratios; done
-    echo "17: 1,000,000 rows: without a mask $(median plain) ms, one column by hmac $(median hmac) ms, by last 4 $(median last) ms; throughput $(median hmac.ratios) and $(median last.ratios) of that without"
-    end_second
-)
-
-for row in ${@:-1 2 5 6 7 9 10 11 15 16 17}; do "row_$row"; done
+for row in ${@:-1 2 5 7 9 10 15 16}; do "row_$row"; done

@@ -54,13 +54,9 @@ machine 2000
 names=(nobody webhook traces)
 # once NAME: the time of one export, appended to what is known of it.
 once() {
-    local began ended
     consumer=$1 headers=
     [[ $1 != traces ]] || headers=$'traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n'
-    clock began
-    export_and_wait incremental
-    clock ended
-    echo $((ended - began)) >>"times.$1"
+    timed "times.$1" export_and_wait incremental
 }
 for name in "${names[@]}"; do
     consumer=$name
@@ -73,9 +69,6 @@ for round in $(seq "$rounds"); do
     # Each is as often the first one behind the update.
     for i in "${!names[@]}"; do once "${names[(round + i) % ${#names[@]}]}"; done
 done
-for name in "${names[@]}"; do
-    awk '{printf "%.2f\n", $1 / 1000}' "times.$name" >milliseconds
-    printf '%-8s %s\n' "$name" "$(median milliseconds)"
-done
+for name in "${names[@]}"; do printf '%-8s %s\n' "$name" "$(median "times.$name")"; done
 sql "select count(*) || ' exports told to the webhook, ' ||
        (select count(*) from cdc_export.jobs where traceparent like '%-01') || ' traced' from cdc_export.deliveries where delivered_at is not null"

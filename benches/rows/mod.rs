@@ -1,7 +1,9 @@
 //! Rows of the demo's table `users`, as a binary COPY sends them.
 
 use bytes::BufMut;
+use pg_rows::Encoder;
 use pg_rows::column::{Column, ColumnType};
+use pg_rows::row::{BinaryRows, Fields};
 
 /// The table's columns.
 pub(crate) fn columns_of_users() -> Vec<Column> {
@@ -32,4 +34,13 @@ pub(crate) fn put_row(fields: &[&[u8]], rows: &mut Vec<u8>) {
         rows.put_i32(field.len() as i32);
         rows.put_slice(field);
     }
+}
+
+/// Encodes a message's rows.
+pub(crate) fn encode(encoder: &mut Encoder, room: &mut Fields, message: &[u8]) {
+    let (mut rows, mut fields) = (BinaryRows::new(message), room.take());
+    while rows.next_into(&mut fields).expect("the rows are whole") {
+        encoder.row(&fields).expect("the rows are of these columns");
+    }
+    room.put_back(fields);
 }
