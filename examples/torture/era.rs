@@ -106,7 +106,7 @@ pub(crate) struct Era {
     pub(crate) given_up: HashSet<ExportId>,
     /// For each export that moved its consumer's position, the transaction that did, and the snapshot that the position
     /// is at; `None`: there is no position yet.
-    pub(crate) commits: HashMap<ExportId, (u64, Option<String>)>,
+    pub(crate) commits: HashMap<ExportId, (i64, Option<String>)>,
 }
 
 /// A job, as the database has it.
@@ -117,7 +117,7 @@ pub(crate) struct Job<'e> {
     /// `committed` for each export that moved its consumer's position, else its status.
     pub(crate) states: BTreeSet<&'e str>,
     /// The transactions that moved positions.
-    pub(crate) commits: BTreeSet<u64>,
+    pub(crate) commits: BTreeSet<i64>,
     /// The snapshots that the positions are at.
     pub(crate) snapshots: BTreeSet<&'e str>,
 }

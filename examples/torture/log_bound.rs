@@ -22,7 +22,7 @@ pub(crate) const LOG_LOST: [&str; 2] = ["log_expired", "deletes_expired"];
 /// The bytes of a table's log, by the transactions that wrote them.
 #[derive(Default)]
 struct Log {
-    xids: Vec<u64>,
+    xids: Vec<i64>,
     /// For each transaction, the bytes of all transactions up to it.
     sums: Vec<u64>,
 }
@@ -31,10 +31,10 @@ impl Log {
     fn add(&mut self, written: &Written) {
         let sum = self.sums.last().copied().unwrap_or_default();
         self.xids.push(written.xid);
-        self.sums.push(sum + ROW * (written.rows + written.deleted));
+        self.sums.push(sum + ROW * written.rows.cast_unsigned());
     }
 
-    fn before(&self, xid: u64) -> u64 {
+    fn before(&self, xid: i64) -> u64 {
         let many = self.xids.partition_point(|other| *other < xid);
         many.checked_sub(1).map_or(0, |last| self.sums[last])
     }
@@ -66,7 +66,7 @@ struct Position {
 pub(crate) fn given_up(exports: &[Export], history: &History, written: &[Written]) -> HashSet<ExportId> {
     let mut logs = BTreeMap::<&str, Log>::new();
     for written in written {
-        logs.entry(&written.table).or_default().add(written);
+        logs.entry(&written.tbl).or_default().add(written);
     }
     let exports: HashMap<ExportId, &Export> = exports.iter().map(|export| (export.id(), export)).collect();
     let mut positions = BTreeMap::<&str, Position>::new();

@@ -19,7 +19,7 @@ use crate::log_bound::LOG_LOST;
 use crate::manifests;
 use crate::recorder::{self, Attempts, Since, Snapshot, Step, Versions};
 use crate::replay::{Replica, Window};
-use crate::report::{Report, locked};
+use crate::report::locked;
 use crate::trial::World;
 
 /// Why an export may fail here: its job's attempts are spent. All else is a defect, a transient error taken for a
@@ -176,8 +176,8 @@ impl Oracle {
 }
 
 impl Judged<'_> {
-    fn report(&self) -> &Report {
-        &self.world.report
+    fn red(&self, invariant: &'static str, what: String) {
+        self.world.report.red(invariant, what);
     }
 
     /// 7 and 8: every 202 is a job that has ended as its clients were told.
@@ -189,23 +189,23 @@ impl Judged<'_> {
             ledger.promises.iter().flat_map(|(id, promise)| promise.lanes.iter().map(move |lane| (id, lane, promise)));
         for (id, lane, promise) in promised {
             let Some(export) = exports.get(&(id.clone(), *lane)) else {
-                self.report().red("8", format!("job {id} of {lane} was accepted and is gone"));
+                self.red("8", format!("job {id} of {lane} was accepted and is gone"));
                 continue;
             };
             if promise.gone.contains(lane) && !export.removed {
-                self.report().red("8", format!("there was no {id} of {lane}, which is {} in the end", export.status));
+                self.red("8", format!("there was no {id} of {lane}, which is {} in the end", export.status));
             }
             if promise.cancel_accepted && ["completed", "skipped", "failed"].contains(&export.status.as_str()) {
-                self.report().red("7", format!("a cancel of {id} of {lane} was accepted, and it is {}", export.status));
+                self.red("7", format!("a cancel of {id} of {lane} was accepted, and it is {}", export.status));
             }
             let Some(told) = promise.told(lane) else { continue };
             if ledger::status(&told) != export.status {
-                self.report().red("7", format!("{told} is {} in the end", export.status));
+                self.red("7", format!("{told} is {} in the end", export.status));
             }
             // What was told of another file was told before the database was put back.
             let is_of_this = export.published && told["sha256"].as_str() == export.sha256.as_deref();
             if is_of_this && told["location"].as_str() != export.location.as_deref() {
-                self.report().red("7", format!("{told} is at {:?} in the end", export.location));
+                self.red("7", format!("{told} is at {:?} in the end", export.location));
             }
         }
     }
@@ -227,9 +227,9 @@ impl Judged<'_> {
                 // `check_jobs` looks for the export that failed by itself.
                 "failed" if code == OTHER_FAILED && export.is_of_datasets => {}
                 "failed" if code == FILE_LOST && self.world.was_removed(&job.to_string(), lane) => {}
-                "failed" => self.report().red("9", format!("{job} of {lane} failed: {code}, {:?}", export.continuity)),
+                "failed" => self.red("9", format!("{job} of {lane} failed: {code}, {:?}", export.continuity)),
                 _ if end == End::OfEra => {}
-                _ => self.report().red("9", format!("job {job} of {lane} is {status} in the end")),
+                _ => self.red("9", format!("job {job} of {lane} is {status} in the end")),
             }
         }
     }
@@ -252,7 +252,7 @@ impl Judged<'_> {
             let is_lost = (was, step.code.as_deref()) == ("completed", Some(FILE_LOST))
                 && self.world.was_removed(&step.job.to_string(), lane);
             if !legal && !is_lost {
-                self.report().red("7", format!("job {} of {lane} went from {was} to {}", step.job, step.became));
+                self.red("7", format!("job {} of {lane} went from {was} to {}", step.job, step.became));
             }
             // A committed export is open to its readers until its file has its name.
             let open = open.entry(lane).or_default();
@@ -260,14 +260,13 @@ impl Judged<'_> {
                 "pending" | "moved" => drop(open.insert(step.job, seq)),
                 "processing" | "published" => {
                     if let Some(first) = open.values().min().filter(|first| **first < seq) {
-                        let line =
-                            format!("job {seq} of {lane} is {}, and {first} before it isn't out yet", step.became);
-                        self.report().red("6", line);
+                        let became = &step.became;
+                        self.red("6", format!("job {seq} of {lane} is {became}, and {first} before it isn't out yet"));
                     }
                     if step.became == "published" {
                         open.remove(&step.job);
                     } else if let Some(other) = running.insert(lane, step.job) {
-                        self.report().red("6", format!("{} and {other} of {lane} ran at once", step.job));
+                        self.red("6", format!("{} and {other} of {lane} ran at once", step.job));
                     }
                 }
                 "completed" => {}
@@ -281,7 +280,7 @@ impl Judged<'_> {
                 let staged = step.staged.clone().unwrap_or_default();
                 if step.token_was.is_none_or(|token| !staged.contains(&token.to_string())) {
                     let held = step.token_was;
-                    self.report().red("4", format!("{} was completed with {staged} while {held:?} held it", step.job));
+                    self.red("4", format!("{} was completed with {staged} while {held:?} held it", step.job));
                 }
             }
         }
@@ -301,19 +300,19 @@ impl Judged<'_> {
                 || export.rows_exported + export.bytes_written != 0
                 || [&export.sha256, &export.digest, &export.staged_name].into_iter().any(Option::is_some);
             if has_file || export.watermark_from != export.watermark_to {
-                self.report().red("3", format!("{job} of {lane} was skipped, and it is {export:?}"));
+                self.red("3", format!("{job} of {lane} was skipped, and it is {export:?}"));
             }
             let may_be = export.skip_empty == Some(true) && export.export_type != "full" && export.continuity.is_none();
             if !may_be || lane == AD_HOC {
-                self.report().red("3", format!("{job} of {lane} was not to be skipped: {export:?}"));
+                self.red("3", format!("{job} of {lane} was not to be skipped: {export:?}"));
             }
             if export.skipped_by.is_none() {
-                self.report().red("4", format!("{job} of {lane} was skipped while nobody held it"));
+                self.red("4", format!("{job} of {lane} was skipped while nobody held it"));
             }
         }
         for export in self.era.exports.iter().filter(|export| export.removed) {
             if export.status != "skipped" || last.get(export.lane.as_str()).copied() <= export.lane_sequence {
-                self.report().red("8", format!("job {} of {} was accepted and is gone", export.job, export.lane));
+                self.red("8", format!("job {} of {} was accepted and is gone", export.job, export.lane));
             }
         }
     }
@@ -328,15 +327,14 @@ impl Judged<'_> {
                     format!("{lane}: {status}, {error_code:?}, {:?}", self.era.commits.get(&export.id()))
                 });
                 let exports: Vec<_> = exports.collect();
-                self.report().red("12", format!("the job {id} is neither all nor nothing: {exports:?}"));
+                self.red("12", format!("the job {id} is neither all nor nothing: {exports:?}"));
             }
             if job.snapshots.len() > 1 {
-                let line = format!("the positions of the job {id} are of several moments");
-                self.report().red("12", format!("{line}: {:?}", job.snapshots));
+                self.red("12", format!("the positions of the job {id} are of several moments: {:?}", job.snapshots));
             }
             let has_no_cause = job.exports.iter().all(|export| export.error_code.as_deref() == Some(OTHER_FAILED));
             if job.states.contains("failed") && has_no_cause {
-                self.report().red("9", format!("the job {id} failed, and none of its exports did"));
+                self.red("9", format!("the job {id} failed, and none of its exports did"));
             }
         }
     }
@@ -344,35 +342,35 @@ impl Judged<'_> {
     /// The snapshot of a job of several datasets, at which each of its exports must be the table.
     fn moment(&self, export: &Export) -> Result<Option<Snapshot>> {
         let of_job = self.era.exports.iter().filter(|other| export.is_of_datasets && other.job == export.job);
-        let mut moments = of_job.filter_map(|other| self.era.commits.get(&other.id())?.1.as_deref());
-        moments.next().map(Snapshot::parse).transpose()
+        let mut moments = of_job.filter_map(|other| self.era.commits.get(&other.id())?.1.clone());
+        moments.next().map(Snapshot::try_from).transpose()
     }
 
     /// 3 and 10: a completed export has its file whole, and there are no others.
     async fn check_files(&self) -> Result<()> {
         let place = &self.world.place;
         for left in place.leftovers(|job| self.is_forgotten(job)).await? {
-            self.report().red("10", format!("{left} was left over"));
+            self.red("10", format!("{left} was left over"));
         }
         let listing = place.list().await?;
         let archive = locked(&self.world.archive);
         for export in self.era.completed() {
             let (due, name) = (place.due_name(export)?, place.name(export).unwrap_or_default());
             if name != due {
-                self.report().red("api", format!("the file of {} is called {name}, and not {due}", export.job));
+                self.red("api", format!("the file of {} is called {name}, and not {due}", export.job));
             }
             let Some(seen) = archive.files.get(&name) else {
-                self.report().red("3", format!("{} is completed, and {name} was never seen", export.job));
+                self.red("3", format!("{} is completed, and {name} was never seen", export.job));
                 continue;
             };
             if export.sha256.as_deref() != Some(&seen.sha256) || export.bytes_written as u64 != seen.identity.size {
-                self.report().red("3", format!("{name} is not what {} has recorded", export.job));
+                self.red("3", format!("{name} is not what {} has recorded", export.job));
             }
             match listing.identity(&name) {
                 Some(now) if now == seen.identity => {}
                 None if self.world.was_removed(&export.job.to_string(), &export.lane) => {}
                 other => {
-                    self.report().red("3", format!("{name} was {:?} and is {other:?} in the end", seen.identity));
+                    self.red("3", format!("{name} was {:?} and is {other:?} in the end", seen.identity));
                 }
             }
         }
@@ -381,7 +379,7 @@ impl Judged<'_> {
         let owned: HashSet<String> = self.era.completed().filter_map(|export| place.name(export)).collect();
         let seen = listing.finals.iter().chain(archive.files.keys());
         for name in seen.filter(|name| !owned.contains(*name) && !was_once(name)) {
-            self.report().red("10", format!("{name} belongs to no completed export"));
+            self.red("10", format!("{name} belongs to no completed export"));
         }
         Ok(())
     }
@@ -392,8 +390,7 @@ impl Judged<'_> {
         for export in self.era.of_lane(lane).filter(|export| export.has_committed()) {
             if export.watermark_from != last || export.watermark_to < last {
                 let Export { job, watermark_from, watermark_to, .. } = export;
-                let line = format!("{lane}: {job} goes from {watermark_from:?} to {watermark_to:?} after {last:?}");
-                self.report().red("2", line);
+                self.red("2", format!("{lane}: {job} goes from {watermark_from:?} to {watermark_to:?} after {last:?}"));
             }
             last = export.watermark_to;
         }
@@ -412,8 +409,7 @@ impl Judged<'_> {
                 (false, number) => number.is_none(),
             };
             if !follows {
-                self.report()
-                    .red("6", format!("{lane}: {job} has number {number:?} after {last}, published: {published}"));
+                self.red("6", format!("{lane}: {job} has number {number:?} after {last}, published: {published}"));
             }
             last = number.unwrap_or(last);
         }
@@ -434,6 +430,7 @@ impl Judged<'_> {
         let mut has_lost_a_file = false;
         for export in self.era.of_lane(lane.name) {
             let Export { job, export_type, continuity, .. } = export;
+            let about = format!("{export_type} {job} of {}", lane.name);
             let is_as_before = before.get(&export.id()) == Some(&export.status);
             match export.status.as_str() {
                 "failed" if export.error_code.as_deref() == Some("full_export_needed") => {
@@ -447,17 +444,16 @@ impl Judged<'_> {
                     });
                     if continuity.as_deref().is_some_and(|word| LOG_LOST.contains(&word)) {
                         if !self.era.given_up.contains(&export.id()) {
-                            let line = format!("{export_type} {job} of {} was refused, {continuity:?}", lane.name);
-                            self.report().red("1", format!("{line}, and the log was not over its bound"));
+                            let line =
+                                format!("{about} was refused, {continuity:?}, and the log was not over its bound");
+                            self.red("1", line);
                         }
                         continue;
                     }
                     // No file of the lane is there to bear witness that its first export wasn't done before a failover.
                     let unwitnessed = consumer.last.is_none() && self.world.was_turned_over();
                     if !has_moved && !consumer.astray && !consumer.doubtful && !has_lost_a_file && !unwitnessed {
-                        let line =
-                            format!("{export_type} {job} of {} was refused for nothing: {continuity:?}", lane.name);
-                        self.report().red("1", line);
+                        self.red("1", format!("{about} was refused for nothing: {continuity:?}"));
                     }
                 }
                 "failed" if export.has_lost_its_file() => has_lost_a_file = true,
@@ -477,11 +473,7 @@ impl Judged<'_> {
                             consumer.left_behind = true;
                             continue;
                         }
-                        let line = format!(
-                            "{export_type} {job} of {} goes on from a lost one, {:?}",
-                            lane.name, consumer.last
-                        );
-                        self.report().red("1", line);
+                        self.red("1", format!("{about} goes on from a lost one, {:?}", consumer.last));
                     }
                     if is_new && is_full {
                         consumer.left_behind = false;
@@ -531,7 +523,7 @@ impl Judged<'_> {
         let different = consumer.replica.differences(&self.era.tables[lane.dataset]);
         if end == End::OfAll && !different.is_empty() {
             let (many, few) = (different.len(), &different[..different.len().min(5)]);
-            self.report().red("1", format!("{}: {many} rows are not the table's in the end: {few:?}", lane.name));
+            self.red("1", format!("{}: {many} rows are not the table's in the end: {few:?}", lane.name));
         }
     }
 
@@ -544,7 +536,7 @@ impl Judged<'_> {
         let versions = self.era.versions.get(&export.dataset).unwrap_or(&nothing);
         let (wrong, brought) = consumer.replica.load(&file, &export.said(), versions).with_context(|| name.clone())?;
         for what in wrong {
-            self.report().red("1", format!("{name}: {what}"));
+            self.red("1", format!("{name}: {what}"));
         }
         self.compare(export, consumer, &brought)?;
         Ok(true)
@@ -565,7 +557,7 @@ impl Judged<'_> {
                 if consumer.beside <= 5 {
                     let Export { output_filename, job, .. } = export;
                     let line = format!("after {output_filename}, not of the moment of the job {job}");
-                    self.report().red("12", format!("{line}: {beside}"));
+                    self.red("12", format!("{line}: {beside}"));
                 }
             }
         }
@@ -580,7 +572,7 @@ impl Judged<'_> {
             // One lost row is wrong in every export until it changes again.
             if consumer.wrong <= 5 {
                 let line = format!("after {output_filename} ({status}, lane_sequence {lane_sequence:?}), {wrong}");
-                self.report().red("1", line);
+                self.red("1", line);
             }
         }
     }
@@ -600,7 +592,7 @@ impl Judged<'_> {
         wrong.extend(brought.iter().filter(|id| !is_asked_for(**id)).map(|id| format!("row {id} was not asked for")));
         wrong.extend(replica.compare(&versions, &window, &brought, false));
         for what in wrong.iter().take(5) {
-            self.report().red("1", format!("{}: {what}", export.output_filename));
+            self.red("1", format!("{}: {what}", export.output_filename));
         }
         Ok(())
     }

@@ -10,8 +10,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use chrono::{DateTime, TimeDelta, Utc};
-use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, Executor, PgConnection, Row as _};
+use serde::Deserialize;
+use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
 use crate::era::ExportId;
 use crate::replica::Replica;
@@ -191,7 +192,7 @@ pub(crate) fn record_gone(table: &str, which: &str) -> String {
 }
 
 /// What follows from something that is done to a table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub(crate) enum Consequence {
     /// Exports of changes may be refused.
     Refused,
@@ -209,57 +210,41 @@ pub(crate) enum Consequence {
     Added,
 }
 
-impl Consequence {
-    const ALL: [(Consequence, &str); 6] = [
-        (Consequence::Refused, "refused"),
-        (Consequence::RefusedUntilNext, "refused_until_next"),
-        (Consequence::Emptied, "emptied"),
-        (Consequence::NewFile, "new_file"),
-        (Consequence::Renamed, "renamed"),
-        (Consequence::Added, "added"),
-    ];
-}
-
 /// As SQL: notes that something is done to a table.
 pub(crate) fn move_made(table: &str, what: &str, consequence: Consequence) -> String {
-    let word = Consequence::ALL.iter().find(|(known, _)| *known == consequence).map_or("", |(_, word)| word);
-    format!("insert into torture.moves (tbl, what, consequence) values ('{table}', '{what}', '{word}')")
+    format!("insert into torture.moves (tbl, what, consequence) values ('{table}', '{what}', '{consequence:?}')")
 }
 
 /// Something that was done to a table.
-#[derive(Clone, Debug)]
+#[derive(sqlx_macros::FromRow)]
 pub(crate) struct MoveMade {
     xid: i64,
     pub(crate) tbl: String,
+    #[sqlx(json)]
     consequence: Consequence,
 }
 
 impl MoveMade {
     fn is_seen(&self, by: &Snapshot) -> bool {
-        by.sees(self.xid.cast_unsigned())
+        by.sees(self.xid)
     }
 }
 
 /// In their order.
 pub(crate) async fn moves(conn: &mut PgConnection) -> Result<Vec<MoveMade>> {
-    let made: Vec<(i64, String, String)> =
-        sqlx::query_as("select xid::text::bigint, tbl, consequence from torture.moves order by seq")
-            .fetch_all(conn)
-            .await?;
-    let known = |word: &str| Consequence::ALL.iter().find(|(_, known)| *known == word).map(|(it, _)| *it);
-    let made = made.into_iter().map(|(xid, tbl, word)| {
-        Ok(MoveMade { xid, tbl, consequence: known(&word).with_context(|| format!("no consequence {word}"))? })
-    });
-    made.collect()
+    let made = sqlx::query_as(
+        "select xid::text::bigint as xid, tbl, to_jsonb(consequence) as consequence from torture.moves order by seq",
+    );
+    Ok(made.fetch_all(conn).await?)
 }
 
 /// The snapshots that positions were moved to, by transaction and lane.
-pub(crate) type Positions = BTreeMap<(u64, String), String>;
+pub(crate) type Positions = BTreeMap<(i64, String), String>;
 
 pub(crate) async fn positions(conn: &mut PgConnection) -> Result<Positions> {
     let recorded: Vec<(i64, String, String)> =
         sqlx::query_as("select xid::text::bigint, lane, snapshot from torture.positions").fetch_all(conn).await?;
-    Ok(recorded.into_iter().map(|(xid, lane, snapshot)| ((xid.cast_unsigned(), lane), snapshot)).collect())
+    Ok(recorded.into_iter().map(|(xid, lane, snapshot)| ((xid, lane), snapshot)).collect())
 }
 
 /// What a lane's last exports saw at their claims.
@@ -309,24 +294,29 @@ pub(crate) fn has_moved(moves: &[MoveMade], table: &str, kind: &str, since: &Sin
 pub(crate) type Row = BTreeMap<String, String>;
 
 /// Which transactions were visible at a moment.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "String")]
 pub(crate) struct Snapshot {
-    xmin: u64,
-    pub(crate) xmax: u64,
+    xmin: i64,
+    pub(crate) xmax: i64,
     /// In progress.
-    pub(crate) open: Vec<u64>,
+    pub(crate) open: Vec<i64>,
 }
 
-impl Snapshot {
-    pub(crate) fn parse(text: &str) -> Result<Snapshot> {
+impl TryFrom<String> for Snapshot {
+    type Error = anyhow::Error;
+
+    fn try_from(text: String) -> Result<Snapshot> {
         let mut parts = text.split(':');
         let mut number = || parts.next().and_then(|part| part.parse().ok());
         let (xmin, xmax) = number().zip(number()).with_context(|| format!("no snapshot: {text}"))?;
         let open = parts.next().unwrap_or_default().split(',').filter_map(|xid| xid.parse().ok()).collect();
         Ok(Snapshot { xmin, xmax, open })
     }
+}
 
-    pub(crate) fn sees(&self, xid: u64) -> bool {
+impl Snapshot {
+    pub(crate) fn sees(&self, xid: i64) -> bool {
         xid < self.xmin || xid < self.xmax && !self.open.contains(&xid)
     }
 }
@@ -335,7 +325,7 @@ impl Snapshot {
 #[derive(Clone, Debug)]
 pub(crate) struct Version {
     pub(crate) row: Option<Arc<Row>>,
-    pub(crate) xid: u64,
+    pub(crate) xid: i64,
 }
 
 /// Every version of every row of a table, oldest first.
@@ -345,8 +335,8 @@ pub(crate) type Versions = BTreeMap<i64, Vec<Version>>;
 pub(crate) async fn versions(conn: &mut PgConnection) -> Result<BTreeMap<String, Versions>> {
     // If a transaction wrote a row more than once, others see the last version. Writers of one row wait
     // for each other, so the numbers of its versions are in the order of its commits.
-    let recorded: Vec<(String, i64, i64, Option<String>)> = sqlx::query_as(
-        "select tbl, id, xid::text::bigint, fields::text
+    let recorded: Vec<(String, i64, i64, Option<Json<Row>>)> = sqlx::query_as(
+        "select tbl, id, xid::text::bigint, fields
          from (select distinct on (tbl, id, xid) * from torture.versions order by tbl, id, xid, seq desc) last
          order by tbl, id, seq",
     )
@@ -354,46 +344,37 @@ pub(crate) async fn versions(conn: &mut PgConnection) -> Result<BTreeMap<String,
     .await?;
     let mut versions = BTreeMap::<String, Versions>::new();
     for (table, id, xid, fields) in recorded {
-        let row = fields.map(|fields| serde_json::from_str(&fields)).transpose()?.map(Arc::new);
-        versions.entry(table).or_default().entry(id).or_default().push(Version { row, xid: xid.cast_unsigned() });
+        let row = fields.map(|Json(row)| Arc::new(row));
+        versions.entry(table).or_default().entry(id).or_default().push(Version { row, xid });
     }
     Ok(versions)
 }
 
-/// The numbers of rows of a table that a transaction wrote: those with new values, and those deleted, softly or not.
-/// A row that it wrote more than once counts as often.
+/// The number of rows of a table that a transaction wrote or deleted. A row that it wrote more than once counts as
+/// often.
+#[derive(sqlx_macros::FromRow)]
 pub(crate) struct Written {
-    pub(crate) table: String,
-    pub(crate) xid: u64,
-    pub(crate) rows: u64,
-    pub(crate) deleted: u64,
+    pub(crate) tbl: String,
+    pub(crate) xid: i64,
+    pub(crate) rows: i64,
 }
 
 /// In the order of the transactions' ids.
 pub(crate) async fn written(conn: &mut PgConnection) -> Result<Vec<Written>> {
-    let counted: Vec<(String, i64, i64, i64)> = sqlx::query_as(
-        "select tbl, xid::text::bigint, count(fields), count(*) - count(fields)
-         from torture.versions group by tbl, xid order by tbl, xid",
-    )
-    .fetch_all(conn)
-    .await?;
-    let written = counted.into_iter().map(|(table, xid, rows, deleted)| Written {
-        table,
-        xid: xid.cast_unsigned(),
-        rows: rows.cast_unsigned(),
-        deleted: deleted.cast_unsigned(),
-    });
-    Ok(written.collect())
+    let written = sqlx::query_as(
+        "select tbl, xid::text::bigint as xid, count(*) as rows from torture.versions group by tbl, xid order by tbl, xid",
+    );
+    Ok(written.fetch_all(conn).await?)
 }
 
 /// The live rows of a table as it is.
 pub(crate) async fn table(conn: &mut PgConnection, table: &str) -> Result<BTreeMap<i64, Row>> {
     let fields = fields(table, "r");
     let sql = format!(
-        "select id, fields::text from (select r.id, {fields} as fields from {table} r) rows where fields is not null"
+        "select id, fields from (select r.id, {fields} as fields from {table} r) rows where fields is not null"
     );
-    let rows: Vec<(i64, String)> = sqlx::query_as(AssertSqlSafe(sql)).fetch_all(conn).await?;
-    rows.into_iter().map(|(id, fields)| Ok((id, serde_json::from_str(&fields)?))).collect()
+    let rows: Vec<(i64, Json<Row>)> = sqlx::query_as(AssertSqlSafe(sql)).fetch_all(conn).await?;
+    Ok(rows.into_iter().map(|(id, Json(row))| (id, row)).collect())
 }
 
 /// When the machine was started, for what is recorded by its uptime.
@@ -404,12 +385,13 @@ pub(crate) fn booted() -> Result<DateTime<Utc>> {
 }
 
 /// One change of an export's status or lease, or that its file got its name (`became` is `published`).
-#[derive(Clone, Debug)]
+#[derive(sqlx_macros::FromRow)]
 pub(crate) struct Step {
     pub(crate) at: DateTime<Utc>,
     /// Taken within the transaction of the step.
+    #[sqlx(json)]
     pub(crate) snapshot: Snapshot,
-    pub(crate) xid: u64,
+    pub(crate) xid: i64,
     pub(crate) job: uuid::Uuid,
     /// Empty: ad hoc.
     pub(crate) lane: String,
@@ -466,33 +448,13 @@ pub(crate) struct History {
 
 impl History {
     pub(crate) async fn read(conn: &mut PgConnection) -> Result<History> {
-        let recorded = sqlx::query(
-            "select $1::timestamptz + up * interval '1 s' as at, snapshot, xid::text::bigint as xid, s.job, s.lane, s.lane_sequence,
+        let steps = sqlx::query_as(
+            "select $1::timestamptz + up * interval '1 s' as at, to_jsonb(snapshot) as snapshot, xid::text::bigint as xid, s.job, s.lane, s.lane_sequence,
                was, became, token_was, token, owner, staged, case when became = 'failed' then e.error_code end as code
              from torture.steps s left join torture.exports e on (e.job, e.lane) = (s.job, s.lane)
              order by seq",
-        )
-        .bind(booted()?)
-        .fetch_all(conn)
-        .await?;
-        let step = |row: &PgRow| -> Result<Step> {
-            Ok(Step {
-                at: row.try_get("at")?,
-                snapshot: Snapshot::parse(row.try_get("snapshot")?)?,
-                xid: row.try_get::<i64, _>("xid")?.cast_unsigned(),
-                job: row.try_get("job")?,
-                lane: row.try_get("lane")?,
-                lane_sequence: row.try_get("lane_sequence")?,
-                was: row.try_get("was")?,
-                became: row.try_get("became")?,
-                token_was: row.try_get("token_was")?,
-                token: row.try_get("token")?,
-                owner: row.try_get("owner")?,
-                staged: row.try_get("staged")?,
-                code: row.try_get("code")?,
-            })
-        };
-        let steps: Vec<Step> = recorded.iter().map(step).collect::<Result<_>>()?;
+        );
+        let steps: Vec<Step> = steps.bind(booted()?).fetch_all(conn).await?;
         let mut attempts = Attempts::new();
         for step in steps.iter().filter(|step| !["published", "moved"].contains(&step.became.as_str())) {
             if let Some(attempt) = step.token_was.and_then(|token| attempts.get_mut(&token)) {
