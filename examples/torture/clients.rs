@@ -33,31 +33,8 @@ pub(crate) async fn ask(world: Arc<World>, client: u64) {
                     caller.submit_ad_hoc(&mut random).await;
                 }
             }
-            8..45 if lane.asked_by == AskedBy::Datasets && random.percent(75) => {
-                caller.submit_some(lane, &mut random).await;
-            }
-            8..45 => {
-                let drawn = random.below(100);
-                let (open, wants_full) = {
-                    let ledger = locked(&world.ledger);
-                    (ledger.open_of(lane.consumer), ledger.wants_full(lane.name))
-                };
-                if open < MOST_OPEN {
-                    let kind = if wants_full { "full" } else { lane.kind(drawn) };
-                    let mut body = json!({ "dataset": lane.dataset });
-                    if random.percent(70) {
-                        body["skipEmpty"] = json!(true);
-                    }
-                    caller.submit(kind, lane.consumer, &body).await;
-                    // It looks again at once, and in a calm table mostly finds nothing.
-                    let again = if lane.dataset == "calm" { 90 } else { 20 };
-                    if open + 1 < MOST_OPEN && random.percent(again) {
-                        body["skipEmpty"] = json!(true);
-                        caller.submit("delta", lane.consumer, &body).await;
-                    }
-                }
-            }
-            45..50 => caller.look_at_all().await,
+            8..45 => caller.ask_for(lane, &mut random).await,
+            45..50 => drop(caller.look_at("/exports?limit=100").await),
             50..70 => caller.look(lane).await,
             70..76 => caller.watermark(lane).await,
             76..84 => {
@@ -106,20 +83,6 @@ impl<'w> Caller<'w> {
         }
     }
 
-    /// Asks for an export with a body of its own; status and answer.
-    pub(crate) async fn post(&self, path: &str, lane: &'static Lane, body: &Value) -> Option<(u16, Value)> {
-        let request = self.world.http.post(format!("{}{path}", self.address)).header("X-Consumer-ID", lane.consumer);
-        let request = request.header("Idempotency-Key", uuid::Uuid::new_v4().to_string()).json(body);
-        let (status, answer) = self.send(request, &format!("POST {path}")).await?;
-        let answer: Value = answer.json().await.ok()?;
-        if status == 202
-            && let Some(job) = answer["jobId"].as_str()
-        {
-            self.ledger()?.promised(job, vec![lane.name]);
-        }
-        Some((status, answer))
-    }
-
     pub(crate) async fn get(&self, path: &str) -> Option<(u16, Value)> {
         let (status, answer) = self.call(Method::GET, path, None).await?;
         Some((status, answer.json().await.ok()?))
@@ -159,11 +122,53 @@ impl<'w> Caller<'w> {
         Some((status, answer))
     }
 
+    /// Asks for an export of a lane; mostly, if its consumer has several datasets, for some of these in one job, or for
+    /// all that are ready.
+    async fn ask_for(&self, lane: &'static Lane, random: &mut Random) {
+        let is_of_several = lane.asked_by == AskedBy::Datasets && random.percent(75);
+        let is_of_all = is_of_several && random.percent(20);
+        let mut lanes = vec![lane];
+        if is_of_several {
+            lanes = lanes::of_consumer(lane.consumer).collect();
+            random.shuffle(&mut lanes);
+            if !is_of_all {
+                lanes.truncate(random.between(2, lanes.len() as u64) as usize);
+            }
+        }
+        let drawn = random.below(100);
+        let (open, wants_full) = {
+            let ledger = locked(&self.world.ledger);
+            (ledger.open_of(lane.consumer), lanes.iter().any(|lane| ledger.wants_full(lane.name)))
+        };
+        if open >= MOST_OPEN {
+            return;
+        }
+        let kind = if wants_full { "full" } else { lane.kind(drawn) };
+        let names: Vec<_> = lanes.iter().map(|lane| lane.dataset).collect();
+        let mut body = if is_of_all {
+            json!({ "datasets": "*" })
+        } else if is_of_several {
+            json!({ "datasets": names })
+        } else {
+            json!({ "dataset": lane.dataset })
+        };
+        if random.percent(70) {
+            body["skipEmpty"] = json!(true);
+        }
+        self.submit(kind, lane.consumer, &body).await;
+        // It looks again at once, and in a calm table mostly finds nothing.
+        let again = if lane.dataset == "calm" { 90 } else { 20 };
+        if !is_of_several && open + 1 < MOST_OPEN && random.percent(again) {
+            body["skipEmpty"] = json!(true);
+            self.submit("delta", lane.consumer, &body).await;
+        }
+    }
+
     /// Asks twice with one key, as a client does that isn't sure of the first answer: it is one job, of the same
     /// exports. Returns its id.
     pub(crate) async fn submit(&self, kind: &str, consumer: &str, body: &Value) -> Option<String> {
-        let key = uuid::Uuid::new_v4().to_string();
-        let once = || self.submit_once(kind, consumer, body, &key);
+        let (path, key) = (format!("/exports/{kind}"), uuid::Uuid::new_v4().to_string());
+        let once = async || self.post(&path, consumer, Some(&key), body).await?.2;
         let (first, second) = (once().await, once().await);
         if let (Some(first), Some(second)) = (&first, &second)
             && first != second
@@ -173,29 +178,37 @@ impl<'w> Caller<'w> {
         first.or(second).map(|(job, _)| job)
     }
 
-    async fn submit_once(&self, kind: &str, consumer: &str, body: &Value, key: &str) -> Option<Accepted> {
-        let path = format!("/exports/{kind}");
-        let request = self.world.http.post(format!("{}{path}", self.address)).header("X-Consumer-ID", consumer);
-        let request = request.header("Idempotency-Key", key).json(body);
-        let answer = self.send(request, &format!("POST {path} of {body}")).await?;
-        self.promised(answer, consumer, body).await
-    }
-
     /// An export for no consumer: of all rows, or of those up to some key.
     async fn submit_ad_hoc(&self, random: &mut Random) {
         let up_to = [None, Some(random.between(1, 2_400))][random.below(2) as usize];
         let filter: Vec<_> = up_to.iter().map(|key| json!({ "column": "id", "op": "lte", "value": key })).collect();
         let body = json!({ "exportType": "full", "filter": filter });
-        let request = self.world.http.post(format!("{}/exports", self.address)).json(&body);
-        if let Some(answer) = self.send(request, "POST /exports").await {
-            self.promised(answer, AD_HOC, &body).await;
-        }
+        self.post("/exports", AD_HOC, None, &body).await;
     }
 
-    async fn promised(&self, answer: (u16, reqwest::Response), consumer: &str, body: &Value) -> Option<Accepted> {
-        let (202, answer) = answer else { return None };
+    /// Asks for an export; the status, the answer, and what it promises.
+    pub(crate) async fn post(
+        &self,
+        path: &str,
+        consumer: &str,
+        key: Option<&str>,
+        body: &Value,
+    ) -> Option<(u16, Value, Option<Accepted>)> {
+        let mut request = self.world.http.post(format!("{}{path}", self.address)).json(body);
+        if let Some(key) = key {
+            request = request.header("Idempotency-Key", key);
+        }
+        if consumer != AD_HOC {
+            request = request.header("X-Consumer-ID", consumer);
+        }
+        let (status, answer) = self.send(request, &format!("POST {path} of {body}")).await?;
         // A body that was cut off is a 202 all the same, but of which job, nobody knows.
-        let answer: Value = answer.json().await.ok()?;
+        let answer = answer.json().await.ok()?;
+        let accepted = if status == 202 { Some(self.promised(&answer, consumer, body)?) } else { None };
+        Some((status, answer, accepted))
+    }
+
+    fn promised(&self, answer: &Value, consumer: &str, body: &Value) -> Option<Accepted> {
         let job = answer["jobId"].as_str()?.to_owned();
         let exports = answer["exports"].as_array().map_or(std::slice::from_ref(body), Vec::as_slice);
         let lane = |export: &Value| lanes::name(consumer, export["dataset"].as_str().unwrap_or_default());
@@ -226,10 +239,6 @@ impl<'w> Caller<'w> {
         for id in of_lane.iter().filter(|id| !listed(id)) {
             self.job(id).await;
         }
-    }
-
-    async fn look_at_all(&self) {
-        self.look_at("/exports?limit=100").await;
     }
 
     async fn look_at(&self, path: &str) -> Vec<Value> {

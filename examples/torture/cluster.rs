@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::unistd::User;
@@ -13,6 +13,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
 
 use crate::clock::Clock;
+use crate::patience::at_last;
 use crate::{environment, receiver};
 
 pub(crate) const DATABASE: &str = "torture";
@@ -129,15 +130,7 @@ impl Cluster {
 
     /// What [`Cluster::connect`] does, of a server that may be starting.
     pub(crate) async fn connect_at_last(&self) -> Result<PgConnection, sqlx::Error> {
-        let begun = Instant::now();
-        loop {
-            match self.connect().await {
-                Err(_) if begun.elapsed() < Duration::from_secs(60) => {
-                    tokio::time::sleep(Duration::from_millis(100)).await
-                }
-                done => return done,
-            }
-        }
+        at_last(Duration::from_secs(60), || self.connect()).await
     }
 
     /// What a replica connects with, over a proxy's port.
@@ -248,16 +241,9 @@ impl Cluster {
         }
         let child = command.stdout(log.try_clone()?).stderr(log).kill_on_drop(true).spawn()?;
         *self.server.lock().await = Some(child);
-        let begun = Instant::now();
-        loop {
-            match PgConnection::connect_with(&self.admin().port(port).database("postgres")).await {
-                Ok(connection) => return Ok(connection.close().await?),
-                Err(error) => {
-                    ensure!(begun.elapsed() < Duration::from_secs(60), "Postgres doesn't start: {error}");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-            }
-        }
+        let reached = self.admin().port(port).database("postgres");
+        let connection = at_last(Duration::from_secs(60), || PgConnection::connect_with(&reached)).await;
+        Ok(connection.context("Postgres doesn't start")?.close().await?)
     }
 
     fn command(&self, program: &str) -> Command {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
+use crate::patience::at_last;
 use crate::random::Random;
 use crate::recorder::{Consequence, move_made, record_all, record_gone};
 use crate::shapes;
@@ -102,8 +103,7 @@ pub(crate) async fn make(world: &World, shaping: Shaping, binary: &Path) -> Resu
             Shaping::Disable(time) => {
                 turn_triggers(&mut conn, false).await?;
                 tokio::time::sleep(time).await;
-                // Nobody leaves them so.
-                again(world, Left::TriggersOff).await?;
+                triggers_on(world).await?;
             }
             Shaping::DropTriggers(time) => {
                 drop_triggers(&mut conn).await?;
@@ -126,55 +126,35 @@ pub(crate) async fn make(world: &World, shaping: Shaping, binary: &Path) -> Resu
 
 /// Everything as it was at first: for the last exports, and after a put-back.
 pub(crate) async fn rest(world: &World, binary: &Path) -> Result<()> {
-    again(world, Left::TriggersOff).await?;
+    triggers_on(world).await?;
     for dataset in ["shapes", "parts"] {
         track(world, dataset, binary).await?;
     }
     Ok(())
 }
 
-/// What a move leaves to be done, whatever happens.
-#[derive(Clone, Copy)]
-enum Left<'a> {
-    TriggersOff,
-    /// To be noted.
-    Tracked(&'a str),
+/// The time for which Postgres may be down, or a table taken.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// No move leaves them off.
+async fn triggers_on(world: &World) -> Result<()> {
+    at_last(PATIENCE, || async { turn_triggers(&mut connect(world).await?, true).await }).await
 }
 
-/// Until it is done: Postgres may be down, or the table taken.
-async fn again(world: &World, left: Left<'_>) -> Result<()> {
-    let mut tries = 0;
-    loop {
-        let done = async {
-            let mut conn = world.cluster.connect().await?;
-            conn.execute("set lock_timeout = '2s'").await?;
-            match left {
-                Left::TriggersOff => turn_triggers(&mut conn, true).await,
-                Left::Tracked(dataset) => {
-                    conn.execute(AssertSqlSafe(move_made(dataset, "track", Consequence::Refused))).await?;
-                    Ok(())
-                }
-            }
-        };
-        match done.await {
-            Err(error) if tries == 60 => return Err(error),
-            Err(_) => tokio::time::sleep(Duration::from_millis(500)).await,
-            Ok(()) => return Ok(()),
-        }
-        tries += 1;
-    }
+async fn connect(world: &World) -> Result<PgConnection> {
+    let mut conn = world.cluster.connect().await?;
+    conn.execute("set lock_timeout = '2s'").await?;
+    Ok(conn)
 }
 
 async fn track(world: &World, dataset: &str, binary: &Path) -> Result<()> {
-    let mut tries = 0;
-    while let Err(error) = shapes::track(world, binary, dataset).await {
-        tries += 1;
-        if tries == 30 {
-            return Err(error);
-        }
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
-    again(world, Left::Tracked(dataset)).await
+    at_last(PATIENCE, || shapes::track(world, binary, dataset)).await?;
+    at_last(PATIENCE, || async {
+        let noted = move_made(dataset, "track", Consequence::Refused);
+        connect(world).await?.execute(AssertSqlSafe(noted)).await?;
+        Ok(())
+    })
+    .await
 }
 
 async fn transact(conn: &mut PgConnection, shaping: Shaping) -> Result<()> {

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -15,6 +15,7 @@ use tokio::process::{Child, Command};
 use crate::clients::client_builder;
 use crate::cluster::Cluster;
 use crate::environment;
+use crate::patience::eventually;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -98,20 +99,17 @@ fn trace_of(pid: u32, file: &Path) -> Result<Child> {
 
 /// Waits until each thread of the service is traced.
 async fn attached(pid: u32, strace: &mut Child) -> Result<()> {
-    let begun = Instant::now();
-    loop {
+    let is_traced = async || {
         ensure!(strace.try_wait()?.is_none(), "strace can't attach: does the system allow it?");
         let mut all = true;
         for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
             let status = std::fs::read_to_string(task?.path().join("status")).unwrap_or_default();
             all &= !status.contains("TracerPid:\t0\n");
         }
-        if all {
-            return Ok(());
-        }
-        ensure!(begun.elapsed() < PATIENCE, "strace doesn't attach");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+        Ok(all)
+    };
+    ensure!(eventually(PATIENCE, is_traced).await?, "strace doesn't attach");
+    Ok(())
 }
 
 async fn export(address: &str) -> Result<()> {

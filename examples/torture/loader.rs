@@ -13,6 +13,7 @@ use crate::clients::{Caller, MOST_OPEN, sha256};
 use crate::era::Delivered;
 use crate::lanes::{self, Lane};
 use crate::ledger::{self, Promise, is_terminal};
+use crate::patience::eventually;
 use crate::random::Random;
 use crate::report::locked;
 use crate::trial::World;
@@ -49,11 +50,12 @@ pub(crate) async fn load(world: Arc<World>, lane: &'static Lane, which: usize) {
 pub(crate) async fn catch_up(world: &World, lane: &'static Lane, which: usize) -> Result<()> {
     let mut loader = Loader::new(world, lane, which, Random::new(world.seed, 290));
     loader.mortal = false;
-    let begun = Instant::now();
-    while loader.round().await != Round::InStep {
-        ensure!(begun.elapsed() < 3 * PATIENCE, "a loader of {} doesn't come to the end of its lane", lane.name);
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let is_in_step = async || Ok(loader.round().await == Round::InStep);
+    ensure!(
+        eventually(3 * PATIENCE, is_in_step).await?,
+        "a loader of {} doesn't come to the end of its lane",
+        lane.name
+    );
     Ok(())
 }
 
@@ -136,7 +138,8 @@ impl<'w> Loader<'w> {
             body["after"] = json!(id);
             body["afterSha256"] = json!(hash);
         }
-        let Some((status, answer)) = caller.post(&format!("/exports/{kind}"), self.lane, &body).await else {
+        let (path, key) = (format!("/exports/{kind}"), uuid::Uuid::new_v4().to_string());
+        let Some((status, answer, _)) = caller.post(&path, self.lane.consumer, Some(&key), &body).await else {
             return Round::Behind;
         };
         match (status, answer["code"].as_str()) {

@@ -14,7 +14,6 @@ mod clients;
 mod clock;
 mod cluster;
 mod controls;
-mod datasets;
 mod ddl;
 mod era;
 mod file_order;
@@ -27,6 +26,7 @@ mod mirror;
 mod moves;
 mod nemesis;
 mod oracle;
+mod patience;
 mod place;
 mod plan;
 mod proxy;
@@ -55,7 +55,7 @@ use crate::builds::Profile;
 use crate::clock::Clock;
 use crate::moves::Move;
 use crate::plan::Plan;
-use crate::report::{Counts, Report};
+use crate::report::Report;
 use crate::trial::{Attack, Trial};
 
 /// Harms the service in every way it knows, and says what was lost.
@@ -169,7 +169,7 @@ async fn torture(arguments: &Arguments, store: Option<Bucket>) -> Result<bool> {
     let replicas = place::replicas(store.as_ref());
     let mut plan = Plan::new(seed, replicas, length, &moves);
     if store.is_some() {
-        plan = plan.with_store_blows(seed, length);
+        plan = plan.with_store_blows(seed, replicas, length);
     }
     let unused = Path::new(if store.is_some() { "src/sink/folder" } else { "src/sink/bucket" });
     let schedule = plan.text();
@@ -182,7 +182,7 @@ async fn torture(arguments: &Arguments, store: Option<Bucket>) -> Result<bool> {
         ends_with: None,
         store,
         clock,
-        has_bystander: moves.contains(&Move::Locks),
+        moves: moves.clone(),
     };
     let begun = Instant::now();
     let (report, counts) = match trial.run(folder.path()).await {
@@ -195,7 +195,7 @@ async fn torture(arguments: &Arguments, store: Option<Bucket>) -> Result<bool> {
             return Err(error);
         }
     };
-    print_counts(&counts, begun.elapsed());
+    println!("{}; {:.0} s in all", counts.text(), begun.elapsed().as_secs_f64());
     let invalid = counts.invalid(secs, replicas, &moves);
     for why in &invalid {
         println!("not valid: {why}");
@@ -230,46 +230,6 @@ fn reachable_folder() -> Result<TempDir> {
 
 fn open_to_others(folder: &Path) -> Result<()> {
     Ok(std::fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o755))?)
-}
-
-fn print_counts(counts: &Counts, time: Duration) {
-    let (deaths, posts) = (&counts.deaths, &counts.posts);
-    println!(
-        "{} deaths {:?}, {} zombies, {} answers to COMMIT lost, {} readers silenced
-{} more attempts whose leases were ended early, {} that ended with no fault near
-{} exports accepted; {} completed, {} skipped, {} failed, {} cancelled; {} refused, since the change log was over its bound
-{} jobs of several datasets completed, {} failed, {} cancelled
-{} events in {} posts; {} refused, {} dropped, {} answered late or never; {} of which the database couldn't be asked, {} of before a put-back
-{} commits of writers, {} statements of the bystander, {} looks of the auditor, {} replays; {:.0} s in all",
-        deaths.total(),
-        deaths.of,
-        counts.zombies,
-        counts.answers_lost,
-        counts.readers_silenced,
-        deaths.leases_ended,
-        deaths.unexplained,
-        counts.accepted,
-        counts.completed,
-        counts.skipped,
-        counts.failed,
-        counts.cancelled,
-        counts.given_up,
-        counts.jobs_of_datasets[0],
-        counts.jobs_of_datasets[1],
-        counts.jobs_of_datasets[2],
-        posts.ids,
-        posts.tries,
-        posts.refused,
-        posts.dropped,
-        posts.late,
-        posts.unchecked,
-        posts.strays,
-        counts.commits,
-        counts.statements,
-        counts.looks,
-        counts.replays,
-        time.as_secs_f64(),
-    );
 }
 
 /// The first few of each invariant: what comes after is mostly the same again.

@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 
 use crate::cluster::{Cluster, Reach};
 use crate::environment;
+use crate::patience::eventually;
 use crate::random::Random;
 
 const WRITERS: u64 = 4;
@@ -167,16 +168,10 @@ impl World {
     /// Runs `apply` until it says that all is there.
     async fn catch_up(&self) -> Result<()> {
         let _service = self.serve(0)?;
-        let begun = Instant::now();
-        loop {
-            // What a delta that is still open has, the next one finds.
-            let done = self.apply(0, &[])?.status().await?;
-            if done.success() && self.is_equal().await? {
-                return Ok(());
-            }
-            ensure!(begun.elapsed() < Duration::from_secs(90), "apply doesn't get there: {done}");
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
+        // What a delta that is still open has, the next one finds.
+        let is_there = async || Ok(self.apply(0, &[])?.status().await?.success() && self.is_equal().await?);
+        ensure!(eventually(Duration::from_secs(90), is_there).await?, "apply doesn't get there");
+        Ok(())
     }
 
     async fn is_equal(&self) -> Result<bool> {

@@ -3,17 +3,18 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use std::vec::IntoIter;
 
 use anyhow::{Context, Result, ensure};
 use chrono::Utc;
+use futures_util::future::try_join_all;
 use nix::sys::signal::Signal;
 use sqlx::{Executor, PgConnection};
 use uuid::Uuid;
 
 use crate::cluster::SERVICE;
-use crate::plan::{Blow, Plan, Planned, Quake, StoreBlow};
-use crate::proxy::{Link, Swallowing};
+use crate::patience::eventually;
+use crate::plan::{Act, Blow, Plan, Planned, Quake, StoreBlow};
+use crate::proxy::Link;
 use crate::random::Random;
 use crate::replica::{LEASE, Replica, Stopped};
 use crate::report::{EXPIRE, UPHEAVAL, locked};
@@ -36,123 +37,80 @@ const TAKEN_OVER: Duration = Duration::from_millis(2 * (1_000 + 334 + 1_000));
 /// A blow or a quake that would come so late is left out.
 const LATE: Duration = Duration::from_millis(1_000);
 
-/// The second phase: the plan, each replica's list beside the others.
+/// The second phase: the plan, each of its lists beside the others.
 pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Result<()> {
     let begun = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
-    for (index, blows) in plan.blows.into_iter().enumerate() {
-        let (world, binary, mut blows) = (Arc::clone(world), binary.to_owned(), blows.into_iter());
+    for list in plan.lists {
+        let (world, binary) = (Arc::clone(world), binary.to_owned());
         tasks.spawn(async move {
-            while let Some(blow) = next(&world, begun, &mut blows).await {
-                // On a machine that is busy a start takes longer than the plan thinks. Blow upon blow nothing would
-                // ever run.
-                if begun.elapsed() > blow.at + LATE {
-                    continue;
+            for Planned { at, act } in list {
+                tokio::time::sleep(at.saturating_sub(begun.elapsed())).await;
+                if world.is_over() {
+                    break;
                 }
-                hit(&world, index, blow.what, &binary).await?;
+                // On a machine that is busy a start takes longer than the plan thinks. Blow upon blow nothing would
+                // ever run, and crash upon crash no replica would ever start.
+                let may_be_left_out = matches!(act, Act::Blow(..) | Act::Quake(_));
+                if !may_be_left_out || begun.elapsed() <= at + LATE {
+                    perform(&world, act, &binary).await?;
+                }
             }
             anyhow::Ok(())
         });
     }
-    for (index, blows) in plan.store_blows.into_iter().enumerate() {
-        let (world, mut blows) = (Arc::clone(world), blows.into_iter());
-        tasks.spawn(async move {
-            while let Some(blow) = next(&world, begun, &mut blows).await {
-                hit_store(&world, index, blow.what).await;
-            }
-            anyhow::Ok(())
-        });
-    }
-    let (shaken, mut quakes) = (Arc::clone(world), plan.quakes.into_iter());
-    tasks.spawn(async move {
-        while let Some(quake) = next(&shaken, begun, &mut quakes).await {
-            // Crash upon crash no replica would ever start.
-            if begun.elapsed() > quake.at + LATE {
-                continue;
-            }
-            shake(&shaken, quake.what).await?;
-        }
-        anyhow::Ok(())
-    });
-    let subscriber = Arc::clone(world);
-    tasks.spawn(async move {
-        for subscribing in plan.subscribings {
-            tokio::time::sleep(subscribing.at.saturating_sub(begun.elapsed())).await;
-            subscriber.report.announce(&format!("subscriber: {:?}", subscribing.what));
-            publisher::make_move(&subscriber, subscribing.what).await;
-        }
-        anyhow::Ok(())
-    });
-    let (filled, mut backfills) = (Arc::clone(world), plan.backfills.into_iter());
-    tasks.spawn(async move {
-        while let Some(planned) = next(&filled, begun, &mut backfills).await {
-            filled.report.announce(&format!("owner: {:?}", planned.what));
-            backfill::make(&filled, planned.what).await;
-        }
-        anyhow::Ok(())
-    });
-    let (lonely, mut standbys) = (Arc::clone(world), plan.standbys.into_iter());
-    tasks.spawn(async move {
-        while let Some(dead) = next(&lonely, begun, &mut standbys).await {
-            lonely.report.announce(&format!("standby: dead for {:?}", dead.what));
-            let from = Utc::now();
-            lonely.cluster.without_standby(dead.what).await?;
-            lonely.report.acted(None, "dead standby", from);
-        }
-        anyhow::Ok(())
-    });
-    let set = Arc::clone(world);
-    tasks.spawn(async move {
-        for step in plan.clock {
-            tokio::time::sleep(step.at.saturating_sub(begun.elapsed())).await;
-            set.report.announce(&format!("clock: {:+} s", step.what));
-            let from = Utc::now();
-            set.cluster.set_clock(step.what)?;
-            // Until all have looked at it.
-            tokio::time::sleep(LEASE).await;
-            set.report.acted(None, EXPIRE, from);
-        }
-        anyhow::Ok(())
-    });
-    let (turned, its_binary, mut upheavals) = (Arc::clone(world), binary.to_owned(), plan.upheavals.into_iter());
-    tasks.spawn(async move {
-        while let Some(upheaval) = next(&turned, begun, &mut upheavals).await {
-            turned.report.announce(&format!("all: {:?}", upheaval.what));
-            let from = Utc::now();
-            upheavals::turn_over(&turned, upheaval.what).await?;
-            turned.report.acted(None, UPHEAVAL, from);
-            if matches!(upheaval.what, Upheaval::PutBack(_)) {
-                // The copy may be of a moment at which the owner had triggers off or a table untracked.
-                ddl::rest(&turned, &its_binary).await?;
-            }
-            turned.report.announce("all: it is done");
-        }
-        anyhow::Ok(())
-    });
-    let (owned, binary, mut shapings) = (Arc::clone(world), binary.to_owned(), plan.shapings.into_iter());
-    tasks.spawn(async move {
-        while let Some(shaping) = next(&owned, begun, &mut shapings).await {
-            owned.report.announce(&format!("owner: {:?}", shaping.what));
-            ddl::make(&owned, shaping.what, &binary).await?;
-        }
-        anyhow::Ok(())
-    });
     while let Some(done) = tasks.join_next().await {
         done??;
     }
     Ok(())
 }
 
-/// Waits until it is time for the next act. `None`: there is none, or the trial is over.
-async fn next<T>(world: &World, begun: Instant, acts: &mut IntoIter<Planned<T>>) -> Option<Planned<T>> {
-    let act = acts.next()?;
-    tokio::time::sleep(act.at.saturating_sub(begun.elapsed())).await;
-    (!world.is_over()).then_some(act)
+async fn perform(world: &World, act: Act, binary: &Path) -> Result<()> {
+    world.report.announce(&act.to_string());
+    let from = Utc::now();
+    let (met, what) = match act {
+        Act::Blow(index, blow) => (Some(index), hit(world, &world.replicas[index], blow).await?),
+        Act::StoreBlow(index, blow) => {
+            let Some(link) = &world.replicas[index].store_link else { return Ok(()) };
+            (Some(index), hit_store(link, blow).await)
+        }
+        Act::Quake(quake) => (None, shake(world, quake).await?),
+        Act::Shaping(shaping) => return ddl::make(world, shaping, binary).await,
+        Act::Upheaval(upheaval) => {
+            upheavals::turn_over(world, upheaval).await?;
+            (None, UPHEAVAL)
+        }
+        Act::Clock(seconds) => {
+            world.cluster.set_clock(seconds)?;
+            // Until all have looked at it.
+            tokio::time::sleep(LEASE).await;
+            (None, EXPIRE)
+        }
+        Act::Subscribing(subscribing) => {
+            publisher::make_move(world, subscribing).await;
+            return Ok(());
+        }
+        Act::Backfill(backfill) => {
+            backfill::make(world, backfill).await;
+            return Ok(());
+        }
+        Act::DeadStandby(time) => {
+            world.cluster.without_standby(time).await?;
+            (None, "dead standby")
+        }
+    };
+    world.report.acted(met, what, from);
+    match act {
+        Act::Blow(index, Blow::Kill) => world.replicas[index].start(binary, None, &world.report).await,
+        // The copy may be of a moment at which the owner had triggers off or a table untracked.
+        Act::Upheaval(Upheaval::PutBack(_)) => ddl::rest(world, binary).await,
+        _ => Ok(()),
+    }
 }
 
 /// A directed scenario, for a control: a worker stands before its commit, its lease runs out, and whoever took the job
 /// over is stopped while the first one goes on. Again and again, since it may have been the same process that took it.
-pub(crate) async fn overtake(world: &Arc<World>, length: Duration, binary: &Path) -> Result<()> {
+pub(crate) async fn overtake(world: &World, length: Duration, binary: &Path) -> Result<()> {
     let begun = Instant::now();
     let (first, others) = world.replicas.split_first().context("there are replicas")?;
     let mut conn = world.cluster.connect().await?;
@@ -186,21 +144,17 @@ pub(crate) async fn overtake(world: &Arc<World>, length: Duration, binary: &Path
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         let stops = others.iter().map(|replica| stop_for(world, replica, LEASE * 3 / 4));
-        futures_util::future::try_join_all(stops).await?;
+        try_join_all(stops).await?;
     }
     Ok(())
 }
 
-async fn hit(world: &Arc<World>, index: usize, blow: Blow, binary: &Path) -> Result<()> {
-    let (replica, report) = (&world.replicas[index], &world.report);
-    report.announce(&format!("replica {index}: {blow:?}"));
-    let from = Utc::now();
-    let what = match blow {
+/// Returns the name of the act.
+async fn hit(world: &World, replica: &Replica, blow: Blow) -> Result<&'static str> {
+    Ok(match blow {
         Blow::Kill => {
-            replica.kill(report).await?;
-            report.acted(Some(index), "kill", from);
-            replica.start(binary, None, report).await?;
-            return Ok(());
+            replica.kill(&world.report).await?;
+            "kill"
         }
         Blow::Stop(time) => {
             until_busy(world, replica).await;
@@ -208,53 +162,38 @@ async fn hit(world: &Arc<World>, index: usize, blow: Blow, binary: &Path) -> Res
             "stop"
         }
         Blow::Hole(time) => {
-            swallow_for(&replica.link, time).await;
+            replica.link.swallow(time).await;
             "black hole"
         }
         Blow::Slow(by) => {
-            slow_down(&replica.link, by).await;
+            replica.link.slow_down(by, 2 * LEASE).await;
             "slow link"
         }
         Blow::Reset => {
             replica.link.reset();
             "reset"
         }
+        // An act lasts until it is over, but not for ever if nobody commits.
         Blow::LoseAnswer => {
-            let lost = replica.link.answers_lost();
-            replica.link.lose_an_answer();
-            // An act lasts until it is over, but not for ever if nobody commits.
-            let asked = Instant::now();
-            while replica.link.answers_lost() == lost && asked.elapsed() < 2 * LEASE {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+            replica.link.lost_answers().bring_about(2 * LEASE).await;
             "lost answer"
         }
         Blow::SilenceReader => {
-            let silenced = replica.link.readers_silenced();
-            replica.link.silence_a_reader();
-            let asked = Instant::now();
-            while replica.link.readers_silenced() == silenced && asked.elapsed() < 2 * LEASE {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+            replica.link.silent_readers().bring_about(2 * LEASE).await;
             "silent reader"
         }
-    };
-    report.acted(Some(index), what, from);
-    Ok(())
+    })
 }
 
-/// What happens on a replica's way to its bucket.
-async fn hit_store(world: &World, index: usize, blow: StoreBlow) {
-    let Some(link) = &world.replicas[index].store_link else { return };
-    world.report.announce(&format!("replica {index}, store: {blow:?}"));
-    let from = Utc::now();
-    let what = match blow {
+/// The same of what happens on a replica's way to its bucket.
+async fn hit_store(link: &Link, blow: StoreBlow) -> &'static str {
+    match blow {
         StoreBlow::Hole(time) => {
-            swallow_for(link, time).await;
+            link.swallow(time).await;
             "black hole before the store"
         }
         StoreBlow::Slow(by) => {
-            slow_down(link, by).await;
+            link.slow_down(by, 2 * LEASE).await;
             "slow store"
         }
         StoreBlow::Reset => {
@@ -262,25 +201,10 @@ async fn hit_store(world: &World, index: usize, blow: StoreBlow) {
             "reset by the store"
         }
         StoreBlow::Refuse(time) => {
-            link.refuse_completions(true);
-            tokio::time::sleep(time).await;
-            link.refuse_completions(false);
+            link.refuse_completions(time).await;
             "no completions"
         }
-    };
-    world.report.acted(Some(index), what, from);
-}
-
-async fn swallow_for(link: &Link, time: Duration) {
-    link.swallow(Swallowing::Everything);
-    tokio::time::sleep(time).await;
-    link.swallow(Swallowing::Nothing);
-}
-
-async fn slow_down(link: &Link, by: Duration) {
-    link.slow_down(by);
-    tokio::time::sleep(2 * LEASE).await;
-    link.slow_down(Duration::ZERO);
+    }
 }
 
 /// Waits until a replica works on a job, for two leases at most. A stop of an idle process shows nothing.
@@ -305,10 +229,8 @@ async fn stop_for(world: &World, replica: &Replica, time: Duration) -> Result<()
     Ok(())
 }
 
-async fn shake(world: &World, quake: Quake) -> Result<()> {
-    world.report.announce(&format!("all: {quake:?}"));
-    let from = Utc::now();
-    let what = match quake {
+async fn shake(world: &World, quake: Quake) -> Result<&'static str> {
+    Ok(match quake {
         Quake::Terminate(share) => {
             let sql = format!(
                 "select pg_terminate_backend(pid) from pg_stat_activity where usename = '{SERVICE}' and random() * 100 < {share}"
@@ -317,32 +239,25 @@ async fn shake(world: &World, quake: Quake) -> Result<()> {
             "termination"
         }
         Quake::Expire => {
-            ask(
-                world,
-                "update cdc_export.jobs set lease_expires_at = clock_timestamp() - interval '1 h' where status = 'processing'",
-            )
-            .await;
+            let sql = "update cdc_export.jobs set lease_expires_at = clock_timestamp() - interval '1 h' where status = 'processing'";
+            ask(world, sql).await;
             EXPIRE
         }
         Quake::Crash => {
             world.cluster.crash().await?;
             "crash"
         }
-    };
-    world.report.acted(None, what, from);
-    Ok(())
+    })
 }
 
 async fn ask(world: &World, sql: &str) {
-    match world.cluster.connect().await {
+    let asked = async {
         // A job whose commit is under way is locked, and its lease of no importance any more.
-        Ok(mut conn) => {
-            let sql = format!("set statement_timeout = '1s'; {sql}");
-            if let Err(error) = conn.execute(sqlx::AssertSqlSafe(sql)).await {
-                world.report.announce(&format!("that went wrong: {error}"));
-            }
-        }
-        Err(error) => world.report.announce(&format!("that went wrong: {error}")),
+        let sql = format!("set statement_timeout = '1s'; {sql}");
+        world.cluster.connect().await?.execute(sqlx::AssertSqlSafe(sql)).await
+    };
+    if let Err(error) = asked.await {
+        world.report.announce(&format!("that went wrong: {error}"));
     }
 }
 
@@ -359,7 +274,7 @@ enum Fault {
 
 /// The first phase: every failpoint with every fault, each replica working on one of them after the other. Returns how
 /// many there were.
-pub(crate) async fn visit(world: &Arc<World>, names: impl Iterator<Item = String>, binary: &Path) -> Result<usize> {
+pub(crate) async fn visit(world: &World, names: impl Iterator<Item = String>, binary: &Path) -> Result<usize> {
     let mut visits: Vec<(String, Fault)> =
         names.flat_map(|name| [Fault::Kill, Fault::Error, Fault::Sleep].map(|fault| (name.clone(), fault))).collect();
     // A bucket has a limit of its own.
@@ -371,27 +286,20 @@ pub(crate) async fn visit(world: &Arc<World>, names: impl Iterator<Item = String
     for (name, fault) in &visits {
         world.report.announce(&format!("planned: {name} {fault:?}"));
     }
-    let visits = Arc::new(Mutex::new(visits));
-    let mut tasks = tokio::task::JoinSet::new();
-    for index in 0..world.replicas.len() {
-        let (world, visits, binary) = (Arc::clone(world), Arc::clone(&visits), binary.to_owned());
-        tasks.spawn(async move {
-            loop {
-                let next = locked(&visits).pop();
-                let Some((name, fault)) = next else { break };
-                visit_one(&world, index, &name, fault, &binary).await?;
-            }
-            anyhow::Ok(())
-        });
-    }
-    while let Some(done) = tasks.join_next().await {
-        done??;
-    }
+    let visits = Mutex::new(visits);
+    let visit = async |replica: &Replica| {
+        loop {
+            let next = locked(&visits).pop();
+            let Some((name, fault)) = next else { return anyhow::Ok(()) };
+            visit_one(world, replica, &name, fault, binary).await?;
+        }
+    };
+    try_join_all(world.replicas.iter().map(visit)).await?;
     Ok(number)
 }
 
-async fn visit_one(world: &Arc<World>, index: usize, name: &str, fault: Fault, binary: &Path) -> Result<()> {
-    let (replica, report) = (&world.replicas[index], &world.report);
+async fn visit_one(world: &World, replica: &Replica, name: &str, fault: Fault, binary: &Path) -> Result<()> {
+    let (index, report) = (replica.index, &world.report);
     report.announce(&format!("replica {index}: {name} {fault:?}"));
     let armed = match fault {
         Fault::Kill => format!("{name}=kill"),
@@ -439,19 +347,15 @@ async fn leased(conn: &mut PgConnection) -> Result<Vec<(Uuid, String)>> {
 
 /// Invariant 9: what the dead process ran is ready or somebody else's in time. Its later life has another process id.
 async fn wait_for_takeover(world: &World, replica: &Replica, name: &str) -> Result<()> {
-    let begun = Instant::now();
     let mut conn = world.cluster.connect().await?;
     let lives = replica.lives();
-    let (_, dead) = lives.split_last().map_or((0, &[][..]), |(now, dead)| (*now, dead));
-    loop {
-        let left = leased(&mut conn).await?.iter().any(|(_, owner)| dead.iter().any(|pid| Replica::owns(*pid, owner)));
-        if !left {
-            return Ok(());
-        }
-        if begun.elapsed() > TAKEN_OVER {
-            world.report.red("9", format!("after {name}=kill, a job was not taken over within {TAKEN_OVER:?}"));
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    let dead = lives.split_last().map_or(&[][..], |(_, dead)| dead);
+    let is_taken_over = async || {
+        let held = leased(&mut conn).await?;
+        Ok(!held.iter().any(|(_, owner)| dead.iter().any(|pid| Replica::owns(*pid, owner))))
+    };
+    if !eventually(TAKEN_OVER, is_taken_over).await? {
+        world.report.red("9", format!("after {name}=kill, a job was not taken over within {TAKEN_OVER:?}"));
     }
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! The nemesis's plan. The seed decides it before the run begins.
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::backfill::Backfill;
@@ -57,121 +58,114 @@ pub(crate) enum StoreBlow {
     Refuse(Duration),
 }
 
+/// One act of the nemesis.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Planned<T> {
+pub(crate) enum Act {
+    /// To the replica of this number.
+    Blow(usize, Blow),
+    StoreBlow(usize, StoreBlow),
+    Quake(Quake),
+    Shaping(Shaping),
+    Upheaval(Upheaval),
+    /// The database's clock is so many seconds off.
+    Clock(i64),
+    Subscribing(Subscribing),
+    Backfill(Backfill),
+    /// The synchronous standby is dead for so long.
+    DeadStandby(Duration),
+}
+
+impl fmt::Display for Act {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Act::Blow(replica, blow) => write!(f, "replica {replica}: {blow:?}"),
+            Act::StoreBlow(replica, blow) => write!(f, "replica {replica}, store: {blow:?}"),
+            Act::Quake(quake) => write!(f, "all: {quake:?}"),
+            Act::Shaping(shaping) => write!(f, "owner: {shaping:?}"),
+            Act::Upheaval(upheaval) => write!(f, "all: {upheaval:?}"),
+            Act::Clock(seconds) => write!(f, "clock: {seconds:+} s"),
+            Act::Subscribing(subscribing) => write!(f, "subscriber: {subscribing:?}"),
+            Act::Backfill(backfill) => write!(f, "owner: {backfill:?}"),
+            Act::DeadStandby(time) => write!(f, "standby: dead for {time:?}"),
+        }
+    }
+}
+
+pub(crate) struct Planned {
     pub(crate) at: Duration,
-    pub(crate) what: T,
+    pub(crate) act: Act,
 }
 
 /// All faults of a run's second phase: a list for each replica, one for what meets them all, and one for each kind of
-/// move.
-#[derive(Default)]
+/// move. The acts of a list follow one another.
 pub(crate) struct Plan {
-    pub(crate) blows: Vec<Vec<Planned<Blow>>>,
-    pub(crate) store_blows: Vec<Vec<Planned<StoreBlow>>>,
-    pub(crate) quakes: Vec<Planned<Quake>>,
-    pub(crate) shapings: Vec<Planned<Shaping>>,
-    pub(crate) upheavals: Vec<Planned<Upheaval>>,
-    /// How far the database's clock is off, in seconds.
-    pub(crate) clock: Vec<Planned<i64>>,
-    pub(crate) subscribings: Vec<Planned<Subscribing>>,
-    pub(crate) backfills: Vec<Planned<Backfill>>,
-    /// The times for which the synchronous standby is dead.
-    pub(crate) standbys: Vec<Planned<Duration>>,
+    pub(crate) lists: Vec<Vec<Planned>>,
 }
 
 impl Plan {
     pub(crate) fn new(seed: u64, replicas: usize, length: Duration, moves: &[Move]) -> Plan {
-        let blows = (0..replicas).map(|replica| blows(&mut Random::new(seed, 300 + replica as u64), length));
-        let has = |what| moves.contains(&what);
-        // A stream of its own for each kind: leaving one away leaves the others as they are.
-        let shapings = if has(Move::Ddl) { shapings(&mut Random::new(seed, 600), length) } else { Vec::new() };
-        let clock = if has(Move::Clock) { steps(&mut Random::new(seed, 800), length) } else { Vec::new() };
-        let subscribings =
-            if has(Move::Subscription) { subscribings(&mut Random::new(seed, 900), length) } else { Vec::new() };
-        let upheavals = if has(Move::Restores) { upheavals(&mut Random::new(seed, 700), length) } else { Vec::new() };
-        let backfills = if has(Move::Backfill) { backfills(&mut Random::new(seed, 650), length) } else { Vec::new() };
-        let standbys = if has(Move::Locks) { standbys(&mut Random::new(seed, 660), length) } else { Vec::new() };
-        Plan {
-            standbys,
-            blows: blows.collect(),
-            quakes: quakes(&mut Random::new(seed, 400), length),
-            shapings,
-            upheavals,
-            clock,
-            subscribings,
-            backfills,
-            ..Plan::default()
-        }
+        // A stream of its own for each list: leaving one away leaves the others as they are.
+        let random = |of| Random::new(seed, of);
+        let blows = (0..replicas).map(|replica| blows(replica, &mut random(300 + replica as u64), length));
+        let moves = Move::ALL.into_iter().filter(|kind| moves.contains(kind));
+        let moves = moves.map(|kind| acts_of(kind, &mut random(600 + 50 * kind as u64), length));
+        Plan { lists: blows.chain([quakes(&mut random(400), length)]).chain(moves).collect() }
     }
 
     /// The same with what happens between the replicas and their bucket.
-    pub(crate) fn with_store_blows(mut self, seed: u64, length: Duration) -> Plan {
-        let blows = |replica| store_blows(&mut Random::new(seed, 350 + replica as u64), length);
-        self.store_blows = (0..self.blows.len()).map(blows).collect();
+    pub(crate) fn with_store_blows(mut self, seed: u64, replicas: usize, length: Duration) -> Plan {
+        let blows = |replica| store_blows(replica, &mut Random::new(seed, 350 + replica as u64), length);
+        self.lists.extend((0..replicas).map(blows));
         self
     }
 
     /// For a directed scenario: COMMITs go unanswered.
     pub(crate) fn of_lost_answers(replicas: usize, length: Duration) -> Plan {
-        let losses = |replica| every(300 + 30 * replica as u64, Blow::LoseAnswer, length);
-        Plan { blows: (0..replicas).map(losses).collect(), ..Plan::default() }
+        Plan::of_one_blow(Blow::LoseAnswer, replicas, length, |replica| 300 + 30 * replica)
     }
 
     /// For a directed scenario: readers fall silent.
     pub(crate) fn of_silent_readers(replicas: usize, length: Duration) -> Plan {
-        let silences = |replica| every(2_000 + 300 * replica as u64, Blow::SilenceReader, length);
-        Plan { blows: (0..replicas).map(silences).collect(), ..Plan::default() }
+        Plan::of_one_blow(Blow::SilenceReader, replicas, length, |replica| 2_000 + 300 * replica)
+    }
+
+    /// The blow meets each replica again and again, after so many milliseconds.
+    fn of_one_blow(blow: Blow, replicas: usize, length: Duration, millis: fn(u64) -> u64) -> Plan {
+        let blows = |replica| {
+            let pause = Duration::from_millis(millis(replica as u64));
+            spread(pause, length, || (Act::Blow(replica, blow), pause))
+        };
+        Plan { lists: (0..replicas).map(blows).collect() }
     }
 
     /// For a directed scenario: a copy of the database is made in which exports are under way, and put back when they
     /// are done; for a while after that no replica can complete an upload. Again and again.
     pub(crate) fn of_restores(replicas: usize, length: Duration) -> Plan {
         let second = Duration::from_secs;
-        let mut plan = Plan { store_blows: vec![Vec::new(); replicas], ..Plan::default() };
-        for begin in (0..).map(|n| second(1 + 34 * n)).take_while(|begin| *begin + second(34) < length) {
-            let (copied, put_back) = (begin + second(4), begin + second(16));
-            plan.upheavals.push(Planned { at: copied, what: Upheaval::Copy });
-            plan.upheavals.push(Planned { at: put_back, what: Upheaval::PutBack(Timeline::New) });
-            for blows in &mut plan.store_blows {
-                blows.push(Planned { at: begin, what: StoreBlow::Hole(second(5)) });
-                blows.push(Planned { at: put_back, what: StoreBlow::Refuse(second(16)) });
-            }
+        let begins = (0..).map(|n| second(1 + 34 * n)).take_while(|begin| *begin + second(34) < length);
+        let mut acts = vec![(4, Act::Upheaval(Upheaval::Copy)), (16, Act::Upheaval(Upheaval::PutBack(Timeline::New)))];
+        for replica in 0..replicas {
+            acts.push((0, Act::StoreBlow(replica, StoreBlow::Hole(second(5)))));
+            acts.push((16, Act::StoreBlow(replica, StoreBlow::Refuse(second(16)))));
         }
-        plan
+        let again = |(at, act)| begins.clone().map(|begin| Planned { at: begin + second(at), act }).collect();
+        Plan { lists: acts.into_iter().map(again).collect() }
     }
 
     pub(crate) fn text(&self) -> String {
-        let mut lines = Vec::new();
-        for (replica, blows) in self.blows.iter().enumerate() {
-            lines.extend(blows.iter().map(|blow| (blow.at, format!("replica {replica}: {:?}", blow.what))));
-        }
-        for (replica, blows) in self.store_blows.iter().enumerate() {
-            lines.extend(blows.iter().map(|blow| (blow.at, format!("replica {replica}, store: {:?}", blow.what))));
-        }
-        lines.extend(self.quakes.iter().map(|quake| (quake.at, format!("all: {:?}", quake.what))));
-        lines.extend(self.shapings.iter().map(|shaping| (shaping.at, format!("owner: {:?}", shaping.what))));
-        lines.extend(self.upheavals.iter().map(|upheaval| (upheaval.at, format!("all: {:?}", upheaval.what))));
-        lines.extend(self.clock.iter().map(|step| (step.at, format!("clock: {:+} s", step.what))));
-        lines.extend(self.subscribings.iter().map(|what| (what.at, format!("subscriber: {:?}", what.what))));
-        lines.extend(self.backfills.iter().map(|backfill| (backfill.at, format!("owner: {:?}", backfill.what))));
-        lines.extend(self.standbys.iter().map(|dead| (dead.at, format!("standby: dead for {:?}", dead.what))));
+        let mut lines: Vec<_> =
+            self.lists.iter().flatten().map(|planned| (planned.at, planned.act.to_string())).collect();
         lines.sort();
         lines.iter().map(|(at, line)| format!("{:8.3} {line}\n", at.as_secs_f64())).collect()
     }
 }
 
-fn every<T: Copy>(millis: u64, what: T, length: Duration) -> Vec<Planned<T>> {
-    let times = (1..).map(|n| Duration::from_millis(n * millis)).take_while(|at| *at < length);
-    times.map(|at| Planned { at, what }).collect()
-}
-
-/// Draws faults until the end. Each comes with the time from it to the next.
-fn spread<T>(first: Duration, length: Duration, mut draw: impl FnMut() -> (T, Duration)) -> Vec<Planned<T>> {
+/// Draws acts until the end. Each comes with the time from it to the next.
+fn spread(first: Duration, length: Duration, mut draw: impl FnMut() -> (Act, Duration)) -> Vec<Planned> {
     let (mut planned, mut at) = (Vec::new(), first);
     while at < length {
-        let (what, pause) = draw();
-        planned.push(Planned { at, what });
+        let (act, pause) = draw();
+        planned.push(Planned { at, act });
         at += pause;
     }
     planned
@@ -182,7 +176,7 @@ fn lasting<T>(what: fn(Duration) -> T, time: Duration) -> (T, Duration) {
     (what(time), time)
 }
 
-fn blows(random: &mut Random, length: Duration) -> Vec<Planned<Blow>> {
+fn blows(replica: usize, random: &mut Random, length: Duration) -> Vec<Planned> {
     spread(random.millis(500, 2_000), length, || {
         let (what, lasts) = match random.below(100) {
             0..48 => (Blow::Kill, Duration::from_millis(200)),
@@ -193,11 +187,11 @@ fn blows(random: &mut Random, length: Duration) -> Vec<Planned<Blow>> {
             90..96 => (Blow::LoseAnswer, Duration::ZERO),
             _ => (Blow::SilenceReader, SILENT),
         };
-        (what, lasts + random.millis(500, 1_800))
+        (Act::Blow(replica, what), lasts + random.millis(500, 1_800))
     })
 }
 
-fn store_blows(random: &mut Random, length: Duration) -> Vec<Planned<StoreBlow>> {
+fn store_blows(replica: usize, random: &mut Random, length: Duration) -> Vec<Planned> {
     spread(random.millis(500, 2_000), length, || {
         let (what, lasts) = match random.below(100) {
             0..35 => (StoreBlow::Reset, Duration::ZERO),
@@ -205,52 +199,51 @@ fn store_blows(random: &mut Random, length: Duration) -> Vec<Planned<StoreBlow>>
             60..75 => (StoreBlow::Slow(random.millis(30, 150)), 2 * LEASE),
             _ => lasting(StoreBlow::Refuse, random.millis(300, 4_000)),
         };
-        (what, lasts + random.millis(1_000, 4_000))
+        (Act::StoreBlow(replica, what), lasts + random.millis(1_000, 4_000))
     })
 }
 
-fn quakes(random: &mut Random, length: Duration) -> Vec<Planned<Quake>> {
+fn quakes(random: &mut Random, length: Duration) -> Vec<Planned> {
     spread(random.millis(1_000, 4_000), length, || {
         let what = match random.below(100) {
             0..50 => Quake::Terminate(random.between(20, 100)),
             50..88 => Quake::Expire,
             _ => Quake::Crash,
         };
-        (what, random.millis(1_500, 5_000))
+        (Act::Quake(what), random.millis(1_500, 5_000))
     })
 }
 
-fn shapings(random: &mut Random, length: Duration) -> Vec<Planned<Shaping>> {
-    spread(random.millis(1_000, 3_000), length, || (Shaping::draw(random), random.millis(800, 5_000)))
-}
-
-fn steps(random: &mut Random, length: Duration) -> Vec<Planned<i64>> {
-    spread(random.millis(2_000, 6_000), length, || (clock::draw(random), random.millis(3_000, 15_000)))
-}
-
-fn subscribings(random: &mut Random, length: Duration) -> Vec<Planned<Subscribing>> {
-    let later =
-        spread(random.millis(3_000, 8_000), length, || (Subscribing::draw(random), random.millis(2_000, 9_000)));
-    [vec![Planned { at: Duration::ZERO, what: Subscribing::Anew }], later].concat()
-}
-
-fn backfills(random: &mut Random, length: Duration) -> Vec<Planned<Backfill>> {
-    spread(random.millis(3_000, 8_000), length, || (Backfill::draw(random), random.millis(15_000, 40_000)))
-}
-
-fn standbys(random: &mut Random, length: Duration) -> Vec<Planned<Duration>> {
-    spread(random.millis(4_000, 12_000), length, || (random.millis(1_000, 6_000), random.millis(15_000, 40_000)))
-}
-
-fn upheavals(random: &mut Random, length: Duration) -> Vec<Planned<Upheaval>> {
-    let mut at = random.millis(3_000, 8_000);
-    let mut planned = vec![Planned { at, what: Upheaval::Copy }];
-    loop {
-        at += random.millis(12_000, 35_000);
-        // Time is left to be told of it.
-        if at + Duration::from_secs(5) > length {
-            return planned;
+fn acts_of(kind: Move, random: &mut Random, length: Duration) -> Vec<Planned> {
+    match kind {
+        Move::Ddl => spread(random.millis(1_000, 3_000), length, || {
+            (Act::Shaping(Shaping::draw(random)), random.millis(800, 5_000))
+        }),
+        Move::Subscription => {
+            let mut planned = vec![Planned { at: Duration::ZERO, act: Act::Subscribing(Subscribing::Anew) }];
+            planned.extend(spread(random.millis(3_000, 8_000), length, || {
+                (Act::Subscribing(Subscribing::draw(random)), random.millis(2_000, 9_000))
+            }));
+            planned
         }
-        planned.push(Planned { at, what: Upheaval::draw(random) });
+        Move::Restores => {
+            let at = random.millis(3_000, 8_000);
+            let mut planned = vec![Planned { at, act: Act::Upheaval(Upheaval::Copy) }];
+            // Time is left to be told of it.
+            let length = length.saturating_sub(Duration::from_secs(5));
+            planned.extend(spread(at + random.millis(12_000, 35_000), length, || {
+                (Act::Upheaval(Upheaval::draw(random)), random.millis(12_000, 35_000))
+            }));
+            planned
+        }
+        Move::Clock => spread(random.millis(2_000, 6_000), length, || {
+            (Act::Clock(clock::draw(random)), random.millis(3_000, 15_000))
+        }),
+        Move::Backfill => spread(random.millis(3_000, 8_000), length, || {
+            (Act::Backfill(Backfill::draw(random)), random.millis(15_000, 40_000))
+        }),
+        Move::Locks => spread(random.millis(4_000, 12_000), length, || {
+            (Act::DeadStandby(random.millis(1_000, 6_000)), random.millis(15_000, 40_000))
+        }),
     }
 }

@@ -4,8 +4,8 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -31,12 +31,8 @@ struct State {
     /// Connections of an earlier epoch are reset.
     epoch: watch::Sender<u64>,
     latency: AtomicU64,
-    /// How many answers to a COMMIT are to be lost.
-    to_lose: AtomicU32,
-    lost: AtomicU64,
-    /// How many readers are to be silenced.
-    to_silence: AtomicU32,
-    silenced: AtomicU64,
+    lost_answers: Mishap,
+    silent_readers: Mishap,
     /// Requests that would complete an upload get as far as here.
     refuses_completions: AtomicBool,
 }
@@ -52,10 +48,8 @@ impl Link {
             hole: watch::Sender::new(false),
             epoch: watch::Sender::new(0),
             latency: AtomicU64::new(LATENCY),
-            to_lose: AtomicU32::new(0),
-            lost: AtomicU64::new(0),
-            to_silence: AtomicU32::new(0),
-            silenced: AtomicU64::new(0),
+            lost_answers: Mishap::default(),
+            silent_readers: Mishap::default(),
             refuses_completions: AtomicBool::new(false),
         });
         let link = Link { port: listener.local_addr()?.port(), state: Arc::clone(&state) };
@@ -67,57 +61,77 @@ impl Link {
         Ok(link)
     }
 
-    pub(crate) fn swallow(&self, on: Swallowing) {
-        self.state.hole.send_replace(on == Swallowing::Everything);
+    /// Lets nothing through for so long.
+    pub(crate) async fn swallow(&self, time: Duration) {
+        self.state.hole.send_replace(true);
+        tokio::time::sleep(time).await;
+        self.state.hole.send_replace(false);
     }
 
-    /// How long each piece takes, beside its usual time.
-    pub(crate) fn slow_down(&self, by: Duration) {
+    /// Lets each piece take so much longer, for so long.
+    pub(crate) async fn slow_down(&self, by: Duration, time: Duration) {
         self.state.latency.store(LATENCY + by.as_millis() as u64, Ordering::Relaxed);
+        tokio::time::sleep(time).await;
+        self.state.latency.store(LATENCY, Ordering::Relaxed);
     }
 
     pub(crate) fn reset(&self) {
         self.state.epoch.send_modify(|epoch| *epoch += 1);
     }
 
-    /// Loses the answer to the next COMMIT, and the connection with it.
-    pub(crate) fn lose_an_answer(&self) {
-        self.state.to_lose.fetch_add(1, Ordering::Relaxed);
+    /// Lets no upload be completed for so long.
+    pub(crate) async fn refuse_completions(&self, time: Duration) {
+        self.state.refuses_completions.store(true, Ordering::Relaxed);
+        tokio::time::sleep(time).await;
+        self.state.refuses_completions.store(false, Ordering::Relaxed);
     }
 
-    /// Silences the next connection that imports a snapshot, from its next word on: nothing passes there any more, for
-    /// good, and the replica's other connections live.
-    pub(crate) fn silence_a_reader(&self) {
-        self.state.to_silence.fetch_add(1, Ordering::Relaxed);
+    /// Loses the answer to a COMMIT, and the connection with it.
+    pub(crate) fn lost_answers(&self) -> &Mishap {
+        &self.state.lost_answers
     }
 
-    /// Whether uploads can be completed over it.
-    pub(crate) fn refuse_completions(&self, refuses: bool) {
-        self.state.refuses_completions.store(refuses, Ordering::Relaxed);
+    /// Silences a connection that imports a snapshot, from its next word on: nothing passes there any more, for good,
+    /// and the replica's other connections live.
+    pub(crate) fn silent_readers(&self) -> &Mishap {
+        &self.state.silent_readers
     }
 
-    pub(crate) fn readers_silenced(&self) -> u64 {
-        self.state.silenced.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn answers_lost(&self) -> u64 {
-        self.state.lost.load(Ordering::Relaxed)
-    }
-
-    /// As it is when nothing is wrong.
+    /// Nothing that is still due happens.
     pub(crate) fn heal(&self) {
-        self.swallow(Swallowing::Nothing);
-        self.slow_down(Duration::ZERO);
-        self.state.to_lose.store(0, Ordering::Relaxed);
-        self.state.to_silence.store(0, Ordering::Relaxed);
-        self.refuse_completions(false);
+        for mishap in [self.lost_answers(), self.silent_readers()] {
+            mishap.due.store(0, Ordering::Relaxed);
+        }
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Swallowing {
-    Everything,
-    Nothing,
+/// What happens to the next connection that meets its condition, when somebody wants it.
+#[derive(Default)]
+pub(crate) struct Mishap {
+    due: AtomicU32,
+    happened: AtomicUsize,
+}
+
+impl Mishap {
+    pub(crate) fn happened(&self) -> usize {
+        self.happened.load(Ordering::Relaxed)
+    }
+
+    /// Has it happen once, and waits for that, for so long at most.
+    pub(crate) async fn bring_about(&self, patience: Duration) {
+        let (before, asked) = (self.happened(), Instant::now());
+        self.due.fetch_add(1, Ordering::Relaxed);
+        while self.happened() == before && asked.elapsed() < patience {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Returns true if it happens now.
+    fn happens(&self) -> bool {
+        let happens = self.due.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |due| due.checked_sub(1)).is_ok();
+        self.happened.fetch_add(usize::from(happens), Ordering::Relaxed);
+        happens
+    }
 }
 
 /// How a connection ended.
@@ -143,7 +157,7 @@ async fn connect(state: Arc<State>, mut client: TcpStream) {
             let mut buffer = vec![0; 16 * 1024];
             let mut imports = false;
             while let Ok(n @ 1..) = from_client.read(&mut buffer).await {
-                if imports && state.take_silence() {
+                if imports && state.silent_readers.happens() {
                     silent.store(true, Ordering::SeqCst);
                 }
                 if silent.load(Ordering::SeqCst) {
@@ -154,7 +168,7 @@ async fn connect(state: Arc<State>, mut client: TcpStream) {
                 if state.refuses_completions.load(Ordering::Relaxed) && is_completion(&buffer[..n]) {
                     return End::Refused;
                 }
-                if is_commit(&buffer[..n]) && state.take_answer() {
+                if is_commit(&buffer[..n]) && state.lost_answers.happens() {
                     deaf.store(true, Ordering::SeqCst);
                 }
                 if to_server.write_all(&buffer[..n]).await.is_err() {
@@ -216,19 +230,6 @@ impl State {
         let mut hole = self.hole.subscribe();
         // The sender lives as long as `self`.
         let _ = hole.wait_for(|on| !on).await;
-    }
-
-    fn take_answer(&self) -> bool {
-        let taken = self.to_lose.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
-        self.lost.fetch_add(u64::from(taken), Ordering::Relaxed);
-        taken
-    }
-
-    fn take_silence(&self) -> bool {
-        let taken =
-            self.to_silence.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok();
-        self.silenced.fetch_add(u64::from(taken), Ordering::Relaxed);
-        taken
     }
 }
 

@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
+use crate::patience::at_last;
 use crate::random::Random;
 use crate::shapes::KEYS;
 use crate::trial::World;
@@ -69,7 +70,7 @@ pub(crate) async fn make_move(world: &World, subscribing: Subscribing) {
 
 async fn subscribe_anew(world: &World, conn: &mut PgConnection, subscribed: bool) -> Result<()> {
     if subscribed {
-        leave(conn).await?;
+        leave(world, conn).await?;
     }
     let mut publisher = world.cluster.connect_to("publisher").await?;
     publisher
@@ -89,22 +90,22 @@ async fn subscribe_anew(world: &World, conn: &mut PgConnection, subscribed: bool
 }
 
 /// Drops the subscription, and leaves its slots to who comes next.
-async fn leave(conn: &mut PgConnection) -> Result<()> {
+async fn leave(world: &World, conn: &mut PgConnection) -> Result<()> {
     conn.execute("alter subscription torture disable").await?;
     conn.execute("alter subscription torture set (slot_name = none)").await?;
     conn.execute("drop subscription torture").await?;
-    no_worker(conn).await
+    no_worker(world).await
 }
 
 /// Waits until nobody applies anything any more.
-async fn no_worker(conn: &mut PgConnection) -> Result<()> {
-    let begun = Instant::now();
+async fn no_worker(world: &World) -> Result<()> {
     let workers = "select count(*) from pg_stat_activity where backend_type = 'logical replication worker'";
-    while sqlx::query_scalar::<_, i64>(workers).fetch_one(&mut *conn).await? > 0 {
-        ensure!(begun.elapsed() < Duration::from_secs(10), "a worker of the subscription goes on");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    Ok(())
+    at_last(Duration::from_secs(10), || async {
+        let left: i64 = sqlx::query_scalar(workers).fetch_one(&mut world.cluster.connect().await?).await?;
+        ensure!(left == 0, "a worker of the subscription goes on");
+        Ok(())
+    })
+    .await
 }
 
 /// So that the last exports meet a table at rest.
@@ -114,7 +115,7 @@ pub(crate) async fn rest(world: &World) -> Result<()> {
     if sqlx::query_scalar::<_, i64>(sql).fetch_one(&mut conn).await? > 0 {
         conn.execute("alter subscription torture disable").await?;
     }
-    no_worker(&mut conn).await
+    no_worker(world).await
 }
 
 /// Writes to the other database until the writers are told to stop. Returns how many changes were committed.

@@ -91,18 +91,6 @@ pub(crate) struct Posts {
     pub(crate) strays: usize,
 }
 
-impl Posts {
-    /// Posts that were held against the database at once.
-    pub(crate) fn checked(&self) -> usize {
-        self.tries - self.unchecked - self.strays
-    }
-
-    /// Posts of events that had been posted before.
-    pub(crate) fn repeated(&self) -> usize {
-        self.tries - self.ids
-    }
-}
-
 /// An event that the receiver was sent: the end of a job.
 struct Event {
     id: Uuid,

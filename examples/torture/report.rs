@@ -9,7 +9,6 @@ use anyhow::Result;
 use chrono::{DateTime, Utc};
 
 use crate::moves::Move;
-use crate::receiver::Posts;
 use crate::recorder::Deaths;
 use crate::replica::Stopped;
 
@@ -94,59 +93,44 @@ impl Report {
     }
 }
 
-/// What a run was worth.
-#[derive(Clone, Debug, Default)]
+/// What came of a run.
 pub(crate) struct Counts {
     pub(crate) deaths: Deaths,
-    /// Stops during which somebody else took over what the stopped process ran.
-    pub(crate) zombies: usize,
-    pub(crate) completed: usize,
-    pub(crate) skipped: usize,
-    /// Refused, since the position was given up because of the change log's bound.
-    pub(crate) given_up: usize,
-    pub(crate) failed: usize,
-    pub(crate) cancelled: usize,
-    pub(crate) accepted: usize,
-    /// The numbers of jobs of several datasets that were committed, that failed, and that were cancelled.
-    pub(crate) jobs_of_datasets: [usize; 3],
-    pub(crate) answers_lost: u64,
-    pub(crate) readers_silenced: u64,
-    pub(crate) commits: usize,
-    /// The statements of the bystander that were answered.
-    pub(crate) statements: usize,
-    pub(crate) looks: usize,
-    /// What the receiver of events was told.
-    pub(crate) posts: Posts,
-    /// Replays compared with the table's history.
-    pub(crate) replays: usize,
+    /// Each with how many there must be.
+    pub(crate) counted: Vec<(&'static str, usize, Least)>,
 }
 
 /// What makes a run of three minutes or more with three replicas valid. A shorter one needs less, in proportion, and so
 /// does one with fewer replicas.
-const LEAST_DEATHS: usize = 200;
-const LEAST_ZOMBIES: usize = 20;
-const LEAST_COMPLETED: usize = 60;
-const LEAST_SKIPPED: usize = 5;
-const LEAST_JOBS_OF_DATASETS: usize = 10;
-/// The least that a run with backfills needs.
-const LEAST_GIVEN_UP: usize = 1;
+#[derive(Clone, Copy)]
+pub(crate) enum Least {
+    Any,
+    Of(usize),
+    /// Of a run that has this kind of move.
+    With(Move, usize),
+}
 
 impl Counts {
     /// Why a run of so many seconds proves nothing, if it doesn't.
     pub(crate) fn invalid(&self, secs: u64, replicas: usize, moves: &[Move]) -> Vec<String> {
-        let share = |least: usize| (least as u64 * secs.min(180) * replicas as u64).div_ceil(180 * 3) as usize;
-        let given_up = if moves.contains(&Move::Backfill) { LEAST_GIVEN_UP } else { 0 };
-        let least = [
-            ("deaths", self.deaths.total(), share(LEAST_DEATHS)),
-            ("zombies", self.zombies, share(LEAST_ZOMBIES)),
-            ("completed exports", self.completed, share(LEAST_COMPLETED)),
-            ("completed jobs of several datasets", self.jobs_of_datasets[0], share(LEAST_JOBS_OF_DATASETS)),
-            ("skipped exports", self.skipped, share(LEAST_SKIPPED)),
-            ("events posted again", self.posts.repeated(), share(LEAST_COMPLETED)),
-            ("ends told and held against the database", self.posts.checked(), share(LEAST_COMPLETED)),
-            ("exports refused because of the change log", self.given_up, share(given_up)),
-        ];
-        let too_few = least.iter().filter(|(_, found, least)| found < least);
-        too_few.map(|(what, found, least)| format!("{found} {what}, of {least} at least")).collect()
+        let too_few = self.counted.iter().filter_map(|(what, found, least)| {
+            let least = match least {
+                Least::Of(least) => *least,
+                Least::With(kind, least) if moves.contains(kind) => *least,
+                _ => 0,
+            };
+            let least = (least as u64 * secs.min(180) * replicas as u64).div_ceil(180 * 3) as usize;
+            (*found < least).then(|| format!("{found} {what}, of {least} at least"))
+        });
+        too_few.collect()
+    }
+
+    pub(crate) fn text(&self) -> String {
+        let Deaths { of, leases_ended, unexplained } = &self.deaths;
+        let counted: String = self.counted.iter().map(|(what, found, _)| format!("{found} {what}, ")).collect();
+        format!(
+            "{counted}deaths {of:?}
+{leases_ended} more attempts whose leases were ended early, {unexplained} that ended with no fault near"
+        )
     }
 }

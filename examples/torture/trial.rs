@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use chrono::Utc;
 use serde_json::json;
 use sqlx::PgConnection;
@@ -19,15 +19,17 @@ use crate::cluster::{Cluster, SERVICE};
 use crate::lanes::{DATASETS, LANES, Lane};
 use crate::ledger::{Ledger, is_terminal};
 use crate::loader::{self, Recorded};
+use crate::moves::Move;
 use crate::nemesis;
 use crate::oracle::{End, Oracle};
+use crate::patience::{at_last, eventually};
 use crate::place::{self, Place};
 use crate::plan::Plan;
-use crate::proxy::Link;
+use crate::proxy::{Link, Mishap};
 use crate::receiver::{self, Receiver};
 use crate::recorder;
 use crate::replica::Replica;
-use crate::report::{Counts, Report, UPHEAVAL, locked};
+use crate::report::{Counts, Least, Report, UPHEAVAL, locked};
 use crate::{bystander, ddl, publisher, shapes, writers};
 
 /// From the last fault until every job has ended: the longest pause of a job that is tried for the fourth time (18 s
@@ -109,8 +111,7 @@ pub(crate) struct Trial {
     pub(crate) store: Option<Bucket>,
     /// The database's, if somebody may set it.
     pub(crate) clock: Option<Clock>,
-    /// True if an application locks the tables.
-    pub(crate) has_bystander: bool,
+    pub(crate) moves: Vec<Move>,
 }
 
 impl Trial {
@@ -191,7 +192,7 @@ impl Trial {
             (0..clients::CLIENTS).map(|n| tokio::spawn(clients::ask(Arc::clone(world), n))).collect();
         asking.extend(loader::all().map(|(lane, which)| tokio::spawn(loader::load(Arc::clone(world), lane, which))));
         let auditing = tokio::spawn(auditor::audit(Arc::clone(world)));
-        let bystander = self.has_bystander.then(|| tokio::spawn(bystander::work(Arc::clone(world))));
+        let bystander = self.moves.contains(&Move::Locks).then(|| tokio::spawn(bystander::work(Arc::clone(world))));
 
         if !self.failpoints.is_empty() {
             let begun = Instant::now();
@@ -240,26 +241,44 @@ impl Trial {
         } else {
             oracle.judge(world, &mut conn, End::OfAll).await?;
         }
-        let attempts = &oracle.attempts;
-        Ok(Counts {
-            deaths: recorder::deaths(attempts, &world.replicas, report),
-            zombies: recorder::zombies(attempts, report),
-            completed: oracle.count("completed"),
-            skipped: oracle.count("skipped"),
-            given_up: oracle.given_up.len(),
-            failed: oracle.count("failed"),
-            cancelled: oracle.count("cancelled"),
-            jobs_of_datasets: ["committed", "failed", "cancelled"].map(|state| oracle.count_jobs_of_datasets(state)),
-            accepted: locked(&world.ledger).promises.values().map(|promise| promise.lanes.len()).sum(),
-            readers_silenced: world.replicas.iter().map(|replica| replica.link.readers_silenced()).sum(),
-            answers_lost: world.replicas.iter().map(|replica| replica.link.answers_lost()).sum(),
-            commits,
-            statements,
-            looks,
-            posts: world.receiver.posts(),
-            replays: oracle.replays,
-        })
+        Ok(counts(world, &oracle, commits, statements, looks))
     }
+}
+
+fn counts(world: &World, oracle: &Oracle, commits: usize, statements: usize, looks: usize) -> Counts {
+    let deaths = recorder::deaths(&oracle.attempts, &world.replicas, &world.report);
+    let accepted = locked(&world.ledger).promises.values().map(|promise| promise.lanes.len()).sum();
+    let of_links =
+        |mishap: fn(&Link) -> &Mishap| world.replicas.iter().map(|replica| mishap(&replica.link).happened()).sum();
+    let posts = world.receiver.posts();
+    let counted = vec![
+        ("deaths", deaths.total(), Least::Of(200)),
+        ("zombies", recorder::zombies(&oracle.attempts, &world.report), Least::Of(20)),
+        ("answers to COMMIT lost", of_links(Link::lost_answers), Least::Any),
+        ("readers silenced", of_links(Link::silent_readers), Least::Any),
+        ("exports accepted", accepted, Least::Any),
+        ("completed", oracle.count("completed"), Least::Of(60)),
+        ("skipped", oracle.count("skipped"), Least::Of(5)),
+        ("failed", oracle.count("failed"), Least::Any),
+        ("cancelled", oracle.count("cancelled"), Least::Any),
+        ("refused because of the change log", oracle.given_up.len(), Least::With(Move::Backfill, 1)),
+        ("jobs of several datasets completed", oracle.count_jobs_of_datasets("committed"), Least::Of(10)),
+        ("failed", oracle.count_jobs_of_datasets("failed"), Least::Any),
+        ("cancelled", oracle.count_jobs_of_datasets("cancelled"), Least::Any),
+        ("events posted", posts.ids, Least::Any),
+        ("posted again", posts.tries - posts.ids, Least::Of(60)),
+        ("held against the database", posts.tries - posts.unchecked - posts.strays, Least::Of(60)),
+        ("refused", posts.refused, Least::Any),
+        ("dropped", posts.dropped, Least::Any),
+        ("answered late or never", posts.late, Least::Any),
+        ("of which the database couldn't be asked", posts.unchecked, Least::Any),
+        ("of before a put-back", posts.strays, Least::Any),
+        ("commits of writers", commits, Least::Any),
+        ("statements of the bystander", statements, Least::Any),
+        ("looks of the auditor", looks, Least::Any),
+        ("replays", oracle.replays, Least::Any),
+    ];
+    Counts { deaths, counted }
 }
 
 async fn restart(world: &World, binary: &Path) -> Result<()> {
@@ -276,17 +295,17 @@ async fn restart(world: &World, binary: &Path) -> Result<()> {
 async fn settle(world: &World) -> Result<()> {
     let begun = Instant::now();
     let mut conn = world.cluster.connect().await?;
-    while open(&mut conn).await? > 0 {
-        // An export that gave way is tried again after minutes.
-        let make_ready = "update cdc_export.jobs set run_at = clock_timestamp()
-                          where status = 'pending' and gave_way > 0 and run_at > clock_timestamp()";
+    // An export that gave way is tried again after minutes.
+    let make_ready = "update cdc_export.jobs set run_at = clock_timestamp()
+                      where status = 'pending' and gave_way > 0 and run_at > clock_timestamp()";
+    let is_drained = async || {
         sqlx::query(make_ready).execute(&mut conn).await?;
-        if begun.elapsed() > DRAIN {
-            let left = open(&mut conn).await?;
-            world.report.red("9", format!("{left} jobs are open {DRAIN:?} after the last fault"));
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        Ok(open(&mut conn).await? == 0)
+    };
+    if !eventually(DRAIN, is_drained).await? {
+        let left = open(&mut conn).await?;
+        world.report.red("9", format!("{left} jobs are open {DRAIN:?} after the last fault"));
+        return Ok(());
     }
     println!("drained in {:.1} s", begun.elapsed().as_secs_f64());
     let address = world.replicas[0].address().context("it runs")?;
@@ -302,7 +321,8 @@ async fn settle(world: &World) -> Result<()> {
         }
         lanes = Vec::new();
         for (lane, kind, job) in last {
-            let job = ended(&caller, &job).await?;
+            let ended = insist(async || caller.job(&job).await.filter(is_terminal)).await;
+            let job = ended.with_context(|| format!("the last export {job} takes too long"))?;
             // Whether it was refused for a reason, the oracle says.
             if kind == "delta" && job["error"]["code"] == "full_export_needed" {
                 lanes.push((lane, "full"));
@@ -321,26 +341,7 @@ async fn settle(world: &World) -> Result<()> {
 /// transaction that it has begun for one that stands idle, and ends it, so that a caller may be sent away even now, as
 /// any caller is with a 503.
 async fn insist<T>(ask: impl AsyncFn() -> Option<T>) -> Option<T> {
-    let begun = Instant::now();
-    loop {
-        let answer = ask().await;
-        if answer.is_some() || begun.elapsed() > DRAIN {
-            return answer;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
-async fn ended(caller: &Caller<'_>, id: &str) -> Result<serde_json::Value> {
-    let begun = Instant::now();
-    loop {
-        let job = insist(async || caller.job(id).await).await.context("nothing is wrong any more")?;
-        if is_terminal(&job) {
-            return Ok(job);
-        }
-        ensure!(begun.elapsed() < DRAIN, "a last export takes too long: {job}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    at_last(DRAIN, || async { ask().await.ok_or(()) }).await.ok()
 }
 
 /// Jobs that have not ended, or of which a file has no name yet.
@@ -379,15 +380,4 @@ async fn rest(world: &Arc<World>, binary: &Path) -> Result<()> {
 
 async fn count(conn: &mut PgConnection, sql: &str) -> Result<i64> {
     Ok(sqlx::query_scalar(sqlx::AssertSqlSafe(sql.to_owned())).fetch_one(conn).await?)
-}
-
-async fn eventually(patience: Duration, mut condition: impl AsyncFnMut() -> Result<bool>) -> Result<bool> {
-    let begun = Instant::now();
-    while begun.elapsed() < patience {
-        if condition().await? {
-            return Ok(true);
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    Ok(false)
 }
