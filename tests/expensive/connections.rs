@@ -86,13 +86,13 @@ async fn an_unread_download_takes_little_memory() {
     const DOWNLOADS: usize = 300;
     let (database, service) = serving_users(0).await;
     let (download, _) = large_file(&database, &service).await;
-    let before = crate::memory::in_status(&service, "VmRSS:");
+    let before = crate::memory::in_status(service.pid(), "VmRSS:");
     let mut downloads = many(&service, DOWNLOADS, &download).await;
     // Each is under way, and its buffers are full.
     for stream in &mut downloads {
         stream.read_exact(&mut [0; 8 * 1024]).await.unwrap();
     }
-    let each = crate::memory::in_status(&service, "VmRSS:").saturating_sub(before) / DOWNLOADS as u64;
+    let each = crate::memory::in_status(service.pid(), "VmRSS:").saturating_sub(before) / DOWNLOADS as u64;
     println!("{each} KiB for each unread download");
     assert!(each < 400, "{each} KiB for each of them");
 }

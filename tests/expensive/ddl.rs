@@ -50,6 +50,9 @@ const NOTES: &str =
     insert into {t} select n, 'a' || n, 'b' || n, n = 6 from generate_series(1, 6) n";
 const NUMBERS: &str = "create table {t} (id int primary key, n numeric(10,4), at timestamptz, c char(8), v varchar(8), other numeric(10,4));
     insert into {t} select n, n + 0.1234, '2026-01-01 00:00:00.5+00', 'abcdefgh', 'v', 0.1234 from generate_series(1, 6) n";
+const PARTED: &str = "create table {t} (id int primary key, n numeric(10,4)) partition by range (id);
+    create table {t}_low partition of {t} for values from (0) to (4); create table {t}_high partition of {t} for values from (4) to (99);
+    insert into {t} select n, n + 0.1234 from generate_series(1, 6) n";
 const MOODS: &str = "create type {t}_mood as enum ('happy', 'sad');
     create table {t} (id int primary key, mood {t}_mood); insert into {t} select n, 'sad' from generate_series(1, 6) n";
 
@@ -102,24 +105,18 @@ async fn ddl_is_exact_or_has_a_word() {
         case("other values of the type", NOTES, "alter table {t} alter a type text using upper(a)").wants("column_retyped"),
         case(
             "a narrower numeric of a partitioned table",
-            "create table {t} (id int primary key, n numeric(10,4)) partition by range (id);
-             create table {t}_low partition of {t} for values from (0) to (4); create table {t}_high partition of {t} for values from (4) to (99);
-             insert into {t} select n, n + 0.1234 from generate_series(1, 6) n",
+            PARTED,
             "alter table {t} alter n type numeric(10,1)",
         )
         .wants("column_retyped"),
         case(
             "a partition is written anew",
-            "create table {t} (id int primary key, n numeric(10,4)) partition by range (id);
-             create table {t}_low partition of {t} for values from (0) to (4); create table {t}_high partition of {t} for values from (4) to (99);
-             insert into {t} select n, n + 0.1234 from generate_series(1, 6) n",
+            PARTED,
             "vacuum full {t}_low;; alter table {t} alter n type numeric(12,4)",
         ),
         case(
             "a partitioned table whose partitions are written anew",
-            "create table {t} (id int primary key, n numeric(10,4)) partition by range (id);
-             create table {t}_low partition of {t} for values from (0) to (4); create table {t}_high partition of {t} for values from (4) to (99);
-             insert into {t} select n, n + 0.1234 from generate_series(1, 6) n",
+            PARTED,
             "vacuum full {t};; alter table {t} alter n type numeric(12,4)",
         )
         // The column's row in the catalog is another one, and so is a file: which of the two came by the other isn't to

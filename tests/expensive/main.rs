@@ -28,6 +28,7 @@ mod lanes;
 mod many_jobs;
 #[cfg(target_os = "linux")]
 mod memory;
+#[cfg(target_os = "linux")]
 mod mirrors;
 mod odd_keys;
 mod parts;

@@ -19,7 +19,7 @@ impl Held {
         let entries = |folder: &str| std::fs::read_dir(format!("/proc/{}/{folder}", service.pid())).unwrap().count();
         let connections = "select count(*) from pg_stat_activity where datname = current_database()";
         Held {
-            resident_kib: in_status(service, "VmRSS:"),
+            resident_kib: in_status(service.pid(), "VmRSS:"),
             descriptors: entries("fd"),
             threads: entries("task"),
             connections: database.one(connections).await,
@@ -28,8 +28,8 @@ impl Held {
 }
 
 /// A line of what the kernel says of a process, in KiB.
-pub(crate) fn in_status(service: &Service, line: &str) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", service.pid())).unwrap();
+pub(crate) fn in_status(pid: impl std::fmt::Display, line: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|found| found.starts_with(line)).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
@@ -63,7 +63,7 @@ async fn a_thousand_jobs_leave_nothing_behind() {
 
 #[tokio::test]
 async fn memory_does_not_grow_with_the_table() {
-    let peak = |service: &Service| in_status(service, "VmHWM:") / 1024;
+    let peak = |service: &Service| in_status(service.pid(), "VmHWM:") / 1024;
     let database = Database::new_with("alter table users disable trigger user").await;
     let wide = |from, to| {
         format!(
@@ -85,7 +85,7 @@ async fn memory_does_not_grow_with_the_table() {
     // What is freed goes back, however large it was. A row group is large.
     #[cfg(all(feature = "parquet", target_env = "gnu"))]
     {
-        let own = |service: &Service| in_status(service, "RssAnon:") / 1024;
+        let own = |service: &Service| in_status(service.pid(), "RssAnon:") / 1024;
         let before = own(&service);
         for consumer in ["first", "second", "third", "fourth"] {
             let job = ended(&service, "/exports/full", Some(consumer), json!({ "format": "parquet" })).await;

@@ -2,6 +2,7 @@
 
 use crate::catalog::Catalog;
 use crate::harness::{Database, ends, eventually, far, stop};
+use crate::memory::in_status;
 
 /// Mirrors so many tables with two rounds of changes. Returns the peak of the process's memory in MiB.
 async fn mirrored(tables: usize) -> u64 {
@@ -33,16 +34,14 @@ async fn mirrored(tables: usize) -> u64 {
     arrive(1).await;
     for_each(&source, "update t%1$s set name = ''changed'' where id %% 2 = 0").await;
     arrive(2).await;
-    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id().unwrap())).unwrap();
-    let peak = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-    let peak: u64 = peak.split_whitespace().nth(1).unwrap().parse().unwrap();
+    let peak = in_status(child.id().unwrap(), "VmHWM:") / 1024;
     stop(&mut child).await;
     for_each(&target, "insert into t%1$s select -count(*) from t%1$s where name = ''changed''").await;
     let rows = format!("select count(*) from t{tables} where id = -500");
     assert_eq!(target.one::<i64>(&rows).await, 1);
     service.stop().await;
-    println!("{tables} tables: the peak was {} MiB", peak / 1024);
-    peak / 1024
+    println!("{tables} tables: the peak was {peak} MiB");
+    peak
 }
 
 #[tokio::test]

@@ -15,6 +15,11 @@ use crate::restores::cluster::{Cluster, timeline};
 use crate::restores::deliveries::{delivered_afterwards, exported, markers, what_was_delivered_is_missed};
 use crate::schedules::users::{USERS, schedule};
 
+/// A service on the cluster's database, with the folder of another.
+fn on(cluster: &Cluster, service: &Service) -> Start {
+    Start::on(&cluster.database()).sharing_output(service)
+}
+
 /// Removes what the folder knows of lanes.
 fn forget_markers(service: &Service) {
     let markers = markers(service);
@@ -30,12 +35,12 @@ fn forget_markers(service: &Service) {
 async fn what_was_acknowledged_goes_back_with_its_lane() {
     let mut cluster = Cluster::new().await;
     let mut service = exported(&cluster, &["a", "b"]).await;
-    let ack = async |service: &Service, job: &serde_json::Value| {
+    let ack = async |service: &Service, job: &Value| {
         let path = format!("/exports/{}/ack", job["jobId"].as_str().unwrap());
         service.call("POST", &path, &[]).await
     };
     let told = async |service: &Service| {
-        let page: serde_json::Value = service.call("GET", "/consumers", &[]).await.json().await.unwrap();
+        let page: Value = service.call("GET", "/consumers", &[]).await.json().await.unwrap();
         page["items"].as_array().unwrap().iter().map(|of| of["unacknowledged"].clone()).collect::<Vec<_>>()
     };
     let (known, _) = passes(&service, "delta", "a", None).await;
@@ -44,7 +49,6 @@ async fn what_was_acknowledged_goes_back_with_its_lane() {
     cluster.stop().await;
     cluster.copy_cold();
     cluster.start().await;
-    let on = |cluster: &Cluster, service: &Service| Start::on(&cluster.database()).sharing_output(service);
     let mut service = on(&cluster, &service).service().await;
     let mut lost = Vec::new();
     for consumer in ["a", "a", "b"] {
@@ -79,7 +83,6 @@ async fn without_a_marker_another_timeline_needs_a_full_export() {
     let mut cluster = Cluster::new().await;
     let mut service = exported(&cluster, &["a", "b"]).await;
     service.end().await;
-    let on = |cluster: &Cluster, service: &Service| Start::on(&cluster.database()).sharing_output(service);
     // Exports without a consumer have nobody to remember them.
     let mut submitting = on(&cluster, &service).arguments(&["serve", "--no-workers"]).service().await;
     let answer = submitting.call("POST", "/exports", &[]).await;
@@ -118,8 +121,7 @@ async fn promoted_standby(lags: bool) {
     }
     delivered_afterwards(&cluster, &service).await;
     service.end().await;
-    let mut submitting =
-        Start::on(&cluster.database()).sharing_output(&service).arguments(&["serve", "--no-workers"]).service().await;
+    let mut submitting = on(&cluster, &service).arguments(&["serve", "--no-workers"]).service().await;
     let waiting = submitting.submit("delta", "a").await;
     submitting.end().await;
     cluster.stop().await;
@@ -132,7 +134,7 @@ async fn promoted_standby(lags: bool) {
     cluster.promoted().await;
     let database = cluster.database();
     assert_ne!(timeline(&database).await, before);
-    let service = Start::on(&database).sharing_output(&service).service().await;
+    let service = on(&cluster, &service).service().await;
     if lags {
         what_was_delivered_is_missed(&database, &service).await;
     } else {
@@ -162,25 +164,21 @@ async fn a_job_that_ran_when_the_database_was_copied_is_not_taken_over() {
     let mut cluster = Cluster::new().await;
     let mut service = exported(&cluster, &["a"]).await;
     service.end().await;
-    let mut dying = Start::on(&cluster.database())
-        .sharing_output(&service)
-        .with("FAILPOINTS", "worker.staged=kill")
-        .with("LEASE_SECONDS", 2)
-        .service()
-        .await;
+    let dying = on(&cluster, &service).with("FAILPOINTS", "worker.staged=kill").with("LEASE_SECONDS", 2);
+    let mut dying = dying.service().await;
     dying.dies_of("delta", "a", &json!({})).await;
     let id: String = cluster.database().one("select id::text from cdc_export.jobs where status = 'processing'").await;
     cluster.stop().await;
     cluster.copy_cold();
     cluster.start().await;
     cluster.database().add_users(6, 6).await;
-    let mut service = Start::on(&cluster.database()).sharing_output(&service).service().await;
+    let mut service = on(&cluster, &service).service().await;
     assert_eq!(service.ended(&id).await["rowsExported"], 1);
     service.end().await;
 
     cluster.put_back().await;
     let database = cluster.database();
-    let service = Start::on(&database).sharing_output(&service).service().await;
+    let service = on(&cluster, &service).service().await;
     let job = service.ended(&id).await;
     needs_full(&job, "database_restored");
     refused(&database, &service, "delta", "a", "database_restored").await;
@@ -195,15 +193,14 @@ async fn a_job_that_had_no_name_when_the_database_was_copied_hides_nothing_after
     let mut service = exported(&cluster, &["a"]).await;
     service.end().await;
     cluster.database().add_users(6, 6).await;
-    let on = |cluster: &Cluster| Start::on(&cluster.database()).sharing_output(&service);
-    let mut dying = on(&cluster).with("FAILPOINTS", "worker.committed=kill").service().await;
+    let mut dying = on(&cluster, &service).with("FAILPOINTS", "worker.committed=kill").service().await;
     dying.dies_of("delta", "a", &json!({})).await;
     let unpublished = "select id::text from cdc_export.jobs where status = 'committed'";
     let id: String = cluster.database().one(unpublished).await;
     cluster.stop().await;
     cluster.copy_cold();
     cluster.start().await;
-    let mut living = on(&cluster).service().await;
+    let mut living = on(&cluster, &service).service().await;
     assert_eq!(living.ended(&id).await["rowsExported"], 1);
     cluster.database().add_users(7, 7).await;
     assert_eq!(passes(&living, "delta", "a", None).await.1.ids(), [7]);
@@ -212,7 +209,7 @@ async fn a_job_that_had_no_name_when_the_database_was_copied_hides_nothing_after
     // Committed before, it is handed out again, and isn't the last that was.
     cluster.put_back().await;
     let database = cluster.database();
-    let service = on(&cluster).service().await;
+    let service = on(&cluster, &service).service().await;
     assert_eq!(service.ended(&id).await["status"], "completed");
     for export_type in ["incremental", "delta"] {
         refused(&database, &service, export_type, "a", "database_restored").await;
