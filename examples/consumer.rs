@@ -35,30 +35,6 @@ struct LastExport {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Job {
-    job_id: String,
-    export_type: String,
-    status: String,
-    format: String,
-    rows_exported: u64,
-    error: Option<Failure>,
-    files: Vec<File>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Failure {
-    code: String,
-    detail: String,
-}
-
-#[derive(Deserialize)]
-struct File {
-    part: u32,
-    sha256: String,
-}
-
-#[derive(Deserialize)]
 struct Manifest {
     number: u64,
     digest: String,
@@ -79,34 +55,18 @@ struct ManifestColumn {
     meta: Option<String>,
 }
 
-/// The body of a refusal. `jobs` are the exports that the caller has not loaded, oldest first.
-#[derive(Debug, Deserialize)]
-struct Problem {
-    code: String,
-    detail: Option<String>,
-    #[serde(default)]
-    jobs: Vec<JobLink>,
+/// The service's answer to a call: its body, or that of a refusal, which has a `code`.
+enum Answer {
+    Accepted(Value),
+    Refused(Value),
 }
 
-/// The part of a job that the answer to a request has.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct JobLink {
-    job_id: String,
-}
-
-/// The service's answer to a call: a value, or a refusal.
-enum Answer<T> {
-    Accepted(T),
-    Refused(Problem),
-}
-
-impl<T> Answer<T> {
-    /// Returns the value. A refusal is an error.
-    fn accepted(self) -> Result<T> {
+impl Answer {
+    /// Returns the body. A refusal is an error.
+    fn accepted(self) -> Result<Value> {
         match self {
-            Answer::Accepted(value) => Ok(value),
-            Answer::Refused(Problem { code, detail, .. }) => Err(format!("{code}: {detail:?}").into()),
+            Answer::Accepted(body) => Ok(body),
+            Answer::Refused(problem) => Err(format!("{}: {}", problem["code"], problem["detail"]).into()),
         }
     }
 }
@@ -128,7 +88,7 @@ impl Service {
     }
 
     /// Asks for an export. A delta goes on from `last`.
-    async fn export(&self, kind: &str, last: Option<&LastExport>) -> Result<Answer<JobLink>> {
+    async fn export(&self, kind: &str, last: Option<&LastExport>) -> Result<Answer> {
         let mut body = json!({"dataset": self.dataset, "format": "ndjson"});
         if kind == "delta" {
             body["after"] = json!(last.map(|last| &last.job));
@@ -140,44 +100,44 @@ impl Service {
     }
 
     /// Waits until the job has ended. Returns it with its export of the dataset.
-    async fn finished(&self, id: &str) -> Result<Job> {
+    async fn finished(&self, id: &str) -> Result<Value> {
         loop {
-            let wait = self.request(Method::GET, &format!("/exports/{id}?wait=30"));
-            let mut job: Map<String, Value> = read(wait).await?.accepted()?;
+            let mut job = read(self.request(Method::GET, &format!("/exports/{id}?wait=30"))).await?.accepted()?;
+            if !matches!(text(&job, "status")?, "completed" | "failed" | "cancelled") {
+                continue;
+            }
             // Somebody else requested a job of several datasets.
-            if let Some(Value::Array(exports)) = job.remove("exports") {
-                let own = exports.into_iter().find(|export| export["dataset"] == *self.dataset);
-                job.extend(own.and_then(|own| own.as_object().cloned()).unwrap_or_default());
+            let exports = job["exports"].as_array().cloned().unwrap_or_default();
+            let own = exports.into_iter().find(|export| export["dataset"] == *self.dataset);
+            if let (Some(Value::Object(own)), Some(job)) = (own, job.as_object_mut()) {
+                job.extend(own);
             }
-            let job: Job = serde_json::from_value(job.into())?;
-            if matches!(&*job.status, "completed" | "failed" | "cancelled") {
-                return Ok(job);
-            }
+            return Ok(job);
         }
     }
 
     /// Loads a completed export into the index. Returns its number, or `None` if its files were removed.
-    async fn load(&self, job: &Job, index: &mut Index) -> Result<Option<u64>> {
-        let path = format!("/exports/{}", job.job_id);
+    async fn load(&self, id: &str, job: &Value, index: &mut Index) -> Result<Option<u64>> {
+        let path = format!("/exports/{id}");
         let of = format!("?dataset={}", self.dataset);
         let manifest = self.request(Method::GET, &format!("{path}/manifest{of}"));
-        let manifest: Manifest = read(manifest).await?.accepted()?;
+        let manifest: Manifest = serde_json::from_value(read(manifest).await?.accepted()?)?;
         let previous = manifest.export.previous.as_ref();
         if manifest.export.key.is_empty() {
             return Err(format!("{} has no key, by which this index finds its rows", self.dataset).into());
         }
         // The first export of a consumer has all rows, whatever its type.
-        if job.export_type == "full" || previous.is_none() {
+        if job["exportType"] == "full" || previous.is_none() {
             index.documents.clear();
         } else if index.last.as_ref().map(|last| &last.digest) != previous {
             return Err("the export doesn't follow the last one".into());
         }
         // The first column of a delta says what became of the row.
         let columns = &manifest.export.columns;
-        let operation = columns.first().filter(|_| job.export_type == "delta");
+        let operation = columns.first().filter(|_| job["exportType"] == "delta");
         let meta: Vec<_> = columns.iter().filter(|column| column.meta.is_some()).map(|column| &*column.name).collect();
-        for file in &job.files {
-            let download = self.request(Method::GET, &format!("{path}/files/{}/download{of}", file.part));
+        for file in job["files"].as_array().into_iter().flatten() {
+            let download = self.request(Method::GET, &format!("{path}/files/{}/download{of}", file["part"]));
             let mut answer = download.send().await?;
             if answer.status() == 410 {
                 return Ok(None);
@@ -196,11 +156,11 @@ impl Service {
                 }
                 rest.drain(..end);
             }
-            if hex::encode(digest.finish()) != file.sha256 {
-                return Err(format!("part {} of {} was damaged on its way", file.part, job.job_id).into());
+            if file["sha256"] != *hex::encode(digest.finish()) {
+                return Err(format!("part {} of {id} was damaged on its way", file["part"]).into());
             }
         }
-        index.last = Some(LastExport { job: job.job_id.clone(), digest: manifest.digest });
+        index.last = Some(LastExport { job: id.to_owned(), digest: manifest.digest });
         Ok(Some(manifest.number))
     }
 
@@ -211,36 +171,38 @@ impl Service {
             let saved = Index::open(path)?;
             let (jobs, is_new) = match self.export(kind, saved.last.as_ref()).await? {
                 Answer::Accepted(job) => (vec![job], true),
-                Answer::Refused(problem) if matches!(&*problem.code, "database_restored" | "full_only") => {
+                Answer::Refused(problem)
+                    if problem["code"] == "database_restored" || problem["code"] == "full_only" =>
+                {
                     kind = "full";
                     continue;
                 }
-                // An earlier run asked for these, and ended before it loaded them.
-                Answer::Refused(problem) if problem.code == "out_of_step" => (problem.jobs, false),
+                // An earlier run asked for these, oldest first, and ended before it loaded them.
+                Answer::Refused(problem) if problem["code"] == "out_of_step" => {
+                    (problem["jobs"].as_array().cloned().unwrap_or_default(), false)
+                }
                 refused @ Answer::Refused(_) => return refused.accepted().map(drop),
             };
             kind = "delta";
             let mut index = saved;
             for job in jobs {
-                let job = self.finished(&job.job_id).await?;
-                let needs_full = job.error.as_ref().is_some_and(|error| error.code == "full_export_needed");
-                if needs_full || job.format != "ndjson" {
+                let id = text(&job, "jobId")?;
+                let job = self.finished(id).await?;
+                if job["error"]["code"] == "full_export_needed" || job["format"] != "ndjson" {
                     kind = "full";
                     break;
                 }
-                if job.status == "completed" {
-                    let Some(number) = self.load(&job, &mut index).await? else {
+                if job["status"] == "completed" {
+                    let Some(number) = self.load(id, &job, &mut index).await? else {
                         kind = "full";
                         break;
                     };
                     index.save(path)?;
-                    let ack =
-                        self.request(Method::POST, &format!("/exports/{}/ack?dataset={}", job.job_id, self.dataset));
-                    read::<Value>(ack).await?.accepted()?;
-                    println!("{} {number}: {} rows", job.export_type, job.rows_exported);
+                    let ack = format!("/exports/{id}/ack?dataset={}", self.dataset);
+                    read(self.request(Method::POST, &ack)).await?.accepted()?;
+                    println!("{} {number}: {} rows", text(&job, "exportType")?, job["rowsExported"]);
                 } else if is_new {
-                    let why = job.error.map(|error| error.detail).unwrap_or_default();
-                    return Err(format!("the export {} is {}: {why}", job.job_id, job.status).into());
+                    return Err(format!("the export {id} is {}: {}", job["status"], job["error"]["detail"]).into());
                 }
             }
             if is_new && kind == "delta" {
@@ -250,16 +212,16 @@ impl Service {
     }
 }
 
+fn text<'a>(job: &'a Value, member: &str) -> Result<&'a str> {
+    job[member].as_str().ok_or_else(|| format!("the answer has no {member}: {job}").into())
+}
+
 /// Sends a request, and reads the answer's body.
-async fn read<T: for<'de> Deserialize<'de>>(request: RequestBuilder) -> Result<Answer<T>> {
+async fn read(request: RequestBuilder) -> Result<Answer> {
     let answer = request.send().await?;
     let is_accepted = answer.status().is_success();
-    let body = answer.bytes().await?;
-    Ok(if is_accepted {
-        Answer::Accepted(serde_json::from_slice(&body)?)
-    } else {
-        Answer::Refused(serde_json::from_slice(&body)?)
-    })
+    let body = serde_json::from_slice(&answer.bytes().await?)?;
+    Ok(if is_accepted { Answer::Accepted(body) } else { Answer::Refused(body) })
 }
 
 impl Index {
