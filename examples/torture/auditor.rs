@@ -30,7 +30,6 @@ pub(crate) struct Seen {
     export: Option<ExportId>,
 }
 
-/// Every file that was ever seen, by its final name.
 #[derive(Default)]
 pub(crate) struct Archive {
     pub(crate) files: BTreeMap<String, Seen>,
@@ -39,7 +38,6 @@ pub(crate) struct Archive {
 }
 
 impl Archive {
-    /// The exports whose files are kept here, by their jobs and lanes.
     pub(crate) fn exports(&self) -> Vec<(String, String)> {
         let known = self.files.values().filter_map(|seen| seen.export.as_ref());
         known.map(|(job, lane)| (job.to_string(), lane.clone())).collect()
@@ -72,7 +70,6 @@ pub(crate) async fn audit(world: Arc<World>) -> usize {
     looks
 }
 
-/// Takes in every file that there is.
 pub(crate) async fn look_once(world: &World) -> Result<()> {
     look_at_files(world, &mut 0).await
 }

@@ -19,14 +19,11 @@ pub(crate) struct Backfill {
     open_for: Duration,
 }
 
-/// Which rows it changes.
 #[derive(Clone, Copy, Debug)]
 enum Rows {
-    /// Every row of `users`, so often.
     Users(u64),
     /// Rows of `users` that nobody else changes come, and change; or go, where they are there.
     UsersBeside,
-    /// Every row of a small table, so often.
     Small(&'static str, u64),
 }
 

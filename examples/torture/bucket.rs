@@ -19,18 +19,15 @@ enum Cloud {
     Azure,
 }
 
-/// What lies in a bucket below a prefix.
 #[derive(Clone)]
 pub(crate) struct Bucket {
     cloud: Cloud,
     endpoint: String,
     name: String,
-    /// Ends with a slash.
     prefix: String,
     client: reqwest::Client,
 }
 
-/// An object, as the bucket's list has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Object {
     pub(crate) etag: String,
@@ -38,7 +35,6 @@ pub(crate) struct Object {
     pub(crate) modified: String,
 }
 
-/// An upload that is neither completed nor aborted.
 #[derive(Clone, Debug)]
 pub(crate) struct Upload {
     pub(crate) key: String,
@@ -73,7 +69,6 @@ impl Bucket {
         Ok(Bucket { prefix: format!("{}{}/", self.prefix, &unique[..8]), ..self.clone() })
     }
 
-    /// The port of the emulator.
     pub(crate) fn port(&self) -> Result<u16> {
         let (_, port) = self.endpoint.rsplit_once(':').context("an emulator listens on a port")?;
         Ok(port.parse()?)
@@ -106,26 +101,15 @@ impl Bucket {
         format!("{scheme}://{}/{}{name}", self.name, self.prefix).trim_end_matches('/').to_owned()
     }
 
-    /// All objects, by their names below the prefix.
     pub(crate) async fn objects(&self) -> Result<HashMap<String, Object>> {
-        let (fixed, element, key, etag, size, from, next): (&[_], _, _, _, _, _, _) = match self.cloud {
+        let (fixed, [element, key, etag, size, from, next]): (&[_], _) = match self.cloud {
             Cloud::S3 => (
                 &[("list-type", "2")],
-                "Contents",
-                "Key",
-                "ETag",
-                "Size",
-                "continuation-token",
-                "NextContinuationToken",
+                ["Contents", "Key", "ETag", "Size", "continuation-token", "NextContinuationToken"],
             ),
             Cloud::Azure => (
                 &[("restype", "container"), ("comp", "list")],
-                "Blob",
-                "Name",
-                "Etag",
-                "Content-Length",
-                "marker",
-                "NextMarker",
+                ["Blob", "Name", "Etag", "Content-Length", "marker", "NextMarker"],
             ),
         };
         let mut found = HashMap::new();

@@ -12,16 +12,13 @@ use crate::environment;
 
 const BINARY: &str = "cdc-export";
 
-/// The tree that this program was built from.
 pub(crate) fn tree() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Profile {
-    /// With failpoints.
     Debug,
-    /// As users run it.
     Release,
 }
 

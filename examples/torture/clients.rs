@@ -55,7 +55,6 @@ pub(crate) async fn ask(world: Arc<World>, client: u64) {
     }
 }
 
-/// The id of a job, and the lanes of its exports.
 type Accepted = (String, Vec<&'static str>);
 
 /// A client that speaks to one replica.
@@ -222,7 +221,6 @@ impl<'w> Caller<'w> {
         Some((job, lanes))
     }
 
-    /// The lane's newest jobs.
     pub(crate) async fn look(&self, lane: &Lane) {
         let Lane { name, consumer, dataset, .. } = lane;
         // `:` and `@` may stand in a query as they are.
@@ -359,10 +357,8 @@ impl<'w> Caller<'w> {
     }
 }
 
-/// In hexadecimal.
 pub(crate) fn sha256(bytes: &[u8]) -> String {
-    let hash = ring::digest::digest(&ring::digest::SHA256, bytes);
-    hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(ring::digest::digest(&ring::digest::SHA256, bytes))
 }
 
 /// An HTTP client in the making, which speaks TLS as the service does: built beside the service, it has no other.

@@ -14,7 +14,6 @@ use crate::random::Random;
 /// then in a second.
 const FURTHEST: u64 = 600;
 
-/// A clock that can be set.
 pub(crate) struct Clock {
     library: PathBuf,
     /// Read by the server's processes once a second: for so long they may disagree.
@@ -35,7 +34,6 @@ impl Clock {
         Ok(clock)
     }
 
-    /// So many seconds off from now on.
     pub(crate) fn set(&self, seconds: i64) -> Result<()> {
         let new = self.file.with_extension("new");
         std::fs::write(&new, format!("{seconds:+}\n"))?;
@@ -54,7 +52,6 @@ impl Clock {
     }
 }
 
-/// How far off it shall be next.
 pub(crate) fn draw(random: &mut Random) -> i64 {
     let seconds = random.between(0, FURTHEST).cast_signed();
     if random.percent(20) { 0 } else { seconds }

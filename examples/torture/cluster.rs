@@ -45,7 +45,6 @@ pub(crate) struct Cluster {
     /// Nobody else gets the ports while it is down: bound, and not listened at.
     _reserved: [TcpSocket; 2],
     password: String,
-    /// Where somebody sets it.
     clock: Option<Clock>,
     server: Mutex<Option<Child>>,
     /// Who stops and starts it.
@@ -60,13 +59,8 @@ pub(crate) enum Reach {
 }
 
 impl Cluster {
-    /// Makes a cluster in `folder` and starts it.
-    pub(crate) async fn start(folder: &Path) -> Result<Cluster> {
-        Cluster::start_by(folder, None).await
-    }
-
-    /// The same, by a clock that may be set.
-    pub(crate) async fn start_by(folder: &Path, clock: Option<Clock>) -> Result<Cluster> {
+    /// Makes one in `folder` and starts it, by a clock that may be set.
+    pub(crate) async fn start(folder: &Path, clock: Option<Clock>) -> Result<Cluster> {
         // Postgres refuses to run as root.
         let account = if nix::unistd::geteuid().is_root() {
             Some(User::from_name("postgres")?.context("as root, a user `postgres` must be there to run Postgres")?)
@@ -118,7 +112,6 @@ impl Cluster {
         PgConnection::connect_with(&self.admin()).await
     }
 
-    /// Another of its databases.
     pub(crate) async fn connect_to(&self, database: &str) -> Result<PgConnection, sqlx::Error> {
         PgConnection::connect_with(&self.admin().database(database)).await
     }
@@ -128,7 +121,6 @@ impl Cluster {
         format!("host=127.0.0.1 port={} user=postgres password={} dbname=publisher", self.port, self.password)
     }
 
-    /// What [`Cluster::connect`] does, of a server that may be starting.
     pub(crate) async fn connect_at_last(&self) -> Result<PgConnection, sqlx::Error> {
         at_last(Duration::from_secs(60), || self.connect()).await
     }
@@ -146,8 +138,7 @@ impl Cluster {
     /// child, so that it doesn't outlive us.
     pub(crate) async fn crash(&self) -> Result<()> {
         let _hands = self.hands.lock().await;
-        let stopped = self.command("pg_ctl").args(["stop", "-m", "immediate", "-w"]).output().await?;
-        ensure!(stopped.status.success(), "pg_ctl stop: {}", String::from_utf8_lossy(&stopped.stderr));
+        self.stop_by("immediate").await?;
         self.launch(Reach::All).await
     }
 
@@ -173,12 +164,10 @@ impl Cluster {
         Ok(())
     }
 
-    /// Copies the data of a server that is stopped.
     pub(crate) async fn copy(&self) -> Result<()> {
         self.replace_by("data", "copy").await
     }
 
-    /// Puts the copy in the place of the data.
     pub(crate) async fn put_back(&self) -> Result<()> {
         self.replace_by("copy", "data").await
     }
@@ -188,12 +177,9 @@ impl Cluster {
         if to.exists() {
             tokio::fs::remove_dir_all(&to).await?;
         }
-        let copied = Command::new("cp").arg("-a").arg(&from).arg(&to).output().await?;
-        ensure!(copied.status.success(), "cp: {}", String::from_utf8_lossy(&copied.stderr));
-        Ok(())
+        succeed(Command::new("cp").arg("-a").arg(&from).arg(&to)).await
     }
 
-    /// Its clock is so many seconds off from now on.
     pub(crate) fn set_clock(&self, seconds: i64) -> Result<()> {
         self.clock.as_ref().map_or(Ok(()), |clock| clock.set(seconds))
     }
@@ -204,9 +190,11 @@ impl Cluster {
     }
 
     pub(crate) async fn stop(&self) -> Result<()> {
-        let stopped = self.command("pg_ctl").args(["stop", "-m", "fast", "-w"]).output().await?;
-        ensure!(stopped.status.success(), "pg_ctl stop: {}", String::from_utf8_lossy(&stopped.stderr));
-        Ok(())
+        self.stop_by("fast").await
+    }
+
+    async fn stop_by(&self, mode: &str) -> Result<()> {
+        succeed(self.command("pg_ctl").args(["stop", "-m", mode, "-w"])).await
     }
 
     async fn initialise(&self) -> Result<()> {
@@ -218,14 +206,9 @@ impl Cluster {
                 std::os::unix::fs::chown(path, Some(account.uid.as_raw()), Some(account.gid.as_raw()))?;
             }
         }
-        let made = self
-            .command("initdb")
-            .args(["-U", "postgres", "-E", "UTF8", "--locale", "C", "-A", "scram-sha-256", "--pwfile"])
-            .arg(&password_file)
-            .output()
-            .await?;
-        ensure!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
-        Ok(())
+        let mut initdb = self.command("initdb");
+        initdb.args(["-U", "postgres", "-E", "UTF8", "--locale", "C", "-A", "scram-sha-256", "--pwfile"]);
+        succeed(initdb.arg(&password_file)).await
     }
 
     pub(crate) async fn launch(&self, reach: Reach) -> Result<()> {
@@ -256,6 +239,13 @@ impl Cluster {
         command.env("PGDATA", self.folder.join("data")).env("LC_ALL", "C");
         command
     }
+}
+
+/// Runs a program that must succeed.
+pub(crate) async fn succeed(command: &mut Command) -> Result<()> {
+    let done = command.output().await?;
+    ensure!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
+    Ok(())
 }
 
 /// `PG_BIN_DIR`, else Debian's newest, else what is in the `PATH`.

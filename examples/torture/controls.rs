@@ -13,39 +13,41 @@ use tokio::process::Command;
 
 use crate::bucket::Bucket;
 use crate::builds::{self, Profile};
+use crate::cluster::succeed;
 use crate::file_order;
 use crate::moves::Move;
 use crate::plan::Plan;
-use crate::trial::{Attack, Trial};
+use crate::trial::Trial;
 use crate::{place, print_violations, reachable_folder};
 
 struct Control {
     name: &'static str,
     /// The invariant that must go red, or the rule of [`file_order`] that must be broken; `None`: nothing may.
     breaks: Option<&'static str>,
-    scenario: Scenario,
+    /// `None`: one export, of which strace writes down the file operations.
+    scenario: Option<Scenario>,
     /// The texts that are replaced: a file's name, and below it lines that begin with `-`, and the ones in their place,
     /// which begin with `+`.
     edits: &'static [&'static str],
 }
 
-#[derive(Clone, Copy)]
-enum Scenario {
-    /// What the nemesis does anyway, for so many seconds.
-    Usual(u64),
-    /// Workers stand before their commit while somebody else takes their jobs over.
-    Overtaking(u64),
-    /// The answers to COMMITs are lost.
-    LostAnswers(u64),
-    /// Readers hear nothing any more.
-    SilentReaders(u64),
-    /// The same as usual, and backfills.
-    Backfills(u64),
-    /// The database is put back to where exports were under way, and then no upload can be completed for a while.
-    Restores(u64),
-    /// One export, of which strace writes down the file operations.
-    FileOrder,
-}
+/// The plan for a seed and a number of replicas.
+type Scenario = fn(u64, usize) -> Plan;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// The nemesis does what it does anyway.
+const USUAL: Scenario = |seed, replicas| Plan::new(seed, replicas, MINUTE, &[]);
+
+const BACKFILLS: Scenario = |seed, replicas| Plan::new(seed, replicas, MINUTE, &[Move::Backfill]);
+
+const OVERTAKING: Scenario = |_, _| Plan::of_overtaking(MINUTE);
+
+const LOST_ANSWERS: Scenario = |_, replicas| Plan::of_lost_answers(replicas, MINUTE);
+
+const SILENT_READERS: Scenario = |_, replicas| Plan::of_silent_readers(replicas, Duration::from_secs(15));
+
+const RESTORES: Scenario = |_, replicas| Plan::of_restores(replicas, Duration::from_secs(70));
 
 /// Leaves the job on doubt, and takes the file away with it.
 const REMOVE_ON_DOUBT: &str = "src/worker.rs
@@ -82,11 +84,11 @@ const RESTORED_JOB_RUNS: &str = "src/source/opening.rs
 /// The controls of a service whose files go to a bucket.
 const IN_A_BUCKET: &[Control] = &[
     // What the directed scenario does by itself is no violation.
-    Control { name: "nothing", breaks: None, scenario: Scenario::Restores(70), edits: &[] },
+    Control { name: "nothing", breaks: None, scenario: Some(RESTORES), edits: &[] },
     Control {
         name: "complete-first",
         breaks: Some("5"),
-        scenario: Scenario::Usual(60),
+        scenario: Some(USUAL),
         edits: &["src/sink/bucket/draft.rs
 -        let location = FileLocation::Upload { key, upload, parts };
 +        let id = |id: &String| object_store::multipart::PartId { content_id: id.clone() };
@@ -99,7 +101,7 @@ const IN_A_BUCKET: &[Control] = &[
     Control {
         name: "key-without-token",
         breaks: Some("5"),
-        scenario: Scenario::Restores(70),
+        scenario: Some(RESTORES),
         edits: &[KEY_WITHOUT_TOKEN, RESTORED_JOB_RUNS],
     },
     // Alone this is harmless: at a key that no other attempt has, whatever lies there is the attempt's. So the control
@@ -107,7 +109,7 @@ const IN_A_BUCKET: &[Control] = &[
     Control {
         name: "head-without-identity",
         breaks: Some("3"),
-        scenario: Scenario::Restores(70),
+        scenario: Some(RESTORES),
         edits: &[
             KEY_WITHOUT_TOKEN,
             RESTORED_JOB_RUNS,
@@ -124,7 +126,7 @@ const IN_A_FOLDER: &[Control] = &[
     Control {
         name: "file-not-synced",
         breaks: Some("the file is synced"),
-        scenario: Scenario::FileOrder,
+        scenario: None,
         // One that was to begin earlier may come late enough to do instead.
         edits: &["src/sink/folder/draft.rs
 -        self.file.sync_all().map_err(self.cannot(\"sync\"))?;
@@ -135,7 +137,7 @@ const IN_A_FOLDER: &[Control] = &[
     Control {
         name: "hidden-name-not-synced",
         breaks: Some("the hidden name is synced"),
-        scenario: Scenario::FileOrder,
+        scenario: None,
         edits: &["src/sink/folder/draft.rs
 -        path.dir.sync()?;
 +"],
@@ -143,28 +145,32 @@ const IN_A_FOLDER: &[Control] = &[
     Control {
         name: "published-before-the-commit",
         breaks: Some("the file gets its name after the commit"),
-        scenario: Scenario::FileOrder,
+        scenario: None,
         edits: &[PUBLISH_FIRST],
     },
     Control {
         name: "name-not-synced",
         breaks: Some("the name is synced"),
-        scenario: Scenario::FileOrder,
+        scenario: None,
         edits: &["src/sink/folder.rs
 -        dir.sync()?;
 -        Ok(published)
 +        Ok(published)"],
     },
     // What the directed scenario does by itself is no violation.
-    Control { name: "nothing", breaks: None, scenario: Scenario::Overtaking(15), edits: &[] },
+    Control {
+        name: "nothing",
+        breaks: None,
+        scenario: Some(|_, _| Plan::of_overtaking(Duration::from_secs(15))),
+        edits: &[],
+    },
     // A worker whose lease was given to another commits over it. Where the worker was stopped, Postgres has ended its
     // idle transaction by then, a lease after its last sign; so the lease has to be lost while it lives, as to a clock
     // that jumps.
     Control {
         name: "no-token",
         breaks: Some("4"),
-        // It ends when it is found out, and a busy machine starts few workers in a while.
-        scenario: Scenario::Overtaking(60),
+        scenario: Some(OVERTAKING),
         edits: &["src/store/commit/commit.sql
 -where job.id = $1 and job.lease_token = $2 and job.status
 +where job.id = $1 and $2::uuid is not null and job.status"],
@@ -173,7 +179,7 @@ const IN_A_FOLDER: &[Control] = &[
     Control {
         name: "no-order",
         breaks: Some("6"),
-        scenario: Scenario::Usual(60),
+        scenario: Some(USUAL),
         edits: &["src/store/queue/ready.sql
 -and earlier.published_at is null and earlier.status in ('open', 'completed')))
 +and earlier.published_at is null and earlier.status = 'completed'))"],
@@ -182,19 +188,19 @@ const IN_A_FOLDER: &[Control] = &[
     Control {
         name: "no-wait-for-the-name",
         breaks: Some("6"),
-        scenario: Scenario::Usual(60),
+        scenario: Some(USUAL),
         edits: &["src/store/queue/ready.sql
 -where (busy.status in ('processing', 'committed')
 +where (busy.status = 'processing'
 -and earlier.published_at is null and earlier.status in ('open', 'completed')))
 +and earlier.status = 'open'))"],
     },
-    Control { name: "publish-first", breaks: Some("5"), scenario: Scenario::Usual(60), edits: &[PUBLISH_FIRST] },
+    Control { name: "publish-first", breaks: Some("5"), scenario: Some(USUAL), edits: &[PUBLISH_FIRST] },
     // Late commits, back-dated rows and equal times are lost.
     Control {
         name: "time-alone",
         breaks: Some("1"),
-        scenario: Scenario::Usual(60),
+        scenario: Some(USUAL),
         edits: &["src/source/rows.rs
 -if position.live.is_some() { Rule::LogToo } else { Rule::TimeAlone }
 +Rule::TimeAlone"],
@@ -203,7 +209,7 @@ const IN_A_FOLDER: &[Control] = &[
     Control {
         name: "skips-a-few-rows",
         breaks: Some("1"),
-        scenario: Scenario::Usual(60),
+        scenario: Some(USUAL),
         edits: &["src/pipeline.rs
 -    if spec.skips_empty && written.stats.rows == 0 {
 +    if spec.skips_empty && written.stats.rows <= 3 {"],
@@ -213,7 +219,7 @@ const IN_A_FOLDER: &[Control] = &[
     Control {
         name: "a-moment-each",
         breaks: Some("12"),
-        scenario: Scenario::Usual(60),
+        scenario: Some(USUAL),
         edits: &[
             "src/source/import.rs
 -pub(super) struct Import(String);
@@ -239,7 +245,7 @@ const IN_A_FOLDER: &[Control] = &[
     Control {
         name: "a-commit-each",
         breaks: Some("12"),
-        scenario: Scenario::Usual(60),
+        scenario: Some(USUAL),
         edits: &[
             r#"src/store/commit.rs
 -        let rows = complete(conn, lease, commits).await?;
@@ -260,7 +266,7 @@ const IN_A_FOLDER: &[Control] = &[
     Control {
         name: "gives-up-others",
         breaks: Some("1"),
-        scenario: Scenario::Backfills(60),
+        scenario: Some(BACKFILLS),
         edits: &["src/source/purge/give_up_large.sql
 -  order by held.bytes desc, held.table_oid
 +  order by held.bytes, held.table_oid"],
@@ -271,7 +277,7 @@ const IN_A_FOLDER: &[Control] = &[
     Control {
         name: "heartbeat-not-joined",
         breaks: Some("3"),
-        scenario: Scenario::Usual(60),
+        scenario: Some(USUAL),
         edits: &[
             "src/worker.rs
 -        heartbeat.end().await;
@@ -286,17 +292,12 @@ const IN_A_FOLDER: &[Control] = &[
         ],
     },
     // The same protection where it is needed with every heartbeat joined: the commit was made and its answer lost.
-    Control {
-        name: "remove-on-doubt",
-        breaks: Some("3"),
-        scenario: Scenario::LostAnswers(60),
-        edits: &[REMOVE_ON_DOUBT],
-    },
+    Control { name: "remove-on-doubt", breaks: Some("3"), scenario: Some(LOST_ANSWERS), edits: &[REMOVE_ON_DOUBT] },
     // The event of a completed export is written with its commit, before its file has its name.
     Control {
         name: "told-at-the-commit",
         breaks: Some("11"),
-        scenario: Scenario::Usual(60),
+        scenario: Some(USUAL),
         edits: &[r#"src/store/commit.rs
 -        remember_masks(conn, commits).await?;
 +        sqlx::query(
@@ -313,7 +314,7 @@ const IN_A_FOLDER: &[Control] = &[
     Control {
         name: "told-apart",
         breaks: Some("11"),
-        scenario: Scenario::LostAnswers(20),
+        scenario: Some(LOST_ANSWERS),
         edits: &["src/store/transitions.rs
 -            false => self.transaction(async |tx| transition(tx, &self.listeners, statement).await).await?,
 +            false => {
@@ -326,7 +327,7 @@ const IN_A_FOLDER: &[Control] = &[
     Control {
         name: "no-look-at-readers",
         breaks: Some("9"),
-        scenario: Scenario::SilentReaders(15),
+        scenario: Some(SILENT_READERS),
         edits: &["src/source/session.rs
 -            Activity::Listens | Activity::Gone => quiet >= answer_timeout(lease),
 +            Activity::Listens | Activity::Gone => quiet >= 1_000 * answer_timeout(lease),"],
@@ -354,31 +355,19 @@ pub(crate) async fn run(seed: u64, only: Option<&str>, store: Option<Bucket>) ->
 }
 
 async fn is_found_out(control: &Control, binary: &Path, seed: u64, store: Option<&Bucket>) -> Result<bool> {
-    let replicas = place::replicas(store);
+    let Some(scenario) = control.scenario else {
+        let broken = file_order::check(binary, reachable_folder()?.path()).await?;
+        println!("{broken:?}");
+        return Ok(control.breaks.is_some_and(|rule| broken.iter().any(|line| line.contains(rule))));
+    };
     // What a service without its protection does wrong needs a moment that not every plan meets: three may.
     for seed in seed..seed + 3 {
-        let planned = |secs, moves: &[Move]| Plan::new(seed, replicas, Duration::from_secs(secs), moves);
-        let attack = match control.scenario {
-            Scenario::Usual(secs) => Attack::Planned(planned(secs, &[])),
-            Scenario::Backfills(secs) => Attack::Planned(planned(secs, &[Move::Backfill])),
-            Scenario::Overtaking(secs) => Attack::Overtaking(Duration::from_secs(secs)),
-            Scenario::SilentReaders(secs) => {
-                Attack::Planned(Plan::of_silent_readers(replicas, Duration::from_secs(secs)))
-            }
-            Scenario::LostAnswers(secs) => Attack::Planned(Plan::of_lost_answers(replicas, Duration::from_secs(secs))),
-            Scenario::Restores(secs) => Attack::Planned(Plan::of_restores(replicas, Duration::from_secs(secs))),
-            Scenario::FileOrder => {
-                let broken = file_order::check(binary, reachable_folder()?.path()).await?;
-                println!("{broken:?}");
-                return Ok(control.breaks.is_some_and(|rule| broken.iter().any(|line| line.contains(rule))));
-            }
-        };
         let trial = Trial {
             seed,
             failpoints: Vec::new(),
             debug: binary.to_owned(),
             struck: binary.to_owned(),
-            attack,
+            plan: scenario(seed, place::replicas(store)),
             ends_with: control.breaks,
             store: store.cloned(),
             clock: None,
@@ -462,8 +451,7 @@ async fn borrow_dependencies(target: &Path) -> Result<()> {
     std::fs::create_dir_all(&theirs)?;
     for part in ["build", "deps", ".fingerprint"] {
         // With their times, by which cargo goes.
-        let copied = Command::new("cp").arg("-Rp").arg(ours.join(part)).arg(&theirs).output().await?;
-        ensure!(copied.status.success(), "cp: {}", String::from_utf8_lossy(&copied.stderr));
+        succeed(Command::new("cp").arg("-Rp").arg(ours.join(part)).arg(&theirs)).await?;
     }
     Ok(())
 }

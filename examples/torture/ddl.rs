@@ -16,30 +16,24 @@ use crate::trial::World;
 /// One move. Of those that go to and fro, the catalog says which way it is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Shaping {
-    /// The table's file is another one, and nothing else.
     VacuumFull,
     /// Of a table whose dataset doesn't have the column.
     UnwantedColumn,
-    /// A column comes, with a default, or goes.
     Column,
-    /// A column has another name, or its own again.
     Rename,
     /// A column loses digits, or has room for more.
     Narrow,
     /// A column's values are written anew in its own type.
     Rewrite,
-    /// Two columns have each other's name.
     Swap,
     /// A column goes, and another one comes under its name.
     Replace,
     /// The same of the column that says which rows are deleted.
     ReplaceFlag,
-    /// A label of an enum has another name.
     Label,
     Truncate,
     /// Of one partition.
     TruncatePartition,
-    /// The service's triggers are disabled for so long.
     Disable(Duration),
     /// They are gone until somebody tracks the table anew.
     DropTriggers(Duration),
@@ -246,47 +240,36 @@ impl Shaping {
     }
 }
 
-/// The service's triggers of `shapes`, with how they are enabled.
-const TRIGGERS: &str = "select quote_ident(tgname), tgenabled::text from pg_trigger
-                        where tgrelid = 'shapes'::regclass and tgname like 'cdc\\_export\\_%' order by 1";
-
-/// Off, or as they were at first, which `torture.triggers` remembers.
+/// The service's triggers of `shapes`, off, or as they were at first, which `torture.triggers` remembers.
 async fn turn_triggers(conn: &mut PgConnection, on: bool) -> Result<()> {
-    let mut tx = conn.begin().await?;
-    tx.execute("lock table shapes in access exclusive mode").await?;
-    let triggers: Vec<(String, String)> = sqlx::query_as(TRIGGERS).fetch_all(&mut *tx).await?;
-    let mut turned = false;
-    for (name, enabled) in &triggers {
-        let how = match (on, enabled.as_str()) {
-            (false, _) => {
-                sqlx::query(
-                    "insert into torture.triggers values ($1, $2) on conflict (name) do update set enabled = $2",
-                )
-                .bind(name)
-                .bind(enabled)
-                .execute(&mut *tx)
-                .await?;
-                "disable"
-            }
-            (true, "D") => {
-                let was = sqlx::query_scalar("select enabled from torture.triggers where name = $1").bind(name);
-                match was.fetch_optional(&mut *tx).await?.unwrap_or("O".to_owned()).as_str() {
-                    "A" => "enable always",
-                    "R" => "enable replica",
-                    _ => "enable",
-                }
-            }
-            _ => continue,
-        };
-        turned = true;
-        tx.execute(AssertSqlSafe(format!("alter table shapes {how} trigger {name}"))).await?;
-    }
-    if turned {
-        let (what, consequence) =
-            if on { ("enable", Consequence::Refused) } else { ("disable", Consequence::RefusedUntilNext) };
-        tx.execute(AssertSqlSafe(move_made("shapes", what, consequence))).await?;
-    }
-    Ok(tx.commit().await?)
+    let (which, turned, noted) = if on {
+        (
+            "tgenabled = 'D'",
+            "execute format('alter table shapes enable %s trigger %I',
+               (select case enabled when 'A' then 'always' when 'R' then 'replica' end from torture.triggers where name = t.tgname),
+               t.tgname)",
+            move_made("shapes", "enable", Consequence::Refused),
+        )
+    } else {
+        (
+            "true",
+            "insert into torture.triggers values (t.tgname, t.tgenabled) on conflict (name) do update set enabled = t.tgenabled;
+             execute format('alter table shapes disable trigger %I', t.tgname)",
+            move_made("shapes", "disable", Consequence::RefusedUntilNext),
+        )
+    };
+    let sql = format!(
+        "do $$ declare t record; begin
+           lock table shapes in access exclusive mode;
+           for t in select tgname, tgenabled from pg_trigger
+                    where tgrelid = 'shapes'::regclass and tgname like 'cdc\\_export\\_%' and {which} loop
+             {turned};
+           end loop;
+           if found then {noted}; end if;
+         end $$"
+    );
+    conn.execute(AssertSqlSafe(sql)).await?;
+    Ok(())
 }
 
 async fn one(conn: &mut PgConnection, sql: &'static str) -> Result<bool> {
@@ -296,8 +279,10 @@ async fn one(conn: &mut PgConnection, sql: &'static str) -> Result<bool> {
 async fn drop_triggers(conn: &mut PgConnection) -> Result<()> {
     let mut tx = conn.begin().await?;
     tx.execute("lock table shapes in access exclusive mode").await?;
-    let triggers: Vec<(String, String)> = sqlx::query_as(TRIGGERS).fetch_all(&mut *tx).await?;
-    let (first, _) = triggers.first().context("it is tracked")?;
+    let first = "select quote_ident(min(tgname::text)) from pg_trigger
+                 where tgrelid = 'shapes'::regclass and tgname like 'cdc\\_export\\_%'";
+    let first: Option<String> = sqlx::query_scalar(first).fetch_one(&mut *tx).await?;
+    let first = first.context("it is tracked")?;
     tx.execute(AssertSqlSafe(format!("drop trigger {first} on shapes"))).await?;
     tx.execute(AssertSqlSafe(move_made("shapes", "drop", Consequence::RefusedUntilNext))).await?;
     Ok(tx.commit().await?)

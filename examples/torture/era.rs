@@ -12,7 +12,6 @@ use crate::log_bound;
 use crate::recorder::{self, History, MoveMade, Row, Step, Versions};
 use crate::replay::{Said, Window};
 
-/// A failure's code.
 pub(crate) const FILE_LOST: &str = "file_lost";
 /// The code here of the exports of a job beside the one that ended it.
 pub(crate) const OTHER_FAILED: &str = "other_dataset_failed";
@@ -27,7 +26,6 @@ pub(crate) struct Export {
     pub(crate) lane: String,
     /// Empty: ad hoc.
     pub(crate) consumer_id: String,
-    /// Its job's request had `datasets`.
     pub(crate) is_of_datasets: bool,
     pub(crate) dataset: String,
     pub(crate) lane_sequence: Option<i64>,
@@ -36,11 +34,8 @@ pub(crate) struct Export {
     pub(crate) up_to: Option<i64>,
     pub(crate) export_type: String,
     pub(crate) status: String,
-    /// The service has deleted it.
     pub(crate) removed: bool,
-    /// Its request said `skipEmpty`.
     pub(crate) skip_empty: Option<bool>,
-    /// The token of the attempt that skipped it.
     pub(crate) skipped_by: Option<Uuid>,
     pub(crate) error_code: Option<String>,
     pub(crate) continuity: Option<String>,
@@ -73,7 +68,6 @@ impl Export {
         (self.job, self.sha256.clone().or_else(skipped_by).unwrap_or_default())
     }
 
-    /// The export that its caller said it had loaded last.
     pub(crate) fn after(&self) -> Option<Delivered> {
         Some((self.after_job?, self.after_sha256.clone()?))
     }
@@ -95,7 +89,6 @@ impl Export {
     }
 }
 
-/// What the database says that happened.
 pub(crate) struct Era {
     pub(crate) exports: Vec<Export>,
     pub(crate) history: History,
@@ -109,16 +102,13 @@ pub(crate) struct Era {
     pub(crate) commits: HashMap<ExportId, (i64, Option<String>)>,
 }
 
-/// A job, as the database has it.
 #[derive(Default)]
 pub(crate) struct Job<'e> {
     pub(crate) is_of_datasets: bool,
     pub(crate) exports: Vec<&'e Export>,
     /// `committed` for each export that moved its consumer's position, else its status.
     pub(crate) states: BTreeSet<&'e str>,
-    /// The transactions that moved positions.
     pub(crate) commits: BTreeSet<i64>,
-    /// The snapshots that the positions are at.
     pub(crate) snapshots: BTreeSet<&'e str>,
 }
 

@@ -4,7 +4,6 @@
 //! writes reached the disk.
 
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -14,49 +13,36 @@ use tokio::process::{Child, Command};
 
 use crate::clients::client_builder;
 use crate::cluster::Cluster;
-use crate::environment;
 use crate::patience::eventually;
+use crate::replica;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What is looked at of the service: files, folders, and what it sends to Postgres.
 const CALLS: &str = "openat,write,pwrite64,writev,fsync,fdatasync,rename,renameat,renameat2,linkat,sendto,sendmsg";
 
 /// One operation that matters, in the order in which they took effect.
 #[derive(Debug, PartialEq, Eq)]
 enum Operation {
-    /// The hidden file was made.
     Create,
     Write,
     /// The file's bytes are on disk.
     SyncFile,
     /// The names in the folder are on disk.
     SyncFolder,
-    /// The COMMIT was sent.
     Commit,
-    /// The file got its final name.
     Name,
-    /// It is recorded that it has it.
     Record,
 }
 
 /// Exports once under strace; what is out of order.
 pub(crate) async fn check(binary: &Path, folder: &Path) -> Result<Vec<String>> {
-    let cluster = Cluster::start(folder).await?;
+    let cluster = Cluster::start(folder, None).await?;
     let output = folder.join("output");
-    let mut service = Command::new(binary)
-        .env_clear()
-        .env("PATH", environment("PATH").unwrap_or_default())
-        .env("DATABASE_URL", cluster.service_url(cluster.port()))
+    let mut service = replica::command(binary, &cluster.service_url(cluster.port()))
         .env("OUTPUT_DIR", &output)
         .env("PORT", "0")
-        .env("LOG_FORMAT", "json")
         .env("SEED_ROWS", "300000")
         .current_dir(folder)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
         .spawn()?;
     let address = tokio::time::timeout(PATIENCE, address_of(&mut service)).await.context("it doesn't listen")??;
     let trace = folder.join("strace.txt");
@@ -97,7 +83,6 @@ fn trace_of(pid: u32, file: &Path) -> Result<Child> {
     strace.context("strace is needed (Debian: `apt-get install strace`)")
 }
 
-/// Waits until each thread of the service is traced.
 async fn attached(pid: u32, strace: &mut Child) -> Result<()> {
     let is_traced = async || {
         ensure!(strace.try_wait()?.is_none(), "strace can't attach: does the system allow it?");

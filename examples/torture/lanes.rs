@@ -14,13 +14,11 @@ pub(crate) struct Lane {
     pub(crate) asked_by: AskedBy,
 }
 
-/// Who asks for a lane's exports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AskedBy {
     Clients,
     /// The clients, mostly for several of the consumer's datasets in one job.
     Datasets,
-    /// See [`crate::loader`].
     Loaders,
 }
 
@@ -83,12 +81,10 @@ impl Lane {
     }
 }
 
-/// The lanes of a consumer.
 pub(crate) fn of_consumer(consumer: &str) -> impl Iterator<Item = &'static Lane> {
     LANES.iter().filter(move |lane| lane.consumer == consumer)
 }
 
-/// Returns the name of the lane of a consumer in a dataset.
 pub(crate) fn name(consumer: &str, dataset: &str) -> Option<&'static str> {
     if consumer == AD_HOC {
         return Some(AD_HOC);
@@ -96,12 +92,10 @@ pub(crate) fn name(consumer: &str, dataset: &str) -> Option<&'static str> {
     of_consumer(consumer).find(|lane| lane.dataset == dataset).map(|lane| lane.name)
 }
 
-/// The lanes that loaders of their own ask for.
 pub(crate) fn of_loaders() -> impl Iterator<Item = &'static Lane> {
     LANES.iter().filter(|lane| lane.asked_by == AskedBy::Loaders)
 }
 
-/// What the operator's file says.
 pub(crate) const DATASETS: &str = r#"
 [[dataset]]
 name = "users"

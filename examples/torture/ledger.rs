@@ -12,11 +12,9 @@ use crate::report::Report;
 /// A job that a client got a 202 for.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Promise {
-    /// The lanes of its exports.
     pub(crate) lanes: Vec<&'static str>,
     /// The job as it was when somebody first saw it ended, and when that answer came.
     pub(crate) ended: Option<(Value, Instant)>,
-    /// A cancel was answered with 202.
     pub(crate) cancel_accepted: bool,
     /// The lanes whose exports the service doesn't know any more: they were skipped, with another one after them.
     pub(crate) gone: BTreeSet<&'static str>,
@@ -75,7 +73,6 @@ fn has_ended_well(export: &Value) -> bool {
     export["skipped"] == true || !export["number"].is_null()
 }
 
-/// The name of the lane of an export.
 pub(crate) fn lane_of(export: &Value) -> Option<&'static str> {
     lanes::name(export["consumerId"].as_str().unwrap_or(AD_HOC), export["dataset"].as_str()?)
 }
@@ -118,7 +115,6 @@ impl Ledger {
         self.watermarks.clear();
     }
 
-    /// Whether a lane's consumer was told to ask for a full export, and has had none since.
     pub(crate) fn wants_full(&self, lane: &str) -> bool {
         self.full_wanted.contains(lane)
     }

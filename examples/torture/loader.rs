@@ -18,19 +18,13 @@ use crate::random::Random;
 use crate::report::locked;
 use crate::trial::World;
 
-/// Of each lane.
 const LOADERS: usize = 2;
 /// How long a loader waits for its export before it goes on with its life.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What a loader has recorded, beside its rows.
-#[derive(Default)]
-pub(crate) struct Recorded {
-    /// The exports that it loaded, in the order of their loading.
-    pub(crate) loaded: Vec<Delivered>,
-}
+/// The exports that a loader has recorded, beside their rows, in the order of their loading.
+pub(crate) type Recorded = Vec<Delivered>;
 
-/// All loaders, a lane's beside each other.
 pub(crate) fn all() -> impl Iterator<Item = (&'static Lane, usize)> {
     lanes::of_loaders().flat_map(|lane| (0..LOADERS).map(move |which| (lane, which)))
 }
@@ -66,7 +60,6 @@ struct Loader<'w> {
     random: Random,
     /// It was told to make a full export. Not recorded: it is told again.
     wants_full: bool,
-    /// It may be killed.
     mortal: bool,
 }
 
@@ -77,7 +70,6 @@ enum Round {
     Behind,
 }
 
-/// What a loader knows at the beginning of a round.
 struct Standing {
     era: u64,
     last: Option<Delivered>,
@@ -100,7 +92,7 @@ impl<'w> Loader<'w> {
         let caller = Caller::new(self.world, address);
         let standing = {
             let recorded = locked(&self.world.loaded);
-            let last = recorded.get(&(self.lane.name, self.which)).and_then(|recorded| recorded.loaded.last().cloned());
+            let last = recorded.get(&(self.lane.name, self.which)).and_then(|loaded| loaded.last().cloned());
             Standing { era: self.world.era(), last }
         };
         if self.mortal && self.random.percent(20) {
@@ -216,7 +208,7 @@ impl<'w> Loader<'w> {
         if self.world.era() != standing.era {
             return false;
         }
-        let loaded = &mut recorded.entry((self.lane.name, self.which)).or_default().loaded;
+        let loaded = &mut recorded.entry((self.lane.name, self.which)).or_default();
         if loaded.iter().any(|(other, other_hash)| *other == id && other_hash == hash) {
             self.world.report.red("1", format!("{id} was given to a loader of {} that has it", self.lane.name));
         }

@@ -19,7 +19,6 @@ const ROW: u64 = 85;
 /// The words of a refusal by what the log has lost.
 pub(crate) const LOG_LOST: [&str; 2] = ["log_expired", "deletes_expired"];
 
-/// The bytes of a table's log, by the transactions that wrote them.
 #[derive(Default)]
 struct Log {
     xids: Vec<i64>,
@@ -48,7 +47,6 @@ impl Log {
 /// The part of its table's log that a lane's position has seen.
 #[derive(Clone, Copy)]
 struct Mark {
-    /// In bytes.
     seen: u64,
     may_be_given_up: bool,
 }

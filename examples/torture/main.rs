@@ -56,7 +56,7 @@ use crate::clock::Clock;
 use crate::moves::Move;
 use crate::plan::Plan;
 use crate::report::Report;
-use crate::trial::{Attack, Trial};
+use crate::trial::Trial;
 
 /// Harms the service in every way it knows, and says what was lost.
 #[derive(Parser)]
@@ -67,12 +67,9 @@ struct Arguments {
     /// How long the second phase lasts.
     #[arg(long, default_value_t = 180)]
     secs: u64,
-    /// Against a service that lacks this protection.
-    #[arg(long)]
-    control: Option<String>,
-    /// Against each service that lacks a protection.
-    #[arg(long)]
-    controls: bool,
+    /// Against each service that lacks a protection, or that lacks this one.
+    #[arg(long, num_args = 0..=1)]
+    controls: Option<Option<String>>,
     /// Only the order of one export's file operations, as strace sees them.
     #[arg(long)]
     file_order: bool,
@@ -86,9 +83,6 @@ struct Arguments {
     /// What is done beside kills and cuts; all, unless it says which; nothing, where it names none.
     #[arg(long, value_enum, value_delimiter = ',', num_args = 0..)]
     moves: Option<Vec<Move>>,
-    /// Only the second phase, and on the debug build: to try something.
-    #[arg(long)]
-    quick: bool,
     /// The debug build in place of the release build, which takes longer to compile.
     #[arg(long)]
     debug: bool,
@@ -107,12 +101,11 @@ async fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let store = arguments.store.as_deref().map(Bucket::at).transpose()?;
     let all = async {
-        match (&arguments.control, arguments.controls) {
+        match &arguments.controls {
             _ if arguments.file_order => file_order().await,
             _ if arguments.apply => apply(&arguments).await,
-            (Some(name), _) => controls::run(arguments.seed, Some(name.as_str()), store).await,
-            (None, true) => controls::run(arguments.seed, None, store).await,
-            (None, false) => torture(&arguments, store).await,
+            Some(name) => controls::run(arguments.seed, name.as_deref(), store).await,
+            None => torture(&arguments, store).await,
         }
     };
     // Whoever interrupts it wants the processes gone: they end with what is dropped here. `timeout` sends a SIGTERM.
@@ -150,7 +143,7 @@ async fn apply(arguments: &Arguments) -> Result<bool> {
 }
 
 async fn torture(arguments: &Arguments, store: Option<Bucket>) -> Result<bool> {
-    let Arguments { seed, secs, keep, quick, debug, .. } = *arguments;
+    let Arguments { seed, secs, keep, debug, .. } = *arguments;
     controls::require_applicable(builds::tree())?;
     let mut moves = arguments.moves.clone().unwrap_or(Move::ALL.to_vec());
     println!("seed {seed}, {secs} s, {moves:?}");
@@ -165,7 +158,7 @@ async fn torture(arguments: &Arguments, store: Option<Bucket>) -> Result<bool> {
         println!("there is no libfaketime: nobody sets the database's clock");
         moves.retain(|what| *what != Move::Clock);
     }
-    let struck = if quick || debug { Profile::Debug } else { Profile::Release };
+    let struck = if debug { Profile::Debug } else { Profile::Release };
     let replicas = place::replicas(store.as_ref());
     let mut plan = Plan::new(seed, replicas, length, &moves);
     if store.is_some() {
@@ -175,10 +168,10 @@ async fn torture(arguments: &Arguments, store: Option<Bucket>) -> Result<bool> {
     let schedule = plan.text();
     let trial = Trial {
         seed,
-        failpoints: if quick { Vec::new() } else { builds::failpoints(builds::tree(), unused)?.into_iter().collect() },
+        failpoints: builds::failpoints(builds::tree(), unused)?.into_iter().collect(),
         debug: build(Profile::Debug, folder.path()).await?,
         struck: build(struck, folder.path()).await?,
-        attack: Attack::Planned(plan),
+        plan,
         ends_with: None,
         store,
         clock,

@@ -12,7 +12,6 @@ use crate::lanes::AD_HOC;
 use crate::report::Report;
 use crate::trial::World;
 
-/// A manifest, as far as a replay goes by it.
 struct Manifest {
     name: String,
     number: i64,

@@ -8,7 +8,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -18,13 +17,12 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
-use crate::cluster::{Cluster, Reach};
-use crate::environment;
+use crate::cluster::{Cluster, Reach, succeed};
 use crate::patience::eventually;
 use crate::random::Random;
+use crate::replica;
 
 const WRITERS: u64 = 4;
-/// Rows that all writers change.
 const SHARED: u64 = 40;
 /// Kills in a minute that a run has to come to.
 const KILLS_A_MINUTE: usize = 30;
@@ -65,7 +63,6 @@ struct World {
     target: Cluster,
     binary: PathBuf,
     folder: PathBuf,
-    /// Of the two services.
     ports: [u16; 2],
     over: AtomicBool,
 }
@@ -73,10 +70,8 @@ struct World {
 /// Of each writer its last transaction, and the hash of its rows.
 type State = Vec<(i32, i64, String)>;
 
-/// What was seen of the copy.
 #[derive(Default)]
 struct Seen {
-    /// By the number of the export that brought it.
     states: BTreeMap<i64, BTreeSet<State>>,
     looks: usize,
     /// How often a look found an earlier export than the one before it.
@@ -91,7 +86,7 @@ pub(crate) async fn run(binary: PathBuf, folder: &Path, seed: u64, length: Durat
         std::fs::create_dir(own)?;
         crate::open_to_others(own)?;
     }
-    let (source, target) = (Cluster::start(&here).await?, Cluster::start(&there).await?);
+    let (source, target) = (Cluster::start(&here, None).await?, Cluster::start(&there, None).await?);
     let free = || std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|it| it.local_addr()).map(|it| it.port());
     let world = World {
         seed,
@@ -132,16 +127,12 @@ pub(crate) async fn run(binary: PathBuf, folder: &Path, seed: u64, length: Durat
 
 impl World {
     fn command(&self, arguments: &[&str]) -> Result<Command> {
-        let log = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.folder.join(format!("{}.log", arguments[0])))?;
-        let mut command = Command::new(&self.binary);
-        command.args(arguments).env_clear().env("PATH", environment("PATH").unwrap_or_default());
-        command.env("DATABASE_URL", self.source.service_url(self.source.port()));
+        let log = self.folder.join(format!("{}.log", arguments[0]));
+        let log = std::fs::File::options().create(true).append(true).open(log)?;
+        let mut command = replica::command(&self.binary, &self.source.service_url(self.source.port()));
         command.env("DATASETS", self.folder.join("datasets.toml")).env("OUTPUT_DIR", self.folder.join("output"));
-        command.env("LOG_FORMAT", "json").env("LEASE_SECONDS", "1").env("MANIFESTS", "on");
-        command.current_dir(&self.folder).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(true);
+        command.env("LEASE_SECONDS", "1").env("MANIFESTS", "on");
+        command.args(arguments).current_dir(&self.folder).stderr(log);
         Ok(command)
     }
 
@@ -160,12 +151,9 @@ impl World {
         std::fs::write(self.folder.join("datasets.toml"), "[[dataset]]\nname = \"t\"\ntable = \"t\"\n")?;
         let mut source = self.source.connect().await?;
         source.execute(AssertSqlSafe(format!("set role {}; {TABLES}", crate::cluster::SERVICE))).await?;
-        let tracked = self.command(&["track", "t"])?.status().await?;
-        ensure!(tracked.success(), "track: {tracked}");
-        Ok(())
+        succeed(&mut self.command(&["track", "t"])?).await
     }
 
-    /// Runs `apply` until it says that all is there.
     async fn catch_up(&self) -> Result<()> {
         let _service = self.serve(0)?;
         // What a delta that is still open has, the next one finds.

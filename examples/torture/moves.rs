@@ -2,7 +2,6 @@
 
 use clap::ValueEnum;
 
-/// A kind of move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Move {
     /// The tables' owner changes their shape.

@@ -28,13 +28,11 @@ use crate::{backfill, ddl, publisher};
 const HIT: Duration = Duration::from_secs(180);
 /// How long a failpoint sleeps: the process is stopped within, and wakes behind it.
 const NAP: Duration = Duration::from_millis(1_200);
-/// The time for which a folder hangs.
 const HUNG: Duration = Duration::from_secs(15);
 /// From the death of a process until its jobs are somebody else's or ready: lease, reaping, a second (invariant 9), and
 /// as much again for a machine that does other things too.
 const TAKEN_OVER: Duration = Duration::from_millis(2 * (1_000 + 334 + 1_000));
 
-/// A blow or a quake that would come so late is left out.
 const LATE: Duration = Duration::from_millis(1_000);
 
 /// The second phase: the plan, each of its lists beside the others.
@@ -94,6 +92,7 @@ async fn perform(world: &World, act: Act, binary: &Path) -> Result<()> {
             backfill::make(world, backfill).await;
             return Ok(());
         }
+        Act::Overtaking(length) => return overtake(world, length, binary).await,
         Act::DeadStandby(time) => {
             world.cluster.without_standby(time).await?;
             (None, "dead standby")
@@ -261,7 +260,6 @@ async fn ask(world: &World, sql: &str) {
     }
 }
 
-/// What a failpoint does.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     Kill,

@@ -28,13 +28,10 @@ const SPENT: [&str; 4] = ["attempts_exhausted", "source_unavailable", "watermark
 /// What the failpoints of the first phase look like.
 const INJECTED: [&str; 3] = ["storage_full", "storage_unavailable", "internal"];
 
-/// What the oracle knows of a consumer.
 #[derive(Default)]
 struct Consumer {
     replica: Replica,
-    /// What it has had.
     had: HashSet<Delivered>,
-    /// The last that it was given.
     last: Option<Delivered>,
     /// The last that was committed, whether or not its file got its name.
     committed: Option<Delivered>,
@@ -51,10 +48,8 @@ struct Consumer {
     beside: usize,
 }
 
-/// The last state of each export.
 type States = HashMap<ExportId, String>;
 
-/// What was judged so far.
 #[derive(Default)]
 pub(crate) struct Oracle {
     consumers: BTreeMap<String, Consumer>,
@@ -63,16 +58,12 @@ pub(crate) struct Oracle {
     ended: States,
     pub(crate) attempts: Attempts,
     pub(crate) replays: usize,
-    /// Exports that were refused because the change log was over its bound.
     pub(crate) given_up: HashSet<ExportId>,
     /// The last state of each job whose request had `datasets`, in whichever era.
     jobs_of_datasets: HashMap<Uuid, String>,
-    pub(crate) eras: usize,
-    /// When the failpoints were behind us.
     first_phase_ended: Option<DateTime<Utc>>,
 }
 
-/// How an era ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     /// All are at rest, and nobody writes.
@@ -81,7 +72,6 @@ pub(crate) enum End {
     OfEra,
 }
 
-/// An era beside the world that it happened in.
 struct Judged<'a> {
     world: &'a World,
     era: &'a Era,
@@ -92,7 +82,6 @@ impl Oracle {
         self.first_phase_ended = Some(Utc::now());
     }
 
-    /// The exports of all eras.
     pub(crate) fn count(&self, status: &str) -> usize {
         self.ended.values().filter(|ended| *ended == status).count()
     }
@@ -118,7 +107,6 @@ impl Oracle {
     }
 
     fn count_in(&mut self, era: &Era) {
-        self.eras += 1;
         self.ended.extend(era.exports.iter().map(|export| (export.id(), export.status.clone())));
         self.given_up.extend(era.given_up.iter().cloned());
         let jobs = era.jobs().into_iter().filter(|(_, job)| job.is_of_datasets);
@@ -507,7 +495,7 @@ impl Judged<'_> {
     /// 1, as a loader sees it: what it loaded, in the order of its loading, whatever it was not given.
     fn reload(&self, lane: &Lane, which: usize, consumer: &mut Consumer, end: End) -> Result<usize> {
         let recorded = locked(&self.world.loaded);
-        let loaded = recorded.get(&(lane.name, which)).map_or(&[][..], |recorded| &recorded.loaded);
+        let loaded = recorded.get(&(lane.name, which)).map_or(&[][..], Vec::as_slice);
         let fresh = &loaded[consumer.taken..];
         for delivered in fresh {
             let export = self.era.of_lane(lane.name).find(|export| export.delivered() == *delivered);
@@ -597,7 +585,6 @@ impl Judged<'_> {
         Ok(())
     }
 
-    /// The auditor's copy of an export's file.
     fn file(&self, archive: &Archive, export: &Export) -> Option<std::path::PathBuf> {
         archive.files.get(&self.world.place.name(export)?).map(|seen| seen.copy.clone())
     }

@@ -15,16 +15,13 @@ use crate::proxy::Link;
 const ON_A_FOLDER: usize = 3;
 const ON_A_BUCKET: usize = 2;
 
-/// Where the uploads' notes are.
 const NOTES: &str = ".uploads/";
 
-/// Where all replicas put their files.
 pub(crate) enum Place {
     Folder(PathBuf),
     Bucket(Bucket),
 }
 
-/// How to know a file again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
     /// The inode, or the ETag.
@@ -33,12 +30,9 @@ pub(crate) struct Identity {
     modified: String,
 }
 
-/// What lay there at some moment.
 pub(crate) struct Listing<'p> {
     place: &'p Place,
-    /// What has its final name.
     pub(crate) finals: Vec<String>,
-    /// The manifests behind it.
     pub(crate) manifests: Vec<String>,
     /// What is hidden, but for the place's own mark and those of lanes.
     pub(crate) hidden: Vec<String>,
@@ -70,7 +64,6 @@ impl Place {
         })
     }
 
-    /// A way to it for one replica: there is one over the network only.
     pub(crate) async fn link(&self) -> Result<Option<Link>> {
         match self {
             Place::Folder(_) => Ok(None),

@@ -18,7 +18,6 @@ const SILENT: Duration = Duration::from_secs(8);
 /// What is done to one replica.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Blow {
-    /// SIGKILL, and a new process.
     Kill,
     /// SIGSTOP, and SIGCONT after so long.
     Stop(Duration),
@@ -26,9 +25,7 @@ pub(crate) enum Blow {
     Hole(Duration),
     /// Every piece takes so much longer, for two leases.
     Slow(Duration),
-    /// Its connections are reset.
     Reset,
-    /// The answer to a COMMIT is lost.
     LoseAnswer,
     /// A reader hears nothing any more, while all other connections live.
     SilenceReader,
@@ -41,24 +38,19 @@ pub(crate) enum Quake {
     Terminate(u64),
     /// Every lease has run out, as after a jump of the database's clock: its workers live, and don't know.
     Expire,
-    /// Postgres crashes and recovers.
     Crash,
 }
 
 /// What is done to one replica's way to its bucket.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum StoreBlow {
-    /// Nothing gets through for so long.
     Hole(Duration),
     /// Every piece takes so much longer, for two leases.
     Slow(Duration),
-    /// Its connections are reset.
     Reset,
-    /// For so long no upload can be completed.
     Refuse(Duration),
 }
 
-/// One act of the nemesis.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Act {
     /// To the replica of this number.
@@ -67,12 +59,13 @@ pub(crate) enum Act {
     Quake(Quake),
     Shaping(Shaping),
     Upheaval(Upheaval),
-    /// The database's clock is so many seconds off.
     Clock(i64),
     Subscribing(Subscribing),
     Backfill(Backfill),
     /// The synchronous standby is dead for so long.
     DeadStandby(Duration),
+    /// For so long, jobs are taken over from workers that live.
+    Overtaking(Duration),
 }
 
 impl fmt::Display for Act {
@@ -87,6 +80,7 @@ impl fmt::Display for Act {
             Act::Subscribing(subscribing) => write!(f, "subscriber: {subscribing:?}"),
             Act::Backfill(backfill) => write!(f, "owner: {backfill:?}"),
             Act::DeadStandby(time) => write!(f, "standby: dead for {time:?}"),
+            Act::Overtaking(time) => write!(f, "all: taken over for {time:?}"),
         }
     }
 }
@@ -117,6 +111,11 @@ impl Plan {
         let blows = |replica| store_blows(replica, &mut Random::new(seed, 350 + replica as u64), length);
         self.lists.extend((0..replicas).map(blows));
         self
+    }
+
+    /// For a directed scenario: see [`crate::nemesis::overtake`].
+    pub(crate) fn of_overtaking(length: Duration) -> Plan {
+        Plan { lists: vec![vec![Planned { at: Duration::ZERO, act: Act::Overtaking(length) }]] }
     }
 
     /// For a directed scenario: COMMITs go unanswered.

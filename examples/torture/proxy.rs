@@ -17,7 +17,6 @@ const LATENCY: u64 = 6;
 /// Bytes a millisecond from Postgres, for the same reason.
 const RATE: usize = 600;
 
-/// One replica's way to Postgres, or to a bucket.
 #[derive(Clone)]
 pub(crate) struct Link {
     pub(crate) port: u16,
@@ -61,7 +60,6 @@ impl Link {
         Ok(link)
     }
 
-    /// Lets nothing through for so long.
     pub(crate) async fn swallow(&self, time: Duration) {
         self.state.hole.send_replace(true);
         tokio::time::sleep(time).await;
@@ -79,7 +77,6 @@ impl Link {
         self.state.epoch.send_modify(|epoch| *epoch += 1);
     }
 
-    /// Lets no upload be completed for so long.
     pub(crate) async fn refuse_completions(&self, time: Duration) {
         self.state.refuses_completions.store(true, Ordering::Relaxed);
         tokio::time::sleep(time).await;
@@ -134,7 +131,6 @@ impl Mishap {
     }
 }
 
-/// How a connection ended.
 enum End {
     Closed,
     Reset,

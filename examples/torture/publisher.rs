@@ -2,7 +2,6 @@
 //! its own. The subscription comes and goes.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -12,8 +11,8 @@ use crate::patience::at_last;
 use crate::random::Random;
 use crate::shapes::KEYS;
 use crate::trial::World;
+use crate::writers::Writer;
 
-/// What is done with the subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Subscribing {
     /// It rests, and later goes on where it was.
@@ -97,7 +96,6 @@ async fn leave(world: &World, conn: &mut PgConnection) -> Result<()> {
     no_worker(world).await
 }
 
-/// Waits until nobody applies anything any more.
 async fn no_worker(world: &World) -> Result<()> {
     let workers = "select count(*) from pg_stat_activity where backend_type = 'logical replication worker'";
     at_last(Duration::from_secs(10), || async {
@@ -118,34 +116,27 @@ pub(crate) async fn rest(world: &World) -> Result<()> {
     no_worker(world).await
 }
 
-/// Writes to the other database until the writers are told to stop. Returns how many changes were committed.
+/// Writes to the other database until the writers are told to stop. Returns how many transactions were committed.
 pub(crate) async fn write(world: Arc<World>) -> usize {
-    let mut random = Random::new(world.seed, 160);
-    let mut number = 0;
-    while world.writing.load(Ordering::SeqCst) {
-        let Ok(mut conn) = world.cluster.connect_to("publisher").await else {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-        while world.writing.load(Ordering::SeqCst) {
-            number += 1;
-            let key = 2 * random.between(1, KEYS);
-            let sql = match random.below(100) {
-                0..60 => format!(
-                    "insert into fed values ({key}, 'p-{number}') on conflict (id) do update set note = excluded.note"
-                ),
-                60..80 => format!("update fed set note = 'p-{number}-' || id where id between {key} and {key} + 6"),
-                80..85 => format!("update fed set id = id + 2, note = 'p-{number}' where id = {key}"),
-                85..95 => format!("delete from fed where id = {key}"),
-                _ => format!("delete from fed where id = {key}; insert into fed values ({key}, 'p-{number}')"),
-            };
-            if let Err(error) = conn.execute(AssertSqlSafe(sql)).await
-                && !matches!(error, sqlx::Error::Database(_))
-            {
-                break;
-            }
-            tokio::time::sleep(random.millis(20, 120)).await;
+    let change = |random: &mut Random, number| {
+        let key = 2 * random.between(1, KEYS);
+        match random.below(100) {
+            0..60 => format!(
+                "insert into fed values ({key}, 'p-{number}') on conflict (id) do update set note = excluded.note"
+            ),
+            60..80 => format!("update fed set note = 'p-{number}-' || id where id between {key} and {key} + 6"),
+            80..85 => format!("update fed set id = id + 2, note = 'p-{number}' where id = {key}"),
+            85..95 => format!("delete from fed where id = {key}"),
+            _ => format!("delete from fed where id = {key}; insert into fed values ({key}, 'p-{number}')"),
         }
-    }
-    number
+    };
+    let writer = Writer {
+        database: "publisher",
+        random: Random::new(world.seed, 160),
+        change: Box::new(change),
+        rest: |random| random.millis(20, 120),
+        pause: (100, 800),
+        replicating: 0,
+    };
+    writer.write(&world).await
 }

@@ -19,7 +19,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use reqwest::Method;
-use ring::digest;
+use ring::hmac;
 use serde_json::Value;
 use sqlx::PgConnection;
 use tokio::net::{TcpListener, TcpSocket};
@@ -33,9 +33,7 @@ use crate::random::Random;
 use crate::report::locked;
 use crate::trial::World;
 
-/// The variable of the secret.
 pub(crate) const SECRET_ENV: &str = "RECEIVER_SECRET";
-/// What the posts are signed with.
 const KEY: &[u8] = b"held against the torture's own";
 
 /// The service gives a post up after this time; what it is answered later, it doesn't hear.
@@ -48,18 +46,14 @@ const TOLD_WITHIN: Duration = Duration::from_secs(30);
 /// nobody waits for a day.
 const COMES_BY_ITSELF: Duration = Duration::from_secs(7);
 
-/// How a post is answered.
 #[derive(Clone, Copy)]
 enum Answer {
     /// With 200, after this time.
     Taken(Duration),
     Refused,
-    /// The connection is closed instead.
     Dropped,
-    /// With 200, when nobody listens any more.
+    /// With 200, when nobody listens any more, or not at all, until the connection is gone.
     Late(Duration),
-    /// Not at all, until the connection is gone.
-    Never,
 }
 
 impl Answer {
@@ -70,12 +64,11 @@ impl Answer {
             68..82 => Answer::Refused,
             82..92 => Answer::Dropped,
             92..96 => Answer::Late(GIVEN_UP + random.millis(500, 5_000)),
-            _ => Answer::Never,
+            _ => Answer::Late(Duration::MAX),
         }
     }
 }
 
-/// What the posts came to.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Posts {
     pub(crate) tries: usize,
@@ -101,7 +94,6 @@ struct Event {
 
 #[derive(Default)]
 struct Told {
-    /// By job.
     events: HashMap<Uuid, Event>,
     ids: HashSet<Uuid>,
     /// Events of a database that was put back, and doesn't know them any more.
@@ -109,7 +101,6 @@ struct Told {
     posts: Posts,
 }
 
-/// The receiver, and what it was told.
 pub(crate) struct Receiver {
     port: u16,
     /// Nobody else gets the port while the receiver is away: bound, and not listened at.
@@ -145,7 +136,6 @@ impl Receiver {
         )
     }
 
-    /// The variable that the file names.
     pub(crate) fn secret() -> String {
         format!("whsec_{}", STANDARD.encode(KEY))
     }
@@ -197,14 +187,12 @@ impl Receiver {
     }
 }
 
-/// Returns the status in which each job has ended.
 pub(crate) async fn ends(conn: &mut PgConnection) -> Result<HashMap<Uuid, String>> {
     let ends: Vec<(Uuid, String)> =
         sqlx::query_as("select job, status from torture.ends where status <> 'open'").fetch_all(conn).await?;
     Ok(ends.into_iter().collect())
 }
 
-/// The ids of the events that the database knows.
 pub(crate) async fn planned(conn: &mut PgConnection) -> Result<HashSet<Uuid>> {
     let ids: Vec<Uuid> = sqlx::query_scalar("select id from cdc_export.deliveries").fetch_all(conn).await?;
     Ok(ids.into_iter().collect())
@@ -261,15 +249,7 @@ async fn answer(world: &Arc<World>, request: Request<Incoming>) -> Result<Respon
     let Some((job, id)) = checked else { return said(StatusCode::SERVICE_UNAVAILABLE) };
     let is_tame = *receiver.is_tame.borrow();
     let answer = if is_tame { Answer::Taken(Duration::ZERO) } else { Answer::draw(&mut locked(&receiver.answers)) };
-    {
-        let posts = &mut locked(&receiver.told).posts;
-        match answer {
-            Answer::Taken(_) => {}
-            Answer::Refused => posts.refused += 1,
-            Answer::Dropped => posts.dropped += 1,
-            Answer::Late(_) | Answer::Never => posts.late += 1,
-        }
-    }
+    let count = |of: fn(&mut Posts) -> &mut usize| *of(&mut locked(&receiver.told).posts) += 1;
     match answer {
         Answer::Taken(after) => {
             tokio::time::sleep(after).await;
@@ -279,17 +259,20 @@ async fn answer(world: &Arc<World>, request: Request<Incoming>) -> Result<Respon
             }
             said(StatusCode::OK)
         }
-        Answer::Refused => said(StatusCode::INTERNAL_SERVER_ERROR),
-        Answer::Dropped => bail!("dropped"),
+        Answer::Refused => {
+            count(|posts| &mut posts.refused);
+            said(StatusCode::INTERNAL_SERVER_ERROR)
+        }
+        Answer::Dropped => {
+            count(|posts| &mut posts.dropped);
+            bail!("dropped")
+        }
         Answer::Late(after) => {
+            count(|posts| &mut posts.late);
             tokio::select! {
                 () = tokio::time::sleep(after) => said(StatusCode::OK),
                 () = receiver.tame() => bail!("held for long enough"),
             }
-        }
-        Answer::Never => {
-            receiver.tame().await;
-            bail!("held for long enough")
         }
     }
 }
@@ -339,7 +322,6 @@ async fn check_post(world: Arc<World>, headers: HeaderMap, body: Vec<u8>) -> Opt
     Some((job, id))
 }
 
-/// What an event says.
 struct Post {
     id: Uuid,
     job: Uuid,
@@ -359,8 +341,9 @@ impl Post {
             value.with_context(|| format!("it has no {name}"))
         };
         let (id, signed_at) = (header("webhook-id")?, header("webhook-timestamp")?);
-        let due = STANDARD.encode(hmac(&[id.as_bytes(), b".", signed_at.as_bytes(), b".", body].concat()));
-        ensure!(header("webhook-signature")? == format!("v1,{due}"), "it is not signed");
+        let signed = [id.as_bytes(), b".", signed_at.as_bytes(), b".", body].concat();
+        let due = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, KEY), &signed);
+        ensure!(header("webhook-signature")? == format!("v1,{}", STANDARD.encode(due)), "it is not signed");
         let age = Utc::now().timestamp().abs_diff(signed_at.parse()?);
         ensure!(age <= SIGNED_WITHIN, "it was signed {age} s off");
 
@@ -381,17 +364,6 @@ impl Post {
         ensure!(event["subject"] == due, "its subject is not {due}");
         Ok(Post { id: id.parse()?, job, end, status, is_skipped, is_of_datasets, datasets })
     }
-}
-
-/// HMAC-SHA-256 by RFC 2104, of a key no longer than a block.
-fn hmac(text: &[u8]) -> Vec<u8> {
-    let padded = |pad: u8| {
-        let mut block = [pad; 64];
-        block.iter_mut().zip(KEY).for_each(|(byte, key)| *byte ^= key);
-        block
-    };
-    let hash = |block: [u8; 64], text: &[u8]| digest::digest(&digest::SHA256, &[&block, text].concat());
-    hash(padded(0x5c), hash(padded(0x36), text).as_ref()).as_ref().to_vec()
 }
 
 /// The receiver takes everything from now on, and is told what it has not taken yet.

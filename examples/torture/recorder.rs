@@ -21,7 +21,6 @@ use crate::report::{Done, EXPIRE, Report};
 /// Times are written as the service writes them: RFC 3339, UTC, microseconds.
 const TIME: &str = r#"'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"#;
 
-/// The tables behind the datasets.
 const TABLES: [&str; 5] = ["users", "shapes", "parts", "fed", "calm"];
 
 /// As SQL: the columns of a table's row, as texts, null as an empty one, which a reader of CSV can't tell apart. Null
@@ -215,7 +214,6 @@ pub(crate) fn move_made(table: &str, what: &str, consequence: Consequence) -> St
     format!("insert into torture.moves (tbl, what, consequence) values ('{table}', '{what}', '{consequence:?}')")
 }
 
-/// Something that was done to a table.
 #[derive(sqlx_macros::FromRow)]
 pub(crate) struct MoveMade {
     xid: i64,
@@ -230,7 +228,6 @@ impl MoveMade {
     }
 }
 
-/// In their order.
 pub(crate) async fn moves(conn: &mut PgConnection) -> Result<Vec<MoveMade>> {
     let made = sqlx::query_as(
         "select xid::text::bigint as xid, tbl, to_jsonb(consequence) as consequence from torture.moves order by seq",
@@ -250,7 +247,6 @@ pub(crate) async fn positions(conn: &mut PgConnection) -> Result<Positions> {
 /// What a lane's last exports saw at their claims.
 #[derive(Default)]
 pub(crate) struct Since {
-    /// The last one of all.
     pub(crate) any: Option<Snapshot>,
     /// The last one that told of deletions.
     pub(crate) deletions: Option<Snapshot>,
@@ -299,7 +295,6 @@ pub(crate) type Row = BTreeMap<String, String>;
 pub(crate) struct Snapshot {
     xmin: i64,
     pub(crate) xmax: i64,
-    /// In progress.
     pub(crate) open: Vec<i64>,
 }
 
@@ -328,10 +323,8 @@ pub(crate) struct Version {
     pub(crate) xid: i64,
 }
 
-/// Every version of every row of a table, oldest first.
 pub(crate) type Versions = BTreeMap<i64, Vec<Version>>;
 
-/// By table.
 pub(crate) async fn versions(conn: &mut PgConnection) -> Result<BTreeMap<String, Versions>> {
     // If a transaction wrote a row more than once, others see the last version. Writers of one row wait
     // for each other, so the numbers of its versions are in the order of its commits.
@@ -359,7 +352,6 @@ pub(crate) struct Written {
     pub(crate) rows: i64,
 }
 
-/// In the order of the transactions' ids.
 pub(crate) async fn written(conn: &mut PgConnection) -> Result<Vec<Written>> {
     let written = sqlx::query_as(
         "select tbl, xid::text::bigint as xid, count(*) as rows from torture.versions group by tbl, xid order by tbl, xid",
@@ -367,7 +359,6 @@ pub(crate) async fn written(conn: &mut PgConnection) -> Result<Vec<Written>> {
     Ok(written.fetch_all(conn).await?)
 }
 
-/// The live rows of a table as it is.
 pub(crate) async fn table(conn: &mut PgConnection, table: &str) -> Result<BTreeMap<i64, Row>> {
     let fields = fields(table, "r");
     let sql = format!(
@@ -411,7 +402,6 @@ impl Step {
     }
 }
 
-/// An attempt, from its claim to its end.
 #[derive(Clone, Debug)]
 pub(crate) struct Attempt {
     pub(crate) owner: String,
@@ -422,7 +412,6 @@ pub(crate) struct Attempt {
     pub(crate) ended: Option<(DateTime<Utc>, String)>,
 }
 
-/// By their tokens.
 pub(crate) type Attempts = BTreeMap<uuid::Uuid, Attempt>;
 
 /// Attempts that ended by a fault: see [`deaths`].
@@ -504,7 +493,6 @@ pub(crate) fn deaths(attempts: &Attempts, replicas: &[Replica], report: &Report)
     deaths
 }
 
-/// Returns true if the attempt itself ended so.
 fn has_committed(became: &str) -> bool {
     ["completed", "skipped"].contains(&became)
 }

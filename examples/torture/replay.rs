@@ -25,13 +25,11 @@ impl Window {
     }
 }
 
-/// What a consumer has of its table.
 #[derive(Default)]
 pub(crate) struct Replica {
     pub(crate) rows: BTreeMap<i64, Arc<Row>>,
     /// The live rows that it was sent since its last full export, as they were, and how often.
     sent: HashMap<(i64, Arc<Row>), usize>,
-    /// The columns of the last file.
     header: Option<Vec<String>>,
 }
 
@@ -39,7 +37,6 @@ pub(crate) struct Replica {
 pub(crate) struct Said {
     pub(crate) export_type: String,
     pub(crate) rows: i64,
-    /// `schemaChanged`.
     pub(crate) schema_changed: bool,
 }
 
@@ -131,7 +128,6 @@ impl Replica {
         wrong
     }
 
-    /// Which rows aren't the table's.
     pub(crate) fn differences(&self, table: &BTreeMap<i64, Row>) -> Vec<i64> {
         let keys: BTreeSet<&i64> = self.rows.keys().chain(table.keys()).collect();
         let is_same = |id: &&i64| match (self.rows.get(id), table.get(id)) {

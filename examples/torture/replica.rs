@@ -36,8 +36,9 @@ const START: Duration = Duration::from_secs(15);
 pub(crate) struct Replica {
     pub(crate) index: usize,
     pub(crate) link: Link,
-    /// To the bucket, if the files go to one.
     pub(crate) store_link: Option<Link>,
+    /// Of its database, by its link.
+    url: String,
     environment: Vec<(&'static str, String)>,
     log: PathBuf,
     /// Its own: replicas have in common what the place of the files is, and nothing else.
@@ -50,13 +51,24 @@ pub(crate) struct Replica {
 struct Life {
     child: Child,
     pid: Pid,
-    hits: watch::Receiver<Vec<String>>,
+    signs: watch::Receiver<Signs>,
 }
 
 /// What a life's log tells.
+#[derive(Default)]
 struct Signs {
-    address: watch::Sender<Option<String>>,
-    hits: watch::Sender<Vec<String>>,
+    address: Option<String>,
+    /// Failpoints.
+    hits: Vec<String>,
+}
+
+/// The service, with nothing of our own environment, on the database at this URL. It ends with us.
+pub(crate) fn command(binary: &Path, url: &str) -> Command {
+    let mut command = Command::new(binary);
+    command.env_clear().env("PATH", environment("PATH").unwrap_or_default());
+    command.env("DATABASE_URL", url).env("LOG_FORMAT", "json");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    command
 }
 
 impl Replica {
@@ -70,13 +82,13 @@ impl Replica {
     ) -> Result<Replica> {
         let (link, store_link) = (Link::to(cluster.port()).await?, place.link().await?);
         let mut environment = place.environment(store_link.as_ref())?;
-        environment.push(("DATABASE_URL", cluster.service_url(link.port)));
         let own = folder.join(format!("replica-{index}"));
         std::fs::create_dir(&own)?;
         std::fs::write(own.join("datasets.toml"), format!("{DATASETS}{}", receiver.block()))?;
         environment.push((SECRET_ENV, Receiver::secret()));
         Ok(Replica {
             index,
+            url: cluster.service_url(link.port),
             link,
             store_link,
             environment,
@@ -88,12 +100,10 @@ impl Replica {
         })
     }
 
-    /// All that leads from it to others.
     pub(crate) fn links(&self) -> impl Iterator<Item = &Link> {
         [Some(&self.link), self.store_link.as_ref()].into_iter().flatten()
     }
 
-    /// Where it listens, while it lives.
     pub(crate) fn address(&self) -> Option<String> {
         self.address.borrow().clone()
     }
@@ -108,7 +118,6 @@ impl Replica {
         locked(&self.pids).clone()
     }
 
-    /// Whether a lease's owner is this process.
     pub(crate) fn owns(pid: i32, owner: &str) -> bool {
         owner.split([':', '@', '/']).any(|part| part.parse() == Ok(pid))
     }
@@ -117,10 +126,10 @@ impl Replica {
     pub(crate) async fn start(&self, binary: &Path, failpoints: Option<&str>, report: &Arc<Report>) -> Result<()> {
         let begun = Instant::now();
         loop {
-            let (mut life, mut address) = self.spawn(binary, failpoints, report)?;
+            let mut life = self.spawn(binary, failpoints, report)?;
             let listens = tokio::select! {
                 biased;
-                found = address.wait_for(Option::is_some) => found.ok().and_then(|found| found.clone()),
+                signs = life.signs.wait_for(|signs| signs.address.is_some()) => signs.ok().and_then(|signs| signs.address.clone()),
                 _ = life.child.wait() => None,
                 () = tokio::time::sleep(START) => None,
             };
@@ -135,21 +144,13 @@ impl Replica {
         }
     }
 
-    fn spawn(
-        &self,
-        binary: &Path,
-        failpoints: Option<&str>,
-        report: &Arc<Report>,
-    ) -> Result<(Life, watch::Receiver<Option<String>>)> {
-        let mut command = Command::new(binary);
+    fn spawn(&self, binary: &Path, failpoints: Option<&str>, report: &Arc<Report>) -> Result<Life> {
+        let mut command = command(binary, &self.url);
         command
-            .env_clear()
-            .env("PATH", environment("PATH").unwrap_or_default())
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .env("DATASETS", "datasets.toml")
             .env("PORT", "0")
             .env("MANIFESTS", "on")
-            .env("LOG_FORMAT", "json")
             .env("LEASE_SECONDS", LEASE.as_secs().to_string())
             .env("MAX_ATTEMPTS", MAX_ATTEMPTS.to_string())
             .env("WORKERS", WORKERS.to_string())
@@ -157,26 +158,20 @@ impl Replica {
             .env("CHANGE_LOG_MAX_BYTES", MAX_BYTES.to_string())
             .envs(failpoints.map(|list| ("FAILPOINTS", list)))
             .current_dir(&self.folder)
-            .process_group(0)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
+            .process_group(0);
         let mut child = command.spawn().with_context(|| format!("can't run {}", binary.display()))?;
         let pid = child.id().context("a process that just began has an id")?.cast_signed();
         locked(&self.pids).push(pid);
-        let signs = Signs { address: watch::Sender::new(None), hits: watch::Sender::default() };
-        let (address, hits) = (signs.address.subscribe(), signs.hits.subscribe());
-        let log = self.log.clone();
+        let (seen, signs) = watch::channel(Signs::default());
         let stderr = child.stderr.take().context("it is piped")?;
-        tokio::spawn(read_log(stderr, log, signs, Arc::clone(report)));
-        Ok((Life { child, pid: Pid::from_raw(pid), hits }, address))
+        tokio::spawn(read_log(stderr, self.log.clone(), seen, Arc::clone(report)));
+        Ok(Life { child, pid: Pid::from_raw(pid), signs })
     }
 
     /// Waits until it has come to a failpoint. False: it didn't in time.
     pub(crate) async fn hits(&self, name: &str, patience: Duration) -> bool {
-        let Some(mut hits) = self.life.lock().await.as_ref().map(|life| life.hits.clone()) else { return false };
-        let hit = hits.wait_for(|names| names.iter().any(|hit| hit == name));
+        let Some(mut signs) = self.life.lock().await.as_ref().map(|life| life.signs.clone()) else { return false };
+        let hit = signs.wait_for(|signs| signs.hits.iter().any(|hit| hit == name));
         // An error: its log has ended, and it with it.
         matches!(tokio::time::timeout(patience, hit).await, Ok(Ok(_)))
     }
@@ -235,7 +230,7 @@ impl Replica {
     }
 }
 
-async fn read_log(stderr: ChildStderr, file: PathBuf, signs: Signs, report: Arc<Report>) {
+async fn read_log(stderr: ChildStderr, file: PathBuf, signs: watch::Sender<Signs>, report: Arc<Report>) {
     let mut log = std::fs::OpenOptions::new().create(true).append(true).open(file).ok();
     let mut lines = BufReader::new(stderr).lines();
     while let Ok(Some(line)) = lines.next_line().await {
@@ -249,12 +244,12 @@ async fn read_log(stderr: ChildStderr, file: PathBuf, signs: Signs, report: Arc<
             continue;
         };
         if let Some(address) = event["address"].as_str() {
-            signs.address.send_replace(Some(address.to_owned()));
+            signs.send_modify(|signs| signs.address = Some(address.to_owned()));
         }
         match event["event"].as_str() {
             Some("failpoint") => {
                 let name = event["name"].as_str().unwrap_or_default().to_owned();
-                signs.hits.send_modify(|names| names.push(name));
+                signs.send_modify(|signs| signs.hits.push(name));
             }
             Some("worker_panicked" | "maintenance_panicked" | "deliveries_panicked" | "panic") => {
                 report.red("defect", line)

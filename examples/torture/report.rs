@@ -17,10 +17,8 @@ pub(crate) fn locked<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
     what.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The act that ends leases early.
 pub(crate) const EXPIRE: &str = "expiry";
 
-/// The act that turns the whole database over.
 pub(crate) const UPHEAVAL: &str = "upheaval";
 
 /// One act of the nemesis, as it happened.
@@ -33,7 +31,6 @@ pub(crate) struct Done {
     pub(crate) to: DateTime<Utc>,
 }
 
-/// Shared by everything that looks or acts.
 pub(crate) struct Report {
     violations: Mutex<BTreeMap<&'static str, Vec<String>>>,
     acts: Mutex<Vec<Done>>,
@@ -59,7 +56,6 @@ impl Report {
         locked(&self.violations).entry(invariant).or_default().push(format!("{now} {what}"));
     }
 
-    /// Says what is about to be done.
     pub(crate) fn announce(&self, act: &str) {
         let _ = writeln!(locked(&self.log), "{} {act}", Utc::now().format("%H:%M:%S%.3f"));
     }
@@ -93,7 +89,6 @@ impl Report {
     }
 }
 
-/// What came of a run.
 pub(crate) struct Counts {
     pub(crate) deaths: Deaths,
     /// Each with how many there must be.

@@ -5,11 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
-use crate::cluster::SERVICE;
+use crate::cluster::{DATABASE, SERVICE, succeed};
 use crate::random::Random;
+use crate::replica;
 use crate::trial::World;
 use crate::writers::Writer;
 
@@ -20,7 +21,6 @@ pub(crate) const KEYS: u64 = 300;
 pub(crate) const PARTITIONS: [(&str, u64, u64); 3] =
     [("parts_1", 0, 100), ("parts_2", 100, 200), ("parts_3", 200, 301)];
 
-/// Makes them, empty, as the service's role.
 pub(crate) async fn make(conn: &mut PgConnection) -> Result<()> {
     let partition = |(name, from, to): &(&str, u64, u64)| {
         format!("create table {name} partition of parts for values from ({from}) to ({to});")
@@ -55,18 +55,10 @@ pub(crate) async fn fill(conn: &mut PgConnection) -> Result<()> {
 /// Has the service install its triggers, as who owns the tables would. The service's own command, with a link that
 /// nothing harms.
 pub(crate) async fn track(world: &World, binary: &Path, dataset: &str) -> Result<()> {
-    let mut command = tokio::process::Command::new(binary);
-    command
-        .env_clear()
-        .env("DATABASE_URL", world.cluster.service_url(world.cluster.port()))
-        .env("DATASETS", &world.datasets)
-        .envs(world.place.environment(None)?)
-        .args(["track", dataset])
-        .current_dir(&world.folder)
-        .kill_on_drop(true);
-    let done = tokio::time::timeout(Duration::from_secs(60), command.output()).await??;
-    ensure!(done.status.success(), "track {dataset}: {}", String::from_utf8_lossy(&done.stderr));
-    Ok(())
+    let mut command = replica::command(binary, &world.cluster.service_url(world.cluster.port()));
+    command.env("DATASETS", &world.datasets).envs(world.place.environment(None)?);
+    command.args(["track", dataset]).current_dir(&world.folder);
+    tokio::time::timeout(Duration::from_secs(60), succeed(&mut command)).await?
 }
 
 /// Writes to all but the calm table.
@@ -89,7 +81,7 @@ fn writer(world: &World, stream: u64, tables: &'static [&str], rest: fn(&mut Ran
         change(random, table, &format!("s-{number}"))
     };
     let random = Random::new(world.seed, stream);
-    Writer { random, change: Box::new(change), rest, pause: (100, 800), replicating: 5 }
+    Writer { database: DATABASE, random, change: Box::new(change), rest, pause: (100, 800), replicating: 5 }
 }
 
 /// One change, as SQL. No two versions of a row have one note.

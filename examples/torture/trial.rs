@@ -44,7 +44,6 @@ pub(crate) struct World {
     pub(crate) seed: u64,
     pub(crate) folder: PathBuf,
     pub(crate) place: Place,
-    /// The operator's file.
     pub(crate) datasets: PathBuf,
     pub(crate) cluster: Cluster,
     pub(crate) replicas: Vec<Replica>,
@@ -54,7 +53,6 @@ pub(crate) struct World {
     pub(crate) ledger: Mutex<Ledger>,
     pub(crate) archive: Mutex<Archive>,
     pub(crate) oracle: tokio::sync::Mutex<Oracle>,
-    /// What each loader of a lane has recorded.
     pub(crate) loaded: Mutex<BTreeMap<(&'static str, usize), Recorded>>,
     /// The hashes of the files of exports that the database once knew.
     pub(crate) lost: Mutex<HashSet<String>>,
@@ -83,33 +81,22 @@ impl World {
         locked(&self.ledger).promises.get(job).is_some_and(|promise| promise.removal_asked.contains(lane))
     }
 
-    /// Whether the faults may stop before their time.
     pub(crate) fn is_over(&self) -> bool {
         self.ends_with.is_some_and(|invariant| self.report.has(invariant))
     }
 }
 
-/// What the second phase is.
-pub(crate) enum Attack {
-    Planned(Plan),
-    /// See [`nemesis::overtake`], for so long; the binary must have failpoints.
-    Overtaking(Duration),
-}
-
-/// How a trial is made.
 pub(crate) struct Trial {
     pub(crate) seed: u64,
     /// For the first phase; without, there is none.
     pub(crate) failpoints: Vec<String>,
     pub(crate) debug: PathBuf,
-    /// For the second phase.
     pub(crate) struck: PathBuf,
-    pub(crate) attack: Attack,
+    pub(crate) plan: Plan,
     /// The invariant whose first violation ends it early.
     pub(crate) ends_with: Option<&'static str>,
     /// Where the files go, if not to a folder.
     pub(crate) store: Option<Bucket>,
-    /// The database's, if somebody may set it.
     pub(crate) clock: Option<Clock>,
     pub(crate) moves: Vec<Move>,
 }
@@ -118,9 +105,7 @@ impl Trial {
     /// Runs it in `folder`, which the user that runs Postgres must reach.
     pub(crate) async fn run(mut self, folder: &Path) -> Result<(Arc<Report>, Counts)> {
         let report = Arc::new(Report::new(folder)?);
-        if let Attack::Planned(plan) = &self.attack {
-            std::fs::write(folder.join("schedule.log"), plan.text())?;
-        }
+        std::fs::write(folder.join("schedule.log"), self.plan.text())?;
         let world = self.prepare(folder, &report).await?;
         let ran = self.run_in(&world).await;
         // A trial that broke off leaves no process behind.
@@ -137,7 +122,7 @@ impl Trial {
         let place = Place::new(self.store.as_ref(), folder).await?;
         let datasets = folder.join("datasets.toml");
         std::fs::write(&datasets, DATASETS)?;
-        let cluster = Cluster::start_by(folder, self.clock.take()).await?;
+        let cluster = Cluster::start(folder, self.clock.take()).await?;
         let receiver = Receiver::new(self.seed)?;
         let mut replicas = Vec::new();
         for index in 0..place::replicas(self.store.as_ref()) {
@@ -202,10 +187,7 @@ impl Trial {
             restart(world, &self.struck).await?;
         }
         world.oracle.lock().await.first_phase_ended();
-        match self.attack {
-            Attack::Planned(plan) => nemesis::strike(world, plan, &self.struck).await?,
-            Attack::Overtaking(length) => nemesis::overtake(world, length, &self.struck).await?,
-        }
+        nemesis::strike(world, self.plan, &self.struck).await?;
         for replica in &world.replicas {
             replica.links().for_each(Link::heal);
         }
@@ -295,15 +277,17 @@ async fn restart(world: &World, binary: &Path) -> Result<()> {
 async fn settle(world: &World) -> Result<()> {
     let begun = Instant::now();
     let mut conn = world.cluster.connect().await?;
+    // Jobs that have not ended, or of which a file has no name yet.
+    let open = "select count(*) from torture.ends where status = 'open'";
     // An export that gave way is tried again after minutes.
     let make_ready = "update cdc_export.jobs set run_at = clock_timestamp()
                       where status = 'pending' and gave_way > 0 and run_at > clock_timestamp()";
     let is_drained = async || {
         sqlx::query(make_ready).execute(&mut conn).await?;
-        Ok(open(&mut conn).await? == 0)
+        Ok(count(&mut conn, open).await? == 0)
     };
     if !eventually(DRAIN, is_drained).await? {
-        let left = open(&mut conn).await?;
+        let left = count(&mut conn, open).await?;
         world.report.red("9", format!("{left} jobs are open {DRAIN:?} after the last fault"));
         return Ok(());
     }
@@ -342,11 +326,6 @@ async fn settle(world: &World) -> Result<()> {
 /// any caller is with a 503.
 async fn insist<T>(ask: impl AsyncFn() -> Option<T>) -> Option<T> {
     at_last(DRAIN, || async { ask().await.ok_or(()) }).await.ok()
-}
-
-/// Jobs that have not ended, or of which a file has no name yet.
-async fn open(conn: &mut PgConnection) -> Result<i64> {
-    Ok(sqlx::query_scalar("select count(*) from torture.ends where status = 'open'").fetch_one(conn).await?)
 }
 
 /// 10: what is left when all have gone home.

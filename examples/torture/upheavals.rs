@@ -16,12 +16,9 @@ use crate::receiver;
 use crate::report::locked;
 use crate::trial::World;
 
-/// What is done to the whole database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Upheaval {
-    /// A copy is made while it is stopped.
     Copy,
-    /// The last copy is put in its place.
     PutBack(Timeline),
     /// A planned failover: another timeline, and nothing lost.
     Failover,
@@ -46,7 +43,6 @@ impl Upheaval {
     }
 }
 
-/// Nothing else stops or starts the server meanwhile.
 pub(crate) async fn turn_over(world: &World, upheaval: Upheaval) -> Result<()> {
     let _hands = world.cluster.hands().await;
     world.cluster.stop().await?;

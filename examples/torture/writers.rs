@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Result;
 use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
+use crate::cluster::DATABASE;
 use crate::random::Random;
 use crate::trial::World;
 
@@ -49,14 +50,12 @@ pub(crate) async fn fill(conn: &mut PgConnection) -> Result<()> {
     Ok(())
 }
 
-/// The change of this number, as SQL.
 pub(crate) type Change = Box<dyn FnMut(&mut Random, u64) -> String + Send>;
 
-/// Somebody who writes.
 pub(crate) struct Writer {
+    pub(crate) database: &'static str,
     pub(crate) random: Random,
     pub(crate) change: Change,
-    /// The time between two transactions.
     pub(crate) rest: fn(&mut Random) -> Duration,
     /// The bounds of the pause within one of ten transactions, in milliseconds.
     pub(crate) pause: (u64, u64),
@@ -70,7 +69,7 @@ impl Writer {
         let (mut committed, mut number) = (0, 0);
         while world.writing.load(Ordering::SeqCst) {
             // Postgres crashes now and then.
-            let Ok(mut conn) = world.cluster.connect().await else {
+            let Ok(mut conn) = world.cluster.connect_to(self.database).await else {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             };
@@ -112,7 +111,6 @@ impl Writer {
     }
 }
 
-/// Writes to `users`.
 pub(crate) async fn write(world: Arc<World>, writer: u64) -> usize {
     let change = move |random: &mut Random, number| {
         // No two versions of a row have one name.
@@ -124,11 +122,11 @@ pub(crate) async fn write(world: Arc<World>, writer: u64) -> usize {
         }
     };
     let (random, rest) = (Random::new(world.seed, 100 + writer), |random: &mut Random| random.millis(5, 40));
-    let writer = Writer { random, change: Box::new(change), rest, pause: (200, 1_500), replicating: 0 };
+    let writer =
+        Writer { database: DATABASE, random, change: Box::new(change), rest, pause: (200, 1_500), replicating: 0 };
     writer.write(&world).await
 }
 
-/// One change of the table, as SQL.
 fn change(random: &mut Random, version: &str) -> String {
     let (key, few) = (1 + random.below(KEYS), random.between(1, 8));
     let time = match random.below(10) {
