@@ -32,9 +32,6 @@ pub(super) enum Compressor {
 
 impl Compressor {
     /// Makes a compressor of this level, 1 to 19; `None` is the codec's own. Gzip takes a level above 12 as 12.
-    ///
-    /// # Errors
-    /// If memory runs out, or if nothing is compressed so around a file.
     pub(super) fn new(compression: Compression, level: Option<u8>) -> Result<Compressor, Error> {
         Ok(match compression {
             Compression::Gzip => {
@@ -54,9 +51,6 @@ impl Compressor {
     }
 
     /// Compresses bytes as one frame, and replaces the content of `out` by it.
-    ///
-    /// # Errors
-    /// If memory runs out.
     pub(super) fn frame(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
         out.clear();
         match self {
@@ -70,9 +64,6 @@ impl Compressor {
     }
 
     /// Appends the text of a frame of this compression. `text_bytes` is the size of the text.
-    ///
-    /// # Errors
-    /// If memory runs out.
     pub(super) fn unpack(&self, frame: &[u8], text_bytes: usize, text: &mut Vec<u8>) -> Result<(), Error> {
         let begin = text.len();
         match self {

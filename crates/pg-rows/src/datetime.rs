@@ -33,10 +33,7 @@ pub(crate) fn date(day: i32, out: &mut Vec<u8>) {
         i32::MIN => return out.extend_from_slice(b"-infinity"),
         _ => {}
     }
-    // A date has twenty times the range of a timestamp, so only the day's place in its cycle is converted.
-    let day = i64::from(day);
-    let (year, month, day_of_month) = civil(day.rem_euclid(DAYS_OF_CYCLE));
-    let year = year + YEARS_OF_CYCLE * day.div_euclid(DAYS_OF_CYCLE);
+    let (year, month, day_of_month) = civil_date(day);
     dated(b"0000-00-00", (year, month, day_of_month), out);
     end_year(year, out);
 }
@@ -51,8 +48,7 @@ pub(crate) fn year_of_date(day: i32) -> Option<i32> {
     if day == i32::MAX || day == i32::MIN {
         return None;
     }
-    let day = i64::from(day);
-    let year = civil(day.rem_euclid(DAYS_OF_CYCLE)).0 + YEARS_OF_CYCLE * day.div_euclid(DAYS_OF_CYCLE);
+    let (year, ..) = civil_date(day);
     i32::try_from(if year > 0 { year } else { year - 1 }).ok()
 }
 
@@ -123,7 +119,15 @@ fn put<const N: usize>(at: usize, number: u32, text: &mut [u8; N]) {
     text[at..at + 2].copy_from_slice(digits::two(number));
 }
 
-/// Year, month and day of a day counted from 2000-01-01. Year 0 is 1 BC.
+/// Returns what [`civil`] returns. A date has twenty times the range of a timestamp, so only the day's place in its cycle
+/// is converted.
+fn civil_date(day: i32) -> (i64, u32, u32) {
+    let day = i64::from(day);
+    let (year, month, day_of_month) = civil(day.rem_euclid(DAYS_OF_CYCLE));
+    (year + YEARS_OF_CYCLE * day.div_euclid(DAYS_OF_CYCLE), month, day_of_month)
+}
+
+/// Year, month and day of a day of a timestamp, counted from 2000-01-01. Year 0 is 1 BC.
 ///
 /// Counts years from March, which puts the leap day last. Where a quotient and its remainder are wanted, both come from
 /// one multiplication (C. Neri and L. Schneider, "Euclidean affine functions and their application to calendar
@@ -152,21 +156,24 @@ mod tests {
 
     #[test]
     fn edges() {
-        let written = |micros| written(timestamptz, micros);
-        assert_eq!(written(0), "2000-01-01T00:00:00.000000Z");
-        assert_eq!(written(-1), "1999-12-31T23:59:59.999999Z");
-        assert_eq!(written(i64::MAX), "infinity");
-        assert_eq!(written(i64::MIN), "-infinity");
-        assert_eq!(written(59 * MICROS_PER_DAY), "2000-02-29T00:00:00.000000Z");
-        // Year 10000, and the day before year 1.
-        assert_eq!(written(2_921_940 * MICROS_PER_DAY), "10000-01-01T00:00:00.000000Z");
-        assert_eq!(written(-730_120 * MICROS_PER_DAY), "0001-12-31T00:00:00.000000Z BC");
-        // The first and the last moment that Postgres has (`MIN_TIMESTAMP` and `END_TIMESTAMP` in its sources).
-        assert_eq!(written(-211_813_488_000_000_000), "4714-11-24T00:00:00.000000Z BC");
-        assert_eq!(written(9_223_371_331_200_000_000 - 1), "294276-12-31T23:59:59.999999Z");
-        // Nothing overflows beyond them.
-        assert_eq!(written(i64::MAX - 1), "294277-01-09T04:00:54.775806Z");
-        assert_eq!(written(i64::MIN + 1), "290279-12-22T19:59:05.224193Z BC");
+        for (micros, text) in [
+            (0, "2000-01-01T00:00:00.000000Z"),
+            (-1, "1999-12-31T23:59:59.999999Z"),
+            (i64::MAX, "infinity"),
+            (i64::MIN, "-infinity"),
+            (59 * MICROS_PER_DAY, "2000-02-29T00:00:00.000000Z"),
+            // Year 10000, and the day before year 1.
+            (2_921_940 * MICROS_PER_DAY, "10000-01-01T00:00:00.000000Z"),
+            (-730_120 * MICROS_PER_DAY, "0001-12-31T00:00:00.000000Z BC"),
+            // The first and the last moment that Postgres has (`MIN_TIMESTAMP` and `END_TIMESTAMP` in its sources).
+            (-211_813_488_000_000_000, "4714-11-24T00:00:00.000000Z BC"),
+            (9_223_371_331_200_000_000 - 1, "294276-12-31T23:59:59.999999Z"),
+            // Nothing overflows beyond them.
+            (i64::MAX - 1, "294277-01-09T04:00:54.775806Z"),
+            (i64::MIN + 1, "290279-12-22T19:59:05.224193Z BC"),
+        ] {
+            assert_eq!(written(timestamptz, micros), text);
+        }
     }
 
     /// The inverse, as published by H. Hinnant ("chrono-Compatible Low-Level Date Algorithms").

@@ -162,33 +162,10 @@ pub enum Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     use crate::column::ColumnType;
     use proptest::prelude::*;
-
-    const KINDS: [ColumnType; 16] = [
-        ColumnType::Int2,
-        ColumnType::Int4,
-        ColumnType::Int8,
-        ColumnType::Float4,
-        ColumnType::Float8,
-        ColumnType::Numeric,
-        ColumnType::Bool,
-        ColumnType::Text,
-        ColumnType::Uuid,
-        ColumnType::Bytea,
-        ColumnType::Json,
-        ColumnType::Jsonb,
-        ColumnType::Timestamptz,
-        ColumnType::Timestamp,
-        ColumnType::Date,
-        ColumnType::Time,
-    ];
-
-    fn layout(format: Format, compression: Compression, columns: Vec<Column>) -> Result<Arc<Layout>, Error> {
-        Layout::new(Encoding { format, compression }, columns, None).map(Arc::new)
-    }
+    use serde_json::{Value, json};
 
     /// Returns the text that a function appends for a value.
     pub(crate) fn written<T>(writer: fn(T, &mut Vec<u8>), value: T) -> String {
@@ -197,81 +174,104 @@ mod tests {
         String::from_utf8(out).unwrap()
     }
 
-    /// Returns the encoded form of a row of one value.
-    fn row(format: Format, kind: ColumnType, field: &[u8]) -> Result<Vec<u8>, Error> {
-        let layout = layout(format, Compression::None, vec![Column::new("v", kind)])?;
+    /// Returns the file of these rows.
+    pub(crate) fn file<'f>(
+        (format, compression): (Format, Compression),
+        columns: &[Column],
+        rows: impl IntoIterator<Item = Vec<Option<&'f [u8]>>>,
+    ) -> Result<Vec<u8>, Error> {
+        let layout = Layout::new(Encoding { format, compression }, columns.to_vec(), None)?;
         let mut encoder = Encoder::new(&layout);
-        encoder.row(&[Some(field)])?;
-        Ok(encoder.pack()?.bytes)
+        let (mut assembler, mut file) = layout.begin()?;
+        for row in rows {
+            encoder.row(&row)?;
+            if encoder.is_full() {
+                file.append(&mut assembler.append(encoder.pack()?)?);
+            }
+        }
+        if !encoder.is_empty() {
+            file.append(&mut assembler.append(encoder.pack()?)?);
+        }
+        file.append(&mut assembler.finish()?);
+        Ok(file)
     }
 
-    /// Joins pieces to a file.
-    fn file(layout: &Arc<Layout>, pieces: impl IntoIterator<Item = Piece>) -> Vec<u8> {
-        let (mut assembler, mut file) = layout.begin().unwrap();
-        for piece in pieces {
-            file.append(&mut assembler.append(piece).unwrap());
-        }
-        file.append(&mut assembler.finish().unwrap());
-        file
+    /// Returns the file of one value, without compression.
+    fn file_of_one(format: Format, kind: ColumnType, field: &[u8]) -> Result<String, Error> {
+        let written = file((format, Compression::None), &[Column::new("v", kind)], [vec![Some(field)]]);
+        written.map(|file| String::from_utf8_lossy(&file).into_owned())
     }
 
     #[test]
     fn pieces_of_several_encoders_are_one_file() {
         let columns = vec![Column::new("id", ColumnType::Int2), Column::new("name", ColumnType::Text)];
         for compression in Format::Csv.spec().compressions {
-            let layout = layout(Format::Csv, *compression, columns.clone()).unwrap();
-            let piece = |ids: std::ops::Range<i16>| {
+            let encoding = Encoding { format: Format::Csv, compression: *compression };
+            let layout = Layout::new(encoding, columns.clone(), None).unwrap();
+            let (mut assembler, mut file) = layout.begin().unwrap();
+            for ids in [2..4_i16, 0..2] {
                 let mut encoder = Encoder::new(&layout);
                 ids.for_each(|id| encoder.row(&[Some(&id.to_be_bytes()), Some(b"x")]).unwrap());
-                encoder.pack().unwrap()
-            };
-            let unpacked = compress::unpacked(*compression, &file(&layout, [piece(2..4), piece(0..2)]));
+                file.append(&mut assembler.append(encoder.pack().unwrap()).unwrap());
+            }
+            file.append(&mut assembler.finish().unwrap());
+            let unpacked = compress::unpacked(*compression, &file);
             assert_eq!(String::from_utf8(unpacked).unwrap(), "id,name\n2,x\n3,x\n0,x\n1,x\n", "{compression}");
         }
     }
 
-    fn text(format: Format, kind: ColumnType, field: &[u8]) -> String {
-        String::from_utf8(row(format, kind, field).unwrap()).unwrap()
+    /// Returns values of every kind, each with its text in CSV and in NDJSON.
+    fn golden() -> Vec<(ColumnType, Vec<u8>, &'static str, &'static str)> {
+        let numbers = |numbers: &[u16]| numbers.iter().copied().flat_map(u16::to_be_bytes).collect::<Vec<u8>>();
+        let controls = "a \"b\"\\\r\n\t\u{8}\u{c}\u{1}\u{1f}\u{7f}é/";
+        let uuid = b"\x01\x23\x45\x67\x89\xAB\xCD\xEF\x01\x23\x45\x67\x89\xAB\xCD\xEF";
+        vec![
+            (ColumnType::Int2, i16::MIN.to_be_bytes().into(), "-32768", "-32768"),
+            (ColumnType::Int4, i32::MAX.to_be_bytes().into(), "2147483647", "2147483647"),
+            (ColumnType::Int8, i64::MIN.to_be_bytes().into(), "-9223372036854775808", "-9223372036854775808"),
+            (ColumnType::Float4, 0.1f32.to_be_bytes().into(), "0.1", "0.1"),
+            (ColumnType::Float4, f32::NAN.to_be_bytes().into(), "NaN", r#""NaN""#),
+            (ColumnType::Float8, 1e-7f64.to_be_bytes().into(), "1e-07", "1e-07"),
+            (ColumnType::Float8, f64::NEG_INFINITY.to_be_bytes().into(), "-Infinity", r#""-Infinity""#),
+            (ColumnType::Numeric, numbers(&[2, 0, 0x4000, 3, 7, 5000]), "-7.500", "-7.500"),
+            (ColumnType::Numeric, numbers(&[0, 0, 0xC000, 0]), "NaN", r#""NaN""#),
+            (ColumnType::Bool, [1].into(), "true", "true"),
+            (ColumnType::Bool, [0].into(), "false", "false"),
+            (ColumnType::Text, b"a,\"b\"".into(), r#""a,""b""""#, r#""a,\"b\"""#),
+            (
+                ColumnType::Text,
+                controls.into(),
+                "\"a \"\"b\"\"\\\r\n\t\u{8}\u{c}\u{1}\u{1f}\u{7f}é/\"",
+                "\"a \\\"b\\\"\\\\\\r\\n\\t\\b\\f\\u0001\\u001f\u{7f}é/\"",
+            ),
+            (ColumnType::Text, "=1+1 \\N \u{feff}é".into(), "=1+1 \\N \u{feff}é", "\"=1+1 \\\\N \u{feff}é\""),
+            (ColumnType::Text, b"\\.".into(), r#""\.""#, r#""\\.""#),
+            (ColumnType::Text, b"".into(), r#""""#, r#""""#),
+            (
+                ColumnType::Uuid,
+                uuid.into(),
+                "01234567-89ab-cdef-0123-456789abcdef",
+                r#""01234567-89ab-cdef-0123-456789abcdef""#,
+            ),
+            (ColumnType::Bytea, b"\0\xfe\n".into(), r"\x00fe0a", r#""\\x00fe0a""#),
+            (ColumnType::Bytea, b"".into(), r"\x", r#""\\x""#),
+            (ColumnType::Json, b"{\"a\" :\r\n\t1e400}".into(), "\"{\"\"a\"\" :\r\n\t1e400}\"", "{\"a\" :  \t1e400}"),
+            (ColumnType::Json, b"null".into(), "null", "null"),
+            (ColumnType::Jsonb, b"\x01[1, \"\\n\"]".into(), r#""[1, ""\n""]""#, r#"[1, "\n"]"#),
+            (ColumnType::Timestamptz, [0; 8].into(), "2000-01-01T00:00:00.000000Z", r#""2000-01-01T00:00:00.000000Z""#),
+            (ColumnType::Timestamptz, i64::MIN.to_be_bytes().into(), "-infinity", r#""-infinity""#),
+            (ColumnType::Timestamp, [0; 8].into(), "2000-01-01T00:00:00.000000", r#""2000-01-01T00:00:00.000000""#),
+            (ColumnType::Timestamp, i64::MAX.to_be_bytes().into(), "infinity", r#""infinity""#),
+            (ColumnType::Date, [0; 4].into(), "2000-01-01", r#""2000-01-01""#),
+            (ColumnType::Time, [0; 8].into(), "00:00:00.000000", r#""00:00:00.000000""#),
+        ]
     }
 
     #[test]
     fn golden_bytes_of_every_kind() {
-        let numeric = |sign: u16, scale: u16| {
-            [2, 0, sign, scale, 7, 5000].into_iter().flat_map(u16::to_be_bytes).collect::<Vec<u8>>()
-        };
-        let nan = [0, 0, 0xC000, 0].into_iter().flat_map(u16::to_be_bytes).collect::<Vec<u8>>();
-        let uuid = *b"\x01\x23\x45\x67\x89\xAB\xCD\xEF\x01\x23\x45\x67\x89\xAB\xCD\xEF";
-        for (kind, field, csv, json) in [
-            (ColumnType::Int2, &i16::MIN.to_be_bytes()[..], "-32768", "-32768"),
-            (ColumnType::Int4, &i32::MAX.to_be_bytes(), "2147483647", "2147483647"),
-            (ColumnType::Int8, &(-1i64).to_be_bytes(), "-1", "-1"),
-            (ColumnType::Float4, &0.1f32.to_be_bytes(), "0.1", "0.1"),
-            (ColumnType::Float4, &f32::NAN.to_be_bytes(), "NaN", r#""NaN""#),
-            (ColumnType::Float8, &1e-7f64.to_be_bytes(), "1e-07", "1e-07"),
-            (ColumnType::Float8, &f64::NEG_INFINITY.to_be_bytes(), "-Infinity", r#""-Infinity""#),
-            (ColumnType::Numeric, &numeric(0x4000, 3), "-7.500", "-7.500"),
-            (ColumnType::Numeric, &nan, "NaN", r#""NaN""#),
-            (ColumnType::Bool, &[1], "true", "true"),
-            (ColumnType::Text, b"a,\"b\"", r#""a,""b""""#, r#""a,\"b\"""#),
-            (
-                ColumnType::Uuid,
-                &uuid,
-                "01234567-89ab-cdef-0123-456789abcdef",
-                r#""01234567-89ab-cdef-0123-456789abcdef""#,
-            ),
-            (ColumnType::Bytea, b"\0\xfe\n", r"\x00fe0a", r#""\\x00fe0a""#),
-            (ColumnType::Bytea, b"", r"\x", r#""\\x""#),
-            (ColumnType::Json, b"{\"a\" :\r\n\t1e400}", "\"{\"\"a\"\" :\r\n\t1e400}\"", "{\"a\" :  \t1e400}"),
-            (ColumnType::Json, b"null", "null", "null"),
-            (ColumnType::Jsonb, b"\x01[1, \"\\n\"]", r#""[1, ""\n""]""#, r#"[1, "\n"]"#),
-            (ColumnType::Timestamptz, &[0; 8], "2000-01-01T00:00:00.000000Z", r#""2000-01-01T00:00:00.000000Z""#),
-            (ColumnType::Timestamp, &[0; 8], "2000-01-01T00:00:00.000000", r#""2000-01-01T00:00:00.000000""#),
-            (ColumnType::Timestamp, &i64::MAX.to_be_bytes(), "infinity", r#""infinity""#),
-            (ColumnType::Date, &[0; 4], "2000-01-01", r#""2000-01-01""#),
-            (ColumnType::Time, &[0; 8], "00:00:00.000000", r#""00:00:00.000000""#),
-        ] {
-            assert_eq!(text(Format::Csv, kind, field), format!("{csv}\n"), "{kind:?}");
-            assert_eq!(text(Format::Ndjson, kind, field), format!("{{\"v\":{json}}}\n"), "{kind:?}");
+        for (kind, field, csv, json) in golden() {
+            assert_eq!(file_of_one(Format::Csv, kind, &field).unwrap(), format!("v\n{csv}\n"), "{kind:?}");
+            assert_eq!(file_of_one(Format::Ndjson, kind, &field).unwrap(), format!("{{\"v\":{json}}}\n"), "{kind:?}");
         }
     }
 
@@ -288,21 +288,17 @@ mod tests {
             (ColumnType::Jsonb, b"{}"),
             (ColumnType::Jsonb, b""),
         ];
-        for (kind, field) in others {
-            for format in built() {
-                let error = row(format, kind, field).unwrap_err();
+        for format in built() {
+            for (kind, field) in others {
+                let error = file_of_one(format, kind, field).unwrap_err();
                 assert!(matches!(error, Error::WrongType { column } if column == "v"), "{kind:?} as {format}");
             }
-        }
-        for kind in [ColumnType::Text, ColumnType::Json, ColumnType::Jsonb] {
-            for format in built() {
-                let error = row(format, kind, b"\x01\xff").unwrap_err();
+            for kind in [ColumnType::Text, ColumnType::Json, ColumnType::Jsonb] {
+                let error = file_of_one(format, kind, b"\x01\xff").unwrap_err();
                 assert!(matches!(error, Error::InvalidText { column } if column == "v"), "{kind:?} as {format}");
             }
-        }
-        for format in built() {
-            let layout = layout(format, Compression::None, vec![Column::new("v", ColumnType::Text)]).unwrap();
-            let error = Encoder::new(&layout).row(&[]).unwrap_err();
+            let column = Column::new("v", ColumnType::Text);
+            let error = file((format, Compression::None), &[column], [vec![]]).unwrap_err();
             assert!(matches!(error, Error::WrongShape { expected: 1, found: 0 }), "{format}");
         }
     }
@@ -313,10 +309,30 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_are_a_panic(kind in prop::sample::select(&KINDS[..]), field: Vec<u8>) {
+        fn no_bytes_are_a_panic((kind, ..) in prop::sample::select(golden()), field: Vec<u8>) {
             for format in built() {
-                let _ = row(format, kind, &field);
+                let _ = file_of_one(format, kind, &field);
             }
+        }
+
+        #[test]
+        fn independent_readers_read_the_same(rows in prop::collection::vec([any::<String>(), any::<String>()], 0..8)) {
+            let names = ["a", "b,\n\"c\""];
+            let columns = names.map(|name| Column::new(name, ColumnType::Text));
+            let columns = [&columns[..], &[Column::new("null", ColumnType::Int2)]].concat();
+            let fields = || rows.iter().map(|[a, b]| vec![Some(a.as_bytes()), Some(b.as_bytes()), None]);
+
+            let csv = file((Format::Csv, Compression::None), &columns, fields()).unwrap();
+            let mut reader = ::csv::Reader::from_reader(&*csv);
+            prop_assert_eq!(reader.headers().unwrap(), vec![names[0], names[1], "null"]);
+            let read: Vec<(String, String, String)> = reader.deserialize().map(Result::unwrap).collect();
+            let expected: Vec<_> = rows.iter().map(|[a, b]| (a.clone(), b.clone(), String::new())).collect();
+            prop_assert_eq!(read, expected);
+
+            let lines = file((Format::Ndjson, Compression::None), &columns, fields()).unwrap();
+            let read = lines.split_inclusive(|byte| *byte == b'\n').map(|line| serde_json::from_slice(line).unwrap());
+            let expected = |[a, b]: &[String; 2]| json!({ names[0]: a, names[1]: b, "null": null });
+            prop_assert_eq!(read.collect::<Vec<Value>>(), rows.iter().map(expected).collect::<Vec<_>>());
         }
     }
 }

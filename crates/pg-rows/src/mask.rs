@@ -11,9 +11,6 @@ use crate::{Error, datetime, digits, value};
 const HIDDEN: &[u8] = b"****";
 
 /// Appends the binary form of the value that is written for a value of the column. Returns false for NULL.
-///
-/// # Errors
-/// If the field doesn't fit its column.
 fn replace(mask: &Mask, column: &Column, field: &[u8], out: &mut Vec<u8>) -> Result<bool, Error> {
     match mask {
         Mask::Null => return Ok(false),

@@ -170,19 +170,8 @@ mod tests {
         assert_eq!(unscaled(&binary(0, 1, 0, &[]), 2), None);
     }
 
-    proptest! {
-        #[test]
-        fn units_are_the_digits_of_the_text(units in -(10_i128.pow(38) - 1)..10_i128.pow(38), scale in 0_u8..=38) {
-            let digits = format!("{:0>39}", units.unsigned_abs());
-            let (whole, fraction) = digits.split_at(39 - usize::from(scale));
-            let point = if scale > 0 { "." } else { "" };
-            let number = format!("{}{whole}{point}{fraction}", if units < 0 { "-" } else { "" });
-            prop_assert_eq!(unscaled(&parsed(&number), scale), Some(Unscaled::Units(units)));
-        }
-    }
-
     #[test]
-    fn what_is_no_numeric_is_none() {
+    fn a_field_that_is_no_numeric_is_none() {
         for field in [
             vec![],
             vec![0; 7],
@@ -197,6 +186,15 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn units_are_the_digits_of_the_text(units in -(10_i128.pow(38) - 1)..10_i128.pow(38), scale in 0_u8..=38) {
+            let digits = format!("{:0>39}", units.unsigned_abs());
+            let (whole, fraction) = digits.split_at(39 - usize::from(scale));
+            let point = if scale > 0 { "." } else { "" };
+            let number = format!("{}{whole}{point}{fraction}", if units < 0 { "-" } else { "" });
+            prop_assert_eq!(unscaled(&parsed(&number), scale), Some(Unscaled::Units(units)));
+        }
+
         #[test]
         fn the_digits_come_back(
             number in "-?(0|[1-9][0-9]{0,9}0{0,20}[0-9]{0,9})(\\.0{0,20}[0-9]{1,20}0{0,9})?",

@@ -257,49 +257,34 @@ fn value_field(name: &str, column: &Column) -> Result<Type, ParquetError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::datetime;
+    use crate::datetime::MICROS_PER_DAY;
     use crate::parquet::chunk::{EPOCH_DAYS, EPOCH_MICROS};
+    use crate::tests;
+    use parquet::data_type::Decimal;
     use parquet::file::metadata::RowGroupMetaData;
     use parquet::file::reader::{FileReader, SerializedFileReader};
     use parquet::record::Field;
+    use parquet::schema::printer::print_schema;
 
-    const COLUMNS: [Column; 4] = [
-        Column::new("id", ColumnType::Int8),
-        Column::new("name", ColumnType::Text),
-        Column::new("at", ColumnType::Timestamptz),
-        Column::new("deleted", ColumnType::Bool),
-    ];
+    type Row<'f> = Vec<Option<&'f [u8]>>;
 
-    type Row<'r> = [Option<&'r [u8]>; 4];
-
-    /// The file of these rows.
-    fn file<'r>(columns: &[Column], rows: impl IntoIterator<Item = Vec<Option<&'r [u8]>>>) -> Result<Bytes, Error> {
+    fn file<'f>(columns: &[Column], rows: impl IntoIterator<Item = Row<'f>>) -> SerializedFileReader<Bytes> {
         compressed(Compression::Zstd, columns, rows)
     }
 
-    fn compressed<'r>(
+    fn compressed<'f>(
         compression: Compression,
         columns: &[Column],
-        rows: impl IntoIterator<Item = Vec<Option<&'r [u8]>>>,
-    ) -> Result<Bytes, Error> {
-        let writer = ParquetWriter::new(columns.to_vec(), compression, None)?;
-        let mut encoder = writer.encoder();
-        let (mut assembler, mut out) = writer.begin()?;
-        for row in rows {
-            encoder.append(&row)?;
-            if encoder.is_full() {
-                out.append(&mut assembler.append(encoder.finish()?)?);
-            }
-        }
-        if !encoder.is_empty() {
-            out.append(&mut assembler.append(encoder.finish()?)?);
-        }
-        out.append(&mut assembler.finish()?);
-        Ok(out.into())
+        rows: impl IntoIterator<Item = Row<'f>>,
+    ) -> SerializedFileReader<Bytes> {
+        let file = tests::file((Format::Parquet, compression), columns, rows).unwrap();
+        SerializedFileReader::new(file.into()).unwrap()
     }
 
-    fn encoded<'r>(rows: impl IntoIterator<Item = Row<'r>>) -> Result<SerializedFileReader<Bytes>, Error> {
-        Ok(SerializedFileReader::new(file(&COLUMNS, rows.into_iter().map(Vec::from))?).unwrap())
+    /// Returns the error of a file of one value.
+    fn refused(column: &Column, value: &[u8]) -> Error {
+        tests::file((Format::Parquet, Compression::None), std::slice::from_ref(column), [vec![Some(value)]])
+            .unwrap_err()
     }
 
     fn read(file: &SerializedFileReader<Bytes>) -> Vec<Vec<Field>> {
@@ -307,119 +292,104 @@ mod tests {
         rows.map(|row| row.into_columns().into_iter().map(|(_, field)| field).collect()).collect()
     }
 
-    #[test]
-    fn no_rows_are_a_file_with_the_schema() {
-        let file = encoded([]).unwrap();
-        assert_eq!((file.num_row_groups(), file.metadata().file_metadata().num_rows()), (0, 0));
-        let columns = file.metadata().file_metadata().schema_descr().columns();
-        assert_eq!(columns.iter().map(|column| column.name()).collect::<Vec<_>>(), ["id", "name", "at", "deleted"]);
-        assert_eq!(columns[2].logical_type_ref(), Some(&LogicalType::timestamp(true, TimeUnit::MICROS)));
-        assert_eq!(columns[1].logical_type_ref(), Some(&LogicalType::String));
-    }
-
-    /// The file of one column with these values.
-    fn encoded_one(kind: ColumnType, values: &[&[u8]]) -> Result<SerializedFileReader<Bytes>, Error> {
-        let rows = values.iter().map(|value| vec![Some(*value)]);
-        Ok(SerializedFileReader::new(file(&[Column::new("v", kind)], rows)?).unwrap())
+    fn decimals(name: &'static str, precision: u8) -> Column {
+        let parquet = ParquetType::Decimal { precision, scale: 2 };
+        Column { parquet, ..Column::new(name, ColumnType::Numeric) }
     }
 
     #[test]
     fn every_kind_has_its_type() {
-        const BYTES_OF_ELEVEN: &[u8] = b"\0\x02\0\0\0\0\0\x01\0\x0b\x13\x88";
-        let timestamp = LogicalType::timestamp(false, TimeUnit::MICROS);
-        let time = LogicalType::time(false, TimeUnit::MICROS);
-        let (ends_1999, a_day_later) = ((-1i64).to_be_bytes(), 1i32.to_be_bytes());
-        let bytes = |bytes: &[u8]| Field::Bytes(bytes.to_vec().into());
-        for (kind, value, physical, logical, field) in [
-            (
-                ColumnType::Int2,
-                &[0xff, 0xfe][..],
-                basic::Type::INT32,
-                Some(LogicalType::integer(16, true)),
-                Field::Short(-2),
-            ),
-            (ColumnType::Int4, &[0x80, 0, 0, 0], basic::Type::INT32, None, Field::Int(i32::MIN)),
-            (ColumnType::Float4, &1.5f32.to_be_bytes(), basic::Type::FLOAT, None, Field::Float(1.5)),
-            (ColumnType::Float8, &(-1e300f64).to_be_bytes(), basic::Type::DOUBLE, None, Field::Double(-1e300)),
-            (
-                ColumnType::Numeric,
-                BYTES_OF_ELEVEN,
-                basic::Type::BYTE_ARRAY,
-                Some(LogicalType::String),
-                Field::Str("11.5".into()),
-            ),
-            (ColumnType::Date, &a_day_later, basic::Type::INT32, Some(LogicalType::Date), Field::Date(EPOCH_DAYS + 1)),
-            (ColumnType::Time, &[0, 0, 0, 0, 0, 0, 1, 0], basic::Type::INT64, Some(time), Field::TimeMicros(256)),
-            (
-                ColumnType::Timestamp,
-                &ends_1999,
-                basic::Type::INT64,
-                Some(timestamp),
-                Field::TimestampMicros(EPOCH_MICROS - 1),
-            ),
-            (ColumnType::Uuid, &[7; 16], basic::Type::FIXED_LEN_BYTE_ARRAY, Some(LogicalType::Uuid), bytes(&[7; 16])),
-            (ColumnType::Bytea, b"\xff\0", basic::Type::BYTE_ARRAY, None, bytes(b"\xff\0")),
-            (ColumnType::Json, b"{ }", basic::Type::BYTE_ARRAY, Some(LogicalType::Json), Field::Str("{ }".into())),
-            (ColumnType::Jsonb, b"\x01[]", basic::Type::BYTE_ARRAY, Some(LogicalType::Json), Field::Str("[]".into())),
-        ] {
-            let file = encoded_one(kind, &[value]).unwrap();
-            let column = file.metadata().file_metadata().schema_descr().column(0);
-            assert_eq!((column.physical_type(), column.logical_type_ref()), (physical, logical.as_ref()), "{kind:?}");
-            assert_eq!(read(&file), [[field]], "{kind:?}");
-        }
-    }
-
-    #[test]
-    fn a_decimal_is_the_smallest_integer_that_has_its_digits() {
-        // 1.5 with a scale of 2, and 12345678.90: a count, the weight, the sign, the scale, and digits of four places.
+        // 1.5 and -12345678.90: a count of digits, the weight, the sign, the scale, and digits of four places.
         let short = [2, 0, 0, 2, 1, 5000].map(u16::to_be_bytes).concat();
         let long = [3, 1, 0x4000, 2, 1234, 5678, 9000].map(u16::to_be_bytes).concat();
-        for (precision, value, physical, length, units) in [
-            (9, &short, basic::Type::INT32, -1, 150),
-            (10, &long, basic::Type::INT64, -1, -1_234_567_890_i128),
-            (18, &short, basic::Type::INT64, -1, 150),
-            (19, &long, basic::Type::FIXED_LEN_BYTE_ARRAY, 9, -1_234_567_890),
-        ] {
-            let parquet = ParquetType::Decimal { precision, scale: 2 };
-            let column = Column { parquet, ..Column::new("v", ColumnType::Numeric) };
-            let written = file(std::slice::from_ref(&column), [vec![Some(&**value)]]).unwrap();
-            let read_back = SerializedFileReader::new(written).unwrap();
-            let found = read_back.metadata().file_metadata().schema_descr().column(0);
-            assert_eq!((found.physical_type(), found.type_length()), (physical, length), "{precision}");
-            assert_eq!(found.logical_type_ref(), Some(&LogicalType::decimal(2, precision.into())), "{precision}");
-            let rows = read(&read_back);
-            let Field::Decimal(decimal) = &rows[0][0] else { panic!("{rows:?}") };
-            let bytes = decimal.data();
-            let sign = bytes[0] as i8 >> 7;
-            let found = bytes.iter().fold(i128::from(sign), |units, byte| units << 8 | i128::from(*byte));
-            assert_eq!(found, units, "{precision}");
+        let (ends_1999, tomorrow) = ((-1i64).to_be_bytes(), 1i32.to_be_bytes());
+        let text = |text: &str| Field::Str(text.to_owned());
+        let bytes = |bytes: &[u8]| Field::Bytes(bytes.to_vec().into());
+        let units = (-1_234_567_890_i128).to_be_bytes()[7..].to_vec();
+        let values: [(Column, &[u8], Field); 20] = [
+            (Column::new("int2", ColumnType::Int2), &[0xff, 0xfe], Field::Short(-2)),
+            (Column::new("int4", ColumnType::Int4), &[0x80, 0, 0, 0], Field::Int(i32::MIN)),
+            (Column::new("int8", ColumnType::Int8), &ends_1999, Field::Long(-1)),
+            (Column::new("float4", ColumnType::Float4), &1.5f32.to_be_bytes(), Field::Float(1.5)),
+            (Column::new("float8", ColumnType::Float8), &(-1e300f64).to_be_bytes(), Field::Double(-1e300)),
+            (Column::new("numeric", ColumnType::Numeric), &short, text("1.50")),
+            (decimals("digits9", 9), &short, Field::Decimal(Decimal::from_i32(150, 9, 2))),
+            (decimals("digits10", 10), &long, Field::Decimal(Decimal::from_i64(-1_234_567_890, 10, 2))),
+            (decimals("digits18", 18), &short, Field::Decimal(Decimal::from_i64(150, 18, 2))),
+            (decimals("digits19", 19), &long, Field::Decimal(Decimal::from_bytes(units.into(), 19, 2))),
+            (Column::new("bool", ColumnType::Bool), &[1], Field::Bool(true)),
+            (Column::new("text", ColumnType::Text), b"a", text("a")),
+            (Column::new("date", ColumnType::Date), &tomorrow, Field::Date(EPOCH_DAYS + 1)),
+            (Column::new("time", ColumnType::Time), &[0, 0, 0, 0, 0, 0, 1, 0], Field::TimeMicros(256)),
+            (Column::new("at", ColumnType::Timestamptz), &ends_1999, Field::TimestampMicros(EPOCH_MICROS - 1)),
+            (Column::new("local", ColumnType::Timestamp), &ends_1999, Field::TimestampMicros(EPOCH_MICROS - 1)),
+            (Column::new("uuid", ColumnType::Uuid), &[7; 16], bytes(&[7; 16])),
+            (Column::new("bytea", ColumnType::Bytea), b"\xff\0", bytes(b"\xff\0")),
+            (Column::new("json", ColumnType::Json), b"{ }", text("{ }")),
+            (Column::new("jsonb", ColumnType::Jsonb), b"\x01[]", text("[]")),
+        ];
+        let columns: Vec<_> = values.iter().map(|(column, ..)| column.clone()).collect();
+        let schema = "message rows {
+  OPTIONAL INT32 int2 (INTEGER(16,true));
+  OPTIONAL INT32 int4;
+  OPTIONAL INT64 int8;
+  OPTIONAL FLOAT float4;
+  OPTIONAL DOUBLE float8;
+  OPTIONAL BYTE_ARRAY numeric (STRING);
+  OPTIONAL INT32 digits9 (DECIMAL(9,2));
+  OPTIONAL INT64 digits10 (DECIMAL(10,2));
+  OPTIONAL INT64 digits18 (DECIMAL(18,2));
+  OPTIONAL FIXED_LEN_BYTE_ARRAY (9) digits19 (DECIMAL(19,2));
+  OPTIONAL BOOLEAN bool;
+  OPTIONAL BYTE_ARRAY text (STRING);
+  OPTIONAL INT32 date (DATE);
+  OPTIONAL INT64 time (TIME(MICROS,false));
+  OPTIONAL INT64 at (TIMESTAMP(MICROS,true));
+  OPTIONAL INT64 local (TIMESTAMP(MICROS,false));
+  OPTIONAL FIXED_LEN_BYTE_ARRAY (16) uuid (UUID);
+  OPTIONAL BYTE_ARRAY bytea;
+  OPTIONAL BYTE_ARRAY json (JSON);
+  OPTIONAL BYTE_ARRAY jsonb (JSON);
+}
+";
+        for rows in [vec![], vec![values.iter().map(|(_, value, _)| Some(*value)).collect()]] {
+            let file = file(&columns, rows.clone());
+            let mut printed = Vec::new();
+            print_schema(&mut printed, file.metadata().file_metadata().schema());
+            assert_eq!(String::from_utf8(printed).unwrap(), schema);
+            assert_eq!(file.num_row_groups(), rows.len());
+            let fields: Vec<_> = values.iter().map(|(.., field)| field.clone()).collect();
+            assert_eq!(read(&file), rows.iter().map(|_| fields.clone()).collect::<Vec<_>>());
+        }
+        for precision in [9, 10, 18, 19] {
             // One digit more than the column has.
             let more = [u16::from(precision) / 4 + 1, u16::from(precision) / 4, 0, 0].into_iter();
             let more: Vec<_> = more.chain((0..=precision / 4).map(|_| 9999)).flat_map(u16::to_be_bytes).collect();
-            let error = file(&[column], [vec![Some(&*more)]]).unwrap_err();
-            assert!(matches!(error, Error::WrongType { .. }), "{precision}: {error}");
+            assert!(matches!(refused(&decimals("v", precision), &more), Error::WrongType { .. }), "{precision}");
         }
     }
 
     #[test]
     fn a_day_or_time_that_parquet_has_no_form_for_is_an_error() {
-        let error = |kind, value: &[u8]| encoded_one(kind, &[value]).err();
-        let refused =
-            |kind, value: &[u8]| matches!(error(kind, value), Some(Error::NotInFormat { column, .. }) if column == "v");
-        for day in [i32::MIN, i32::MAX, i32::MAX - EPOCH_DAYS + 1] {
-            assert!(refused(ColumnType::Date, &day.to_be_bytes()), "{day}");
+        let days = [i32::MIN, i32::MAX, i32::MAX - EPOCH_DAYS + 1].map(i32::to_be_bytes);
+        let moments = [i64::MIN, i64::MAX, i64::MAX - EPOCH_MICROS + 1].map(i64::to_be_bytes);
+        let last_moment = (i64::MAX - EPOCH_MICROS).to_be_bytes();
+        let [last_time, end_of_day] = [MICROS_PER_DAY - 1, MICROS_PER_DAY].map(i64::to_be_bytes);
+        let last_day = (i32::MAX - EPOCH_DAYS).to_be_bytes();
+        let moments = moments.each_ref().map(|moment| &moment[..]);
+        for (kind, beyond, last, field) in [
+            (ColumnType::Date, days.each_ref().map(|day| &day[..]), &last_day[..], Field::Date(i32::MAX)),
+            (ColumnType::Timestamp, moments, &last_moment, Field::TimestampMicros(i64::MAX)),
+            (ColumnType::Timestamptz, moments, &last_moment, Field::TimestampMicros(i64::MAX)),
+            (ColumnType::Time, [&end_of_day[..]; 3], &last_time, Field::TimeMicros(MICROS_PER_DAY - 1)),
+        ] {
+            let column = Column::new("v", kind);
+            for value in beyond {
+                let error = refused(&column, value);
+                assert!(matches!(error, Error::NotInFormat { column, .. } if column == "v"), "{kind:?}: {value:?}");
+            }
+            assert_eq!(read(&file(&[column], [vec![Some(last)]])), [[field]]);
         }
-        let last = i32::MAX - EPOCH_DAYS;
-        assert_eq!(read(&encoded_one(ColumnType::Date, &[&last.to_be_bytes()]).unwrap()), [[Field::Date(i32::MAX)]]);
-        for micros in [i64::MIN, i64::MAX, i64::MAX - EPOCH_MICROS + 1] {
-            assert!(refused(ColumnType::Timestamp, &micros.to_be_bytes()), "{micros}");
-            assert!(refused(ColumnType::Timestamptz, &micros.to_be_bytes()), "{micros}");
-        }
-        let (last, of_parquet) = (i64::MAX - EPOCH_MICROS, Field::TimestampMicros(i64::MAX));
-        assert_eq!(read(&encoded_one(ColumnType::Timestamptz, &[&last.to_be_bytes()]).unwrap()), [[of_parquet]]);
-        assert!(refused(ColumnType::Time, &datetime::MICROS_PER_DAY.to_be_bytes()));
-        let last = datetime::MICROS_PER_DAY - 1;
-        assert_eq!(read(&encoded_one(ColumnType::Time, &[&last.to_be_bytes()]).unwrap()), [[Field::TimeMicros(last)]]);
     }
 
     /// The binary form of an array.
@@ -442,8 +412,8 @@ mod tests {
         Column { is_list: true, ..Column::new("v", kind) }
     }
 
-    /// The lists of a file of one column, of elements that are texts.
-    fn read_lists(file: Bytes) -> Vec<Option<Vec<Option<String>>>> {
+    /// The lists of a file of one column, with their elements as texts.
+    fn read_lists(file: &SerializedFileReader<Bytes>) -> Vec<Option<Vec<Option<String>>>> {
         let element = |field: &Field| match field {
             Field::Null => None,
             Field::Str(text) => Some(text.clone()),
@@ -454,75 +424,58 @@ mod tests {
             Field::ListInternal(list) => Some(list.elements().iter().map(element).collect()),
             other => panic!("{other} is no list"),
         };
-        read(&SerializedFileReader::new(file).unwrap()).iter().map(list).collect()
+        read(file).iter().map(list).collect()
     }
 
     #[test]
     fn arrays_are_lists_that_are_null_or_empty_or_have_nulls() {
-        let long: Vec<String> = (0..3_000).map(|n| n.to_string()).collect();
-        let long: Vec<Option<String>> = long.into_iter().enumerate().map(|(i, it)| (i % 5 > 0).then_some(it)).collect();
         // More than a batch of texts has, in one row and in many.
+        let long: Vec<_> = (0..3_000).map(|n| (n % 5 > 0).then(|| n.to_string())).collect();
         let mut expected = vec![Some(long.clone()), None, Some(vec![]), Some(vec![None]), Some(long)];
         expected.extend((0..2_000).map(|n| (n % 3 > 0).then(|| vec![Some(format!("{n}")), None, Some(String::new())])));
-        let fields: Vec<_> = expected
-            .iter()
-            .map(|texts| {
-                let texts = texts.as_ref()?;
-                let texts: Vec<_> = texts.iter().map(|text| text.as_ref().map(String::as_bytes)).collect();
-                Some(if texts.is_empty() { array(&[], &[]) } else { list(&texts) })
-            })
-            .collect();
-        let rows = || fields.iter().map(|field| vec![field.as_deref()]);
-        let written = file(&[lists(ColumnType::Text)], rows()).unwrap();
-        assert_eq!(read_lists(written), expected);
+        let array = |texts: &Vec<Option<String>>| {
+            let texts: Vec<_> = texts.iter().map(|text| text.as_ref().map(String::as_bytes)).collect();
+            if texts.is_empty() { array(&[], &[]) } else { list(&texts) }
+        };
+        let fields: Vec<_> = expected.iter().map(|texts| texts.as_ref().map(array)).collect();
+        let written = file(&[lists(ColumnType::Text)], fields.iter().map(|field| vec![field.as_deref()]));
+        assert_eq!(read_lists(&written), expected);
 
-        let (one, two) = (1_i32.to_be_bytes(), (-2_i32).to_be_bytes());
-        let rows = [list(&[Some(&one), None]), list(&[Some(&two)]), array(&[], &[])];
-        let written = file(&[lists(ColumnType::Int4)], rows.iter().map(|row| vec![Some(&**row)])).unwrap();
-        let text = |text: &str| Some(text.to_owned());
-        assert_eq!(read_lists(written), [Some(vec![text("1"), None]), Some(vec![text("-2")]), Some(vec![])]);
-    }
-
-    #[test]
-    fn a_list_counts_for_the_size_of_its_group() {
-        let number = [0; 8];
-        let row = list(&[Some(&number[..]); 1_000]);
-        let rows = GROUP_BYTES / 12_000 + 1;
-        let file = file(&[lists(ColumnType::Int8)], (0..rows + 1).map(|_| vec![Some(&*row)])).unwrap();
-        assert_eq!(SerializedFileReader::new(file).unwrap().num_row_groups(), 2);
+        let numbers = list(&[Some(&(-2_i32).to_be_bytes()), None]);
+        let written = file(&[lists(ColumnType::Int4)], [vec![Some(&*numbers)]]);
+        assert_eq!(read_lists(&written), [Some(vec![Some("-2".to_owned()), None])]);
     }
 
     #[test]
     fn an_array_that_is_no_list_is_an_error_or_null() {
         let one = 1_i32.to_be_bytes();
+        let nullable = |kind| Column { null_if_unrepresentable: true, ..lists(kind) };
         for (field, value) in [
             (array(&[(1, 1), (1, 1)], &[Some(&one)]), "an array of 2 dimensions"),
             (array(&[(1, 0)], &[Some(&one)]), "an array whose first index is 0"),
         ] {
-            let column = lists(ColumnType::Int4);
-            let error = file(std::slice::from_ref(&column), [vec![Some(&*field)]]).unwrap_err();
+            let error = refused(&lists(ColumnType::Int4), &field);
             assert!(matches!(error, Error::NotInFormat { value: found, .. } if found == value), "{value}");
-            let column = Column { null_if_unrepresentable: true, ..column };
-            assert_eq!(read_lists(file(&[column], [vec![Some(&*field)]]).unwrap()), [None]);
+            assert_eq!(read_lists(&file(&[nullable(ColumnType::Int4)], [vec![Some(&*field)]])), [None]);
         }
         let field = list(&[Some(&i32::MAX.to_be_bytes()), Some(&one)]);
-        let column = Column { null_if_unrepresentable: true, ..lists(ColumnType::Date) };
-        let written = file(&[column], [vec![Some(&*field)]]).unwrap();
-        assert_eq!(read_lists(written), [Some(vec![None, Some("2000-01-02".to_owned())])]);
+        let written = file(&[nullable(ColumnType::Date)], [vec![Some(&*field)]]);
+        assert_eq!(read_lists(&written), [Some(vec![None, Some("2000-01-02".to_owned())])]);
     }
 
     #[test]
-    fn what_is_no_array_is_of_the_wrong_type() {
+    fn a_field_that_is_no_array_is_of_the_wrong_type() {
         let (one, whole) = (1_i32.to_be_bytes(), list(&[Some(&1_i32.to_be_bytes()), None]));
-        let refused = |field: &[u8]| {
-            let error = file(&[lists(ColumnType::Int4)], [vec![Some(field)]]).unwrap_err();
+        let fields = (0..whole.len()).map(|end| whole[..end].to_vec()).chain([
+            [&whole[..], &one].concat(),
+            array(&[(-1, 1)], &[]),
+            list(&[Some(b"\0")]),
+            [&(-1_i32).to_be_bytes()[..], &[0; 8]].concat(),
+        ]);
+        for field in fields {
+            let error = refused(&lists(ColumnType::Int4), &field);
             assert!(matches!(error, Error::WrongType { column } if column == "v"), "{field:?}");
-        };
-        (0..whole.len()).for_each(|end| refused(&whole[..end]));
-        refused(&[&whole[..], &one].concat());
-        refused(&array(&[(-1, 1)], &[]));
-        refused(&list(&[Some(b"\0")]));
-        refused(&[&(-1_i32).to_be_bytes()[..], &[0; 8]].concat());
+        }
     }
 
     #[test]
@@ -530,35 +483,38 @@ mod tests {
         let text = vec![b'x'; GROUP_BYTES / 10];
         // Every third is NULL, and there are more than one batch of texts has.
         let small: Vec<[u8; 8]> = (0..5_000i64).map(i64::to_be_bytes).collect();
-        let wide = (0..25).map(|_| [None, Some(&text[..]), None, None]);
-        let narrow = small.iter().enumerate().map(|(i, n)| [Some(&n[..]), (i % 3 > 0).then_some(&n[4..]), None, None]);
-        let narrow = narrow.map(|[id, text, at, gone]| [id, text.map(|_| &b"t"[..]), at, gone]);
-        let file = encoded(wide.chain(narrow)).unwrap();
-        assert_eq!(file.num_row_groups(), 3);
-        let rows = read(&file);
+        let wide = (0..25).map(|_| vec![None, Some(&text[..])]);
+        let narrow = small.iter().enumerate().map(|(i, n)| vec![Some(&n[..]), (i % 3 > 0).then_some(&b"t"[..])]);
+        let columns = [Column::new("id", ColumnType::Int8), Column::new("name", ColumnType::Text)];
+        let written = file(&columns, wide.chain(narrow));
+        assert_eq!(written.num_row_groups(), 3);
+        let rows = read(&written);
         assert_eq!(rows.len(), 5_025);
         for (i, row) in rows[25..].iter().enumerate() {
             let text = if i % 3 > 0 { Field::Str("t".to_owned()) } else { Field::Null };
-            assert_eq!(row[..2], [Field::Long(i as i64), text]);
+            assert_eq!(row[..], [Field::Long(i as i64), text]);
         }
+        // Each list counts with its elements.
+        let row = list(&[Some(&small[0][..]); 1_000]);
+        let written = file(&[lists(ColumnType::Int8)], (0..GROUP_BYTES / 12_000 + 2).map(|_| vec![Some(&*row)]));
+        assert_eq!(written.num_row_groups(), 2);
     }
 
     /// For each row group, whether the texts of the only column are in a dictionary: all or none.
     fn dictionaries(texts: impl IntoIterator<Item = String>) -> Vec<bool> {
         let texts: Vec<String> = texts.into_iter().collect();
         let rows = texts.iter().map(|text| vec![Some(text.as_bytes())]);
-        let file = SerializedFileReader::new(file(&[Column::new("v", ColumnType::Text)], rows).unwrap()).unwrap();
         let has_dictionary = |group: &RowGroupMetaData| {
             let encodings = group.column(0).page_encoding_stats_mask().unwrap();
             let has_dictionary = encodings.is_only(basic::Encoding::RLE_DICTIONARY);
             assert!(has_dictionary || encodings.is_only(basic::Encoding::PLAIN), "{encodings:?}");
             has_dictionary
         };
-        file.metadata().row_groups().iter().map(has_dictionary).collect()
+        file(&[Column::new("v", ColumnType::Text)], rows).metadata().row_groups().iter().map(has_dictionary).collect()
     }
 
     #[test]
-    fn a_dictionary_is_not_given_up_within_a_group() {
+    fn a_group_has_a_dictionary_while_that_pays() {
         // 1.5 MB of distinct texts.
         let random = |state: &u64| {
             let state = state ^ state << 13;
@@ -567,17 +523,11 @@ mod tests {
         };
         let numbers = std::iter::successors(Some(1_u64), random).take(20_000);
         assert_eq!(dictionaries(numbers.map(|number| format!("{:300}", number % 5_000))), [true, true]);
-    }
-
-    #[test]
-    fn one_frequent_text_among_others_has_no_dictionary() {
+        // One frequent text among others.
         let texts = |share| (0..1_000).map(move |n| if n % 100 < share { "?".to_owned() } else { n.to_string() });
         assert_eq!(dictionaries(texts(30)), [false]);
         assert_eq!(dictionaries(texts(90)), [true]);
-    }
-
-    #[test]
-    fn a_column_whose_dictionary_did_not_pay_has_none_in_the_next_groups() {
+        // A dictionary that didn't pay: the next groups have none.
         let text = |n: usize| if n % 50 < 5 { format!("state {}", n % 50) } else { format!("{n:100}") };
         let found = dictionaries((0..).map(text).take(10 * GROUP_BYTES / 100));
         assert_eq!(found[..9], [true, false, false, false, false, false, false, false, true]);
@@ -589,8 +539,7 @@ mod tests {
         let texts: Vec<_> = (0..2_000).map(|n| [format!("state {}", n % 7), format!("{n}@example.com")]).collect();
         let rows = texts.iter().map(|[few, many]| vec![Some(few.as_bytes()), Some(many.as_bytes()), None]);
         for compression in Format::Parquet.spec().compressions {
-            let written = compressed(*compression, &columns, rows.clone()).unwrap();
-            let file = SerializedFileReader::new(written).unwrap();
+            let file = compressed(*compression, &columns, rows.clone());
             let entries = file.metadata().row_group(0).columns();
             let dictionaries: Vec<_> = entries.iter().map(|entry| entry.dictionary_page_offset().is_some()).collect();
             assert_eq!(dictionaries, [true, false, false], "{compression}");
@@ -598,17 +547,13 @@ mod tests {
                 Compression::Zstd => basic::Compression::ZSTD(ZstdLevel::default()),
                 other => codec(*other, None).unwrap(),
             };
-            for entry in entries {
-                assert_eq!(entry.compression(), codec, "{compression}");
-            }
+            assert!(entries.iter().all(|entry| entry.compression() == codec), "{compression}");
             let (packed, plain) = (entries[1].compressed_size(), entries[1].uncompressed_size());
             let is_packed = packed * 3 < plain * 2;
             assert_eq!(is_packed, *compression != Compression::None, "{compression}: {packed} of {plain}");
-            let found = read(&file);
-            assert_eq!(found.len(), texts.len(), "{compression}");
-            for (row, texts) in found.iter().zip(&texts) {
-                assert_eq!(row[..2], texts.clone().map(Field::Str), "{compression}");
-            }
+            let found: Vec<_> = read(&file).into_iter().map(|row| row[..2].to_vec()).collect();
+            let expected: Vec<_> = texts.iter().map(|texts| texts.clone().map(Field::Str).to_vec()).collect();
+            assert_eq!(found, expected, "{compression}");
         }
     }
 }

@@ -23,9 +23,6 @@ pub(crate) trait Lines: Clone + Send + Sync + 'static {
     fn header(&self, columns: &[Column], out: &mut Vec<u8>);
 
     /// Appends the line of a row, which has a field for each column.
-    ///
-    /// # Errors
-    /// If a field doesn't fit its column.
     fn row(&self, columns: &[Column], fields: &[Option<&[u8]>], out: &mut Vec<u8>) -> Result<(), Error>;
 }
 

@@ -12,18 +12,13 @@ pub(crate) trait FormatWriter: Send + Sync {
     fn encoder(&self) -> Box<dyn RowEncoder>;
 
     /// Begins a file. Returns its assembler, and the bytes before the first row.
-    ///
-    /// # Errors
-    /// If memory runs out, or the format's library fails.
     fn begin(&self) -> Result<(Box<dyn FileAssembler>, Vec<u8>), Error>;
 }
 
 /// Encodes the rows of one reader.
 pub(crate) trait RowEncoder: Send {
     /// Encodes a row, given as the binary form of each field. `None` is NULL.
-    ///
-    /// # Errors
-    /// If a field doesn't fit its column. The encoder then holds half a row and must be dropped.
+    /// After an error, the encoder holds half a row and must be dropped.
     fn append(&mut self, fields: &[Option<&[u8]>]) -> Result<(), Error>;
 
     /// Returns true if the rows are enough for a piece.
@@ -33,9 +28,6 @@ pub(crate) trait RowEncoder: Send {
     fn is_empty(&self) -> bool;
 
     /// Makes a piece of the rows, and begins anew.
-    ///
-    /// # Errors
-    /// If memory runs out, or the format's library fails.
     fn finish(&mut self) -> Result<Piece, Error>;
 }
 

@@ -36,8 +36,6 @@ enum Codec {
 }
 
 impl PageCompressor {
-    /// # Errors
-    /// If memory runs out, or if Parquet doesn't have the codec.
     pub(super) fn new(in_footer: basic::Compression) -> Result<PageCompressor, ParquetError> {
         let codec = match in_footer {
             basic::Compression::UNCOMPRESSED => Codec::None,
