@@ -154,33 +154,26 @@ fn leading_number(text: &str) -> Option<u32> {
 mod tests {
     use super::*;
 
-    fn binaries(major: u32) -> Binaries {
-        Binaries { folder: PathBuf::from(format!("/pg/{major}")), major }
-    }
-
     #[test]
-    fn nothing_installed_is_one_line_with_three_install_commands() {
-        let line = choose(Vec::new(), None, Path::new("/data")).unwrap_err().to_string();
-        assert_eq!(line.lines().count(), 1);
-        for command in ["apt-get install postgresql", "dnf install postgresql-server", "brew install postgresql@17"] {
-            assert!(line.contains(command), "{line}");
+    fn the_version_of_the_data_decides_and_a_mismatch_names_every_version() {
+        let install = "no installed Postgres found: set DATABASE_URL, or install one (Debian, Ubuntu: `apt-get install postgresql`; \
+                       Fedora: `dnf install postgresql-server`; macOS: `brew install postgresql@17`)";
+        let mismatch = |found: &str| {
+            format!(
+                "the data in /d is of Postgres 15, the versions found are {found}: install Postgres 15 or set PG_BIN_DIR to it"
+            )
+        };
+        for (majors, wanted, chosen) in [
+            (&[18, 15][..], Some(15), Ok(15)),
+            (&[18, 15], None, Ok(18)),
+            (&[], None, Err(install.to_owned())),
+            (&[9, 18], Some(15), Err(mismatch("18, 9"))),
+            (&[], Some(15), Err(mismatch("none"))),
+        ] {
+            let found = majors.iter().map(|major| Binaries { folder: PathBuf::new(), major: *major }).collect();
+            let found = choose(found, wanted, Path::new("/d"));
+            assert_eq!(found.map(|found| found.major).map_err(|error| error.to_string()), chosen);
         }
-    }
-
-    #[test]
-    fn existing_data_picks_its_own_major() {
-        let found = vec![binaries(18), binaries(15)];
-        assert_eq!(choose(found, Some(15), Path::new("/d")).unwrap().major, 15);
-        let found = vec![binaries(18), binaries(15)];
-        assert_eq!(choose(found, None, Path::new("/d")).unwrap().major, 18);
-    }
-
-    #[test]
-    fn a_mismatch_names_every_version() {
-        let line = choose(vec![binaries(9), binaries(18)], Some(15), Path::new("/d")).unwrap_err().to_string();
-        assert!(line.contains("Postgres 15") && line.contains("18, 9"), "{line}");
-        let line = choose(Vec::new(), Some(15), Path::new("/d")).unwrap_err().to_string();
-        assert!(line.contains("install Postgres 15") && line.contains("none"), "{line}");
     }
 
     #[test]
@@ -196,9 +189,10 @@ mod tests {
 
     #[test]
     fn majors_are_read_from_releases_and_betas() {
-        assert_eq!(leading_number("17.2 (Debian 17.2-1)"), Some(17));
-        assert_eq!(leading_number("18beta1"), Some(18));
-        assert_eq!(leading_number("15\n"), Some(15));
-        assert_eq!(leading_number("devel"), None);
+        for (text, major) in
+            [("17.2 (Debian 17.2-1)", Some(17)), ("18beta1", Some(18)), ("15\n", Some(15)), ("devel", None)]
+        {
+            assert_eq!(leading_number(text), major, "{text}");
+        }
     }
 }

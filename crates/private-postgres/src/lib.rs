@@ -5,8 +5,6 @@
 //!
 //! It must not know the use of the database: no schema, no pool, no client library, no environment variable.
 
-#![warn(missing_docs)]
-
 mod account;
 mod binaries;
 mod cluster;
@@ -73,46 +71,36 @@ pub enum Error {
          Fedora: `dnf install postgresql-server`; macOS: `brew install postgresql@17`)"
     )]
     NotInstalled(String),
-    /// The folder that the operator chose has no binaries.
     #[error("PG_BIN_DIR: no `postgres` and `initdb` in {}", .0.display())]
     NoBinaries(PathBuf),
     /// A program can't be run or failed, or its output is unexpected.
     #[error("{} failed: {detail}", .program.display())]
     Program {
-        /// The program.
         program: PathBuf,
         /// The line of the output that explains the failure, or the reason why the program can't be run.
         detail: String,
     },
-    /// The major version of the data differs from that of every usable Postgres.
     #[error(
         "the data in {} is of Postgres {data}, the versions found are {found}: install Postgres {data} or set PG_BIN_DIR to it", .folder.display()
     )]
     VersionMismatch {
-        /// The folder of the data.
         folder: PathBuf,
-        /// The major version of the data.
         data: u32,
         /// The major versions found, newest first.
         found: String,
     },
-    /// The path of the data exists and is not a Postgres data folder.
     #[error("{} is not a Postgres data folder: it has no valid PG_VERSION", .0.display())]
     NotData(PathBuf),
-    /// Another process supervises a server in this folder.
     #[error("another process already runs the Postgres server in {}: stop it, or choose another DATA_DIR", .0.display())]
     AlreadySupervised(PathBuf),
-    /// This process is root, and there is no user that can run Postgres.
     #[error(
         "Postgres doesn't run as root, and there is neither a user `postgres` nor `nobody`: create one, or start as an ordinary user"
     )]
     NoAccount,
-    /// The user that runs Postgres can't enter the folder.
     #[error(
         "the user `{user}`, who runs Postgres, can't reach {}: choose another DATA_DIR or open the folders above it", .folder.display()
     )]
     Unreachable {
-        /// The folder that only root can reach.
         folder: PathBuf,
         /// The user's name or number.
         user: String,
@@ -121,33 +109,13 @@ pub enum Error {
     #[error(
         "DATA_DIR: {} {why}: choose a place below root's own folders, as {SYSTEM_DATA_DIR}, or start as an ordinary user", .part.display()
     )]
-    Unguarded {
-        /// The unsafe part of the path of the folder.
-        part: PathBuf,
-        /// The defect of that part.
-        why: &'static str,
-    },
-    /// An operation on a file or folder failed.
+    Unguarded { part: PathBuf, why: &'static str },
     #[error("can't {action} {}", .path.display())]
-    File {
-        /// The operation.
-        action: &'static str,
-        /// The file or folder.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// There is no private folder with a path that is short enough for a socket.
+    File { action: &'static str, path: PathBuf, source: io::Error },
     #[error("no private folder for the Postgres socket can be made in /tmp")]
     NoSocketFolder,
-    /// Postgres ended before it was ready.
     #[error("Postgres did not start ({}): {detail}", .log.display())]
-    Start {
-        /// The server's log.
-        log: PathBuf,
-        /// The log's last error.
-        detail: String,
-    },
+    Start { log: PathBuf, detail: String },
 }
 
 impl Error {
@@ -221,9 +189,6 @@ pub struct Location {
 }
 
 /// Returns the data folder of the private server. Creates nothing.
-///
-/// # Errors
-/// If the folder can't be used for a private server.
 pub fn locate(settings: &Settings) -> Result<Location, Error> {
     let data_dir = DataDir::find(settings)?;
     Ok(Location { has_server: data_dir.cluster().exists(), data_dir: data_dir.named })
@@ -231,9 +196,6 @@ pub fn locate(settings: &Settings) -> Result<Location, Error> {
 
 /// Returns the folder of the socket of the server that another process runs in this data folder. Returns `None` if
 /// there is none or it is not ready.
-///
-/// # Errors
-/// If the folder can't be used for a private server.
 pub fn join(settings: &Settings) -> Result<Option<PathBuf>, Error> {
     // The pid file of a killed server states `ready` until the next supervisor removes it.
     let server = PidFile::read(&DataDir::find(settings)?.cluster());

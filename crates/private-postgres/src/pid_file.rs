@@ -39,19 +39,14 @@ impl PidFile {
 mod tests {
     use super::*;
 
-    const WHOLE: &str = "4711\n/data/postgres\n1771934400\n5432\n/tmp/cdc-export-1\n\n   529  1  \n";
-
     #[test]
     fn eighth_line_states_that_the_server_is_ready() {
-        let expected = PidFile { pid: 4711, socket_folder: PathBuf::from("/tmp/cdc-export-1"), ready: true };
-        assert_eq!(PidFile::parse(&format!("{WHOLE}ready   \n")), Some(expected));
-    }
-
-    #[test]
-    fn starting_or_stopping_server_is_not_ready() {
-        for status in ["starting", "stopping", "standby", ""] {
-            let file = PidFile::parse(&format!("{WHOLE}{status}\n")).unwrap();
-            assert!(!file.ready, "{status}");
+        for (status, ready) in
+            [("ready   ", true), ("starting", false), ("stopping", false), ("standby", false), ("", false)]
+        {
+            let text = format!("4711\n/data/postgres\n1771934400\n5432\n/tmp/cdc-export-1\n\n   529  1  \n{status}\n");
+            let expected = PidFile { pid: 4711, socket_folder: PathBuf::from("/tmp/cdc-export-1"), ready };
+            assert_eq!(PidFile::parse(&text), Some(expected), "{status}");
         }
         assert!(!PidFile::parse("4711\n/data").unwrap().ready);
         assert_eq!(PidFile::parse(""), None);
