@@ -1,14 +1,14 @@
 -- source.description.describe
 -- $1 text[]: tables
-select asked.place, its.*
-from unnest((select $1)) with ordinality as asked (name, place)
+select input.place, status.*
+from unnest((select $1)) with ordinality as input (name, place)
 -- Table by table: the planner doesn't know how many triggers there are, and would compare each with each.
 cross join lateral (
   with recursive target as materialized (
     select t.oid, t.relkind, t.relispartition, t.relname, n.nspname
     from pg_class t
     join pg_namespace n on n.oid = t.relnamespace
-    where t.oid = to_regclass(asked.name))
+    where t.oid = to_regclass(input.name))
 
 -- include captured.sql
 
@@ -24,4 +24,4 @@ cross join lateral (
       coalesce(sum(p.relpages + coalesce(x.relpages, 0)), 0) * current_setting('block_size')::bigint as bytes
     from relations r
     join pg_class p on p.oid = r.oid and p.relkind <> 'p'
-    left join pg_class x on x.oid = p.reltoastrelid) sizes) its
+    left join pg_class x on x.oid = p.reltoastrelid) sizes) status

@@ -34,15 +34,15 @@ pub(crate) async fn check(
     let made = sqlx::raw_sql(AssertSqlSafe(index)).execute(&mut *tx).await;
     tx.rollback().await?;
     let Err(cause) = made else { return Ok(None) };
-    let Some(told) = cause.as_database_error() else { return Err(cause) };
+    let Some(reported) = cause.as_database_error() else { return Err(cause) };
     let why = match (SqlFailure::of(&cause), &*sqlstate(&cause)) {
         // The role may make no temporary table: the filter is tried at the first export. A function raised an error
         // (class P0): of the filter, so exports fail, or of an event trigger that forbids DDL.
         (SqlFailure::Denied, _) => return Ok(None),
         (_, code) if code.starts_with("P0") => return Ok(None),
         (SqlFailure::LockTimeout | SqlFailure::Conflict, _) => return Err(cause),
-        (_, "42P17" | "0A000") => format!("it has to be told from the row alone ({})", told.message()),
-        _ => format!("Postgres doesn't take it as a condition: {}", told.message()),
+        (_, "42P17" | "0A000") => format!("it has to be told from the row alone ({})", reported.message()),
+        _ => format!("Postgres doesn't take it as a condition: {}", reported.message()),
     };
     Ok(Some(fault(why)))
 }

@@ -16,27 +16,27 @@ with exported as materialized (select pg_export_snapshot() as name)
 select exported.name, found.*
 from exported
 cross join unnest($1, $3, $4, $5, $6, $7, $8, $9, $10) with ordinality
-  as its (relation, dataset, by_triggers, definition, types, job, marker_job, marker_sha256, guard_state, place)
+  as input (relation, dataset, by_triggers, definition, types, job, marker_job, marker_sha256, guard_state, place)
 cross join lateral (
 with recursive target as materialized (
   select t.oid, t.relkind, t.relispartition, t.relname, n.nspname
   from pg_class t
   join pg_namespace n on n.oid = t.relnamespace
-  where t.oid = to_regclass(its.relation)),
+  where t.oid = to_regclass(input.relation)),
 
 wanted as materialized (
-  select its.by_triggers, its.definition, its.types, its.guard_state),
+  select input.by_triggers, input.definition, input.types, input.guard_state),
 
 job as materialized (
   select j.id, j.database_id, j.timeline, j.server_started_at, e.has_after
   from cdc_export.jobs j
-  join cdc_export.exports e on e.job = j.id and e.dataset = its.dataset
-  where j.id = its.job),
+  join cdc_export.exports e on e.job = j.id and e.dataset = input.dataset
+  where j.id = input.job),
 
 -- The export that the caller had loaded last was checked when it asked. That counts unless the database was restored
 -- since.
 lanes as materialized (
-  select $2::text as consumer_id, its.dataset, its.marker_job, its.marker_sha256,
+  select $2::text as consumer_id, input.dataset, input.marker_job, input.marker_sha256,
     job.has_after and job.timeline = cdc_export.timeline()
       and job.server_started_at = pg_postmaster_start_time() as after_is_valid
   from (select) one
@@ -81,10 +81,10 @@ select now.snapshot::text as snapshot, statement_timestamp() as taken_at,
     where part.reltoastrelid <> 0 and pg_relation_size(part.reltoastrelid) > 0) as toasted,
   coalesce((
     select l.removed_number is not null from cdc_export.lanes l
-    where l.consumer_id = $2 and l.dataset = its.dataset), false) as was_removed,
+    where l.consumer_id = $2 and l.dataset = input.dataset), false) as was_removed,
   w.version, w.last_exported_at, w.live_snapshot::text, w.deletions_snapshot::text, verdict.continuity,
   coalesce(job.database_id <> cdc_export.database_id(), false)
-    or coalesce(its.marker_job = job.id, false)
+    or coalesce(input.marker_job = job.id, false)
     or coalesce(job.timeline <> cdc_export.timeline(), false) and not verdict.confirms
     -- A copy of the data is put back while there is no server.
     or job.id is not null and job.server_started_at is distinct from pg_postmaster_start_time()
@@ -127,4 +127,4 @@ cross join writers
 left join job on true
 left join watermarks w on w.consumer_id = verdict.consumer_id and w.dataset = verdict.dataset
 ) found
-order by its.place
+order by input.place

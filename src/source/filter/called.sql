@@ -2,7 +2,7 @@
 -- $1 text[]: filters
 -- $2 text[]: for each, its table
 select called.hash
-from unnest((select $1), (select $2)) with ordinality as asked (filter, relation, place)
+from unnest((select $1), (select $2)) with ordinality as input (filter, relation, place)
 cross join lateral (
   -- The functions that are reached, by the names in the filter and in the texts of functions, two deep.
   with recursive reached (function, depth) as (
@@ -11,7 +11,7 @@ cross join lateral (
     select called.oid, r.depth + 1
     from reached r
     cross join lateral (
-      select case when r.function = 0 then asked.filter
+      select case when r.function = 0 then input.filter
         else (select coalesce(case p.prokind when 'a' then p.xmin::text else pg_get_functiondef(p.oid) end, '')
               from pg_proc p where p.oid = r.function) end as body
       offset 0) t
@@ -33,7 +33,7 @@ cross join lateral (
       where c.castfunc >= 16384 and (
         exists (
           select from pg_attribute a
-          where a.attrelid = to_regclass(asked.relation) and a.attnum > 0
+          where a.attrelid = to_regclass(input.relation) and a.attnum > 0
             and a.atttypid in (c.castsource, c.casttarget))
         or exists (
           select from pg_type y
@@ -47,4 +47,4 @@ cross join lateral (
   from (
     select coalesce(case p.prokind when 'a' then p.xmin::text else pg_get_functiondef(p.oid) end, '') as body
     from pg_proc p where p.oid in (select function from reached)) bodies) called
-order by asked.place
+order by input.place

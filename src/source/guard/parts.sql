@@ -1,15 +1,15 @@
 -- source.guard.parts
 -- $1 jsonb[]: for each of several tables, its name and the numbers of columns
-select asked.place, parts.name, parts.version
+select input.place, parts.name, parts.version
 from (
-  select its.place, its.columns ->> 'table' as relation,
-    array(select number::smallint from jsonb_array_elements_text(its.columns -> 'numbers') as number) as numbers
-  from unnest((select $1)) with ordinality as its (columns, place)) asked
+  select parameter.place, parameter.columns ->> 'table' as relation,
+    array(select number::smallint from jsonb_array_elements_text(parameter.columns -> 'numbers') as number) as numbers
+  from unnest((select $1)) with ordinality as parameter (columns, place)) input
 cross join lateral (
   with recursive types (oid) as (
     select a.atttypid
     from pg_attribute a
-    where a.attrelid = to_regclass(asked.relation) and a.attnum = any (asked.numbers)
+    where a.attrelid = to_regclass(input.relation) and a.attnum = any (input.numbers)
     union
     -- The base of a domain, the elements of an array, the bounds of a range, the attributes of a row.
     select d.refobjid
@@ -48,5 +48,5 @@ cross join lateral (
     select relation.oid from relation) relation
   join pg_attribute a on a.attrelid = relation.oid and a.attname = r.attname
   join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
-  where r.attrelid = to_regclass(asked.relation) and r.attnum = any (asked.numbers) and r.attgenerated <> '') parts
-order by asked.place
+  where r.attrelid = to_regclass(input.relation) and r.attnum = any (input.numbers) and r.attgenerated <> '') parts
+order by input.place

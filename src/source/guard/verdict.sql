@@ -1,5 +1,9 @@
 -- The guard of continuity: for each lane, the reason why an export can't go on from the lane's position.
 --
+-- Four other places of `source` decide a word: `opening::opened` and `LagRow::lag` return `trigger_missing` for a table
+-- whose changes aren't captured, `reading` returns `partitions_changed` for new partitions with unlogged rows, and
+-- `Rows::explained` returns `column_retyped` for logged keys that aren't values of the columns' types any more.
+--
 -- A list of CTEs, to be included after
 --   target   the table, one row
 --   capture  its capture (captured.sql)

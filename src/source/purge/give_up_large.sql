@@ -4,10 +4,10 @@
 -- job with a live lease, is spared up to twice the bound.
 -- $1 bigint: the bytes of the log that positions may hold
 with marks as materialized (
-  select w.table_oid, its.snapshot::text as snapshot
+  select w.table_oid, mark.snapshot::text as snapshot
   from watermarks w
-  cross join lateral (values (w.live_snapshot), (w.deletions_snapshot)) its (snapshot)
-  where its.snapshot is not null
+  cross join lateral (values (w.live_snapshot), (w.deletions_snapshot)) mark (snapshot)
+  where mark.snapshot is not null
   group by 1, 2),
 -- include purge/held.sql
 , fullest as (

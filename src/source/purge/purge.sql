@@ -28,9 +28,9 @@ first_ends as materialized (
 bounds as materialized (
   -- The bound is the smallest xmax of the snapshots that are held, not an xmin: one idle writer must not pin the log.
   select t.table_oid, now.xmax as future,
-    least(its.xmax, (select xmax from first_ends where table_oid is null), now.xmax) as below
+    least(first_end.xmax, (select xmax from first_ends where table_oid is null), now.xmax) as below
   from tables t
-  left join first_ends its using (table_oid)
+  left join first_ends first_end using (table_oid)
   cross join (select pg_snapshot_xmax(pg_current_snapshot()) as xmax) now
   where t.table_oid is not null)
 delete from cdc_export.change_log where ctid = any (array(

@@ -1,9 +1,9 @@
--- The first CTEs of a statement. `asked` has the relations of $1, text[]. `beneath` has these, their partitions and
+-- The first CTEs of a statement. `input` has the relations of $1, text[]. `beneath` has these, their partitions and
 -- what their views read, each with the relation that leads to it as `root`.
-with recursive asked (oid) as materialized (
-  select to_regclass(its.name)::oid from unnest($1) its (name)
+with recursive input (oid) as materialized (
+  select to_regclass(parameter.name)::oid from unnest($1) parameter (name)
 ), beneath (root, oid) as (
-  select asked.oid, asked.oid from asked
+  select input.oid, input.oid from input
   union
   select b.root, next.oid
   from beneath b

@@ -6,7 +6,7 @@
 select format('%I.%I', n.nspname, c.relname) as sql,
   c.relkind in ('r', 'p') and has_table_privilege(c.oid, 'select') and has_schema_privilege(n.oid, 'usage')
     as can_wait,
-  case when c.oid not in (select asked.oid from asked where asked.oid is not null)
+  case when c.oid not in (select input.oid from input where input.oid is not null)
     then format('%s.%s', n.nspname, c.relname) end as beneath
 from beneath b
 join pg_class c on c.oid = b.oid

@@ -10,10 +10,10 @@
 -- it is a `security_invoker`, whatever views are above it. A relation of which a view names no column (`count(*)`) is
 -- left out: a constant of type regclass looks the same and needs no right.
 with recursive named as materialized (
-  select its.place, its.relation, its.schema_name, its.table_name, n.oid as schema_oid,
+  select input.place, input.relation, input.schema_name, input.table_name, n.oid as schema_oid,
     coalesce(has_schema_privilege(n.oid, 'usage'), true) as may_use_schema
-  from unnest((select $1), (select $2), (select $3)) with ordinality as its (relation, schema_name, table_name, place)
-  left join pg_namespace n on n.nspname = its.schema_name),
+  from unnest((select $1), (select $2), (select $3)) with ordinality as input (relation, schema_name, table_name, place)
+  left join pg_namespace n on n.nspname = input.schema_name),
 
 tables as materialized (
   select named.place, named.may_use_schema, t.*
@@ -33,7 +33,7 @@ tables as materialized (
 reads (view, oid, kind, columns) as (
   select null::oid, t.oid, t.relkind, null::int2[] from tables t where t.relkind = 'v'
   union
-  select reads.oid, its.*
+  select reads.oid, relation.*
   from reads
   cross join lateral (
     select c.oid, c.relkind, array_agg(distinct d.refobjsubid::int2)
@@ -42,7 +42,7 @@ reads (view, oid, kind, columns) as (
       and d.refobjsubid > 0 and d.refobjid <> r.ev_class
     join pg_class c on c.oid = d.refobjid and c.relkind in ('r', 'p', 'v', 'm', 'f')
     where r.ev_class = reads.oid and r.ev_type = '1'
-    group by c.oid, c.relkind) its
+    group by c.oid, c.relkind) relation
   where reads.kind = 'v'),
 
 -- The rights that the reader of a view lacks, for that view and for each view above it.

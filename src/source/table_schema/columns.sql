@@ -4,13 +4,13 @@
 -- $3 text[]: for each, the dataset
 -- `offset 0`, so that each table is looked up by indexes: one table costs the same, however many there are.
 with named as materialized (
-  select its.place, c.oid, c.relkind, c.relnatts,
+  select input.place, c.oid, c.relkind, c.relnatts,
     c.relkind = 'r' and exists (select from pg_inherits i where i.inhparent = c.oid) as has_children,
-    cdc_export.primary_key(c.oid) as primary_key, its.key,
-    array(select m.name from cdc_export.masked_columns m where m.dataset = its.dataset) as masked
-  from unnest((select $1), (select $2), (select $3)) with ordinality as its (name, key, dataset, place)
+    cdc_export.primary_key(c.oid) as primary_key, input.key,
+    array(select m.name from cdc_export.masked_columns m where m.dataset = input.dataset) as masked
+  from unnest((select $1), (select $2), (select $3)) with ordinality as input (name, key, dataset, place)
   cross join lateral (
-    select c.oid, c.relkind, c.relnatts from pg_class c where c.oid = to_regclass(its.name) offset 0) c),
+    select c.oid, c.relkind, c.relnatts from pg_class c where c.oid = to_regclass(input.name) offset 0) c),
 
 key_parts as materialized (
   -- include key_index/locate.sql
@@ -28,8 +28,8 @@ columns as materialized (
 
 -- The types, each once: their names take most of the time.
 types as materialized (
-  select its.atttypid, its.atttypmod, base.oid, base.modifier, format_type(base.oid, -1) as base_type,
-    cdc_export.type_of_role(its.atttypid, its.atttypmod) as type_name,
+  select used.atttypid, used.atttypmod, base.oid, base.modifier, format_type(base.oid, -1) as base_type,
+    cdc_export.type_of_role(used.atttypid, used.atttypmod) as type_name,
     cdc_export.type_of_role(base.oid, -1) as saved_type,
     coalesce(
       -- The schema of the operators of the type's default order; without one, the schema of the type.
@@ -43,18 +43,18 @@ types as materialized (
       'pg_catalog') as operators,
     case when base.typnamespace = 'pg_catalog'::regnamespace then base.typname::text end as own_type,
     format_type(base.oid, base.modifier) as declared_base,
-    case when base.oid <> its.atttypid then cdc_export.type_of_role(base.oid, base.modifier) end as domain_base,
+    case when base.oid <> used.atttypid then cdc_export.type_of_role(base.oid, base.modifier) end as domain_base,
     base.typtype = 'e' as is_enum,
     (select min(quote_ident(n.nspname)) from pg_namespace n
-     where n.oid in (base.typnamespace, (select t.typnamespace from pg_type t where t.oid = its.atttypid))
+     where n.oid in (base.typnamespace, (select t.typnamespace from pg_type t where t.oid = used.atttypid))
        and not has_schema_privilege(n.oid, 'usage')) as closed_schema
-  from (select distinct a.atttypid, a.atttypmod from columns a) its
+  from (select distinct a.atttypid, a.atttypmod from columns a) used
   -- The base type of a domain; any other type is its own base.
   cross join lateral (
     with recursive base as (
       select t.oid, t.typname, t.typnamespace, t.typelem, t.typtype, t.typbasetype, t.typtypmod,
-        its.atttypmod as modifier
-      from pg_type t where t.oid = its.atttypid
+        used.atttypmod as modifier
+      from pg_type t where t.oid = used.atttypid
       union all
       select t.oid, t.typname, t.typnamespace, t.typelem, t.typtype, t.typbasetype, t.typtypmod, d.typtypmod
       from base d join pg_type t on t.oid = d.typbasetype where d.typtype = 'd')

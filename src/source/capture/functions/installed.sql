@@ -11,9 +11,10 @@ select p.proname::text as name, p.prosrc as body, pg_get_userbyid(p.proowner)::t
   case when head.key is not null then array(select jsonb_array_elements_text(head.key)) end as key,
   coalesce(head.root <> all (p.tables), false) as is_elsewhere, p.proconfig is not null as has_settings,
   has_function_privilege('public', p.oid, 'execute') as is_public,
-  array(select pg_get_userbyid(its.oid)::text from unnest(p.owners) its (oid)) as callers,
+  array(select pg_get_userbyid(owner.oid)::text from unnest(p.owners) owner (oid)) as callers,
   exists (
-    select from unnest(p.owners) its (oid) where not has_function_privilege(its.oid, p.oid, 'execute')) as is_lacking
+    select from unnest(p.owners) owner (oid)
+    where not has_function_privilege(owner.oid, p.oid, 'execute')) as is_lacking
 from (
   -- All functions, and `offset 0` keeps the condition out: for the few functions that the planner expects to meet it,
   -- it would read all of `called` once for each.
