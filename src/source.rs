@@ -40,6 +40,7 @@ mod value;
 
 use std::fmt;
 
+use sqlx::PgConnection;
 use sqlx::postgres::{PgConnectOptions, PgDatabaseError};
 
 use crate::connection::failure::{SqlFailure, sqlstate};
@@ -83,9 +84,18 @@ impl Source {
 
     /// Returns the tables whose changes are captured although no dataset of the catalog needs them.
     pub async fn tables_without_dataset(&self, catalog: &Catalog) -> Result<Vec<Table>, Error> {
-        let failed = Error::from_sql("pg_class");
+        self.with("pg_class", async |conn| untracking::without_dataset(conn, catalog).await).await
+    }
+
+    /// Runs statements about a relation over a connection of the pool.
+    async fn with<T>(
+        &self,
+        relation: impl fmt::Display,
+        statements: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, Error> {
+        let failed = Error::from_sql(relation);
         let mut conn = self.pool.acquire().await.map_err(&failed)?;
-        untracking::without_dataset(&mut conn, catalog).await.map_err(failed)
+        statements(&mut conn).await.map_err(failed)
     }
 
     pub fn pool_use(&self) -> PoolUse {

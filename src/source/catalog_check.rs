@@ -126,12 +126,12 @@ async fn without_index(conn: &mut PgConnection, fitting: &[FittingDataset<'_>]) 
 
 /// Compares these datasets with their tables, and with the other datasets that share their triggers, and returns what
 /// doesn't fit. Other faults of those datasets are left out.
-pub async fn check_some(pool: &PgPool, catalog: &Catalog, asked: &[Arc<Dataset>]) -> Result<Faults, sqlx::Error> {
+pub async fn check_some(pool: &PgPool, catalog: &Catalog, datasets: &[Arc<Dataset>]) -> Result<Faults, sqlx::Error> {
     let mut conn = pool.acquire().await?;
     let mut faults = Vec::new();
     let all: Vec<_> = catalog.iter().map(|dataset| &**dataset).collect();
     let accesses = rights::read_accesses(&mut conn, &all).await?;
-    let names: HashSet<_> = asked.iter().map(|dataset| &dataset.name).collect();
+    let names: HashSet<_> = datasets.iter().map(|dataset| &dataset.name).collect();
     let (own, others): (Vec<_>, Vec<_>) =
         all.into_iter().zip(&accesses).partition(|(dataset, _)| names.contains(&dataset.name));
     let own = fits(&mut conn, &own, &mut faults).await?;
@@ -220,9 +220,7 @@ async fn introspect<'a>(
     for (&(dataset, access), schema) in datasets.iter().zip(table_schema::introspect_all(conn, datasets).await?) {
         match schema {
             Ok(schema) => fitting.push(FittingDataset { dataset, access, schema, has_untried_filter: false }),
-            Err(table_schema::Error::Faults(found)) => faults.extend(found.0),
-            Err(table_schema::Error::Hidden(fault)) => faults.push(fault),
-            Err(table_schema::Error::Sql(cause)) => return Err(cause),
+            Err(found) => faults.extend(found.0),
         }
     }
     Ok(fitting)

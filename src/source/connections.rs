@@ -59,6 +59,24 @@ impl ExportConnections {
         &self.leader_session.name
     }
 
+    /// Runs a call over the leader's connection, as [`Session::watched`] over the reader's, which is idle meanwhile.
+    pub(super) async fn on_leader<T>(
+        &mut self,
+        lease: Duration,
+        call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.leader_session.watched(&mut self.reader, lease, call(&mut self.leader)).await
+    }
+
+    /// Runs a call over the reader's connection, as [`Session::watched`] over the leader's, which is idle meanwhile.
+    pub(super) async fn on_reader<T>(
+        &mut self,
+        lease: Duration,
+        call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.reader_session.watched(&mut self.leader, lease, call(&mut self.reader)).await
+    }
+
     /// These connections, if both still answer within `timeout` and are not too old.
     pub async fn checked(mut self, timeout: Duration) -> Option<ExportConnections> {
         if self.opened_at.elapsed() > MAX_AGE {

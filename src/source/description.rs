@@ -23,7 +23,7 @@ static DESCRIBE: LazyLock<String> =
 /// The size of a table, and its capture as [`CAPTURE`] describes it.
 #[derive(Default, sqlx_macros::FromRow)]
 pub(super) struct TableStatus {
-    /// The place of the table among those that were asked for.
+    /// The place of the table among the parameters.
     place: i64,
     rows: Option<f32>,
     bytes: i64,
@@ -62,60 +62,60 @@ pub(super) async fn read_statuses(
 impl Source {
     /// Returns true if an index begins with this column of a table.
     pub async fn has_index(&self, table: &Table, column: &TableColumn) -> Result<bool, Error> {
-        let failed = Error::from_sql(table);
-        let mut conn = self.pool.acquire().await.map_err(&failed)?;
-        lag::has_index(&mut conn, table, &column.name).await.map_err(&failed)
+        self.with(table, async |conn| lag::has_index(conn, table, &column.name).await).await
     }
 
     /// Counts the rows that the schema's column `deleted` leaves out of full exports; `None` if that takes longer than
     /// a statement of the pool may.
     pub async fn count_deleted(&self, dataset: &Dataset, schema: &TableSchema) -> Result<Option<i64>, Error> {
-        let failed = Error::from_sql(&dataset.table);
         let select = Select::new(dataset, schema);
         let Some(deleted) = select.deleted(true) else { return Ok(Some(0)) };
-        let mut conn = self.pool.acquire().await.map_err(&failed)?;
-        let mut tx = conn.begin().await.map_err(&failed)?;
         let widen = format!("-- source.description.path\n {}", widen(dataset, schema, None));
-        sqlx::raw_sql(AssertSqlSafe(widen)).execute(&mut *tx).await.map_err(&failed)?;
         let count =
             format!("-- source.description.deleted\n select count(*) from {} u where {deleted}", select.table());
-        match sqlx::query_scalar(AssertSqlSafe(count)).fetch_one(&mut *tx).await {
-            Err(cause) if SqlFailure::of(&cause) == SqlFailure::Cancelled => Ok(None),
-            counted => counted.map(Some).map_err(&failed),
-        }
+        let counted = self.with(&dataset.table, async |conn| {
+            let mut tx = conn.begin().await?;
+            sqlx::raw_sql(AssertSqlSafe(widen)).execute(&mut *tx).await?;
+            match sqlx::query_scalar(AssertSqlSafe(count)).fetch_one(&mut *tx).await {
+                Err(cause) if SqlFailure::of(&cause) == SqlFailure::Cancelled => Ok(None),
+                counted => counted.map(Some),
+            }
+        });
+        counted.await
     }
 
     /// Describes the tables of these datasets as they are now. Takes as many statements for many as for few.
     pub async fn describe(&self, datasets: &[Arc<Dataset>]) -> Result<Vec<Description>, Error> {
-        let failed = Error::from_sql("pg_catalog");
-        let mut conn = self.pool.acquire().await.map_err(&failed)?;
-        let all: Vec<_> = datasets.iter().map(|dataset| &**dataset).collect();
-        let accesses = rights::read_accesses(&mut conn, &all).await.map_err(&failed)?;
-        let visible: Vec<_> = all.into_iter().zip(&accesses).collect();
-        let schemas = table_schema::introspect_all(&mut conn, &visible).await.map_err(&failed)?;
-        let found: Vec<_> = accesses.iter().collect();
-        let statuses = read_statuses(&mut conn, &found).await.map_err(&failed)?;
-        let read = datasets.iter().zip(accesses).zip(schemas).zip(statuses);
-        read.map(|(((dataset, access), schema), status)| describe(dataset, access, schema, status)).collect()
+        let described = self.with("pg_catalog", async |conn| {
+            let all: Vec<_> = datasets.iter().map(|dataset| &**dataset).collect();
+            let accesses = rights::read_accesses(conn, &all).await?;
+            let tables: Vec<_> = all.into_iter().zip(&accesses).collect();
+            let schemas = table_schema::introspect_all(conn, &tables).await?;
+            let statuses = read_statuses(conn, &accesses.iter().collect::<Vec<_>>()).await?;
+            let read = datasets.iter().zip(accesses).zip(schemas).zip(statuses);
+            Ok(read.map(|(((dataset, access), schema), status)| describe(dataset, access, schema, status)).collect())
+        });
+        described.await
     }
 }
 
 fn describe(
     dataset: &Arc<Dataset>,
     access: TableAccess,
-    schema: Result<TableSchema, table_schema::Error>,
+    schema: Result<TableSchema, Faults>,
     status: TableStatus,
-) -> Result<Description, Error> {
-    let schema = match schema {
-        Ok(schema) => access.unpopulated.map_or(Ok(schema), |fault| Err(Faults(vec![fault]))),
-        Err(table_schema::Error::Faults(faults)) => Err(faults),
-        Err(table_schema::Error::Hidden(_)) => Err(Faults::default()),
-        Err(error) => return Err(error.into()),
+) -> Description {
+    let is_hidden = access.hidden().is_some();
+    let schema = match (schema, access.unpopulated) {
+        (Ok(_), Some(fault)) => Err(Faults(vec![fault])),
+        // `unreadable` has the fault.
+        (Err(_), _) if is_hidden => Err(Faults::default()),
+        (schema, _) => schema,
     };
     let log_obstacle = status.log_obstacle().filter(|_| dataset.capture == Capture::Triggers);
     let TableStatus { rows, bytes, captured, logged_key, .. } = status;
     let logs_it = logged_key.is_some_and(|key| schema.as_ref().map_or(true, |schema| schema.has_key(&key)));
-    Ok(Description {
+    Description {
         dataset: Arc::clone(dataset),
         schema,
         unreadable: access.unreadable,
@@ -124,5 +124,5 @@ fn describe(
         captured: captured && logs_it || dataset.capture != Capture::Triggers,
         log_obstacle,
         why_untracked: None,
-    })
+    }
 }

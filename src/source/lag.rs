@@ -6,7 +6,7 @@ use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
 use crate::connection::statement::with_pieces;
-use crate::dataset::{Capture, Dataset, Table, TableColumn};
+use crate::dataset::{Capture, Dataset, Table, TableColumn, TableSchema};
 use crate::freshness::Readiness;
 use crate::job::marker::Marker;
 use crate::job::{Continuity, ExportType};
@@ -34,33 +34,20 @@ impl Source {
         if let Some(fault) = access.unreadable {
             return Err(Error::NotReadable(fault));
         }
-        let schema = table_schema::introspect_visible(&mut conn, dataset, &access).await?;
+        let schemas = table_schema::introspect_all(&mut conn, &[(dataset, &access)]).await;
+        let schema = schemas.map_err(Error::from_sql("pg_catalog"))?.remove(0).map_err(Error::Mismatch)?;
         let select = Select::new(dataset, &schema);
         let mut tx = conn.begin().await.map_err(&failed)?;
         if !owners::lock_trusted(&mut tx, &[(dataset, &schema.table)]).await.map_err(&failed)? {
             return Err(Error::CantPlan(format!("`{}` belongs to another role by now", dataset.table)));
         }
-        // A locked table isn't waited for, so that it doesn't take its connection from others. The earliest time comes
-        // from an index, whatever the planner guesses of how many rows there are.
-        let plan = format!(
-            "-- source.lag.plan
-             {NO_WAIT}; set local enable_seqscan = off; set local enable_bitmapscan = off; {}",
-            widen(dataset, &schema, None)
-        );
-        let widened = sqlx::raw_sql(AssertSqlSafe(plan)).fetch_one(&mut *tx).await.map_err(&failed)?;
-        // The statement doesn't name the schemas of all functions, and others may have functions in the role's path.
-        if widened.try_get(0).map_err(&failed)? {
-            return Err(Error::CantPlan(format!(
-                "what waits of `{}` can't be looked up: an index needs the role's search_path",
-                dataset.table
-            )));
-        }
+        prepare(&mut tx, dataset, &schema).await?;
         let has_index = match &schema.updated_at {
             Some(time) => has_index(&mut tx, &schema.table, &time.name).await.map_err(&failed)?,
             None => false,
         };
         let (ids, markers): (Vec<_>, Vec<_>) = consumers.iter().map(|(id, marker)| (*id, marker.as_ref())).unzip();
-        let rows = sqlx::query(AssertSqlSafe(statement(&select, has_index)))
+        let rows: Vec<LagRow> = sqlx::query_as(AssertSqlSafe(statement(&select, has_index)))
             .bind(&dataset.name)
             .bind(ids)
             .bind(relation(&schema.table))
@@ -74,32 +61,62 @@ impl Source {
             .await
             .map_err(|cause| failed(cause).withheld(dataset))?;
         tx.commit().await.map_err(&failed)?;
-        let lag = |row: sqlx::postgres::PgRow| {
-            let consumer: String = row.try_get("consumer_id").map_err(&failed)?;
-            let word: Option<String> = row.try_get("continuity").map_err(&failed)?;
-            let word = Continuity::from_guard(word.as_deref()).map_err(|_| Error::Protocol("an unknown word"))?;
-            let logged_key: Option<Vec<String>> = row.try_get("logged_key").map_err(&failed)?;
-            let captured: bool = row.try_get("captured").map_err(&failed)?;
-            let is_captured = captured && logged_key.is_some_and(|key| schema.has_key(&key));
-            let is_untracked = dataset.capture == Capture::Triggers && !is_captured;
-            let is_none: bool = row.try_get("is_none").map_err(&failed)?;
-            let since: Option<DateTime<Utc>> = row.try_get("since").map_err(&failed)?;
-            Ok(ConsumerLag {
-                consumer: consumer.parse().map_err(|_| Error::Protocol("a consumer id that is none"))?,
-                dataset: dataset.name.clone(),
-                last_exported_at: row.try_get("last_exported_at").map_err(&failed)?,
-                table: if is_untracked { Readiness::NotTracked } else { Readiness::Ready },
-                waiting: if is_none { Waiting::Nothing } else { since.map_or(Waiting::Unknown, Waiting::Since) },
-                // The guard lets a first export be, or one that goes by its time: the next one would need a full
-                // export.
-                continuity: match word {
-                    Some(why) if !why.allows(ExportType::Delta) => Some(why),
-                    _ if is_untracked => Some(Continuity::TriggerMissing),
-                    _ => word,
-                },
-            })
-        };
-        rows.into_iter().map(lag).collect()
+        rows.into_iter().map(|row| row.lag(dataset, &schema)).collect()
+    }
+}
+
+/// Prepares a transaction for the statement of `lag.sql`. It doesn't wait for a locked table, so that it doesn't keep
+/// its connection from others. The earliest time comes from an index, whatever the planner guesses of how many rows
+/// there are.
+async fn prepare(tx: &mut PgConnection, dataset: &Dataset, schema: &TableSchema) -> Result<(), Error> {
+    let failed = Error::from_sql(&dataset.table);
+    let plan = format!(
+        "-- source.lag.plan
+         {NO_WAIT}; set local enable_seqscan = off; set local enable_bitmapscan = off; {}",
+        widen(dataset, schema, None)
+    );
+    let widened = sqlx::raw_sql(AssertSqlSafe(plan)).fetch_one(tx).await.map_err(&failed)?;
+    // The statement doesn't name the schemas of all functions, and others may have functions in the role's path.
+    match widened.try_get(0).map_err(failed)? {
+        false => Ok(()),
+        true => Err(Error::CantPlan(format!(
+            "what waits of `{}` can't be looked up: an index needs the role's search_path",
+            dataset.table
+        ))),
+    }
+}
+
+#[derive(sqlx_macros::FromRow)]
+struct LagRow {
+    consumer_id: String,
+    last_exported_at: Option<DateTime<Utc>>,
+    continuity: Option<String>,
+    captured: bool,
+    logged_key: Option<Vec<String>>,
+    since: Option<DateTime<Utc>>,
+    is_none: bool,
+}
+
+impl LagRow {
+    fn lag(self, dataset: &Dataset, schema: &TableSchema) -> Result<ConsumerLag, Error> {
+        let word = Continuity::from_guard(self.continuity.as_deref());
+        let word = word.map_err(|_| Error::Protocol("an unknown word"))?;
+        let is_captured = self.captured && self.logged_key.is_some_and(|key| schema.has_key(&key));
+        let is_untracked = dataset.capture == Capture::Triggers && !is_captured;
+        Ok(ConsumerLag {
+            consumer: self.consumer_id.parse().map_err(|_| Error::Protocol("a consumer id that is none"))?,
+            dataset: dataset.name.clone(),
+            last_exported_at: self.last_exported_at,
+            table: if is_untracked { Readiness::NotTracked } else { Readiness::Ready },
+            waiting: if self.is_none { Waiting::Nothing } else { self.since.map_or(Waiting::Unknown, Waiting::Since) },
+            // The guard allows a first export, and one that goes by its time, although the next one would need a full
+            // export.
+            continuity: match word {
+                Some(why) if !why.allows(ExportType::Delta) => Some(why),
+                _ if is_untracked => Some(Continuity::TriggerMissing),
+                _ => word,
+            },
+        })
     }
 }
 
@@ -127,17 +144,15 @@ impl Source {
     /// # Errors
     /// If Postgres fails, or takes longer than 10 seconds.
     pub async fn count_changes(&self, ChangesCount { table, query }: &ChangesCount) -> Result<u64, Error> {
-        let failed = Error::from_sql(table);
-        let mut conn = self.pool.acquire().await.map_err(&failed)?;
-        let mut tx = conn.begin().await.map_err(&failed)?;
-        sqlx::raw_sql("-- source.lag.timeout\n set local statement_timeout = '10s'")
-            .execute(&mut *tx)
-            .await
-            .map_err(&failed)?;
         let count = sqlx::query_scalar(AssertSqlSafe(query.as_str())).persistent(false);
-        let rows: i64 = count.fetch_one(&mut *tx).await.map_err(&failed)?;
-        tx.commit().await.map_err(&failed)?;
-        Ok(rows.unsigned_abs())
+        let counted = self.with(table, async |conn| {
+            let mut tx = conn.begin().await?;
+            sqlx::raw_sql("-- source.lag.timeout\n set local statement_timeout = '10s'").execute(&mut *tx).await?;
+            let rows: i64 = count.fetch_one(&mut *tx).await?;
+            tx.commit().await?;
+            Ok(rows.unsigned_abs())
+        });
+        counted.await
     }
 }
 

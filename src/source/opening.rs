@@ -15,7 +15,7 @@ use crate::job::Continuity;
 use crate::source::connections::ExportConnections;
 use crate::source::exported_snapshot::ExportedSnapshot;
 use crate::source::import::{Import, ImportedSnapshot, NOTICE_A_LOST_CLIENT};
-use crate::source::relation_locks::{Locked, Room};
+use crate::source::relation_locks::{Locked, Relation, Room};
 use crate::source::rights::TableAccess;
 use crate::source::session::Readers;
 use crate::source::snapshot::{Purpose, Snapshot, SnapshotTable};
@@ -59,11 +59,11 @@ impl ExportConnections {
     /// If a table can't be read, or what changed since a position isn't known exactly. The connections are closed then.
     pub async fn open(self, purposes: &[Purpose<'_>], lease: Duration, stall: Duration) -> Result<Snapshot, Refused> {
         let mut opening = Opening { connections: self, purposes, lease, silence: (stall + lease) * 2 };
-        let tables = opening.lock().await?;
-        let mut schemas = opening.introspect(&tables).await?;
+        let accesses = opening.lock().await?;
+        let mut schemas = opening.introspect(&accesses).await?;
         opening.fold_filters(&mut schemas).await?;
         let exported = opening.export(&schemas).await?;
-        opening.try_filters(&tables, &exported).await?;
+        opening.try_filters(&schemas, &exported).await?;
         opening.finish(schemas, exported)
     }
 }
@@ -82,69 +82,70 @@ impl Opening<'_> {
     /// The locks come before the snapshot: a TRUNCATE that slipped in between would give an empty export (it isn't
     /// MVCC). The transaction is read committed and locks no row: neither takes a transaction id, which everybody's
     /// snapshots would carry for as long as the export runs.
-    async fn lock(&mut self) -> Result<Vec<Table>, Refused> {
+    async fn lock(&mut self) -> Result<Vec<TableAccess>, Refused> {
         let begun = Instant::now();
-        let (tables, kinds, conflict) = loop {
+        let (accesses, conflict) = loop {
             // Another relation may have taken a name during the wait.
-            let (tables, kinds) = self.find().await?;
-            let Err(cause) = self.try_lock(&tables, &kinds).await? else { return Ok(tables) };
+            let accesses = self.find().await?;
+            let relations = self.relations(&accesses);
+            let Some(cause) = self.try_lock(&relations).await? else { return Ok(accesses) };
             let left = LOCK_WAIT.saturating_sub(begun.elapsed());
             // A relation of another kind has taken the name since.
             let is_replaced = sqlstate(&cause) == "42809";
             if !relation_locks::is_conflict(&cause) && !is_replaced || left.is_zero() {
-                break (tables, kinds, cause);
+                break (accesses, cause);
             }
-            if !self.wait_for_locked(&tables, left).await? {
+            if !self.wait_for_locked(&relations, left).await? {
                 tokio::time::sleep(LOCK_PAUSE).await;
             }
         };
         // One statement locks all tables, and its error doesn't say which one failed.
-        for at in 0..tables.len() {
-            if let Err(cause) = self.try_lock(&tables[at..=at], &kinds[at..=at]).await? {
-                return Err(refused(at)(self.cannot_lock(at, &tables[at..=at], kinds[at], cause).await?));
+        for (at, relation) in self.relations(&accesses).into_iter().enumerate() {
+            if let Some(cause) = self.try_lock(&[relation]).await? {
+                return Err(refused(at)(self.cannot_lock(relation, &self.purposes[at].dataset.table, cause).await?));
             }
-            let ExportConnections { leader, leader_session, reader, .. } = &mut self.connections;
-            leader_session.watched(reader, self.lease, roll_back(leader)).await?;
+            self.connections.on_leader(self.lease, async |leader| roll_back(leader).await).await?;
         }
         // By now each of them can be locked.
         Err(Error::Unavailable(conflict).into())
     }
 
-    /// Finds the tables, each with its kind, and requires that they can be read, and locked together.
-    async fn find(&mut self) -> Result<(Vec<Table>, Vec<Option<RelationKind>>), Refused> {
-        let first = self.purposes[0].dataset.table.clone();
+    /// Finds the tables, and requires that they can be read, and locked together.
+    async fn find(&mut self) -> Result<Vec<TableAccess>, Refused> {
+        let failed = Error::from_sql(&self.purposes[0].dataset.table);
         let datasets: Vec<_> = self.purposes.iter().map(|purpose| &**purpose.dataset).collect();
-        let ExportConnections { leader, leader_session, reader, .. } = &mut self.connections;
-        let read = async { rights::read_accesses(leader, &datasets).await.map_err(Error::from_sql(&first)) };
-        let accesses = leader_session.watched(reader, self.lease, read).await?;
+        let read = async |leader: &mut PgConnection| rights::read_accesses(leader, &datasets).await.map_err(failed);
+        let accesses = self.connections.on_leader(self.lease, read).await?;
         // Postgres's own refusal would name neither the role nor what it lacks.
-        if let Some(at) = accesses.iter().position(|access| access.unreadable.is_some()) {
-            let fault = accesses.into_iter().nth(at).and_then(|access| access.unreadable).expect("it has one");
+        let unreadable = |(at, access): (usize, &TableAccess)| Some((at, access.unreadable.clone()?));
+        if let Some((at, fault)) = accesses.iter().enumerate().find_map(unreadable) {
             return Err(refused(at)(Error::NotReadable(fault)));
         }
         let unpopulated = |(at, access): (usize, &TableAccess)| Some((at, access.unpopulated.as_ref()?.why.clone()));
         if let Some((at, why)) = accesses.iter().enumerate().find_map(unpopulated) {
             return Err(refused(at)(Error::CantPlan(why)));
         }
-        let kinds: Vec<_> = accesses.iter().map(|access| access.kind).collect();
-        // If there is no table, the lock reports it.
-        let tables: Vec<_> =
-            accesses.into_iter().zip(&datasets).map(|(it, of)| it.table.unwrap_or(of.table.clone())).collect();
         // A table without partitions needs a lock for each index.
-        if tables.len() > 1 || kinds[0] != Some(RelationKind::Table) {
+        if accesses.len() > 1 || accesses[0].kind != Some(RelationKind::Table) {
+            let relations = self.relations(&accesses);
             let one_by_one: Vec<_> = self.purposes.iter().map(Purpose::reads_one_by_one).collect();
-            let read = async { require_room(leader, &tables, &one_by_one).await };
-            leader_session.watched(reader, self.lease, read).await?;
+            let require = async |leader: &mut PgConnection| require_room(leader, &relations, &one_by_one).await;
+            self.connections.on_leader(self.lease, require).await?;
         }
-        Ok((tables, kinds))
+        Ok(accesses)
     }
 
-    /// Begins the leader's transaction with locks on these tables, or rolls it back.
-    async fn try_lock(
-        &mut self,
-        tables: &[Table],
-        kinds: &[Option<RelationKind>],
-    ) -> Result<Result<(), sqlx::Error>, Error> {
+    /// Returns the tables with their kinds. If there is no table, the lock reports it.
+    fn relations<'t>(&self, accesses: &'t [TableAccess]) -> Vec<Relation<'t>>
+    where
+        Self: 't,
+    {
+        let accesses = accesses.iter().zip(self.purposes);
+        accesses.map(|(access, purpose)| (access.table_of(purpose.dataset), access.kind)).collect()
+    }
+
+    /// Begins the leader's transaction with locks on these tables, or rolls it back. Returns the error of the locks.
+    async fn try_lock(&mut self, relations: &[Relation<'_>]) -> Result<Option<sqlx::Error>, Error> {
         let statements = format!(
             "-- source.snapshot.begin
              begin isolation level read committed read write;
@@ -154,25 +155,23 @@ impl Opening<'_> {
              {}
              set local lock_timeout = '5s'",
             self.lease.as_millis(),
-            relation_locks::locks(tables.iter().zip(kinds.iter().copied())),
+            relation_locks::locks(relations.iter().copied()),
         );
-        let ExportConnections { leader, leader_session, reader, .. } = &mut self.connections;
-        let lock = async {
-            let locked = sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut *leader).await;
-            if locked.is_err() {
+        let lock = async |leader: &mut PgConnection| {
+            let failed = sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut *leader).await.err();
+            if failed.is_some() {
                 roll_back(leader).await?;
             }
-            Ok(locked.map(drop))
+            Ok(failed)
         };
-        leader_session.watched(reader, self.lease, lock).await
+        self.connections.on_leader(self.lease, lock).await
     }
 
     /// Waits until a relation that is locked is free, while the leader has no lock. Returns false if it didn't.
-    async fn wait_for_locked(&mut self, tables: &[Table], limit: Duration) -> Result<bool, Error> {
-        let ExportConnections { leader, leader_session, reader, .. } = &mut self.connections;
-        let wait = async {
-            let found = Locked::find(leader, tables).await.map_err(Error::from_sql("pg_locks"))?;
-            let Some(lock) = found.and_then(|locked| locked.lock_alone()) else { return Ok(false) };
+    async fn wait_for_locked(&mut self, relations: &[Relation<'_>], limit: Duration) -> Result<bool, Error> {
+        let wait = async |leader: &mut PgConnection| {
+            let locked = Locked::find(leader, relations).await.map_err(Error::from_sql("pg_locks"))?;
+            let Some(lock) = locked.and_then(|locked| locked.lock_alone()) else { return Ok(false) };
             let wait = format!(
                 "-- source.snapshot.wait
                  begin; {NOTICE_A_LOST_CLIENT} set local lock_timeout = {}; {lock}; rollback",
@@ -184,53 +183,42 @@ impl Opening<'_> {
             }
             Ok(waited.is_ok())
         };
-        leader_session.watched(reader, self.lease, wait).await
+        self.connections.on_leader(self.lease, wait).await
     }
 
-    /// Returns the error of the table of the purpose at this place, which can't be locked.
-    async fn cannot_lock(
-        &mut self,
-        at: usize,
-        table: &[Table],
-        kind: Option<RelationKind>,
-        cause: sqlx::Error,
-    ) -> Result<Error, Error> {
-        let asked = &self.purposes[at].dataset.table;
+    /// Returns the error of a table that can't be locked. `name` is its name in the dataset.
+    async fn cannot_lock(&mut self, relation: Relation<'_>, name: &Table, cause: sqlx::Error) -> Result<Error, Error> {
         if !relation_locks::is_conflict(&cause) {
-            return Ok(Error::from_sql(asked)(cause));
+            return Ok(Error::from_sql(name)(cause));
         }
-        let ExportConnections { leader, leader_session, reader, .. } = &mut self.connections;
-        let find = async { Ok(Locked::find(leader, table).await.ok().flatten()) };
-        let found = leader_session.watched(reader, self.lease, find).await?;
-        let relation = match (found.and_then(|locked| locked.beneath), kind) {
-            (Some(beneath), Some(RelationKind::View)) => format!("`{beneath}`, which `{asked}` reads"),
-            (Some(beneath), _) => format!("`{beneath}`, a part of `{asked}`"),
-            (None, _) => format!("`{asked}`"),
+        let find = async |leader: &mut PgConnection| Ok(Locked::find(leader, &[relation]).await.ok().flatten());
+        let locked = self.connections.on_leader(self.lease, find).await?;
+        let relation = match (locked.and_then(|locked| locked.beneath), relation.1) {
+            (Some(beneath), Some(RelationKind::View)) => format!("`{beneath}`, which `{name}` reads"),
+            (Some(beneath), _) => format!("`{beneath}`, a part of `{name}`"),
+            (None, _) => format!("`{name}`"),
         };
         Ok(Error::LockConflict { relation, cause })
     }
 
     /// Reads the tables' schemas, which stay so under the locks: a file never has two.
-    async fn introspect(&mut self, tables: &[Table]) -> Result<Vec<TableSchema>, Refused> {
-        let asked: Vec<_> = self.purposes.iter().map(|purpose| &**purpose.dataset).zip(tables).collect();
-        let ExportConnections { leader, leader_session, reader, .. } = &mut self.connections;
-        let introspect =
-            async { table_schema::introspect_tables(leader, &asked).await.map_err(Error::from_sql("pg_catalog")) };
-        let found = leader_session.watched(reader, self.lease, introspect).await?;
-        let schema = |(at, schema): (usize, Result<TableSchema, Faults>)| {
-            schema.map_err(|faults| refused(at)(Error::Mismatch(faults)))
+    async fn introspect(&mut self, accesses: &[TableAccess]) -> Result<Vec<TableSchema>, Refused> {
+        let datasets: Vec<_> = self.purposes.iter().map(|purpose| &**purpose.dataset).zip(accesses).collect();
+        let introspect = async |leader: &mut PgConnection| {
+            table_schema::introspect_all(leader, &datasets).await.map_err(Error::from_sql("pg_catalog"))
         };
-        found.into_iter().enumerate().map(schema).collect()
+        let schemas = self.connections.on_leader(self.lease, introspect).await?.into_iter().enumerate();
+        schemas.map(|(at, schema)| schema.map_err(|faults| refused(at)(Error::Mismatch(faults)))).collect()
     }
 
     /// Has the guard compare how Postgres reads the filters now: the meaning of a word such as `'today'` moves.
     async fn fold_filters(&mut self, schemas: &mut [TableSchema]) -> Result<(), Refused> {
-        let ExportConnections { leader, reader, reader_session, .. } = &mut self.connections;
         for (at, (Purpose { dataset, consumer, .. }, schema)) in self.purposes.iter().zip(schemas).enumerate() {
             let Some(filter) = dataset.filter.as_ref().filter(|_| consumer.is_some()) else { continue };
-            let fold = filter::fold(reader, filter, &schema.table);
-            let fold = async { fold.await.map_err(Error::from_sql(&dataset.table)) };
-            if let Some(folded) = reader_session.watched(leader, self.lease, fold).await.map_err(refused(at))? {
+            let failed = Error::from_sql(&dataset.table);
+            let fold =
+                async |reader: &mut PgConnection| filter::fold(reader, filter, &schema.table).await.map_err(failed);
+            if let Some(folded) = self.connections.on_reader(self.lease, fold).await.map_err(refused(at))? {
                 schema.guard_state.set("folded", folded);
             }
         }
@@ -239,11 +227,11 @@ impl Opening<'_> {
 
     /// Exports the snapshot, with the consumer's positions and the guard's words of the same moment.
     async fn export(&mut self, schemas: &[TableSchema]) -> Result<Vec<ExportedSnapshot>, Refused> {
-        let first = self.purposes[0].dataset.table.clone();
-        let ExportConnections { leader, leader_session, reader, .. } = &mut self.connections;
-        let take = ExportedSnapshot::take(leader, self.purposes, schemas);
-        let take = async { take.await.map_err(Error::from_sql(&first)) };
-        let exported = leader_session.watched(reader, self.lease, take).await?;
+        let failed = Error::from_sql(&self.purposes[0].dataset.table);
+        let take = async |leader: &mut PgConnection| {
+            ExportedSnapshot::take(leader, self.purposes, schemas).await.map_err(failed)
+        };
+        let exported = self.connections.on_leader(self.lease, take).await?;
         match exported.first() {
             Some(one) if one.standby => Err(Error::Standby.into()),
             // A table that the catalogs have no more would have been missed by its lock.
@@ -256,15 +244,16 @@ impl Opening<'_> {
 
     /// Tries the filters, which the start has tried too. Who replaced a function of one since may have made another
     /// filter of it.
-    async fn try_filters(&mut self, tables: &[Table], exported: &[ExportedSnapshot]) -> Result<(), Refused> {
-        let ExportConnections { leader, reader, reader_session, .. } = &mut self.connections;
+    async fn try_filters(&mut self, schemas: &[TableSchema], exported: &[ExportedSnapshot]) -> Result<(), Refused> {
         for (at, (Purpose { dataset, consumer, .. }, exported)) in self.purposes.iter().zip(exported).enumerate() {
             if consumer.is_none() || dataset.filter.is_none() || exported.knows_filter {
                 continue;
             }
-            let check = filter::check(reader, dataset, &tables[at]);
-            let check = async { check.await.map_err(Error::from_sql(&dataset.table)) };
-            if let Some(fault) = reader_session.watched(leader, self.lease, check).await.map_err(refused(at))? {
+            let failed = Error::from_sql(&dataset.table);
+            let check = async |reader: &mut PgConnection| {
+                filter::check(reader, dataset, &schemas[at].table).await.map_err(failed)
+            };
+            if let Some(fault) = self.connections.on_reader(self.lease, check).await.map_err(refused(at))? {
                 return Err(refused(at)(Error::Mismatch(Faults(vec![fault]))));
             }
         }
@@ -273,22 +262,20 @@ impl Opening<'_> {
 
     fn finish(self, schemas: Vec<TableSchema>, exported: Vec<ExportedSnapshot>) -> Result<Snapshot, Refused> {
         let server_version = self.connections.leader.server_version_num().unwrap_or(0);
-        let tables = self.purposes.iter().zip(schemas).zip(exported).enumerate();
-        let (mut found, mut needs_full) = (Vec::new(), (Vec::new(), None));
-        for (at, ((purpose, schema), exported)) in tables {
+        let (mut tables, mut need_full, mut first_error) = (Vec::new(), Vec::new(), None);
+        for (at, ((purpose, schema), exported)) in self.purposes.iter().zip(schemas).zip(exported).enumerate() {
             match opened(purpose, schema, exported, (server_version, self.silence)) {
-                Ok(table) => found.push(table),
+                Ok(table) => tables.push(table),
                 Err(error) if error.needs_full_export() => {
-                    needs_full.0.push(at);
-                    needs_full.1.get_or_insert(error);
+                    need_full.push(at);
+                    first_error.get_or_insert(error);
                 }
                 Err(error) => return Err(refused(at)(error)),
             }
         }
-        if let (at, Some(error)) = needs_full {
-            return Err(Refused { at: at.into(), error });
+        if let Some(error) = first_error {
+            return Err(Refused { at: need_full.into(), error });
         }
-        let tables = found;
         let readers = Readers::default();
         let own = readers.join(self.connections.reader_session.clone());
         let connections = self.connections;
@@ -302,8 +289,8 @@ async fn roll_back(leader: &mut PgConnection) -> Result<(), Error> {
 }
 
 /// Requires that the locks of an export leave half of the free places of Postgres's lock table.
-async fn require_room(leader: &mut PgConnection, tables: &[Table], one_by_one: &[bool]) -> Result<(), Error> {
-    let room = Room::find(leader, tables, one_by_one).await.map_err(Error::from_sql("pg_locks"))?;
+async fn require_room(leader: &mut PgConnection, relations: &[Relation<'_>], one_by_one: &[bool]) -> Result<(), Error> {
+    let room = Room::find(leader, relations, one_by_one).await.map_err(Error::from_sql("pg_locks"))?;
     let (locks, free) = (room.relations + room.of_read, room.free);
     if locks * 2 > free { Err(Error::TooManyLocks { locks, free }) } else { Ok(()) }
 }

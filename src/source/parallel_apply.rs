@@ -8,7 +8,6 @@ use sqlx::PgConnection;
 
 use crate::dataset::Dataset;
 use crate::dataset::fault::Fault;
-use crate::source::placed::by_table;
 use crate::source::quote::{quoted, relation};
 
 /// The first version of Postgres that has parallel workers.
@@ -16,16 +15,13 @@ const FIRST: u32 = 160_000;
 
 /// The subscriptions with parallel workers that write to a partitioned table of these datasets, each with its remedy.
 pub(super) async fn read_stalling(conn: &mut PgConnection, datasets: &[&Dataset]) -> Result<Vec<Fault>, sqlx::Error> {
-    if conn.server_version_num().is_none_or(|version| version < FIRST) {
+    if datasets.is_empty() || conn.server_version_num().is_none_or(|version| version < FIRST) {
         return Ok(Vec::new());
     }
-    if datasets.is_empty() {
-        return Ok(Vec::new());
-    }
-    let found: Vec<(i64, String)> = sqlx::query_as(
+    let stalling: Vec<(i64, String)> = sqlx::query_as(
         "-- source.parallel_apply.find
-         select its.place, s.subname::text from unnest($1) with ordinality as its (name, place)
-         join pg_class t on t.oid = cdc_export.table_of_role(its.name) and t.relkind = 'p'
+         select input.place, s.subname::text from unnest($1) with ordinality as input (name, place)
+         join pg_class t on t.oid = cdc_export.table_of_role(input.name) and t.relkind = 'p'
          join pg_subscription s on s.substream = 'p'
            and s.subdbid = (select d.oid from pg_database d where d.datname = current_database())
          where exists (
@@ -33,14 +29,13 @@ pub(super) async fn read_stalling(conn: &mut PgConnection, datasets: &[&Dataset]
              select t.oid union all select i.inhrelid from tree join pg_inherits i on i.inhparent = tree.oid)
            select from tree join pg_subscription_rel r on r.srrelid = tree.oid and r.srsubid = s.oid
            join pg_class c on c.oid = tree.oid and c.relkind = 'p')
-         order by its.place, s.subname",
+         order by input.place, s.subname",
     )
     .bind(datasets.iter().map(|dataset| relation(&dataset.table)).collect::<Vec<_>>())
     .fetch_all(conn)
     .await?;
-    let names = by_table(datasets.len(), found, |(place, _)| *place);
-    let fault = |dataset: &Dataset, name: String| Fault {
-        dataset: dataset.name.clone(),
+    let fault = |(place, name): (i64, String)| Fault {
+        dataset: datasets[place as usize - 1].name.clone(),
         member: "table",
         item: None,
         why: format!(
@@ -49,8 +44,5 @@ pub(super) async fn read_stalling(conn: &mut PgConnection, datasets: &[&Dataset]
             quoted(&name)
         ),
     };
-    let of_dataset = |(dataset, names): (&&Dataset, Vec<_>)| {
-        names.into_iter().map(|(_, name)| fault(dataset, name)).collect::<Vec<_>>()
-    };
-    Ok(datasets.iter().zip(names).flat_map(of_dataset).collect())
+    Ok(stalling.into_iter().map(fault).collect())
 }

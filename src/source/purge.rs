@@ -25,32 +25,31 @@ pub struct Caps {
 /// A position that was given up: the consumer, the dataset, the lost part of the log, and the limit that was reached.
 type GivenUp = (String, String, String, String);
 
+const LOG: &str = "cdc_export.change_log";
 const HELD: (&str, &str) = ("purge/held.sql", include_str!("purge/held.sql"));
 const FURTHEST: (&str, &str) = ("purge/furthest.sql", include_str!("purge/furthest.sql"));
 
 impl Source {
     /// Removes the rows of the change log that every consumer has seen; see [`purge`].
     pub async fn purge(&self, caps: &Caps) -> Result<u64, Error> {
-        purge(self.pool.inner(), caps).await.map_err(Error::from_sql("cdc_export.change_log"))
+        purge(self.pool.inner(), caps).await.map_err(Error::from_sql(LOG))
     }
 
     /// Returns the estimated bytes of the change log that positions hold.
     pub async fn held_log_bytes(&self) -> Result<u64, Error> {
-        let failed = Error::from_sql("cdc_export.change_log");
-        let mut conn = self.pool.acquire().await.map_err(&failed)?;
         let statement = with_pieces(include_str!("purge/held_bytes.sql"), &[FURTHEST, HELD]);
-        let bytes: i64 = sqlx::query_scalar(AssertSqlSafe(statement)).fetch_one(&mut *conn).await.map_err(failed)?;
+        let statement = sqlx::query_scalar(AssertSqlSafe(statement));
+        let bytes: i64 = self.with(LOG, async |conn| statement.fetch_one(conn).await).await?;
         Ok(bytes.unsigned_abs())
     }
 
     /// Returns the use of the change log by the positions of these consumers, each in the dataset with the same place,
     /// if all positions may hold `max_bytes`. A lane without a position that holds the log is left out.
     pub async fn log_use(&self, max_bytes: u64, consumers: &[&str], datasets: &[&str]) -> Result<Vec<LogUse>, Error> {
-        let failed = Error::from_sql("cdc_export.change_log");
-        let mut conn = self.pool.acquire().await.map_err(&failed)?;
         let statement = with_pieces(include_str!("purge/use_of_log.sql"), &[FURTHEST, HELD]);
         let statement = sqlx::query_as(AssertSqlSafe(statement)).bind(max_bytes as i64).bind(consumers).bind(datasets);
-        let rows: Vec<(String, String, i64, i64)> = statement.fetch_all(&mut *conn).await.map_err(failed)?;
+        let rows: Vec<(String, String, i64, i64)> =
+            self.with(LOG, async |conn| statement.fetch_all(conn).await).await?;
         let log_use = |(consumer_id, dataset, bytes, max_bytes): (String, String, i64, i64)| LogUse {
             consumer_id,
             dataset,

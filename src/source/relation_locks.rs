@@ -22,6 +22,9 @@ pub(super) const BENEATH: (&str, &str) = ("relation_locks/beneath.sql", include_
 pub(super) const READS_ALONE: (&str, &str) =
     ("relation_locks/reads_alone.sql", include_str!("relation_locks/reads_alone.sql"));
 
+/// A relation, with its kind if it exists.
+pub(super) type Relation<'t> = (&'t Table, Option<RelationKind>);
+
 /// The places that locks need in Postgres's lock table. A statement of somebody else that finds no place fails.
 #[derive(sqlx_macros::FromRow)]
 pub(super) struct Room {
@@ -37,19 +40,18 @@ impl Room {
     /// Counts the places for these relations. `one_by_one` says which of them are read one partition after the other.
     pub(super) async fn find(
         conn: &mut PgConnection,
-        relations: &[Table],
+        relations: &[Relation<'_>],
         one_by_one: &[bool],
     ) -> Result<Room, sqlx::Error> {
         let statement = with_pieces(include_str!("relation_locks/room.sql"), &[BENEATH, READS_ALONE]);
-        let names: Vec<_> = relations.iter().map(quote::relation).collect();
-        sqlx::query_as(AssertSqlSafe(statement)).bind(names).bind(one_by_one).fetch_one(conn).await
+        sqlx::query_as(AssertSqlSafe(statement)).bind(names(relations)).bind(one_by_one).fetch_one(conn).await
     }
 }
 
 /// Returns the statements that lock relations in ACCESS SHARE mode, with their partitions, or with the tables that a
 /// view reads. They wait for no lock, and run no code of an owner. A relation without a kind doesn't exist, which its
 /// lock reports.
-pub(super) fn locks<'a>(relations: impl IntoIterator<Item = (&'a Table, Option<RelationKind>)>) -> String {
+pub(super) fn locks<'t>(relations: impl IntoIterator<Item = Relation<'t>>) -> String {
     let (mut lockable, mut others) = (Vec::new(), Vec::new());
     for (relation, kind) in relations {
         match kind.is_none_or(RelationKind::can_be_locked) {
@@ -67,6 +69,10 @@ pub(super) fn locks<'a>(relations: impl IntoIterator<Item = (&'a Table, Option<R
         statements.push_str(&format!("\n{};", others.join(" union all ")));
     }
     statements
+}
+
+fn names(relations: &[Relation<'_>]) -> Vec<String> {
+    relations.iter().map(|(relation, _)| quote::relation(relation)).collect()
 }
 
 /// Returns true if a lock was not acquired in time.
@@ -87,10 +93,12 @@ pub(super) struct Locked {
 
 impl Locked {
     /// Looks for a locked relation among these, their partitions and the tables that they read.
-    pub(super) async fn find(conn: &mut PgConnection, relations: &[Table]) -> Result<Option<Locked>, sqlx::Error> {
-        let names: Vec<_> = relations.iter().map(quote::relation).collect();
+    pub(super) async fn find(
+        conn: &mut PgConnection,
+        relations: &[Relation<'_>],
+    ) -> Result<Option<Locked>, sqlx::Error> {
         let statement = with_pieces(include_str!("relation_locks/locked.sql"), &[BENEATH]);
-        sqlx::query_as(AssertSqlSafe(statement)).bind(names).fetch_optional(conn).await
+        sqlx::query_as(AssertSqlSafe(statement)).bind(names(relations)).fetch_optional(conn).await
     }
 
     /// Returns the statement that locks this relation alone. LOCK of a view would also lock what it reads, and a query

@@ -20,6 +20,11 @@ pub(crate) struct TableAccess {
 }
 
 impl TableAccess {
+    /// Returns the table of the dataset. If there is none, its name finds none.
+    pub(crate) fn table_of<'a>(&'a self, dataset: &'a Dataset) -> &'a Table {
+        self.table.as_ref().unwrap_or(&dataset.table)
+    }
+
     /// The missing right that hides the table's columns. `None`: the role sees the table, or there is no table.
     pub(crate) fn hidden(&self) -> Option<&Fault> {
         self.unreadable.as_ref().filter(|_| self.table.is_none())
@@ -114,12 +119,12 @@ impl AccessRow {
     }
 
     /// Returns the missing right, with the statements that grant it.
-    fn refusal(&self, asked: &Table) -> Option<String> {
+    fn refusal(&self, named_table: &Table) -> Option<String> {
         let AccessRow { role, may_use_schema, schema_name, table_name, may_select, has_row_security, .. } = self;
-        let table = named(schema_name, table_name).unwrap_or_else(|| relation(asked));
+        let table = named(schema_name, table_name).unwrap_or_else(|| relation(named_table));
         let select = format!("grant select on {table} to {role}");
         if !may_use_schema {
-            let schema = quoted(asked.schema.as_deref().unwrap_or_default());
+            let schema = quoted(named_table.schema.as_deref().unwrap_or_default());
             let use_it = format!(
                 "the database role {role} may not use its schema: the schema's owner runs `grant usage on schema {schema} to {role}`"
             );
@@ -147,8 +152,7 @@ fn named(schema: &Option<String>, name: &Option<String>) -> Option<String> {
 impl Source {
     /// Reads the right to a dataset's table that the role lacks. `None`: it lacks none, or there is no table.
     pub async fn unreadable(&self, dataset: &Dataset) -> Result<Option<Fault>, Error> {
-        let failed = Error::from_sql(&dataset.table);
-        let mut conn = self.pool.acquire().await.map_err(&failed)?;
-        Ok(read_access(&mut conn, dataset).await.map_err(&failed)?.unreadable)
+        let access = self.with(&dataset.table, async |conn| read_access(conn, dataset).await).await?;
+        Ok(access.unreadable)
     }
 }

@@ -45,29 +45,28 @@ pub(crate) async fn check(
 ) -> Result<Vec<Fault>, sqlx::Error> {
     let mut faults = Vec::new();
     for together in datasets.chunks(CHECKED_TOGETHER) {
-        if together.len() > 1 && try_plans(conn, together).await?.is_ok() {
+        if together.len() > 1 && try_plans(conn, together).await?.is_none() {
             continue;
         }
         for &(dataset, schema) in together {
-            match try_plans(conn, &[(dataset, schema)]).await? {
-                Err(cause) if sqlstate(&cause) == CANT_PLAN => {
-                    let why = cant_plan(&dataset.table, &cause);
-                    faults.push(Fault { dataset: dataset.name.clone(), member: "table", item: None, why });
-                }
-                Err(cause) if relation_locks::is_conflict(&cause) => {}
-                planned => planned?,
+            let Some(cause) = try_plans(conn, &[(dataset, schema)]).await? else { continue };
+            if sqlstate(&cause) == CANT_PLAN {
+                let why = cant_plan(&dataset.table, &cause);
+                faults.push(Fault { dataset: dataset.name.clone(), member: "table", item: None, why });
+            } else if !relation_locks::is_conflict(&cause) {
+                return Err(cause);
             }
         }
     }
     Ok(faults)
 }
 
-/// Plans a read of each table, in a transaction that is rolled back. A search_path that one of the tables needs is also
-/// there for the others.
+/// Plans a read of each table, in a transaction that is rolled back, and returns the error if one can't be planned. A
+/// search_path that one of the tables needs is also there for the others.
 async fn try_plans(
     conn: &mut PgConnection,
     datasets: &[(&Dataset, &TableSchema)],
-) -> Result<Result<(), sqlx::Error>, sqlx::Error> {
+) -> Result<Option<sqlx::Error>, sqlx::Error> {
     let mut tx = conn.begin().await?;
     let widen: Vec<_> = datasets.iter().map(|(dataset, schema)| widen(dataset, schema, None)).collect();
     let widen = format!(
@@ -77,16 +76,14 @@ async fn try_plans(
         widen.join(";\n")
     );
     let located: Vec<_> = datasets.iter().map(|(dataset, schema)| (*dataset, &schema.table)).collect();
-    let planned = async {
-        // A table that another role has put in the place of one is not planned. The next look reports it.
-        if owners::lock_trusted(&mut tx, &located).await? {
-            sqlx::raw_sql(AssertSqlSafe(widen)).execute(&mut *tx).await?;
-        }
-        Ok(())
+    let failed = match owners::lock_trusted(&mut tx, &located).await {
+        Ok(true) => sqlx::raw_sql(AssertSqlSafe(widen)).execute(&mut *tx).await.err(),
+        // A table that another role has put in the place of one is not planned. The next check reports it.
+        Ok(false) => None,
+        Err(cause) => Some(cause),
     };
-    let planned = planned.await;
     tx.rollback().await?;
-    Ok(planned)
+    Ok(failed)
 }
 
 pub(super) fn cant_plan(table: impl Display, cause: &sqlx::Error) -> String {

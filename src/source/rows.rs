@@ -189,8 +189,8 @@ impl Rows<'_> {
     /// table. The exported table is locked, so a missing name also belongs to the filter or the log.
     async fn explained(mut self, error: Error, export: &Export) -> Error {
         let (Error::Sql(cause) | Error::TableMissing { cause, .. }) = &error else { return error };
-        let Some(told) = cause.as_database_error() else { return error };
-        let (code, message) = (sqlstate(cause).into_owned(), told.message().to_owned());
+        let Some(reported) = cause.as_database_error() else { return error };
+        let (code, message) = (sqlstate(cause).into_owned(), reported.message().to_owned());
         let error = error.withheld(self.select.dataset);
         if export.export_type != ExportType::Full {
             match self.logged_is_readable().await {
@@ -208,10 +208,10 @@ impl Rows<'_> {
             code == "54000" || code == "XX000" && message.starts_with("invalid memory alloc request size");
         // A filter doesn't damage stored values, and doesn't enlarge a text beyond the limit. So the cause is the row.
         let is_stored = has_no_room || code.starts_with("XX");
-        let asked = if dataset.filter.is_some() { "it" } else { "a condition of the request" };
+        let condition = if dataset.filter.is_some() { "it" } else { "a condition of the request" };
         if !is_stored && (dataset.filter.is_some() || !export.selection.filter.is_empty()) {
             tracing::warn!(event = "filter_fails", jobId = %export.job, error = chain(&error));
-            let why = format!("{asked} ends in an error for a row of `{}` (SQLSTATE {code})", dataset.table);
+            let why = format!("{condition} ends in an error for a row of `{}` (SQLSTATE {code})", dataset.table);
             return Error::Mismatch(Faults(vec![Fault {
                 dataset: dataset.name.clone(),
                 member: "filter",

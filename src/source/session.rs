@@ -73,8 +73,8 @@ impl Activity {
 
 /// Lets the next statement see which sessions there are now: in a transaction the first that asks decides for those
 /// after it.
-async fn forget_who_was_there(asked: &mut PgConnection) -> Result<(), sqlx::Error> {
-    sqlx::query("-- source.session.forget\n select pg_stat_clear_snapshot()").execute(asked).await.map(drop)
+async fn forget_who_was_there(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query("-- source.session.forget\n select pg_stat_clear_snapshot()").execute(conn).await.map(drop)
 }
 
 impl Session {
@@ -89,8 +89,8 @@ impl Session {
 
     /// Asks about the session over another connection. A role that is not the login's own does not see for what a
     /// session waits: the session then counts as one that works.
-    async fn activity(&self, asked: &mut PgConnection) -> Result<Activity, sqlx::Error> {
-        forget_who_was_there(asked).await?;
+    async fn activity(&self, conn: &mut PgConnection) -> Result<Activity, sqlx::Error> {
+        forget_who_was_there(conn).await?;
         let waits: Option<(Option<String>,)> = sqlx::query_as(
             "-- source.session.activity
              select case wait_event_type when 'Client' then wait_event end
@@ -98,7 +98,7 @@ impl Session {
         )
         .bind(self.pid)
         .bind(&self.name)
-        .fetch_optional(asked)
+        .fetch_optional(conn)
         .await?;
         Ok(match waits {
             None => Activity::Gone,
@@ -164,18 +164,18 @@ impl Session {
     /// Asks whether a connection that was quiet for so long is lost, if it still is after the question.
     async fn require(
         &self,
-        asked: &mut PgConnection,
+        conn: &mut PgConnection,
         quiet: Duration,
         lease: Duration,
         is_quiet: impl Fn() -> bool,
     ) -> Result<(), Error> {
-        let question = timeout(lease, self.activity(asked)).await;
+        let question = timeout(lease, self.activity(conn)).await;
         let activity = question.map_err(|_| silent())?.map_err(Error::Unavailable)?;
         if !activity.is_lost_after(quiet, lease) || !is_quiet() {
             return Ok(());
         }
         tracing::warn!(event = "connection_silent", pid = self.pid, ?activity, seconds = quiet.as_secs());
-        self.end(asked).await;
+        self.end(conn).await;
         Err(silent())
     }
 }
@@ -184,18 +184,18 @@ impl Source {
     /// Ends the sessions of an attempt that another process has taken over. They hold its snapshot and its tables'
     /// locks. `leader` is the name of its leader's session.
     pub async fn end_sessions(&self, leader: &str) -> Result<(), Error> {
-        let failed = Error::from_sql("pg_stat_activity");
-        let mut conn = self.pool.acquire().await.map_err(&failed)?;
-        let found = sqlx::query_as(
+        let sessions = sqlx::query_as(
             "-- source.session.of_attempt
              select pid, application_name from pg_stat_activity where application_name in ($1, $2)",
         );
-        let found = found.bind(leader).bind(session_name::of_reader(leader)).fetch_all(&mut *conn);
-        let found: Vec<(i32, String)> = found.await.map_err(failed)?;
-        for (pid, name) in found {
-            Session { pid, name }.end(&mut conn).await;
-        }
-        Ok(())
+        let sessions = sessions.bind(leader).bind(session_name::of_reader(leader));
+        let ended = self.with("pg_stat_activity", async |conn| {
+            for (pid, name) in sessions.fetch_all(&mut *conn).await? {
+                Session { pid, name }.end(conn).await;
+            }
+            Ok(())
+        });
+        ended.await
     }
 }
 

@@ -16,41 +16,17 @@ use crate::dataset::{
     Unrepresentable, WireFormat,
 };
 use crate::job::ExportType;
-use crate::source;
 use crate::source::guard::RememberedColumn;
 use crate::source::placed::by_table;
 use crate::source::quote::relation;
 use crate::source::rights::TableAccess;
-use crate::source::{filter, guard, key_index, owners, rights};
+use crate::source::{Error, filter, guard, key_index, owners, rights};
 use pg_rows::column::{ColumnType, ParquetType};
-
-/// Why a table can't be looked at.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
-    /// It isn't as the dataset says.
-    #[error(transparent)]
-    Faults(#[from] Faults),
-    /// The role may not use its schema.
-    #[error(transparent)]
-    Hidden(Fault),
-    #[error("Postgres refused")]
-    Sql(#[from] sqlx::Error),
-}
-
-impl From<Error> for source::Error {
-    fn from(error: Error) -> source::Error {
-        match error {
-            Error::Faults(faults) => source::Error::Mismatch(faults),
-            Error::Hidden(fault) => source::Error::NotReadable(fault),
-            Error::Sql(cause) => source::Error::from_sql("pg_catalog")(cause),
-        }
-    }
-}
 
 /// A column as the system catalogs have it.
 #[derive(sqlx_macros::FromRow)]
 struct ColumnRow {
-    /// The place of its table among those that were asked for.
+    /// The place of its table among the parameters.
     place: i64,
     name: String,
     number: i16,
@@ -168,65 +144,47 @@ fn binary_kind(own_type: &str) -> Option<ColumnType> {
     }
 }
 
-/// Looks at a dataset's table. In a transaction that has a lock on it, it stays so.
+/// Reads the schema of a dataset's table.
 pub(crate) async fn introspect(conn: &mut PgConnection, dataset: &Dataset) -> Result<TableSchema, Error> {
-    let access = rights::read_access(conn, dataset).await?;
-    introspect_visible(conn, dataset, &access).await
+    let failed = Error::from_sql("pg_catalog");
+    let access = rights::read_access(conn, dataset).await.map_err(&failed)?;
+    if let Some(fault) = access.hidden() {
+        return Err(Error::NotReadable(fault.clone()));
+    }
+    introspect_all(conn, &[(dataset, &access)]).await.map_err(failed)?.remove(0).map_err(Error::Mismatch)
 }
 
-/// Looks at a dataset's table, which was looked for.
-pub(crate) async fn introspect_visible(
-    conn: &mut PgConnection,
-    dataset: &Dataset,
-    access: &TableAccess,
-) -> Result<TableSchema, Error> {
-    introspect_all(conn, &[(dataset, access)]).await?.pop().expect("each dataset has a result")
-}
-
-/// Looks at the tables of several datasets, which were looked for. Takes as many statements for many as for few.
+/// Reads the schemas of the tables of several datasets. Takes as many statements for many as for few. In a transaction
+/// that has locks on the tables, the schemas stay so. A table that is hidden from the role has that fault.
 pub(crate) async fn introspect_all(
     conn: &mut PgConnection,
     datasets: &[(&Dataset, &TableAccess)],
-) -> Result<Vec<Result<TableSchema, Error>>, sqlx::Error> {
-    let visible = datasets.iter().filter(|(_, access)| access.hidden().is_none());
-    // If there is no table, its name finds none.
-    let visible: Vec<_> =
-        visible.map(|(dataset, access)| (*dataset, access.table.as_ref().unwrap_or(&dataset.table))).collect();
-    let mut schemas = introspect_tables(conn, &visible).await?.into_iter();
-    let schema = |(_, access): &(&Dataset, &TableAccess)| match access.hidden() {
-        Some(fault) => Err(Error::Hidden(fault.clone())),
-        None => Ok(schemas.next().expect("each table has a result")?),
-    };
-    Ok(datasets.iter().map(schema).collect())
-}
-
-/// Looks at tables, which stand there.
-pub(crate) async fn introspect_tables(
-    conn: &mut PgConnection,
-    tables: &[(&Dataset, &Table)],
 ) -> Result<Vec<Result<TableSchema, Faults>>, sqlx::Error> {
+    // Looking a hidden table up by its name is an error.
+    let name = |(dataset, access): &(&Dataset, &TableAccess)| {
+        access.hidden().is_none().then(|| relation(access.table_of(dataset)))
+    };
     let statement = with_pieces(include_str!("table_schema/columns.sql"), &[key_index::LOCATE]);
     let columns: Vec<ColumnRow> = sqlx::query_as(AssertSqlSafe(statement))
-        .bind(tables.iter().map(|(_, table)| relation(table)).collect::<Vec<_>>())
-        .bind(tables.iter().map(|(dataset, _)| dataset.key.as_ref().map(Json)).collect::<Vec<_>>())
-        .bind(tables.iter().map(|(dataset, _)| &*dataset.name).collect::<Vec<_>>())
+        .bind(datasets.iter().map(name).collect::<Vec<_>>())
+        .bind(datasets.iter().map(|(dataset, _)| dataset.key.as_ref().map(Json)).collect::<Vec<_>>())
+        .bind(datasets.iter().map(|(dataset, _)| &*dataset.name).collect::<Vec<_>>())
         .fetch_all(&mut *conn)
         .await?;
-    let columns = by_table(tables.len(), columns, |column| column.place);
-    let columns = columns.iter().map(Vec::as_slice);
-    let fitting = |(&(dataset, table), columns)| Fitting { dataset, table, columns, faults: Vec::new() };
-    let mut fittings: Vec<_> = tables.iter().zip(columns).map(fitting).collect();
+    let columns = by_table(datasets.len(), columns, |column| column.place);
+    let mut fittings: Vec<_> = datasets.iter().zip(&columns).map(Fitting::new).collect();
     refuse_missing(conn, &mut fittings).await?;
-    for fault in owners::untrusted(conn, tables).await? {
-        let its = fittings.iter_mut().find(|it| it.dataset.name == fault.dataset);
-        its.expect("it is one of the datasets").faults.push(fault);
+    let visible = fittings.iter().filter(|fitting| fitting.faults.is_empty());
+    let visible: Vec<_> = visible.map(|fitting| (fitting.dataset, fitting.table)).collect();
+    for fault in owners::untrusted(conn, &visible).await? {
+        let fitting = fittings.iter_mut().find(|fitting| fitting.dataset.name == fault.dataset);
+        fitting.expect("it is one of the datasets").faults.push(fault);
     }
     let fits: Vec<_> = fittings.into_iter().map(Fitting::fit).collect();
-    let found = || fits.iter().filter_map(|fit| fit.as_ref().ok());
-    let changing: Vec<_> = found().map(|fit| (fit.table, fit.changing())).collect();
+    let fitting = || fits.iter().filter_map(|fit| fit.as_ref().ok());
+    let changing: Vec<_> = fitting().map(|fit| (fit.table, fit.changing())).collect();
     let mut parts = guard::read_parts(conn, &changing).await?.into_iter();
-    let filters: Vec<_> =
-        found().filter_map(|fit| fit.dataset.filter.as_deref().map(|filter| (filter, fit.table))).collect();
+    let filters: Vec<_> = fitting().filter_map(|fit| Some((fit.dataset.filter.as_deref()?, fit.table))).collect();
     let mut hashes = filter::hashes_of_called(conn, &filters).await?.into_iter();
     let schema = |fit: Result<FittingTable<'_>, Faults>| {
         let fit = fit?;
@@ -238,54 +196,59 @@ pub(crate) async fn introspect_tables(
 
 /// Adds a fault to each dataset whose table is not there or has no columns.
 async fn refuse_missing(conn: &mut PgConnection, fittings: &mut [Fitting<'_>]) -> Result<(), sqlx::Error> {
-    let mut empty: Vec<_> = fittings.iter_mut().filter(|it| it.columns.is_empty()).collect();
+    let is_empty = |fitting: &&mut Fitting<'_>| fitting.columns.is_empty() && fitting.faults.is_empty();
+    let mut empty: Vec<_> = fittings.iter_mut().filter(is_empty).collect();
     if empty.is_empty() {
         return Ok(());
     }
-    let names: Vec<_> = empty.iter().map(|it| relation(it.table)).collect();
+    let names: Vec<_> = empty.iter().map(|fitting| relation(fitting.table)).collect();
     let are_there: Vec<bool> = sqlx::query_scalar(
         "-- source.table_schema.are_there
-         select to_regclass(its.name) is not null from unnest($1) with ordinality as its (name, place) order by its.place",
+         select to_regclass(t.name) is not null from unnest($1) with ordinality as t (name, place) order by t.place",
     )
     .bind(names)
     .fetch_all(&mut *conn)
     .await?;
     let near = if are_there.contains(&false) { table_names(conn).await? } else { Vec::new() };
-    for (it, is_there) in empty.iter_mut().zip(are_there) {
+    for (fitting, is_there) in empty.iter_mut().zip(are_there) {
+        let table = &fitting.dataset.table;
         let why = match is_there {
-            true => format!("`{}` has no columns", it.dataset.table),
-            false => format!("there is no table `{}`{}", it.dataset.table, hint_of_tables(&near, it.dataset)),
+            true => format!("`{table}` has no columns"),
+            false => format!("there is no table `{table}`{}", hint_of_tables(&near, table)),
         };
-        it.wrong("table", None, why);
+        fitting.wrong("table", None, why);
     }
     Ok(())
 }
 
-/// Returns the names of all tables: without and with the schema, and if the first one finds the table.
-async fn table_names(conn: &mut PgConnection) -> Result<Vec<(String, String, bool)>, sqlx::Error> {
-    sqlx::query_as(
+/// Returns the names of all tables: without the schema, with it, and the shorter one of these that finds the table.
+async fn table_names(conn: &mut PgConnection) -> Result<Vec<[String; 3]>, sqlx::Error> {
+    sqlx::query_scalar(
         "-- source.table_schema.tables
-         select c.relname::text, n.nspname || '.' || c.relname, coalesce(cdc_export.table_of_role(quote_ident(c.relname)) = c.oid, false)
-         from pg_class c join pg_namespace n on n.oid = c.relnamespace
+         select array[c.relname::text, named.in_full, case when named.is_found then c.relname::text else named.in_full end]
+         from pg_class c
+         join pg_namespace n on n.oid = c.relnamespace
+         cross join lateral (
+           select n.nspname || '.' || c.relname as in_full,
+             coalesce(cdc_export.table_of_role(quote_ident(c.relname)) = c.oid, false) as is_found) named
          where c.relkind in ('r', 'p') and n.nspname not in ('pg_catalog', 'information_schema', 'cdc_export')
            and n.nspname not like 'pg\\_%'
-         -- Of names that are equally near, the last one is told.
-         order by 3, 2 desc",
+         -- Of names that are equally near, the last one is in the hint.
+         order by named.is_found, named.in_full desc",
     )
     .fetch_all(conn)
     .await
 }
 
-fn hint_of_tables(tables: &[(String, String, bool)], dataset: &Dataset) -> String {
-    let has_schema = dataset.table.schema.is_some();
-    let names = tables.iter().map(|(name, full, is_found_by_name)| match has_schema {
-        true => (full.as_str(), full.as_str()),
-        false => (name.as_str(), if *is_found_by_name { name.as_str() } else { full.as_str() }),
+fn hint_of_tables(tables: &[[String; 3]], table: &Table) -> String {
+    let names = tables.iter().map(|[name, in_full, shortest]| match table.schema {
+        Some(_) => (in_full.as_str(), in_full.as_str()),
+        None => (name.as_str(), shortest.as_str()),
     });
-    hint_in_full(&dataset.table.to_string(), names)
+    hint_in_full(&table.to_string(), names)
 }
 
-/// The dataset being held against the columns.
+/// The comparison of a dataset with the columns of its table.
 struct Fitting<'a> {
     dataset: &'a Dataset,
     table: &'a Table,
@@ -294,6 +257,11 @@ struct Fitting<'a> {
 }
 
 impl<'a> Fitting<'a> {
+    fn new((&(dataset, access), columns): (&(&'a Dataset, &'a TableAccess), &'a Vec<ColumnRow>)) -> Fitting<'a> {
+        let faults = access.hidden().into_iter().cloned().collect();
+        Fitting { dataset, table: access.table_of(dataset), columns, faults }
+    }
+
     fn wrong(&mut self, member: &'static str, item: Option<&str>, why: String) {
         let (dataset, item) = (self.dataset.name.clone(), item.map(str::to_owned));
         self.faults.push(Fault { dataset, member, item, why });
@@ -324,11 +292,11 @@ impl<'a> Fitting<'a> {
         let created_at = self.time("created_at", self.dataset.created_at.as_deref());
         let created_at = created_at.filter(|_| self.dataset.operation == Operation::Timestamps);
         let deleted = self.deleted();
-        let Fitting { dataset, table, columns: found, faults } = self;
+        let Fitting { dataset, table, columns: rows, faults } = self;
         if !faults.is_empty() {
             return Err(Faults(faults));
         }
-        Ok(FittingTable { dataset, table, found, key, columns, updated_at, created_at, deleted, missing_masked })
+        Ok(FittingTable { dataset, table, rows, key, columns, updated_at, created_at, deleted, missing_masked })
     }
 
     /// Refuses a view, a materialized view and a foreign table, unless the dataset has no capture. Refuses an index and
@@ -392,7 +360,7 @@ impl<'a> Fitting<'a> {
             if self.dataset.capture == Capture::None {
                 // A part of the key tells no rows apart, nor does the key of a parent those of its children.
                 let is_whole = key.iter().all(|column| self.may_send(&column.name) && !column.has_children);
-                let is_steady = key.iter().all(|it| key_index::unsteady_text(it.own_type.as_deref()).is_none());
+                let is_steady = key.iter().all(|part| key_index::unsteady_text(part.own_type.as_deref()).is_none());
                 return if is_whole && is_steady { key } else { Vec::new() };
             }
             if key.is_empty() && self.faults.is_empty() {
@@ -557,7 +525,7 @@ struct FittingTable<'a> {
     dataset: &'a Dataset,
     table: &'a Table,
     /// All columns of the table.
-    found: &'a [ColumnRow],
+    rows: &'a [ColumnRow],
     key: Vec<KeyColumn>,
     columns: Vec<TableColumn>,
     updated_at: Option<TableColumn>,
@@ -571,8 +539,8 @@ impl<'a> FittingTable<'a> {
         self.columns.iter().any(|sent| sent.number == column.number)
     }
 
-    /// Returns true if the dataset's filter may ask for this column.
-    fn is_asked(&self, column: &ColumnRow) -> bool {
+    /// Returns true if the dataset's filter may mention this column.
+    fn is_mentioned(&self, column: &ColumnRow) -> bool {
         self.dataset.filter.as_deref().is_some_and(|text| filter::mentions(text, &column.name))
     }
 
@@ -581,37 +549,36 @@ impl<'a> FittingTable<'a> {
         let times = [&self.updated_at, &self.created_at, &self.deleted].into_iter().flatten();
         let deciding: Vec<_> =
             self.key.iter().map(|key| &key.column).chain(times).map(|column| column.number).collect();
-        let of_interest = |it: &&ColumnRow| self.is_sent(it) || deciding.contains(&it.number) || self.is_asked(it);
-        self.found.iter().filter(of_interest).collect()
+        let is_known = |column: &&ColumnRow| {
+            self.is_sent(column) || deciding.contains(&column.number) || self.is_mentioned(column)
+        };
+        self.rows.iter().filter(is_known).collect()
     }
 
     /// Returns the numbers of the columns whose values may change without a change of a row.
     fn changing(&self) -> Vec<i16> {
-        self.known().iter().filter(|it| it.may_change).map(|it| it.number).collect()
+        self.known().iter().filter(|column| column.may_change).map(|column| column.number).collect()
     }
 
     /// Returns the schema. `parts`: those of the columns of `changing`. `filter`: a hash of what the filter may call.
     fn schema(self, mut parts: BTreeMap<String, String>, filter: Option<String>) -> TableSchema {
-        let (found, known) = (self.found, self.known());
-        let is_set = |it: &ColumnRow| it.not_null && it.table_kind == "r";
-        let deleted_is_set = self
-            .deleted
-            .as_ref()
-            .is_some_and(|deleted| found.iter().any(|it| it.number == deleted.number && is_set(it)));
-        let types = known.iter().map(|it| (it.name.clone(), it.saved_type.clone())).collect();
-        // Which rows a filter finds may be told by the order of texts.
-        let order = |it: &&&ColumnRow| it.collation.0 != 0 && self.is_asked(it);
-        parts.extend(known.iter().filter(order).map(|it| (format!("order {}", it.number), it.collation.0.to_string())));
-        let known = known.into_iter().map(|it| {
-            let ColumnRow { name, number, version, .. } = it;
+        let (rows, known) = (self.rows, self.known());
+        let is_set = |row: &&ColumnRow| row.not_null && row.table_kind == "r";
+        let deleted = self.deleted.as_ref().map(|deleted| deleted.number);
+        let deleted_is_set = rows.iter().filter(is_set).any(|row| Some(row.number) == deleted);
+        let types = known.iter().map(|row| (row.name.clone(), row.saved_type.clone())).collect();
+        // The order of texts may decide which rows a filter finds.
+        let ordered = known.iter().filter(|row| row.collation.0 != 0 && self.is_mentioned(row));
+        parts.extend(ordered.map(|row| (format!("order {}", row.number), row.collation.0.to_string())));
+        let known = known.into_iter().map(|ColumnRow { name, number, version, .. }| {
             let sent = self.columns.iter().find(|sent| sent.number == *number);
             let name_in_files = sent.map(|sent| sent.rename.as_ref().unwrap_or(name).as_str());
             RememberedColumn { name, number: *number, version, name_in_files }
         });
         let masks = &self.dataset.masks.rules;
-        let is_new = |it: &&ColumnRow| masks.contains_key(&it.name) && !it.masked.contains(&it.name);
-        let newly_masked = found.iter().filter(is_new).map(|column| column.name.clone()).collect();
-        let width = found.first().map_or(0, |it| it.width);
+        let is_new = |row: &&ColumnRow| masks.contains_key(&row.name) && !row.masked.contains(&row.name);
+        let newly_masked = rows.iter().filter(is_new).map(|row| row.name.clone()).collect();
+        let width = rows.first().map_or(0, |row| row.width);
         let time = self.updated_at.as_ref().map(|time| time.number);
         let mut guard_state = guard::guard_state(known, &parts, width, time);
         if let Some(hash) = filter {
@@ -623,10 +590,7 @@ impl<'a> FittingTable<'a> {
         TableSchema {
             table: self.table.clone(),
             is_filtered: self.dataset.filter.is_some(),
-            relation: found
-                .first()
-                .and_then(|it| RelationKind::from_relkind(&it.table_kind))
-                .expect("a relation that fits has columns and a kind"),
+            relation: RelationKind::from_relkind(&rows[0].table_kind).expect("a relation that fits has a kind"),
             key: self.key,
             columns: self.columns,
             operation: self.dataset.header.operation_column(),

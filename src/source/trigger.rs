@@ -5,59 +5,35 @@
 
 use crate::source::quote;
 
-/// The changes that a trigger and its function log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum TriggerKind {
-    /// The rows that a statement inserted.
-    Inserts,
-    /// The rows that a statement updated.
-    Updates,
-    /// The rows that a statement deleted.
-    Deletes,
-    /// A row that was written where statement triggers don't fire: by a subscription's apply worker, or with
-    /// `session_replication_role = replica`.
-    Replicated,
-    /// A row that was written to a partition. Postgres clones row triggers to every partition, those to come too, so
-    /// that they see what is written directly into one; statement triggers of the parent wouldn't. A row that moves is
-    /// a delete and an insert.
-    Rows,
-    /// A statement that emptied the table.
-    Truncates,
+pg_rows::words! {
+    /// The changes that a trigger and its function log. Its word is the last letter of the function's name.
+    pub(crate) TriggerKind, "a trigger" {
+        /// The rows that a statement inserted.
+        Inserts = "i",
+        /// The rows that a statement updated.
+        Updates = "u",
+        /// The rows that a statement deleted.
+        Deletes = "d",
+        /// A row that was written where statement triggers don't fire: by a subscription's apply worker, or with
+        /// `session_replication_role = replica`.
+        Replicated = "s",
+        /// A row that was written to a partition. Postgres clones row triggers to every partition, those to come too, so
+        /// that they see what is written directly into one; statement triggers of the parent wouldn't. A row that moves
+        /// is a delete and an insert.
+        Rows = "r",
+        /// A statement that emptied the table.
+        Truncates = "t",
+    }
 }
 
 impl TriggerKind {
-    pub(crate) const ALL: [TriggerKind; 6] = [
-        TriggerKind::Inserts,
-        TriggerKind::Updates,
-        TriggerKind::Deletes,
-        TriggerKind::Replicated,
-        TriggerKind::Rows,
-        TriggerKind::Truncates,
-    ];
-
     /// The triggers that a table needs.
     pub(crate) fn of_table(is_partitioned: bool) -> impl Iterator<Item = TriggerKind> {
-        TriggerKind::ALL.into_iter().filter(move |kind| match kind {
+        TriggerKind::ALL.iter().copied().filter(move |kind| match kind {
             TriggerKind::Truncates => true,
             TriggerKind::Rows => is_partitioned,
             _ => !is_partitioned,
         })
-    }
-
-    /// The last part of the function's name.
-    pub(crate) fn letter(self) -> &'static str {
-        match self {
-            TriggerKind::Inserts => "i",
-            TriggerKind::Updates => "u",
-            TriggerKind::Deletes => "d",
-            TriggerKind::Replicated => "s",
-            TriggerKind::Rows => "r",
-            TriggerKind::Truncates => "t",
-        }
-    }
-
-    pub(crate) fn of_letter(letter: &str) -> Option<TriggerKind> {
-        TriggerKind::ALL.into_iter().find(|kind| kind.letter() == letter)
     }
 }
 

@@ -36,13 +36,13 @@ impl Function {
     /// Returns the function with this name, which has no schema. Returns `None` if no trigger function has such a name.
     pub(super) fn named(name: &str, root: u32, key: Vec<String>, is_plain: bool) -> Option<Function> {
         let (id, letter) = name.strip_prefix("capture_")?.split_once('_')?;
-        let kind = TriggerKind::of_letter(letter)?;
+        let kind = letter.parse().ok()?;
         Some(Function { id: id.to_owned(), kind, root, key, is_plain })
     }
 
     /// Returns the function's name with its schema.
     pub(super) fn name(&self) -> String {
-        format!("cdc_export.capture_{}_{}", self.id, self.kind.letter())
+        format!("cdc_export.capture_{}_{}", self.id, self.kind)
     }
 
     /// Returns the statement that creates or replaces the function. The dollar quotes contain the `id`, so that no name
@@ -281,7 +281,7 @@ impl Function {
             TriggerKind::Truncates => ("truncate", "for each statement".to_owned()),
             TriggerKind::Rows | TriggerKind::Replicated => ("insert or update or delete", "for each row".to_owned()),
         };
-        let (letter, name) = (self.kind.letter(), self.name());
+        let (letter, name) = (self.kind, self.name());
         // Postgres clones the row trigger to each partition. A partition that was a tracked root has its own row
         // trigger, which needs another name.
         let of_set = if self.kind == TriggerKind::Rows { format!("_{}", self.id) } else { String::new() };
@@ -303,7 +303,7 @@ mod tests {
 
     fn all(key: &[&str]) -> Vec<Function> {
         let both = |kind| [true, false].map(|is_plain| function(kind, key, is_plain));
-        TriggerKind::ALL.into_iter().flat_map(both).collect()
+        TriggerKind::ALL.iter().copied().flat_map(both).collect()
     }
 
     #[test]

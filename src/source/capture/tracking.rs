@@ -7,14 +7,13 @@ use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
 use crate::connection::statement::with_pieces;
-use crate::dataset::fault::Faults;
 use crate::dataset::{Capture, Dataset, Table, TableSchema};
 use crate::source::capture::waiting::{Queue, Wait};
 use crate::source::capture::{Error, function_text, functions, one_at_a_time, stamps};
 use crate::source::captured::CAPTURE;
 use crate::source::relation_locks::Room;
 use crate::source::trigger::TriggerKind;
-use crate::source::{quote, table_schema};
+use crate::source::{quote, rights, table_schema};
 
 static LOCATE: LazyLock<String> =
     LazyLock::new(|| with_pieces(include_str!("tracking/locate.sql"), &[("captured.sql", CAPTURE)]));
@@ -52,6 +51,10 @@ impl TableState {
     pub(super) fn require_owner(&self, table: &Table) -> Result<(), Error> {
         let (table, role) = (table.to_string(), self.role.clone());
         self.other_owner.clone().map_or(Ok(()), |owner| Err(Error::NotOwner { table, role, owner }))
+    }
+
+    fn table(&self) -> Table {
+        Table { schema: Some(self.schema_name.clone()), name: self.table_name.clone() }
     }
 
     /// Returns true if the triggers log every change, by `key`.
@@ -177,8 +180,7 @@ async fn try_track(pool: &PgPool, dataset: &Dataset, wait: &mut Wait) -> Result<
 /// Requires that the locks of a table and its partitions leave half of the free places of Postgres's lock table.
 async fn require_room(conn: &mut PgConnection, table: &Table, state: &TableState) -> Result<(), Error> {
     if state.kind == "p" {
-        let found = Table { schema: Some(state.schema_name.clone()), name: state.table_name.clone() };
-        let Room { relations: locks, free, .. } = Room::find(conn, &[found], &[false]).await?;
+        let Room { relations: locks, free, .. } = Room::find(conn, &[(&state.table(), None)], &[false]).await?;
         if locks * 2 > free {
             return Err(Error::TooManyLocks { table: table.to_string(), locks, free });
         }
@@ -325,11 +327,10 @@ fn check(state: &TableState, dataset: &Dataset) -> Result<(), Error> {
 }
 
 async fn introspect(conn: &mut PgConnection, dataset: &Dataset) -> Result<TableSchema, Error> {
-    table_schema::introspect(conn, dataset).await.map_err(|error| match error {
-        table_schema::Error::Faults(faults) => Error::Mismatch(faults),
-        table_schema::Error::Hidden(fault) => Error::Mismatch(Faults(vec![fault])),
-        table_schema::Error::Sql(cause) => Error::of_table(&dataset.table, cause),
-    })
+    let failed = |cause| Error::of_table(&dataset.table, cause);
+    let access = rights::read_access(conn, dataset).await.map_err(failed)?;
+    let mut schemas = table_schema::introspect_all(conn, &[(dataset, &access)]).await.map_err(failed)?;
+    schemas.remove(0).map_err(Error::Mismatch)
 }
 
 /// Locks a table and its partitions against writes and changes, and reads its state again, because the state may have
@@ -344,10 +345,9 @@ pub(super) async fn lock(
     kept: Option<&str>,
     wait: &mut Wait,
 ) -> Result<TableState, Error> {
-    let found = Table { schema: Some(state.schema_name.clone()), name: state.table_name.clone() };
     let removes = !triggers(conn, state, kept).await?.is_empty();
     let mode = if removes { "access exclusive" } else { "share row exclusive" };
-    wait.lock(conn, table, (state.oid, &found), mode).await?;
+    wait.lock(conn, table, (state.oid, &state.table()), mode).await?;
     let locked = locate(conn, table).await?;
     // The name may now belong to another table, which isn't locked.
     if locked.oid == state.oid { Ok(locked) } else { Err(Error::busy(table)) }
