@@ -19,12 +19,9 @@ pub(super) const FRAME_BYTES: usize = 1 << 20;
 /// (docs/PERFORMANCE.md).
 const GZIP_LEVEL: u8 = 1;
 const ZSTD_LEVEL: u8 = 1;
-/// The highest level of gzip.
 const MOST_GZIP: u8 = 12;
 
-/// Compresses frames.
 pub(super) enum Compressor {
-    /// Makes members.
     Gzip(libdeflater::Compressor),
     /// Makes frames with a checksum.
     Zstd(bulk::Compressor<'static>),
@@ -80,7 +77,6 @@ impl Compressor {
     }
 }
 
-/// Writes one member of a gzip file.
 fn member(gzip: &mut libdeflater::Compressor, plain: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
     out.resize(gzip.gzip_compress_bound(plain.len()), 0);
     let bytes = gzip.gzip_compress(plain, out).map_err(io::Error::other)?;
@@ -88,7 +84,6 @@ fn member(gzip: &mut libdeflater::Compressor, plain: &[u8], out: &mut Vec<u8>) -
     Ok(())
 }
 
-/// Decompresses the frames of a file.
 #[cfg(test)]
 pub(super) fn unpacked(compression: Compression, packed: &[u8]) -> Vec<u8> {
     use std::io::Read;

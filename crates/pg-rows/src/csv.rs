@@ -7,7 +7,6 @@ use crate::column::{Column, ColumnType};
 use crate::text::Lines;
 use crate::{Error, value};
 
-/// The lines of a CSV file.
 #[derive(Clone)]
 pub(crate) struct Csv;
 
@@ -77,7 +76,6 @@ fn text(marks: u8, bytes: &[u8], out: &mut Vec<u8>) {
 
 /// The mark of a byte that a reader takes for something else than text.
 const SPECIAL: u8 = 1;
-/// The mark of a byte beyond ASCII.
 const NOT_ASCII: u8 = 2;
 
 /// Returns the marks of a text's bytes, found in one pass. Texts are short, so one search for each mark costs more.

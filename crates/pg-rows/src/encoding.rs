@@ -30,7 +30,6 @@ crate::words! {
     }
 }
 
-/// The compressions around a file of text.
 const AROUND: &[Compression] = &[Compression::None, Compression::Gzip, Compression::Zstd];
 
 /// The facts about a format that callers need without reading its bytes.
@@ -182,7 +181,6 @@ impl Encoding {
         Ok(Encoding { format, compression })
     }
 
-    /// Returns the compression around the whole file.
     fn around(self) -> Compression {
         if self.format.spec().is_compressed_inside { Compression::None } else { self.compression }
     }

@@ -11,10 +11,8 @@ const FLOAT8_EXPONENT: i32 = 15;
 const FLOAT4_EXPONENT: i32 = 6;
 /// Below this power of ten Postgres writes an exponent too.
 const LEAST_PLAIN: i32 = -4;
-/// The most bytes that `ryu` writes.
 const MOST_DIGITS: usize = 24;
 
-/// Appends a `double precision`.
 pub(crate) fn float8(number: f64, out: &mut Vec<u8>) {
     if number.is_finite() {
         finite(ryu::Buffer::new().format_finite(number), FLOAT8_EXPONENT, out);
@@ -23,7 +21,6 @@ pub(crate) fn float8(number: f64, out: &mut Vec<u8>) {
     }
 }
 
-/// Appends a `real`.
 pub(crate) fn float4(number: f32, out: &mut Vec<u8>) {
     if number.is_finite() {
         finite(ryu::Buffer::new().format_finite(number), FLOAT4_EXPONENT, out);

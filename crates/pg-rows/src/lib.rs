@@ -110,17 +110,11 @@ impl Layout {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A text is not UTF-8, which a database in `SQL_ASCII` allows.
-    #[error("column `{column}` holds a text that is not UTF-8")]
-    InvalidText {
-        /// The column's name.
-        column: String,
-    },
+    #[error("column `{0}` holds a text that is not UTF-8")]
+    InvalidText(String),
     /// A field's size is not that of its type: the table changed under the export, or the caller has a defect.
-    #[error("column `{column}` is not of the expected type")]
-    WrongType {
-        /// The column's name.
-        column: String,
-    },
+    #[error("column `{0}` is not of the expected type")]
+    WrongType(String),
     /// The number of fields is not the number of columns.
     #[error("a row of {found} fields where {expected} were expected")]
     WrongShape {
@@ -291,11 +285,11 @@ mod tests {
         for format in built() {
             for (kind, field) in others {
                 let error = file_of_one(format, kind, field).unwrap_err();
-                assert!(matches!(error, Error::WrongType { column } if column == "v"), "{kind:?} as {format}");
+                assert!(matches!(error, Error::WrongType(column) if column == "v"), "{kind:?} as {format}");
             }
             for kind in [ColumnType::Text, ColumnType::Json, ColumnType::Jsonb] {
                 let error = file_of_one(format, kind, b"\x01\xff").unwrap_err();
-                assert!(matches!(error, Error::InvalidText { column } if column == "v"), "{kind:?} as {format}");
+                assert!(matches!(error, Error::InvalidText(column) if column == "v"), "{kind:?} as {format}");
             }
             let column = Column::new("v", ColumnType::Text);
             let error = file((format, Compression::None), &[column], [vec![]]).unwrap_err();

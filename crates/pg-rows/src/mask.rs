@@ -42,7 +42,7 @@ fn replace(mask: &Mask, column: &Column, field: &[u8], out: &mut Vec<u8>) -> Res
 fn text(column: &Column, field: &[u8]) -> Result<String, Error> {
     let mut text = Vec::new();
     value::plain(column, field, &mut text)?;
-    String::from_utf8(text).map_err(|_| Error::InvalidText { column: column.name.to_string() })
+    String::from_utf8(text).map_err(|_| Error::InvalidText(column.name.to_string()))
 }
 
 fn year(column: &Column, field: &[u8]) -> Result<Option<i32>, Error> {

@@ -48,7 +48,6 @@ impl From<ParquetError> for Error {
     }
 }
 
-/// Writes Parquet files of the same columns.
 #[derive(Clone)]
 pub(crate) struct ParquetWriter {
     columns: Vec<Column>,
@@ -112,7 +111,6 @@ impl FormatWriter for ParquetWriter {
     }
 }
 
-/// Collects rows, and encodes them as row groups.
 struct GroupEncoder {
     writer: ParquetWriter,
     chunks: Vec<Chunk>,
@@ -365,7 +363,7 @@ mod tests {
             // One digit more than the column has.
             let more = [u16::from(precision) / 4 + 1, u16::from(precision) / 4, 0, 0].into_iter();
             let more: Vec<_> = more.chain((0..=precision / 4).map(|_| 9999)).flat_map(u16::to_be_bytes).collect();
-            assert!(matches!(refused(&decimals("v", precision), &more), Error::WrongType { .. }), "{precision}");
+            assert!(matches!(refused(&decimals("v", precision), &more), Error::WrongType(_)), "{precision}");
         }
     }
 
@@ -474,7 +472,7 @@ mod tests {
         ]);
         for field in fields {
             let error = refused(&lists(ColumnType::Int4), &field);
-            assert!(matches!(error, Error::WrongType { column } if column == "v"), "{field:?}");
+            assert!(matches!(error, Error::WrongType(column) if column == "v"), "{field:?}");
         }
     }
 

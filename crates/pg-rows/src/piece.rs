@@ -5,7 +5,6 @@ use ::parquet::column::writer::ColumnCloseResult;
 
 /// Whole rows of one reader, encoded and compressed.
 pub struct Piece {
-    /// The encoded rows.
     pub(crate) bytes: Vec<u8>,
     /// The size of the rows before compression, in text formats.
     pub(crate) text_bytes: usize,

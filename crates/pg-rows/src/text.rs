@@ -16,7 +16,6 @@ const TEXT_BYTES: usize = 256 << 10;
 
 /// The lines of one text format.
 pub(crate) trait Lines: Clone + Send + Sync + 'static {
-    /// Prepares lines of these columns.
     fn new(columns: &[Column]) -> Self;
 
     /// Appends the lines before the first row.
@@ -26,7 +25,6 @@ pub(crate) trait Lines: Clone + Send + Sync + 'static {
     fn row(&self, columns: &[Column], fields: &[Option<&[u8]>], out: &mut Vec<u8>) -> Result<(), Error>;
 }
 
-/// Writes files of lines.
 #[derive(Clone)]
 pub(crate) struct TextWriter<L> {
     lines: L,
@@ -62,12 +60,9 @@ impl<L: Lines> FormatWriter for TextWriter<L> {
     }
 }
 
-/// Encodes rows as lines.
 struct TextEncoder<L> {
     writer: TextWriter<L>,
-    /// The lines after the last piece.
     text: Vec<u8>,
-    /// Created with the first piece.
     compressor: Option<Compressor>,
 }
 

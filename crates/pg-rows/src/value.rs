@@ -102,11 +102,11 @@ pub(crate) fn sized<const N: usize>(column: &Column, field: &[u8]) -> Result<[u8
 }
 
 pub(crate) fn wrong_type(column: &Column) -> Error {
-    Error::WrongType { column: column.name.to_string() }
+    Error::WrongType(column.name.to_string())
 }
 
 pub(crate) fn require_utf8(column: &Column, field: &[u8]) -> Result<(), Error> {
-    std::str::from_utf8(field).map(drop).map_err(|_| Error::InvalidText { column: column.name.to_string() })
+    std::str::from_utf8(field).map(drop).map_err(|_| Error::InvalidText(column.name.to_string()))
 }
 
 pub(crate) fn require_shape(columns: &[Column], fields: &[Option<&[u8]>]) -> Result<(), Error> {

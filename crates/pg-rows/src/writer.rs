@@ -8,23 +8,19 @@ use crate::piece::Piece;
 
 /// Writes files of one format. Made once for an export, and shared by its readers and its files.
 pub(crate) trait FormatWriter: Send + Sync {
-    /// Returns an encoder without rows, for one reader.
     fn encoder(&self) -> Box<dyn RowEncoder>;
 
     /// Begins a file. Returns its assembler, and the bytes before the first row.
     fn begin(&self) -> Result<(Box<dyn FileAssembler>, Vec<u8>), Error>;
 }
 
-/// Encodes the rows of one reader.
 pub(crate) trait RowEncoder: Send {
     /// Encodes a row, given as the binary form of each field. `None` is NULL.
     /// After an error, the encoder holds half a row and must be dropped.
     fn append(&mut self, fields: &[Option<&[u8]>]) -> Result<(), Error>;
 
-    /// Returns true if the rows are enough for a piece.
     fn is_full(&self) -> bool;
 
-    /// Returns true if there is no row since the last piece.
     fn is_empty(&self) -> bool;
 
     /// Makes a piece of the rows, and begins anew.

@@ -15,15 +15,12 @@ use tokio::io::AsyncWriteExt;
 
 use crate::Error;
 
-/// The PATH of programs that root runs as another user.
 const PATH_OF_OTHER: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The user that runs `initdb` and `postgres` and owns the cluster.
 #[derive(Clone, Debug)]
 pub(super) enum Account {
-    /// The user of this process.
     Own,
-    /// Another user, since this process is root.
     Other { uid: u32, gid: u32 },
 }
 
@@ -68,7 +65,6 @@ impl Account {
         }
     }
 
-    /// Returns the id of the user that owns the cluster.
     pub(super) fn uid(&self) -> u32 {
         match self {
             Account::Own => geteuid().as_raw(),
@@ -76,7 +72,6 @@ impl Account {
         }
     }
 
-    /// Returns the user's name or id, for messages.
     pub(super) fn name(&self) -> String {
         let user = User::from_uid(Uid::from_raw(self.uid())).ok().flatten();
         user.map_or(self.uid().to_string(), |user| user.name)
@@ -91,9 +86,6 @@ impl Account {
 
 /// Runs a program until it ends, with `input` as its standard input. Returns its standard output. Ends the program if
 /// the future is dropped.
-///
-/// # Errors
-/// If the program can't be run or fails.
 pub(super) async fn run(mut command: Command, input: &[u8]) -> Result<String, Error> {
     let program = PathBuf::from(command.get_program());
     let failed = |detail: String| Error::Program { program: program.clone(), detail };

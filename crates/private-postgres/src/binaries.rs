@@ -39,7 +39,6 @@ impl Binaries {
         choose(found, wanted, &data).map(Some)
     }
 
-    /// Returns the downloaded binaries.
     pub(super) async fn downloaded(data_dir: &DataDir) -> Result<Binaries, Error> {
         let found = Binaries::in_folder(&download::programs(data_dir), &data_dir.account).await?;
         found.ok_or(Error::NotInstalled(String::new()))

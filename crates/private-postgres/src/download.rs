@@ -13,7 +13,6 @@ use crate::{Error, Settings};
 
 /// The version that is downloaded, in the numbering of the project that publishes the archives.
 const VERSION: &str = "17.11.0";
-/// The major version that is downloaded.
 pub(super) const MAJOR: u32 = 17;
 
 /// Returns the folder of the downloaded programs in a data folder. It may not exist.

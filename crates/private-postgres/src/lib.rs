@@ -29,13 +29,11 @@ use crate::postmaster::Postmaster;
 /// The superuser of the private server. It must differ from the name of the service's schema, because `"$user"` in the
 /// search path would resolve to that schema.
 pub const ROLE: &str = "postgres";
-/// The database in the private server.
 pub const DATABASE: &str = "cdc_export";
 
 /// The port of the private server. It is only used in the socket's name, because the server listens on no network.
 pub const PORT: u16 = 5432;
 
-/// The data folder if the settings name none.
 const DEFAULT_DATA_DIR: &str = "./data";
 
 /// The folder that root uses if others may write to the default one, or the user that runs Postgres can't enter it.
@@ -44,7 +42,6 @@ const SYSTEM_DATA_DIR: &str = "/var/lib/cdc-export";
 /// Downloads the file at an https URL. The error is the reason without the URL.
 pub type Fetch = fn(String) -> Pin<Box<dyn Future<Output = Result<Vec<u8>, String>> + Send>>;
 
-/// The settings of a private server: its data folder and its binaries.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The folder of the server's data, log and lock. `None` is `./data`. Root then uses `/var/lib/cdc-export` instead
@@ -56,7 +53,6 @@ pub struct Settings {
     pub ignores_installed: bool,
     /// The function that downloads the programs if none are installed. `None` disables the download.
     pub download: Option<Fetch>,
-    /// The folders of `PATH`.
     pub search_path: Vec<PathBuf>,
     /// The preferred parent of the socket's folder: `XDG_RUNTIME_DIR`.
     pub runtime_dir: Option<PathBuf>,
@@ -100,11 +96,7 @@ pub enum Error {
     #[error(
         "the user `{user}`, who runs Postgres, can't reach {}: choose another DATA_DIR or open the folders above it", .folder.display()
     )]
-    Unreachable {
-        folder: PathBuf,
-        /// The user's name or number.
-        user: String,
-    },
+    Unreachable { folder: PathBuf, user: String },
     /// This process is root, and another user could replace the data folder.
     #[error(
         "DATA_DIR: {} {why}: choose a place below root's own folders, as {SYSTEM_DATA_DIR}, or start as an ordinary user", .part.display()

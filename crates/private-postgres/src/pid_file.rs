@@ -14,7 +14,6 @@ pub(super) struct PidFile {
 }
 
 impl PidFile {
-    /// Returns the path of the file in a cluster.
     pub(super) fn path(cluster: &Path) -> PathBuf {
         cluster.join("postmaster.pid")
     }

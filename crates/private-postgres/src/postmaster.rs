@@ -19,10 +19,8 @@ use crate::data_dir::{DataDir, open_private};
 use crate::pid_file::PidFile;
 use crate::{Error, PORT, socket};
 
-/// The pause before a restart.
 const RESTART_PAUSE: Duration = Duration::from_secs(2);
 
-/// The pause between two checks of a server that is not ready yet.
 const POLL: Duration = Duration::from_millis(20);
 
 /// The size above which the server's log is rotated before a start. One old log is kept.
@@ -41,14 +39,12 @@ pub(super) struct Postmaster {
     pub(super) socket_folder: PathBuf,
     pub(super) binaries: Binaries,
     pub(super) data_dir: DataDir,
-    /// The supervisor's lock.
     pub(super) _lock: File,
 }
 
 /// A server process. Dropping this value requests its shutdown.
 pub(super) struct Process {
     child: Child,
-    /// The size of the log before the start.
     log_begin: usize,
 }
 
@@ -60,7 +56,6 @@ impl Process {
         }
     }
 
-    /// Stops the server and waits for its end.
     async fn stop(&mut self) {
         for (signal, limit) in ESCALATION {
             self.signal(signal);
@@ -131,7 +126,6 @@ impl Postmaster {
         }
     }
 
-    /// Starts the server process.
     async fn spawn(&self) -> Result<Process, Error> {
         self.stop_leftover().await?;
         socket::clear(&self.socket_folder);

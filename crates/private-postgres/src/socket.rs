@@ -49,7 +49,6 @@ pub(super) fn clear(folder: &Path) {
     let _ = fs::remove_file(socket.with_added_extension("lock"));
 }
 
-/// Returns true if a server listens on the socket in this folder.
 pub(super) fn answers(folder: &Path) -> bool {
     UnixStream::connect(socket_in(folder)).is_ok()
 }
@@ -73,7 +72,6 @@ fn make_private(path: &Path, account: &Account) -> Result<bool, Error> {
     Ok(is_private && account.reaches(path))
 }
 
-/// Returns the name of the socket folder, derived from a hash of the data folder's path.
 fn name_for(data_dir: &Path) -> String {
     let data_dir = data_dir.canonicalize().unwrap_or(data_dir.to_owned());
     let digest = digest(&SHA256, data_dir.as_os_str().as_encoded_bytes());

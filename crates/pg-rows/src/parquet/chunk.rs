@@ -27,7 +27,6 @@ pub(super) const UUID_BYTES: usize = size_of::<uuid::Bytes>();
 pub(super) const EPOCH_DAYS: i32 = 10_957;
 pub(super) const EPOCH_MICROS: i64 = EPOCH_DAYS as i64 * datetime::MICROS_PER_DAY;
 
-/// A column's values of one row group.
 pub(super) struct Chunk {
     levels: Levels,
     values: Values,
@@ -43,7 +42,6 @@ struct Levels {
     repetition: Vec<i16>,
 }
 
-/// The levels of a column without lists.
 const NULL: i16 = 0;
 const VALUE: i16 = 1;
 /// The levels of a column of lists.
@@ -55,9 +53,6 @@ const ELEMENT: i16 = 3;
 enum Values {
     Int32(Vec<i32>),
     Int64(Vec<i64>),
-    /// The units of `DECIMAL`s.
-    Units32(Vec<i32>),
-    Units64(Vec<i64>),
     Float(Vec<f32>),
     Double(Vec<f64>),
     Bool(Vec<bool>),
@@ -75,10 +70,7 @@ struct Slices {
 
 impl Chunk {
     pub(super) fn of(column: &Column) -> Chunk {
-        let is_decimal = matches!(column.parquet, ParquetType::Decimal { .. });
         let values = match physical_type(column) {
-            basic::Type::INT32 if is_decimal => Values::Units32(Vec::new()),
-            basic::Type::INT64 if is_decimal => Values::Units64(Vec::new()),
             basic::Type::INT32 => Values::Int32(Vec::new()),
             basic::Type::INT64 => Values::Int64(Vec::new()),
             basic::Type::FLOAT => Values::Float(Vec::new()),
@@ -138,14 +130,6 @@ impl Chunk {
                 values.push(int64(column, field)?);
                 size_of::<i64>()
             }
-            Values::Units32(values) => {
-                values.push(decimal(column, field)?);
-                size_of::<i32>()
-            }
-            Values::Units64(values) => {
-                values.push(decimal(column, field)?);
-                size_of::<i64>()
-            }
             Values::Float(values) => {
                 values.push(f32::from_be_bytes(value::sized(column, field)?));
                 size_of::<f32>()
@@ -174,12 +158,11 @@ impl Chunk {
         matches!(&self.values, Values::Texts(texts) if texts.repeat())
     }
 
-    /// Writes the values.
     pub(super) fn write(self, column: &mut ColumnWriter<'_>) -> Result<(), ParquetError> {
         let Chunk { levels, values } = self;
         match values {
-            Values::Int32(values) | Values::Units32(values) => write_all::<Int32Type>(&values, &levels, column),
-            Values::Int64(values) | Values::Units64(values) => write_all::<Int64Type>(&values, &levels, column),
+            Values::Int32(values) => write_all::<Int32Type>(&values, &levels, column),
+            Values::Int64(values) => write_all::<Int64Type>(&values, &levels, column),
             Values::Float(values) => write_all::<FloatType>(&values, &levels, column),
             Values::Double(values) => write_all::<DoubleType>(&values, &levels, column),
             Values::Bool(values) => write_all::<BoolType>(&values, &levels, column),
@@ -333,16 +316,17 @@ fn slices(bytes: &[u8], begin: usize, ends: &[usize]) -> impl Iterator<Item = By
 
 #[inline(always)]
 fn int32(column: &Column, field: &[u8]) -> Result<i32, Error> {
-    if column.kind == ColumnType::Int2 {
-        return Ok(i16::from_be_bytes(value::sized(column, field)?).into());
+    match column.kind {
+        ColumnType::Int2 => Ok(i16::from_be_bytes(value::sized(column, field)?).into()),
+        ColumnType::Date => {
+            let day = i32::from_be_bytes(value::sized(column, field)?);
+            // The largest number, infinity, is beyond the end anyway.
+            let since_1970 = Some(day).filter(|day| *day > i32::MIN).and_then(|day| day.checked_add(EPOCH_DAYS));
+            since_1970.ok_or_else(|| not_in_format(column, field))
+        }
+        ColumnType::Numeric => decimal(column, field),
+        _ => Ok(i32::from_be_bytes(value::sized(column, field)?)),
     }
-    let number = i32::from_be_bytes(value::sized(column, field)?);
-    if column.kind == ColumnType::Int4 {
-        return Ok(number);
-    }
-    // The largest number, infinity, is beyond the end anyway.
-    let day = Some(number).filter(|day| *day > i32::MIN).and_then(|day| day.checked_add(EPOCH_DAYS));
-    day.ok_or_else(|| not_in_format(column, field))
 }
 
 #[inline(always)]
@@ -359,6 +343,7 @@ fn int64(column: &Column, field: &[u8]) -> Result<i64, Error> {
                 Some(micros).filter(|micros| *micros > i64::MIN).and_then(|micros| micros.checked_add(EPOCH_MICROS));
             since_1970.ok_or_else(|| not_in_format(column, field))
         }
+        ColumnType::Numeric => decimal(column, field),
         _ => Ok(i64::from_be_bytes(value::sized(column, field)?)),
     }
 }

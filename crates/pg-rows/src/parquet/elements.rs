@@ -8,7 +8,6 @@ use crate::column::Column;
 use crate::row::BinaryRows;
 use crate::{Error, value};
 
-/// The elements of an array of one dimension.
 pub(super) struct Elements<'c, 'f> {
     column: &'c Column,
     left: u32,

@@ -11,7 +11,6 @@ use parquet::file::writer::{SerializedPageWriter, TrackedWrite};
 use zstd::bulk;
 use zstd::zstd_safe::compress_bound;
 
-/// Compresses pages.
 pub(super) struct PageCompressor {
     codec: Codec,
     in_footer: basic::Compression,
@@ -27,7 +26,6 @@ pub(super) struct Dictionary {
 }
 
 enum Codec {
-    /// Leaves pages as they are.
     None,
     Zstd(bulk::Compressor<'static>),
     Snappy(Box<snap::raw::Encoder>),
@@ -65,7 +63,6 @@ impl PageCompressor {
     }
 }
 
-/// Writes the pages of a column, compressed.
 pub(super) struct Pages<'a, W: Write> {
     out: SerializedPageWriter<'a, W>,
     codec: &'a mut Codec,
