@@ -28,17 +28,14 @@ const CHUNK_BYTES: usize = 256 * 1024;
 pub struct User {
     pub id: i64,
     pub name: String,
-    /// The unique email address.
     pub email: String,
     pub created_at: Option<String>,
     pub updated_at: Option<String>,
     pub is_deleted: bool,
 }
 
-/// The errors of filling the demo table.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The table `users` was not created by the service.
     #[error("`users` is not the demo table: nothing was added")]
     NotOurs,
     #[error("the state of the demo table could not be read")]
@@ -83,9 +80,6 @@ pub async fn seed(pool: &PgPool, rows: u64) -> Result<u64, Error> {
 
 /// Adds users to the demo table until it has `rows`. Returns the number of added users. Calls `progress` with the
 /// number of users added so far.
-///
-/// # Errors
-/// If the table was not created by the service, or Postgres fails. No user was added then.
 pub async fn top_up(pool: &PgPool, rows: u64, progress: impl Fn(u64) + Send + Sync) -> Result<u64, Error> {
     let mut tx = pool.begin_with("begin isolation level read committed read write").await.map_err(Error::Inspect)?;
     let users = demo_table(&mut tx).await.map_err(Error::Inspect)?.ok_or(Error::NotOurs)?;

@@ -52,14 +52,12 @@ pub fn of_all(states: impl Iterator<Item = Option<LaneState>> + Clone) -> Option
     Some(most_urgent).filter(|_| !is_calm || states.into_iter().all(|state| state.is_some()))
 }
 
-/// The ends of a lane's latest exports.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LaneHistory {
     /// The number of exports that failed since the last completed one.
     pub failures: u64,
     /// The time when the first of these failed.
     pub failing_since: Option<DateTime<Utc>>,
-    /// The time of the last completed export.
     pub completed_at: Option<DateTime<Utc>>,
     /// The median of the times between the last completed exports.
     pub usual_interval: Option<Duration>,
@@ -77,15 +75,12 @@ pub enum Readiness {
     Unknown,
 }
 
-/// The facts that decide the state of a lane.
 #[derive(Clone, Debug)]
 pub struct LaneFacts {
     pub history: LaneHistory,
     /// True if it has a position or a watermark.
     pub has_position: bool,
-    /// The type of its last job.
     pub export_type: Option<ExportType>,
-    /// The guard's verdict.
     pub continuity: Option<Continuity>,
     /// The state of its table. The verdict is unknown if that is.
     pub table: Readiness,
@@ -93,7 +88,6 @@ pub struct LaneFacts {
     pub behind: Option<Duration>,
     /// The unacknowledged exports; `None`: the consumer never acknowledges.
     pub unacknowledged: Option<Unacknowledged>,
-    /// The operator's limit for a fresh lane.
     pub fresh_within: Option<Duration>,
 }
 

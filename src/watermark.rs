@@ -22,7 +22,6 @@ pub enum Waiting {
     Unknown,
 }
 
-/// The lag of a consumer behind a dataset's table.
 #[derive(Clone, Debug)]
 pub struct ConsumerLag {
     pub consumer: ConsumerId,
@@ -31,9 +30,7 @@ pub struct ConsumerLag {
     pub last_exported_at: Option<DateTime<Utc>>,
     pub dataset: String,
     pub table: Readiness,
-    /// The changes that wait by the table's times.
     pub waiting: Waiting,
-    /// The guard's verdict: the reason why the next export can't continue from the position.
     pub continuity: Option<Continuity>,
 }
 
@@ -86,13 +83,11 @@ pub struct Fingerprint {
     pub table_oid: u32,
     pub relfilenode: Option<u32>,
     pub table_columns_hash: String,
-    /// The rest of the state that the guard compares.
     pub guard_state: GuardState,
     /// The text of [`Dataset::definition`](crate::dataset::Dataset::definition).
     pub definition: String,
     /// The types of the columns that the dataset uses, by the names of the columns.
     pub types: BTreeMap<String, String>,
-    /// The system identifier of the cluster.
     pub cluster_id: i64,
 }
 
@@ -103,7 +98,6 @@ pub struct Fingerprint {
 pub struct GuardState(serde_json::Map<String, serde_json::Value>);
 
 impl GuardState {
-    /// Returns the member of this name, or null if there is none.
     pub fn get(&self, name: &str) -> &serde_json::Value {
         self.0.get(name).unwrap_or(&serde_json::Value::Null)
     }
@@ -118,20 +112,5 @@ impl Position {
     /// watermark back.
     pub fn advanced_to(&self, exported: Option<DateTime<Utc>>) -> Option<DateTime<Utc>> {
         self.last_exported_at.max(exported)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn export_never_moves_the_watermark_back() {
-        let (early, late) = (DateTime::from_timestamp_nanos(1), DateTime::from_timestamp_nanos(2));
-        let at = |last_exported_at| Position { version: Some(1), last_exported_at, ..Position::default() };
-        assert_eq!(at(Some(late)).advanced_to(Some(early)), Some(late));
-        assert_eq!(at(Some(early)).advanced_to(Some(late)), Some(late));
-        assert_eq!(at(Some(early)).advanced_to(None), Some(early));
-        assert_eq!(at(None).advanced_to(None), None);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display};
 
-use crate::dataset::USERS;
+use crate::dataset::{Dataset, USERS};
 
 /// A fault of the operator's file, found by reading the file or by comparing a dataset with its table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +65,11 @@ pub struct Fault {
 }
 
 impl Fault {
+    /// A fault of a member as a whole.
+    pub(crate) fn of(dataset: &Dataset, member: &'static str, why: String) -> Fault {
+        Fault { dataset: dataset.name.clone(), member, item: None, why }
+    }
+
     /// Returns true if exports of the dataset have masked a column that is no masked column now.
     pub fn is_of_removed_mask(&self) -> bool {
         self.member == MASK_REMOVED

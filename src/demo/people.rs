@@ -23,7 +23,6 @@ const SEED: u64 = 0x6364_635f_6578_706f;
 
 const SPAN_MICROS: i64 = SPAN_DAYS * 24 * 60 * 60 * 1_000_000;
 
-/// A row of the demo table.
 pub(super) struct Person {
     pub(super) name: String,
     pub(super) email: String,

@@ -21,7 +21,6 @@ use crate::dataset::fault::Faults;
 pub enum Error {
     #[error("there is no table `{0}`")]
     NoTable(String),
-    /// A view, a foreign table, or anything else that has no triggers of its own.
     #[error("`{table}` is {kind}, whose changes can't be captured")]
     NotATable { table: String, kind: &'static str },
     /// Other tables inherit from it: a write to them fires none of its triggers.
@@ -33,7 +32,6 @@ pub enum Error {
     /// A partition: writes through its parent would go unseen.
     #[error("`{table}` is a partition: name `{parent}`, whose partition it is")]
     Partition { table: String, parent: String },
-    /// The table isn't as the dataset says.
     #[error("{0}")]
     Mismatch(Faults),
     #[error("`{0}` needs no triggers, by its `capture`")]
@@ -43,12 +41,7 @@ pub enum Error {
     )]
     Shared { dataset: String, other: String },
     #[error("`{table}` is too busy: {holders} kept it from being locked; try again later")]
-    Busy {
-        table: String,
-        /// The sessions and the prepared transactions.
-        holders: String,
-    },
-    /// The locks of the table and its partitions would leave too little room for those of others.
+    Busy { table: String, holders: String },
     #[error(
         "`{table}` needs {locks} locks at once, with its partitions, and takes at most half of the {free} that Postgres \
          has free now: raise max_locks_per_transaction"
@@ -60,7 +53,6 @@ pub enum Error {
         "the database role `{0}` may not make the functions of the triggers: run GRANT CREATE ON SCHEMA cdc_export TO {0}"
     )]
     NoCreate(String),
-    /// The role may not put triggers on the table, or on a partition of it.
     #[error("the database role may not put triggers on `{table}`")]
     Denied {
         table: String,

@@ -13,10 +13,8 @@ use crate::source::description::{self, TableStatus};
 use crate::source::rights::TableAccess;
 use crate::source::{filter, lag, parallel_apply, relation_locks, rights, role_path, table_schema};
 
-/// The result of a check of a catalog's tables.
 #[derive(Debug, Default)]
 pub struct Findings {
-    /// Mismatches between datasets and tables.
     pub faults: Faults,
     /// Faults of datasets that fit their tables: rights that the role or the triggers lack, and tables that Postgres
     /// can't read.
@@ -29,7 +27,6 @@ pub struct Findings {
     /// Remarks on datasets that fit and can be exported: no index begins with `updated_at`, a table lacks a column that
     /// its pattern masks, or a locked table kept the filter from being tried.
     pub remarks: Vec<Fault>,
-    /// The tables whose changes are captured although no dataset needs them.
     pub without_dataset: Vec<Table>,
     /// Subscriptions that may wait for ever at the dataset's table.
     pub stalling: Vec<Fault>,
@@ -78,7 +75,7 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::E
     }));
     found.remarks.extend(fitting.iter().filter(|it| it.has_untried_filter).map(|it| {
         let why = "its filter was not tried, because the table is locked: the first export tries it".to_owned();
-        Fault { dataset: it.dataset.name.clone(), member: "filter", item: None, why }
+        Fault::of(it.dataset, "filter", why)
     }));
     let by_triggers: Vec<_> = fitting.iter().filter(|it| it.dataset.capture == Capture::Triggers).collect();
     for (n, it) in by_triggers.iter().enumerate() {
@@ -92,13 +89,13 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::E
         match logged_key {
             None => found.untracked.push(it.dataset.name.clone()),
             Some(_) if obstacle.is_some() => {
-                found.unreadable.extend(obstacle.map(|why| capture_fault(it.dataset, why)));
+                found.unreadable.extend(obstacle.map(|why| Fault::of(it.dataset, "capture", why)));
             }
             Some(key) if captured && it.schema.has_key(&key) => {}
             Some(_) => {
                 let remedy = format!("`cdc-export track {}`, then a full export for each consumer", it.dataset.name);
                 let why = format!("the changes of its table are no longer captured: {remedy}");
-                found.broken.push(capture_fault(it.dataset, why));
+                found.broken.push(Fault::of(it.dataset, "capture", why));
             }
         }
     }
@@ -119,7 +116,7 @@ async fn without_index(conn: &mut PgConnection, fitting: &[FittingDataset<'_>]) 
     let without = times.into_iter().zip(have_index).filter(|(_, has_index)| !has_index);
     let fault = |((dataset, _, time), _): ((&Dataset, _, &str), _)| {
         let why = format!("no index begins with `{time}`: each incremental and delta reads the whole table");
-        Fault { dataset: dataset.name.clone(), member: "updated_at", item: None, why }
+        Fault::of(dataset, "updated_at", why)
     };
     Ok(without.map(fault).collect())
 }
@@ -150,14 +147,9 @@ pub async fn check_some(pool: &PgPool, catalog: &Catalog, datasets: &[Arc<Datase
     Ok(Faults(faults))
 }
 
-/// Returns the subscriptions that may wait for ever at a dataset's table because it has triggers.
 pub async fn stalling(pool: &PgPool, datasets: &[Arc<Dataset>]) -> Result<Vec<Fault>, sqlx::Error> {
     let datasets: Vec<_> = datasets.iter().map(|dataset| &**dataset).collect();
     parallel_apply::read_stalling(&mut *pool.acquire().await?, &datasets).await
-}
-
-fn capture_fault(dataset: &Dataset, why: String) -> Fault {
-    Fault { dataset: dataset.name.clone(), member: "capture", item: None, why }
 }
 
 /// A dataset that fits its table.
@@ -183,8 +175,7 @@ impl FittingDataset<'_> {
         let is_same = self.schema.table == other.schema.table && by_triggers(self) && by_triggers(other);
         let (table, name) = (&self.dataset.table, &other.dataset.name);
         let why = || format!("`{table}` is captured for `{name}` too, which has another key");
-        let fault = || Fault { dataset: self.dataset.name.clone(), member: "key", item: None, why: why() };
-        (is_same && key(self) != key(other)).then(fault)
+        (is_same && key(self) != key(other)).then(|| Fault::of(self.dataset, "key", why()))
     }
 }
 

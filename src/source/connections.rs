@@ -32,7 +32,6 @@ const TRUSTED: Duration = Duration::from_secs(1);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Source {
-    /// Opens the two connections of an export.
     pub async fn connections(&self, timeout: Duration) -> Result<ExportConnections, Error> {
         let name = session_name::of_leader();
         let both = async {

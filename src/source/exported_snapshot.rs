@@ -18,7 +18,6 @@ use crate::source::snapshot::Purpose;
 use crate::source::{Error, quote};
 use crate::watermark::{Fingerprint, GuardState, NewPosition, Position};
 
-/// The statement that opens a snapshot. This module's test prints it with its pieces, ready for psql.
 static OPEN: LazyLock<String> = LazyLock::new(|| {
     let pieces = [("captured.sql", CAPTURE), ("guard/verdict.sql", VERDICT), READS_ALONE];
     with_pieces(include_str!("opening.sql"), &pieces)
@@ -27,25 +26,19 @@ static OPEN: LazyLock<String> = LazyLock::new(|| {
 /// A row of the statement `OPEN`: the snapshot, and what it has of one dataset.
 #[derive(sqlx_macros::FromRow)]
 pub(super) struct ExportedSnapshot {
-    /// The name by which readers import the snapshot.
     pub(super) name: String,
     snapshot: String,
     taken_at: DateTime<Utc>,
-    /// The database's encoding.
     pub(super) encoding: String,
     pub(super) standby: bool,
-    /// The columns whose values the triggers log.
     pub(super) logged_key: Option<Vec<String>>,
     pub(super) captured: bool,
     /// The schemas and names of the partitions that have rows, if each can be read by itself.
     leaves: Option<Json<Vec<(String, String)>>>,
-    /// True if a value may be stored outside of its row (TOAST).
     pub(super) toasted: bool,
     /// The number of blocks of the table's file, if it has one.
     pub(super) blocks: Option<i64>,
-    /// The number of rows as Postgres counted them last. `None`: it never did.
     pub(super) rows: Option<i64>,
-    /// True if the lane's position was ever removed.
     pub(super) was_removed: bool,
     version: Option<i64>,
     last_exported_at: Option<DateTime<Utc>>,
@@ -54,9 +47,7 @@ pub(super) struct ExportedSnapshot {
     continuity: Option<String>,
     /// True if the job was created before the database was restored or copied.
     pub(super) is_restored: bool,
-    /// True if no change was logged since the position.
     pub(super) is_quiet: bool,
-    /// Partitions that the position doesn't know.
     pub(super) arrived: Vec<Oid>,
     table_rewritten: bool,
     quiet_deletes: i64,
@@ -73,7 +64,6 @@ pub(super) struct ExportedSnapshot {
     /// True if the filter's functions are unchanged since the position was saved.
     pub(super) knows_filter: bool,
     cluster_id: i64,
-    /// The fingerprint of the secret of masks that the database accepts.
     pub(super) mask_secret: Option<String>,
 }
 
@@ -108,7 +98,6 @@ impl ExportedSnapshot {
         leaves.map(|(schema, name)| Table { schema: Some(schema.clone()), name: name.clone() }).collect()
     }
 
-    /// Returns the guard's word.
     pub(super) fn continuity(&self) -> Result<Option<Continuity>, Error> {
         Continuity::from_guard(self.continuity.as_deref()).map_err(|_| Error::Protocol("an unknown word of continuity"))
     }
@@ -148,7 +137,6 @@ impl ExportedSnapshot {
         is_its || self.live_snapshot.is_none() || continuity.is_some_and(Continuity::is_manual)
     }
 
-    /// Returns the report of the export, as far as the snapshot decides it.
     pub(super) fn report(&self, continuity: Option<Continuity>) -> ExportReport {
         ExportReport {
             continuity,
@@ -191,17 +179,5 @@ impl ExportedSnapshot {
                 cluster_id: self.cluster_id,
             },
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Run with `--nocapture`, it prints the statement for psql.
-    #[test]
-    fn the_opening_is_one_statement_with_all_its_pieces() {
-        println!("{}", *OPEN);
-        assert!(OPEN.starts_with("-- source.snapshot.open\n") && !OPEN.contains("-- include"));
     }
 }

@@ -19,7 +19,6 @@ pub(crate) async fn check(
     table: &Table,
 ) -> Result<Option<Fault>, sqlx::Error> {
     let Some(filter) = &dataset.filter else { return Ok(None) };
-    let fault = |why| Fault { dataset: dataset.name.clone(), member: "filter", item: None, why };
     let mut tx = conn.begin().await?;
     // In an array too: a bracket that closes ours there would have closed it in an export's condition.
     let index = format!(
@@ -44,7 +43,7 @@ pub(crate) async fn check(
         (_, "42P17" | "0A000") => format!("it has to be told from the row alone ({})", reported.message()),
         _ => format!("Postgres doesn't take it as a condition: {}", reported.message()),
     };
-    Ok(Some(fault(why)))
+    Ok(Some(Fault::of(dataset, "filter", why)))
 }
 
 /// Returns the filter as Postgres reads it now, with the constants that it makes of words such as `'today'`. Returns

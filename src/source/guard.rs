@@ -26,7 +26,6 @@ pub(crate) const VERDICT: &str = include_str!("guard/verdict.sql");
 
 /// A column that is in a dataset's files, or that decides which rows and values the files have.
 pub(crate) struct RememberedColumn<'a> {
-    /// Its name in the table.
     pub(crate) name: &'a str,
     pub(crate) number: i16,
     /// The `xmin` of its row of `pg_attribute`.

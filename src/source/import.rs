@@ -9,7 +9,6 @@ use crate::dataset::{Dataset, Table, TableSchema};
 use crate::source::relation_locks::NO_WAIT;
 use crate::source::{Error, quote, role_path};
 
-/// The snapshot that readers import.
 #[derive(Clone, Debug)]
 pub(super) struct ImportedSnapshot {
     pub(super) name: String,
@@ -65,7 +64,6 @@ impl Import {
         ))
     }
 
-    /// Makes a connection a reader of the snapshot.
     pub(super) async fn join(&self, conn: &mut PgConnection, table: &Table) -> Result<(), Error> {
         let imported = sqlx::raw_sql(AssertSqlSafe(self.0.clone())).execute(conn).await;
         imported.map(drop).map_err(|cause| match &*sqlstate(&cause) {
@@ -76,7 +74,6 @@ impl Import {
     }
 }
 
-/// Ends the transaction of a reader.
 pub(super) async fn end(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     sqlx::raw_sql("-- source.import.end\n commit").execute(conn).await.map(drop)
 }

@@ -4,7 +4,6 @@ use crate::dataset::KeyColumn;
 use crate::source::quote::quoted;
 use crate::source::value::{compared, operator};
 
-/// The columns of a table's key.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct KeySql<'a>(pub(crate) &'a [KeyColumn]);
 
@@ -32,7 +31,6 @@ impl KeySql<'_> {
         self.0.iter().map(value).collect()
     }
 
-    /// Returns the names of the key's parts in the changes.
     pub(crate) fn names(&self) -> Vec<String> {
         (0..self.0.len()).map(key_name).collect()
     }

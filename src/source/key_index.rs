@@ -1,6 +1,5 @@
 //! The unique index that tells a table's rows apart, and which types' texts do.
 
-/// The piece of SQL that finds the index.
 pub(crate) const LOCATE: (&str, &str) = ("key_index/locate.sql", include_str!("key_index/locate.sql"));
 
 /// Returns true if two values of a type that are the same to its `=` always have the same text, in a deterministic

@@ -140,9 +140,6 @@ impl Rows<'_> {
 
 impl Source {
     /// Counts changes, also those since the export took its snapshot.
-    ///
-    /// # Errors
-    /// If Postgres fails, or takes longer than 10 seconds.
     pub async fn count_changes(&self, ChangesCount { table, query }: &ChangesCount) -> Result<u64, Error> {
         let count = sqlx::query_scalar(AssertSqlSafe(query.as_str())).persistent(false);
         let counted = self.with(table, async |conn| {
@@ -162,7 +159,6 @@ pub(crate) async fn has_index(conn: &mut PgConnection, table: &Table, column: &s
     Ok(have_index(conn, &[(table, column)]).await? == [true])
 }
 
-/// Returns, for each table and its column, what [`has_index`] returns of them.
 pub(crate) async fn have_index(conn: &mut PgConnection, columns: &[(&Table, &str)]) -> Result<Vec<bool>, sqlx::Error> {
     let (tables, columns): (Vec<_>, Vec<_>) = columns.iter().map(|(table, column)| (relation(table), *column)).unzip();
     sqlx::query_scalar(include_str!("lag/have_index.sql")).bind(tables).bind(columns).fetch_all(conn).await

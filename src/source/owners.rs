@@ -9,7 +9,6 @@ use crate::dataset::{Dataset, Owners, Table};
 use crate::source::quote::relation;
 use crate::source::relation_locks;
 
-/// The owners of a table and of its partitions.
 pub(super) const MEMBERS: (&str, &str) = ("owners/members.sql", include_str!("owners/members.sql"));
 
 /// Locks the tables of datasets that don't trust each owner, in a transaction. Returns true if all their owners are
@@ -49,7 +48,7 @@ pub(crate) async fn untrusted(
     let fault = |(place, owner): (i64, String)| {
         let (dataset, _) = bound[place as usize - 1];
         let why = format!("it or a partition of it belongs to {owner}, who is none of the pattern's owners");
-        Fault { dataset: dataset.name.clone(), member: "table", item: None, why }
+        Fault::of(dataset, "table", why)
     };
     Ok(found.into_iter().map(fault).collect())
 }

@@ -10,7 +10,6 @@ use crate::dataset::Dataset;
 use crate::dataset::fault::Fault;
 use crate::source::quote::{quoted, relation};
 
-/// The first version of Postgres that has parallel workers.
 const FIRST: u32 = 160_000;
 
 /// The subscriptions with parallel workers that write to a partitioned table of these datasets, each with its remedy.
@@ -34,15 +33,13 @@ pub(super) async fn read_stalling(conn: &mut PgConnection, datasets: &[&Dataset]
     .bind(datasets.iter().map(|dataset| relation(&dataset.table)).collect::<Vec<_>>())
     .fetch_all(conn)
     .await?;
-    let fault = |(place, name): (i64, String)| Fault {
-        dataset: datasets[place as usize - 1].name.clone(),
-        member: "table",
-        item: None,
-        why: format!(
+    let fault = |(place, name): (i64, String)| {
+        let why = format!(
             "the subscription {name} writes to it with parallel workers, which may wait for ever where a partitioned table has triggers: \
              its owner runs `alter subscription {} set (streaming = on)`",
             quoted(&name)
-        ),
+        );
+        Fault::of(datasets[place as usize - 1], "table", why)
     };
     Ok(stalling.into_iter().map(fault).collect())
 }

@@ -35,7 +35,6 @@ impl Source {
         purge(self.pool.inner(), caps).await.map_err(Error::from_sql(LOG))
     }
 
-    /// Returns the estimated bytes of the change log that positions hold.
     pub async fn held_log_bytes(&self) -> Result<u64, Error> {
         let statement = with_pieces(include_str!("purge/held_bytes.sql"), &[FURTHEST, HELD]);
         let statement = sqlx::query_scalar(AssertSqlSafe(statement));

@@ -17,7 +17,6 @@ use crate::source::session::{Leader, Reader, Readers};
 use crate::source::snapshot::{Snapshot, SnapshotTable};
 use crate::source::{Error, arrivals};
 
-/// The tables of a snapshot, to be read one after the other.
 #[derive(Debug)]
 pub struct SnapshotReader<'s> {
     pub(super) reader: &'s mut PgConnection,
@@ -47,7 +46,6 @@ impl Snapshot {
 }
 
 impl SnapshotReader<'_> {
-    /// Returns the tables, in the order of the purposes.
     pub fn tables(&self) -> &[SnapshotTable] {
         self.tables
     }

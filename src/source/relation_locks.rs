@@ -18,7 +18,6 @@ pub(super) const NO_WAIT: &str = "set local lock_timeout = '1ms'";
 /// The relations beneath others, of which several statements begin.
 pub(super) const BENEATH: (&str, &str) = ("relation_locks/beneath.sql", include_str!("relation_locks/beneath.sql"));
 
-/// The condition that the role can read a partition by itself.
 pub(super) const READS_ALONE: (&str, &str) =
     ("relation_locks/reads_alone.sql", include_str!("relation_locks/reads_alone.sql"));
 
@@ -28,11 +27,9 @@ pub(super) type Relation<'t> = (&'t Table, Option<RelationKind>);
 /// The places that locks need in Postgres's lock table. A statement of somebody else that finds no place fails.
 #[derive(sqlx_macros::FromRow)]
 pub(super) struct Room {
-    /// The number of the relations and their partitions.
     pub(super) relations: i64,
     /// The number of places that a read of one relation needs beside these.
     pub(super) of_read: i64,
-    /// The number of free places.
     pub(super) free: i64,
 }
 

@@ -46,7 +46,6 @@ struct AccessRow {
     /// The obstacle beneath a view: `select` or `bypassrls`, a right that is lacking, or `rows`, which a materialized
     /// view lacks. Null: there is none, or it is no view.
     lacks: Option<String>,
-    /// The relation beneath the view with that obstacle.
     beneath_schema: Option<String>,
     beneath_table: Option<String>,
     /// The role as which the view reads that relation.
@@ -75,7 +74,7 @@ pub(crate) async fn read_accesses(
 
 impl AccessRow {
     fn access(self, dataset: &Dataset) -> TableAccess {
-        let fault = |why| Fault { dataset: dataset.name.clone(), member: "table", item: None, why };
+        let fault = |why| Fault::of(dataset, "table", why);
         let unreadable = self.refusal(&dataset.table).or_else(|| self.refusal_beneath()).map(fault);
         let unpopulated = self.unpopulated().map(fault);
         let table = self.schema_name.zip(self.table_name).filter(|_| self.may_use_schema);
@@ -143,7 +142,6 @@ impl AccessRow {
     }
 }
 
-/// Returns a relation's name as SQL, if there is one.
 fn named(schema: &Option<String>, name: &Option<String>) -> Option<String> {
     let (schema, name) = schema.clone().zip(name.clone())?;
     Some(relation(&Table { schema: Some(schema), name }))

@@ -51,8 +51,7 @@ pub(crate) async fn check(
         for &(dataset, schema) in together {
             let Some(cause) = try_plans(conn, &[(dataset, schema)]).await? else { continue };
             if sqlstate(&cause) == CANT_PLAN {
-                let why = cant_plan(&dataset.table, &cause);
-                faults.push(Fault { dataset: dataset.name.clone(), member: "table", item: None, why });
+                faults.push(Fault::of(dataset, "table", cant_plan(&dataset.table, &cause)));
             } else if !relation_locks::is_conflict(&cause) {
                 return Err(cause);
             }

@@ -24,17 +24,14 @@ use crate::telemetry::chain;
 /// at most a factor of 255, and the text of a byte has at most six characters.
 const MOST_IN_A_ROW: u64 = 48 << 20;
 
-/// The name of the statements that read changes.
 const CHANGES: &str = "source.copy.changes";
 
 /// The longest wait until a connection that is no longer needed is closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The rows of a snapshot.
 #[derive(Debug)]
 pub struct Rows<'s> {
     pub(super) reader: &'s mut PgConnection,
-    /// The reader, as the leader sees it.
     pub(super) own: &'s Arc<Reader>,
     pub(super) readers: &'s Readers,
     pub(super) reader_slots: &'s ReaderSlots,
@@ -82,8 +79,7 @@ impl Rows<'_> {
             ExportType::Full if !export.selection.is_all() => {
                 // The dataset may have got the mask since the request.
                 if let Some(BadSelection { why, .. }) = select.masked(&export.selection) {
-                    let dataset = select.dataset.name.clone();
-                    return Err(Error::Mismatch(Faults(vec![Fault { dataset, member: "mask", item: None, why }])));
+                    return Err(Error::Mismatch(Faults(vec![Fault::of(select.dataset, "mask", why)])));
                 }
                 self.copy_all("source.copy.selected", &[select.selected(&export.selection, max)], &mut receiver()).await
             }
@@ -212,12 +208,7 @@ impl Rows<'_> {
         if !is_stored && (dataset.filter.is_some() || !export.selection.filter.is_empty()) {
             tracing::warn!(event = "filter_fails", jobId = %export.job, error = chain(&error));
             let why = format!("{condition} ends in an error for a row of `{}` (SQLSTATE {code})", dataset.table);
-            return Error::Mismatch(Faults(vec![Fault {
-                dataset: dataset.name.clone(),
-                member: "filter",
-                item: None,
-                why,
-            }]));
+            return Error::Mismatch(Faults(vec![Fault::of(dataset, "filter", why)]));
         }
         let (table, cause) = match error {
             Error::Sql(cause) => (dataset.table.to_string(), cause),

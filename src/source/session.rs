@@ -235,7 +235,6 @@ impl Reader {
     }
 }
 
-/// The readers of a snapshot.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Readers(Arc<Mutex<Vec<Arc<Reader>>>>);
 
@@ -276,7 +275,7 @@ impl Leader<'_> {
     /// else would notice: the leader is idle, and a reader waits. Returns as well when the export has kept a session
     /// waiting for the time `give_way`.
     pub async fn keep_alive(mut self, every: Duration, lease: Duration, give_way: Option<Duration>) -> Error {
-        let mut last_heard: Vec<(u64, Instant)> = Vec::new();
+        let mut last_heard: HashMap<i32, (u64, Instant)> = HashMap::new();
         let mut waiting: HashMap<Waiter, Instant> = HashMap::new();
         loop {
             tokio::time::sleep(every).await;
@@ -285,24 +284,23 @@ impl Leader<'_> {
                 Err(lost) => return lost,
             };
             let now = Instant::now();
-            waiting = waiters.into_iter().map(|it| (it, waiting.get(&it).copied().unwrap_or(now))).collect();
+            let since = |waiter| (waiter, waiting.get(&waiter).copied().unwrap_or(now));
+            waiting = waiters.into_iter().map(since).collect();
             let first = waiting.iter().min_by_key(|(_, since)| **since);
             if let Some((waiter, since)) = first
                 && give_way.is_some_and(|limit| since.elapsed() >= limit)
             {
                 return self.gave_way(*waiter, since.elapsed()).await;
             }
-            for (at, reader) in self.readers.all().iter().enumerate() {
+            for reader in self.readers.all() {
                 let heard = reader.heard.load(Ordering::Relaxed);
                 let is_quiet =
                     || reader.heard.load(Ordering::Relaxed) == heard && reader.awaits.load(Ordering::Relaxed);
-                if at == last_heard.len() {
-                    last_heard.push((heard, Instant::now()));
+                let last = last_heard.entry(reader.session.pid).or_insert((heard, now));
+                if last.0 != heard || !is_quiet() {
+                    *last = (heard, Instant::now());
                 }
-                if last_heard[at].0 != heard || !is_quiet() {
-                    last_heard[at] = (heard, Instant::now());
-                }
-                let quiet = last_heard[at].1.elapsed();
+                let quiet = last.1.elapsed();
                 if quiet >= answer_timeout(lease)
                     && let Err(lost) = reader.session.require(self.conn, quiet, lease, is_quiet).await
                 {

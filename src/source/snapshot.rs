@@ -27,7 +27,6 @@ pub struct Purpose<'a> {
     pub export_type: ExportType,
     pub format: Format,
     pub job: JobId,
-    /// The lane's marker at the destination.
     pub marker: Option<&'a Marker>,
 }
 
@@ -44,7 +43,6 @@ impl Purpose<'_> {
 pub struct Snapshot {
     pub(super) connections: ExportConnections,
     pub(super) readers: Readers,
-    /// The reader, as the leader sees it.
     pub(super) own: Arc<Reader>,
     /// The tables, in the order of the purposes.
     pub tables: Vec<SnapshotTable>,
@@ -63,9 +61,7 @@ pub struct SnapshotTable {
     pub(super) leaves: Vec<Table>,
     pub(super) dataset: Arc<Dataset>,
     pub(super) export_type: ExportType,
-    /// The table as it is in the snapshot.
     pub schema: TableSchema,
-    /// The consumer's position when the snapshot was taken.
     pub position: Position,
     /// The report of the export, as far as the snapshot decides it.
     pub report: ExportReport,
@@ -73,9 +69,7 @@ pub struct SnapshotTable {
     pub mask_secret: Option<String>,
     /// The consumer's next position, if this export is committed.
     pub new_position: NewPosition,
-    /// The remedy where the guard refuses.
     pub(super) remedy: Remedy,
-    /// The guard's word.
     pub(super) guard: Option<Continuity>,
     /// Partitions that the position doesn't know.
     pub(super) arrived: Vec<Oid>,

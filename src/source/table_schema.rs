@@ -45,7 +45,6 @@ struct ColumnRow {
     is_enum: bool,
     /// The schema of its type, quoted, if the role may not use it.
     closed_schema: Option<String>,
-    /// The name of the type, if it is Postgres's own.
     own_type: Option<String>,
     /// No row of its table has a null there.
     not_null: bool,
@@ -69,7 +68,6 @@ struct ColumnRow {
     key_collation: Option<String>,
     /// True if that collation takes different texts for different. `None`: the key's index doesn't have the column.
     key_is_deterministic: Option<bool>,
-    /// True if other tables inherit from its table.
     has_children: bool,
     /// The columns that exports of the dataset have masked.
     masked: Vec<String>,
@@ -144,7 +142,6 @@ fn binary_kind(own_type: &str) -> Option<ColumnType> {
     }
 }
 
-/// Reads the schema of a dataset's table.
 pub(crate) async fn introspect(conn: &mut PgConnection, dataset: &Dataset) -> Result<TableSchema, Error> {
     let failed = Error::from_sql("pg_catalog");
     let access = rights::read_access(conn, dataset).await.map_err(&failed)?;
@@ -393,7 +390,6 @@ impl<'a> Fitting<'a> {
         }
     }
 
-    /// The columns of a file.
     fn chosen(&mut self, key: &[KeyColumn]) -> Vec<TableColumn> {
         let (member, chosen): (_, Vec<_>) = match &self.dataset.columns {
             Columns::All => ("exclude", self.columns.iter().collect()),
@@ -520,11 +516,9 @@ impl<'a> Fitting<'a> {
     }
 }
 
-/// A dataset that fits its table.
 struct FittingTable<'a> {
     dataset: &'a Dataset,
     table: &'a Table,
-    /// All columns of the table.
     rows: &'a [ColumnRow],
     key: Vec<KeyColumn>,
     columns: Vec<TableColumn>,

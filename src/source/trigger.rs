@@ -27,7 +27,6 @@ pg_rows::words! {
 }
 
 impl TriggerKind {
-    /// The triggers that a table needs.
     pub(crate) fn of_table(is_partitioned: bool) -> impl Iterator<Item = TriggerKind> {
         TriggerKind::ALL.iter().copied().filter(move |kind| match kind {
             TriggerKind::Truncates => true,

@@ -18,7 +18,6 @@ pub(super) const VERSION: u32 = 5;
 const SETTINGS: &str = "set search_path = pg_catalog, pg_temp set timezone = 'UTC'
   set datestyle = 'ISO' set intervalstyle = 'postgres' set bytea_output = 'hex' set extra_float_digits = 1";
 
-/// A trigger function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Function {
     /// The part that the names of one table's functions share.
@@ -26,7 +25,6 @@ pub(super) struct Function {
     pub(super) kind: TriggerKind,
     /// The oid of the table whose changes it logs.
     pub(super) root: u32,
-    /// The names of the key's columns.
     pub(super) key: Vec<String>,
     /// True if the text of the key depends on no setting of a session.
     pub(super) is_plain: bool,

@@ -24,9 +24,6 @@ const DEFINER: &str = "cdc_export_capture_";
 
 /// Creates a function with this version's text, or replaces it. If there is a definer, the function belongs to it. Only
 /// `callers` may create triggers with the function.
-///
-/// # Errors
-/// If the session's role lacks a right.
 pub(super) async fn make(
     conn: &mut PgConnection,
     function: &Function,
@@ -77,13 +74,11 @@ struct Roles {
     definer: String,
     is_superuser: bool,
     may_create: bool,
-    /// True if the definer exists.
     is_there: bool,
     /// True if the definer has no more rights than one that this service creates.
     is_harmless: bool,
     /// True if the session may make the definer the owner of a function.
     is_member: bool,
-    /// True if the definer may write to the log.
     has_rights: bool,
     /// True if the session may let the definer own functions in the service's schema.
     may_grant: bool,
@@ -170,12 +165,10 @@ struct Installed {
     key: Option<Vec<String>>,
     /// True if no trigger of that table calls the function, as after the restore of a dump.
     is_elsewhere: bool,
-    /// True if the function sets session settings for itself.
     has_settings: bool,
     /// The owners of tables with a trigger that calls the function. They need the right to create such a trigger,
     /// because each new partition gets one.
     callers: Vec<String>,
-    /// True if one of these owners lacks that right.
     is_lacking: bool,
 }
 
@@ -305,31 +298,8 @@ pub async fn tend(pool: &PgPool, removals: &mut Removals) -> Result<(), sqlx::Er
 pub(super) async fn remove_unused(conn: &mut PgConnection, of: Option<Vec<Oid>>) -> Result<(), sqlx::Error> {
     let mut tx = conn.begin().await?;
     one_at_a_time(&mut tx).await?;
-    for name in unused(&mut tx, of).await? {
-        drop_function(&mut tx, &name).await?;
-    }
-    tx.commit().await
-}
-
-/// Removes a function that no trigger calls any more, if nothing else needs it. The transaction must hold the lock of
-/// `track`, so that `track` creates no trigger with the function meanwhile.
-async fn drop_function(tx: &mut PgConnection, name: &str) -> Result<(), sqlx::Error> {
-    let mut part = tx.begin().await?;
-    let unused = format!("-- source.capture.drop_unused\n drop function cdc_export.{}()", quote::quoted(name));
-    match sqlx::raw_sql(AssertSqlSafe(unused)).execute(&mut *part).await {
-        Ok(_) => part.commit().await,
-        Err(cause) if cause.as_database_error().is_none() => Err(cause),
-        Err(cause) => {
-            part.rollback().await?;
-            tracing::debug!(event = "function_not_removed", name, error = %cause);
-            Ok(())
-        }
-    }
-}
-
-/// Returns the functions that no trigger calls and that the session's role may drop.
-async fn unused(conn: &mut PgConnection, of: Option<Vec<Oid>>) -> Result<Vec<String>, sqlx::Error> {
-    sqlx::query_scalar(
+    // The lock keeps `track` from creating a trigger with one of them meanwhile.
+    let unused: Vec<String> = sqlx::query_scalar(
         "-- source.capture.unused
          select p.proname::text
          from pg_proc p
@@ -341,6 +311,20 @@ async fn unused(conn: &mut PgConnection, of: Option<Vec<Oid>>) -> Result<Vec<Str
            and p.oid not in (select x.tgfoid from pg_trigger x)",
     )
     .bind(of)
-    .fetch_all(conn)
-    .await
+    .fetch_all(&mut *tx)
+    .await?;
+    for name in unused {
+        let mut part = tx.begin().await?;
+        let drop = format!("-- source.capture.drop_unused\n drop function cdc_export.{}()", quote::quoted(&name));
+        match sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut *part).await {
+            Ok(_) => part.commit().await?,
+            Err(cause) if cause.as_database_error().is_none() => return Err(cause),
+            // Something else needs it, or the role may not drop it.
+            Err(cause) => {
+                part.rollback().await?;
+                tracing::debug!(event = "function_not_removed", name, error = %cause);
+            }
+        }
+    }
+    tx.commit().await
 }

@@ -28,7 +28,6 @@ pub(super) struct TableState {
     pub(super) parent: Option<String>,
     has_children: bool,
     is_child: bool,
-    /// True if the table, or one of its partitions, is unlogged.
     is_unlogged: bool,
     has_foreign: bool,
     captured: bool,
@@ -38,7 +37,6 @@ pub(super) struct TableState {
     set: Option<String>,
     primary_key: Vec<String>,
     logged_key: Option<Vec<String>>,
-    /// The session's role.
     role: String,
     /// The table's owner, if the session's role isn't a member of it.
     other_owner: Option<String>,
@@ -63,7 +61,6 @@ impl TableState {
     }
 }
 
-/// The result of `track`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tracked {
     /// Triggers were missing or wrong, and were installed.
@@ -74,9 +71,6 @@ pub enum Tracked {
 
 /// Installs the triggers on a dataset's table if they are missing, and allows its exports. Tries again while the table
 /// is busy.
-///
-/// # Errors
-/// If the table can't be captured. Nothing is changed in this case.
 pub async fn track(pool: &PgPool, dataset: &Dataset) -> Result<Tracked, Error> {
     track_next(pool, &mut Queue::of([dataset])).await.expect("the queue has a dataset").1
 }
@@ -122,9 +116,6 @@ pub async fn restore(pool: &PgPool) -> Result<(), Error> {
 }
 
 /// Does what [`track`] does, and tries once.
-///
-/// # Errors
-/// If the table can't be captured, or is busy. Nothing is changed in this case.
 pub async fn track_once(pool: &PgPool, dataset: &Dataset) -> Result<Tracked, Error> {
     try_track(pool, dataset, &mut Wait::default()).await
 }
@@ -353,7 +344,6 @@ pub(super) async fn lock(
     if locked.oid == state.oid { Ok(locked) } else { Err(Error::busy(table)) }
 }
 
-/// A table or a partition.
 #[derive(sqlx_macros::FromRow)]
 struct Relation {
     oid: Oid,
@@ -362,7 +352,6 @@ struct Relation {
     owner: String,
 }
 
-/// Returns the table, and its partitions if it has any.
 async fn relations(conn: &mut PgConnection, state: &TableState) -> Result<Vec<Relation>, sqlx::Error> {
     sqlx::query_as(
         "-- source.capture.relations

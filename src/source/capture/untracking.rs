@@ -39,9 +39,6 @@ pub async fn untrack(
 }
 
 /// Removes the triggers from a table, with or without a dataset. Returns false if the table had no triggers.
-///
-/// # Errors
-/// If there is no such table, it is a partition, or the role lacks the right.
 pub async fn untrack_table(pool: &PgPool, table: &Table) -> Result<bool, Error> {
     untrack_each(pool, [table]).await.pop().expect("a table has a result")
 }

@@ -21,7 +21,6 @@ const TOTAL: Duration = Duration::from_mins(1);
 const FIRST_LIMIT: Duration = Duration::from_millis(50);
 /// The pause before a lock request, as a multiple of the time that the request waits.
 const PAUSES: u32 = 10;
-/// The number of transactions that an error names.
 const NAMED: usize = 3;
 
 /// The tables that a command has yet to change.
@@ -31,7 +30,6 @@ pub struct Queue<T> {
     end: Option<Instant>,
 }
 
-/// The next try of a table.
 pub(super) struct NextTry<T> {
     pub(super) item: T,
     pub(super) wait: Wait,
@@ -72,14 +70,12 @@ impl<T> Queue<T> {
 /// The tries to lock one table.
 #[derive(Default)]
 pub(super) struct Wait {
-    /// The number of lock requests that were not granted.
     requests: u32,
     /// The transactions that the last try found, first those that an earlier one had found. `None` before the first
     /// try.
     holders: Option<Vec<Holder>>,
 }
 
-/// Another transaction with a lock on the table.
 #[derive(sqlx_macros::FromRow)]
 struct Holder {
     transaction: String,
