@@ -1,4 +1,4 @@
-//! Lists jobs, newest first. With any filter, a page reads about as many index entries as it has rows.
+//! Lists jobs, newest first. With any filter, a page reads no more index entries of each list than it has rows.
 //!
 //! Each index orders the jobs by one text, the key. The key consists of all fields that a filter may name, or leaves
 //! out the consumer, the dataset or both. A filter selects a set of keys. Each key has a list of its own, and a page is
@@ -14,11 +14,6 @@ use crate::connection::statement::with_pieces;
 use crate::job::{Bounds, ConsumerId, ExportType, Filter, Job, Status};
 use crate::store::export_row::{EXPORT_COLUMNS, JOB_COLUMNS, JobRow, jobs_of};
 use crate::store::{Error, Store};
-
-/// The number of entries that the first step reads of each list.
-const FIRST_STEP: i64 = 4;
-/// The number of entries that the second step reads of each list that continues. The third step reads a whole page.
-const SECOND_STEP: i64 = 32;
 
 /// The number of exports from which on a page takes no further job.
 const MAX_EXPORTS: i64 = 1_000;
@@ -36,9 +31,7 @@ impl Store {
             .bind(keys)
             .bind(filter.before.map_or(Uuid::max(), |job| job.as_uuid()))
             .bind(i64::from(limit) + 1)
-            .bind(MAX_EXPORTS)
-            .bind(FIRST_STEP)
-            .bind(SECOND_STEP);
+            .bind(MAX_EXPORTS);
         let rows: Vec<JobRow> = self.in_index_order(async |tx| statement.fetch_all(tx).await).await?;
         let exports = rows.len() as i64;
         let mut jobs = jobs_of(rows).collect::<Result<Vec<_>, _>>()?;
