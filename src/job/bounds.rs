@@ -21,11 +21,11 @@ impl Bounds {
 
     /// Returns true if exports of this consumer are allowed. `None` stands for ad-hoc exports.
     pub fn allow_consumer(&self, consumer: Option<&ConsumerId>) -> bool {
-        self.consumers.as_ref().is_none_or(|its| consumer.is_some_and(|consumer| its.contains(consumer)))
+        self.consumers.as_ref().is_none_or(|own| consumer.is_some_and(|consumer| own.contains(consumer)))
     }
 
     pub fn allow_dataset(&self, name: &str) -> bool {
-        self.datasets.as_ref().is_none_or(|its| its.iter().any(|other| other == name))
+        self.datasets.as_ref().is_none_or(|own| own.iter().any(|other| other == name))
     }
 
     /// Returns true if the export's consumer and dataset are both allowed.

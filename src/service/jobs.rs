@@ -412,8 +412,10 @@ impl Service {
 
 /// Returns true if a client that follows the job sees a difference.
 fn is_changed(last: &Job, job: &Job) -> bool {
-    let state =
-        |it: &Export| (it.status, it.progress, it.rows_exported, it.bytes_written, it.attempt, it.cancel_requested_at);
+    let state = |export: &Export| {
+        let Export { status, progress, rows_exported, bytes_written, attempt, cancel_requested_at, .. } = *export;
+        (status, progress, rows_exported, bytes_written, attempt, cancel_requested_at)
+    };
     job.exports.iter().map(state).ne(last.exports.iter().map(state))
 }
 

@@ -25,9 +25,9 @@
 -- $22 bigint[]: the bytes of each file
 -- $23 bigint[]: the rows of each file
 -- $24 text[]: the SHA-256 of each file
-with its as materialized (
-  select its.*
-  from unnest($3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) as its (
+with input as materialized (
+  select input.*
+  from unnest($3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) as input (
     dataset, rows, bytes, sha256, staged_name, watermark_from, watermark_to, report, signature, marker, columns,
     manifest, digest, number)
 ),
@@ -36,33 +36,33 @@ j as (
   set status = case when files.exports = 0 then 'skipped' else 'committed' end, open_exports = files.exports,
       lease_token = null, lease_owner = null, lease_expires_at = null, purge_hold = null,
       error_code = null, error_detail = null, error_dataset = null
-  from (select count(its.sha256) as exports from its) files
+  from (select count(input.sha256) as exports from input) files
   where job.id = $1 and job.lease_token = $2 and job.status = 'processing' and job.cancel_requested_at is null
   returning job.*, greatest(clock_timestamp(), job.started_at) as committed_at
 ),
 e as (
   update cdc_export.exports export
-  set status = case when its.sha256 is null then 'skipped' else 'completed' end, progress = 100,
-      finished_at = j.committed_at, rows_exported = its.rows, bytes_written = its.bytes, sha256 = its.sha256,
-      staged_name = its.staged_name, destination_id = case when its.sha256 is not null then $17 end,
-      watermark_from = its.watermark_from, watermark_to = its.watermark_to,
-      marker_seen = its.marker, file_columns = its.columns,
-      columns_hash = case when its.sha256 is not null then md5(its.signature) end,
-      manifest = case when lane.next_number = its.number then its.manifest end,
-      digest = case when lane.next_number = its.number then its.digest end,
-      report = its.report || case
-        when its.sha256 is not null and last.columns_hash <> md5(its.signature) then '{"schemaChanged": true}'::jsonb
+  set status = case when input.sha256 is null then 'skipped' else 'completed' end, progress = 100,
+      finished_at = j.committed_at, rows_exported = input.rows, bytes_written = input.bytes, sha256 = input.sha256,
+      staged_name = input.staged_name, destination_id = case when input.sha256 is not null then $17 end,
+      watermark_from = input.watermark_from, watermark_to = input.watermark_to,
+      marker_seen = input.marker, file_columns = input.columns,
+      columns_hash = case when input.sha256 is not null then md5(input.signature) end,
+      manifest = case when lane.next_number = input.number then input.manifest end,
+      digest = case when lane.next_number = input.number then input.digest end,
+      report = input.report || case
+        when input.sha256 is not null and last.columns_hash <> md5(input.signature) then '{"schemaChanged": true}'::jsonb
         else '{}' end
   from j
-  cross join its
+  cross join input
   left join lateral (
     select l.last_number + 1 as next_number from cdc_export.lanes l
-    where l.consumer_id = j.consumer_id and l.dataset = its.dataset) lane on true
+    where l.consumer_id = j.consumer_id and l.dataset = input.dataset) lane on true
   left join lateral (
     select l.columns_hash from cdc_export.exports l
-    where l.consumer_id = j.consumer_id and l.dataset = its.dataset and l.number is not null
+    where l.consumer_id = j.consumer_id and l.dataset = input.dataset and l.number is not null
     order by l.number desc limit 1) last on true
-  where export.job = j.id and export.dataset = its.dataset
+  where export.job = j.id and export.dataset = input.dataset
   returning export.*
 ),
 recorded as (

@@ -1,6 +1,6 @@
 -- store.jobs.insert
 -- Creates a job with its exports, or adds exports to it, and notifies the workers. Returns the exports that it created.
--- Creates none whose file's name is taken, with any extension: the name of a manifest is that of the file without its
+-- Creates none whose file's name is taken, with any extension: the name of a manifest is that of the file without input
 -- extension, so two formats would share it.
 -- $1 uuid: the job
 -- $2 text: the consumer; null for an ad-hoc export
@@ -46,12 +46,12 @@ j as (
 e as (
   insert into cdc_export.exports (
     job, consumer_id, dataset, lane_sequence, export_type, output_filename, has_after, after_job, after_sha256)
-  select j.id, j.consumer_id, its.dataset, its.lane_sequence, its.export_type, its.name, its.has_after, its.after_job,
-    its.after_sha256
+  select j.id, j.consumer_id, input.dataset, input.lane_sequence, input.export_type, input.name, input.has_after, input.after_job,
+    input.after_sha256
   from j
   cross join unnest($21, $22, $23, $24, $26, $27, $28)
-    as its (dataset, lane_sequence, export_type, name, has_after, after_job, after_sha256)
-  cross join lateral (select lower(left(its.name, -length($25)) collate "C") as bare) own
+    as input (dataset, lane_sequence, export_type, name, has_after, after_job, after_sha256)
+  cross join lateral (select lower(left(input.name, -length($25)) collate "C") as bare) own
   where not exists (
     select from cdc_export.exports taken
     where lower(taken.output_filename) >= own.bare || '.' and lower(taken.output_filename) < own.bare || '/')

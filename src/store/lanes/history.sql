@@ -3,11 +3,11 @@
 -- $2 text[]: the dataset of each lane
 -- $3 bigint: the number of completed exports that are looked at
 -- $4 bigint: the limit on counted failures
-select its.consumer_id, its.dataset, failed.exports as failures, failed.since as failing_since,
+select lane.consumer_id, lane.dataset, failed.exports as failures, failed.since as failing_since,
   completed.at as completed_at, extract(epoch from completed.pause)::float8 as usual_seconds, clock_timestamp() as now
-from unnest($1, $2) as its (consumer_id, dataset)
+from unnest($1, $2) as lane (consumer_id, dataset)
 -- The exports before its consumer was removed don't count.
-left join cdc_export.lanes l on l.consumer_id = its.consumer_id and l.dataset = its.dataset
+left join cdc_export.lanes l on l.consumer_id = lane.consumer_id and l.dataset = lane.dataset
 cross join lateral (
   select max(ended.lane_sequence) as lane_sequence, max(ended.finished_at) as at,
     percentile_cont(0.5) within group (order by ended.pause) as pause
@@ -17,7 +17,7 @@ cross join lateral (
     from (
       select e.lane_sequence, e.finished_at
       from cdc_export.exports e
-      where e.consumer_id = its.consumer_id and e.dataset = its.dataset and e.status in ('completed', 'skipped')
+      where e.consumer_id = lane.consumer_id and e.dataset = lane.dataset and e.status in ('completed', 'skipped')
         and e.lane_sequence > coalesce(l.removed_sequence, 0)
       order by e.lane_sequence desc
       limit $3) last) ended) completed
@@ -26,7 +26,7 @@ cross join lateral (
   from (
     select e.finished_at
     from cdc_export.exports e
-    where e.consumer_id = its.consumer_id and e.dataset = its.dataset and e.status = 'failed'
+    where e.consumer_id = lane.consumer_id and e.dataset = lane.dataset and e.status = 'failed'
       and e.lane_sequence > coalesce(completed.lane_sequence, l.removed_sequence, 0)
     order by e.lane_sequence desc
     limit $4) last) failed

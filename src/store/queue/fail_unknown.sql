@@ -5,15 +5,15 @@
 -- $2 text: the error's code
 -- $3 text: the error's detail
 with unknown as materialized (
-  select j.id, its.dataset
+  select j.id, missing.dataset
   from cdc_export.jobs j
   cross join lateral (
     select min(e.dataset) as dataset from cdc_export.exports e
     where e.job = j.id and e.dataset <> all ($1) and not exists (
       select from cdc_export.datasets d
-      where d.name = e.dataset and d.seen_at > statement_timestamp() - interval '2 hours')) its
+      where d.name = e.dataset and d.seen_at > statement_timestamp() - interval '2 hours')) missing
   where j.status = 'pending' and j.created_at < statement_timestamp() - interval '10 minutes'
-    and its.dataset is not null
+    and missing.dataset is not null
     and exists (
       select from cdc_export.datasets d where d.seen_at > statement_timestamp() - interval '65 minutes')
 ),

@@ -8,13 +8,13 @@
 with lane as (
   -- The first open export comes just behind what was handed out, and behind all places of now: no open export may get
   -- the place of another one meanwhile.
-  select l.consumer_id, l.dataset, greatest(its.marked, l.last_sequence) + 1 - (
+  select l.consumer_id, l.dataset, greatest(input.marked, l.last_sequence) + 1 - (
     select min(o.lane_sequence)
     from cdc_export.exports o
     where o.consumer_id = l.consumer_id and o.dataset = l.dataset and o.status = 'open') as shift
   from cdc_export.jobs j
-  cross join unnest($2, $3) as its (dataset, marked)
-  join cdc_export.lanes l on l.consumer_id = j.consumer_id and l.dataset = its.dataset
+  cross join unnest($2, $3) as input (dataset, marked)
+  join cdc_export.lanes l on l.consumer_id = j.consumer_id and l.dataset = input.dataset
   where j.id = $1 and j.lease_token = $4
 ),
 raised as (

@@ -65,12 +65,12 @@ e as (
       bytes_written = case j.next when 'pending' then 0 else export.bytes_written end,
       rows_expected = null,
       finished_at = case when j.next <> 'pending' then greatest(clock_timestamp(), j.started_at) end,
-      export_type = case when its.becomes_full then 'full' else export.export_type end,
+      export_type = case when healed.becomes_full then 'full' else export.export_type end,
       -- No other name may be the same but for the extension.
-      output_filename = case when its.becomes_full and not exists (
+      output_filename = case when healed.becomes_full and not exists (
           select from cdc_export.exports other
-          where lower(other.output_filename) >= its.as_full || '.'
-            and lower(other.output_filename) < its.as_full || '/')
+          where lower(other.output_filename) >= healed.as_full || '.'
+            and lower(other.output_filename) < healed.as_full || '/')
         then regexp_replace(export.output_filename, '^[a-z]+', 'full') else export.output_filename end,
       report = case when $8 is not null and ($7 is null or export.dataset = $7) then
         jsonb_build_object('continuity', $8::text) end
@@ -78,7 +78,7 @@ e as (
   join cdc_export.exports own on own.job = j.id
   cross join lateral (
     select j.is_healed and own.dataset = any ($11) as becomes_full,
-      lower(regexp_replace(own.output_filename, '^[a-z]+(.*Z(-\d+)?)\.[a-z.]+$', 'full\1')) as as_full) its
+      lower(regexp_replace(own.output_filename, '^[a-z]+(.*Z(-\d+)?)\.[a-z.]+$', 'full\1')) as as_full) healed
   where export.job = own.job and export.dataset = own.dataset
   returning export.*
 )

@@ -21,13 +21,13 @@ insert into watermarks (
   live_snapshot, deletions_snapshot, saved_at, log_sequence, deletions_saved_at, deletions_log_sequence,
   table_oid, relfilenode, table_columns_hash, cluster_id, definition_hash, column_types, guard_state)
 select
-  $1, its.dataset, its.last_exported_at, its.last_exported_at, clock_timestamp(), 1,
-  its.live::pg_snapshot, its.deletions::pg_snapshot, clock_timestamp(), log.sequence, clock_timestamp(), log.sequence,
-  its.table_oid, its.relfilenode, its.columns_hash, its.cluster_id, md5(its.definition), its.types, its.guard_state
+  $1, input.dataset, input.last_exported_at, input.last_exported_at, clock_timestamp(), 1,
+  input.live::pg_snapshot, input.deletions::pg_snapshot, clock_timestamp(), log.sequence, clock_timestamp(), log.sequence,
+  input.table_oid, input.relfilenode, input.columns_hash, input.cluster_id, md5(input.definition), input.types, input.guard_state
 from (
     select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'sequence')::regclass), 0)
       as sequence) log
 cross join unnest($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
-  as its (dataset, last_exported_at, version, was_exported_at, live, deletions, table_oid, relfilenode, columns_hash,
+  as input (dataset, last_exported_at, version, was_exported_at, live, deletions, table_oid, relfilenode, columns_hash,
     cluster_id, export_type, definition, types, guard_state)
 on conflict (consumer_id, dataset) do nothing
