@@ -22,7 +22,6 @@ pub mod lists;
 pub mod manifests;
 mod mask_secret;
 pub mod moments;
-mod open_jobs;
 pub mod queue;
 pub mod retention;
 pub mod schedules;
@@ -162,7 +161,7 @@ pub struct Store {
     /// True if a worker has claimed a job since this process recorded its destination.
     has_claimed: Arc<AtomicBool>,
     begun: Instant,
-    open_jobs: Arc<open_jobs::OpenJobs>,
+    submissions: Arc<jobs::Submissions>,
     key_shares: Arc<key_shares::KeyShares>,
     /// The share of the caller's key. `None` if the caller has no key.
     key_share: Option<Arc<key_shares::KeyShare>>,
@@ -186,7 +185,7 @@ impl Store {
             claims_fail_since: Arc::default(),
             has_claimed: Arc::default(),
             begun: Instant::now(),
-            open_jobs: Arc::default(),
+            submissions: Arc::default(),
             key_shares: Arc::default(),
             key_share: None,
             endings: broadcast::Sender::new(64),

@@ -1,6 +1,7 @@
 //! Creates, reads and cancels jobs on behalf of clients.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::types::Json;
@@ -15,7 +16,6 @@ use crate::job::{After, Export, ExportType, Job, JobId, Request, Status, Terms};
 use crate::store::export_row::{ExportRow, JobRow, jobs_of, skip_unreadable, with_export_columns, with_job_columns};
 use crate::store::files::names_taken;
 use crate::store::lanes::{OutOfStep, out_of_step};
-use crate::store::open_jobs::{Full, Slots};
 use crate::store::transitions::transition;
 use crate::store::{CHANNEL, Error, Store};
 
@@ -46,10 +46,48 @@ pub enum SubmitOutcome {
     KeyFull(u32),
 }
 
-/// A job in a transaction that is not committed yet, with the slots that it reserved among the open jobs.
+/// A job in a transaction that is not committed yet.
 pub(super) struct MadeJob<'s> {
     pub(super) job: Job,
-    pub(super) slots: Slots<'s>,
+    submissions: (Submission<'s>, Option<Submission<'s>>),
+}
+
+/// The number of submissions of this process, or of one of its keys, whose transactions have not ended.
+///
+/// A submission that counts the open jobs does not see the jobs of these transactions, so it adds those that came
+/// before it. So a process alone respects the limits on open jobs. Several processes together may exceed them by the
+/// jobs that they create at the same time.
+#[derive(Debug, Default)]
+pub(super) struct Submissions(AtomicU32);
+
+/// A submission whose transaction has not ended.
+struct Submission<'s> {
+    all: &'s Submissions,
+    /// The number of those that came before it.
+    ahead: u32,
+}
+
+impl Submissions {
+    fn enter(&self) -> Submission<'_> {
+        Submission { all: self, ahead: self.0.fetch_add(1, Ordering::SeqCst) }
+    }
+}
+
+impl Drop for Submission<'_> {
+    fn drop(&mut self) {
+        self.all.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// The state of the queue and of the lanes of a new job.
+#[derive(sqlx_macros::FromRow)]
+struct LaneState {
+    open_in_lane: i64,
+    last_turn: Option<DateTime<Utc>>,
+    now: DateTime<Utc>,
+    open_jobs: i32,
+    open_of_key: i32,
+    current_turn: DateTime<Utc>,
 }
 
 /// A request for a job: the requests for its exports, which differ in their datasets and in what belongs to one lane.
@@ -118,9 +156,7 @@ impl Store {
         .await
     }
 
-    /// Creates a job in a transaction that has entered its lanes.
-    ///
-    /// The limit on open jobs holds until the transaction ends. After the commit, the caller confirms the slots.
+    /// Creates a job in a transaction that has entered its lanes. The caller keeps the result until the transaction ends.
     pub(super) async fn insert<'s>(
         &'s self,
         tx: &mut PgConnection,
@@ -141,19 +177,23 @@ impl Store {
                 return Ok(Err(SubmitOutcome::OutOfStep(dataset.clone(), why)));
             }
         }
-        let (open, last_turn, now) = self.lane_state(tx, requests).await?;
-        if open >= MAX_OPEN {
+        let submission = self.submissions.enter();
+        let of_key = self.key_share.as_ref().map(|share| share.submissions.enter());
+        let state = self.lane_state(tx, requests, terms.max_open).await?;
+        if state.open_in_lane >= MAX_OPEN {
             return Ok(Err(SubmitOutcome::TooManyOpen(MAX_OPEN)));
         }
-        let of_key = self.key_share.as_deref().map(|share| (&share.prefix, &share.open_jobs));
-        let slots = match self.slots(tx, terms.max_open, of_key).await? {
-            Ok(slots) => slots,
-            Err(Full::All) => return Ok(Err(SubmitOutcome::QueueFull(terms.max_open))),
-            Err(Full::OfKey(max)) => return Ok(Err(SubmitOutcome::KeyFull(max))),
-        };
-        let turn = self.turn(slots.current_turn, last_turn);
-        let job = self.insert_named(tx, new, lane_sequences, now, turn).await?;
-        Ok(Ok(MadeJob { job, slots }))
+        let open = state.open_jobs.unsigned_abs() + submission.ahead;
+        if open >= terms.max_open {
+            return Ok(Err(SubmitOutcome::QueueFull(terms.max_open)));
+        }
+        let max_of_key = (terms.max_open - open).div_ceil(2);
+        if of_key.as_ref().is_some_and(|of_key| state.open_of_key.unsigned_abs() + of_key.ahead >= max_of_key) {
+            return Ok(Err(SubmitOutcome::KeyFull(max_of_key)));
+        }
+        let turn = self.turn(state.current_turn, state.last_turn);
+        let job = self.insert_named(tx, new, lane_sequences, state.now, turn).await?;
+        Ok(Ok(MadeJob { job, submissions: (submission, of_key) }))
     }
 
     /// Inserts a job with its exports, each with a name for its file that no other has.
@@ -254,22 +294,21 @@ impl Store {
         jobs_of(rows).next().transpose()
     }
 
-    /// Returns the number of open exports of the fullest of the requests' lanes, or of the open ad-hoc exports of the
-    /// caller's key in the dataset; the last turn of the consumer's open jobs that the key asked for; and the time of
-    /// a new job.
-    ///
-    /// Counts no further than the limit. The lanes' rows must be locked.
+    /// Counts no further than the limits. The lanes' rows must be locked.
     async fn lane_state(
         &self,
         conn: &mut PgConnection,
         requests: &[Request],
-    ) -> Result<(i64, Option<DateTime<Utc>>, DateTime<Utc>), Error> {
-        let statement = sqlx::query_as(include_str!("jobs/lane_state.sql"))
+        max_open: u32,
+    ) -> Result<LaneState, sqlx::Error> {
+        sqlx::query_as(include_str!("jobs/lane_state.sql"))
             .bind(MAX_OPEN)
             .bind(requests[0].consumer.as_ref().map(|consumer| consumer.as_str()))
             .bind(requests.iter().map(|request| &*request.dataset).collect::<Vec<_>>())
-            .bind(self.key_share.as_ref().map(|share| share.prefix.as_str()));
-        Ok(statement.fetch_one(conn).await?)
+            .bind(self.key_share.as_ref().map(|share| share.prefix.as_str()))
+            .bind(i64::from(max_open))
+            .fetch_one(conn)
+            .await
     }
 
     pub async fn job(&self, id: JobId) -> Result<Option<Job>, Error> {
@@ -328,9 +367,9 @@ pub(super) async fn finish<T>(
     outcome: impl FnOnce(Job) -> T,
 ) -> Result<T, Error> {
     match made {
-        Ok(MadeJob { job, slots }) => {
+        Ok(MadeJob { job, submissions }) => {
             tx.commit().await?;
-            slots.confirm();
+            drop(submissions);
             Ok(outcome(job))
         }
         Err(refused) => {
@@ -361,7 +400,7 @@ pub(super) async fn enter_lanes(conn: &mut PgConnection, requests: &[Request]) -
     let sequences: Vec<(String, i64)> = sqlx::query_as(
         "-- store.jobs.next_in_lanes
          insert into cdc_export.lanes as l (consumer_id, dataset, last_sequence)
-         select $1, its.dataset, 1 from unnest($2) with ordinality as its (dataset, place) order by its.place
+         select $1, lane.dataset, 1 from unnest($2) with ordinality as lane (dataset, place) order by lane.place
          on conflict (consumer_id, dataset) do update set last_sequence = l.last_sequence + 1
          returning dataset, last_sequence",
     )

@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::key::Prefix;
 use crate::store::Store;
-use crate::store::open_jobs::OpenJobs;
+use crate::store::jobs::Submissions;
 
 /// The shares of all keys that were used. An operator created each key, so their number needs no limit.
 pub(super) type KeyShares = Mutex<HashMap<Prefix, Arc<KeyShare>>>;
@@ -18,7 +18,7 @@ pub(super) type KeyShares = Mutex<HashMap<Prefix, Arc<KeyShare>>>;
 pub(super) struct KeyShare {
     pub(super) prefix: Prefix,
     connections: Arc<Semaphore>,
-    pub(super) open_jobs: OpenJobs,
+    pub(super) submissions: Submissions,
     /// The last turn of a consumer's first job.
     last_first_turn: Mutex<DateTime<Utc>>,
 }
@@ -47,7 +47,7 @@ impl Store {
             Arc::new(KeyShare {
                 prefix: key.clone(),
                 connections,
-                open_jobs: OpenJobs::default(),
+                submissions: Submissions::default(),
                 last_first_turn: Mutex::default(),
             })
         });

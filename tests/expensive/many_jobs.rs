@@ -239,7 +239,6 @@ async fn nothing_reads_all_jobs_again_and_again() {
         "-- store.commit\n",
         "jobs.last",
         "jobs.lane_state",
-        "open_jobs.count",
         "queue.claim",
         "queue.reap",
         "gauges.backlog",
