@@ -111,7 +111,7 @@ statements() {
         END {printf "%d statements of %d ms", count, time}' logged
 }
 # own_statements COMMAND…: how many there are without those that the service makes again and again, whatever it does.
-periodic='store\.(due|destinations|ping|index_order|retention|datasets|jobs\.get|files\.unpublished)|store\.queue\.(beat|ended|scan_start|fail_unknown)'
+periodic='store\.(due|destinations|ping|index_order|retention|datasets|jobs\.get|files\.unpublished)|store\.queue\.(beat|ended|fail_unknown)'
 periodic+='|source\.(purge|capture|relations)|postgres\.session|connection\.set_up'
 own_statements() {
     logged "$@"

@@ -23,6 +23,7 @@ use crate::dataset::fault::Mistakes;
 use crate::dataset::mask::MaskSecret;
 use crate::http::{self, Access, LocalHosts, Origins};
 use crate::job::Terms;
+use crate::job::times::Times;
 use crate::postgres::{BadUrl, Database, NamedDatabase};
 use crate::receiver::Receivers;
 use crate::source::purge;
@@ -157,7 +158,7 @@ impl Config {
         }
         let database = named.map(|named| named.database);
         let catalog_file = vars.get("DATASETS").map(PathBuf::from);
-        let lease = Duration::from_secs(vars.number("LEASE_SECONDS", 30, 1..=3600)?);
+        let times = Times::of(Duration::from_secs(vars.number("LEASE_SECONDS", 30, 1..=3600)?));
         let host: IpAddr = match vars.get("HOST") {
             Some("localhost") => IpAddr::from([127, 0, 0, 1]),
             _ => vars.parsed(
@@ -215,7 +216,7 @@ impl Config {
             worker: worker::Settings {
                 publisher: publisher.clone(),
                 workers: vars.number("WORKERS", 2, 1..=64)? as u32,
-                lease,
+                times,
                 give_way: match vars.number("GIVE_WAY_SECONDS", 5, 0..=3600)? {
                     0 => None,
                     seconds => Some(Duration::from_secs(seconds)),
@@ -226,7 +227,7 @@ impl Config {
             },
             maintenance: maintenance::Settings {
                 publisher,
-                lease,
+                times,
                 retain_files: vars.retention("RETAIN_FILES", None)?,
                 retain_jobs: vars.retention("RETAIN_JOBS", Some("90d,10000"))?,
                 retain_unacked: vars.age("RETAIN_UNACKED", 30 * DAY)?,

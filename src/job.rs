@@ -13,6 +13,7 @@ pub mod lane;
 pub mod marker;
 mod progress;
 pub mod selection;
+pub mod times;
 
 use std::fmt;
 use std::ops::RangeInclusive;

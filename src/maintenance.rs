@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::dataset::current::CurrentCatalog;
 use crate::failpoint;
+use crate::job::times::Times;
 use crate::job::{Retention, Terms};
 use crate::maintenance::publish::Publish;
 use crate::maintenance::schedule::Scheduling;
@@ -34,7 +35,7 @@ use crate::source::capture::functions::Removals;
 use crate::source::purge::{Caps, PURGE_ROWS};
 use crate::source::{self, Source};
 use crate::store::transitions::Transition;
-use crate::store::{self, Store, lease};
+use crate::store::{self, Store};
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::{chain, metrics};
 
@@ -68,8 +69,7 @@ const RECORD_AGE: Duration = Duration::from_hours(1);
 /// The settings that an operator can change.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The duration of a lease that the worker does not renew.
-    pub lease: Duration,
+    pub times: Times,
     /// The part of the change log that positions may hold.
     pub log_caps: Caps,
     pub retain_files: Retention,
@@ -118,18 +118,19 @@ impl Maintenance {
         catalog: CurrentCatalog,
         terms: Terms,
     ) -> Maintenance {
-        let store = store.within(lease::call_timeout(settings.lease));
+        let store = store.within(settings.times.call);
         let (sweep_requested, publish_requested) = Default::default();
         Maintenance { settings, store, source, destination, catalog, terms, sweep_requested, publish_requested }
     }
 
-    /// Records that this destination has a worker. Must run before the first job is submitted. Otherwise a process with
-    /// another destination could claim the job.
+    /// Records that this destination has a worker, and repairs times from before the clock was set back. Must run before
+    /// the first job is submitted. Otherwise a process with another destination could claim the job.
     pub async fn announce(&self) {
         let task = self.for_task();
         // Commits while no process was there are dated by when the last one was. So the look comes first.
         let begin = async {
             look(&task, &mut None).await?;
+            self.store.repair_future_timestamps(self.settings.times.lease).await?;
             announce(&task, Duration::ZERO).await
         };
         // A hanging folder must not prevent the start of the API.
@@ -192,7 +193,7 @@ impl Maintenance {
     }
 
     fn look_period(&self) -> Duration {
-        failpoint::time("maintenance.look", lease::interval(self.settings.lease))
+        failpoint::time("maintenance.look", self.settings.times.beat)
     }
 
     /// Returns a copy that runs so many operations at the destination at once. On a dead network it occupies as many
@@ -206,11 +207,11 @@ impl Maintenance {
 /// Looks for work, takes over the jobs of vanished workers, and wakes those who do the rest. `looked_at`: the time of
 /// the last look, at which all that the change log has was in a moment.
 async fn look(maintenance: &Maintenance, looked_at: &mut Option<DateTime<Utc>>) -> Result<(), Error> {
-    let Maintenance { settings, store, destination, catalog, .. } = maintenance;
+    let Maintenance { store, destination, catalog, .. } = maintenance;
     // A destination that hangs must not keep the jobs of a vanished worker from being taken over.
     let destination = tokio::time::timeout(ID_TIMEOUT, destination.id()).await;
     let destination = destination.ok().and_then(Result::ok);
-    let due = store.due(catalog.get().dataset_names(), destination, settings.lease).await?;
+    let due = store.due(catalog.get().dataset_names(), destination).await?;
     if due.has_jobs {
         store.work().notify_last();
     }
@@ -233,9 +234,7 @@ async fn announce(Maintenance { store, destination, .. }: &Maintenance, age: Dur
 }
 
 /// Takes over the jobs of vanished workers.
-async fn reap(Maintenance { settings, store, source, sweep_requested, .. }: &Maintenance) -> Result<(), Error> {
-    store.repair_future_timestamps(settings.lease).await?;
-    store.repair_future_timestamps_of_deliveries().await?;
+async fn reap(Maintenance { store, source, sweep_requested, .. }: &Maintenance) -> Result<(), Error> {
     store.shorten_orphaned().await?;
     let mut sessions = BTreeSet::new();
     let mut jobs = BTreeMap::new();

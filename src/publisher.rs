@@ -3,17 +3,16 @@
 //! Several processes may publish the same export at once, and again after a crash at any point. The exports of a job
 //! are published in any order: each is the only unpublished export of its lane. The last one ends the job.
 
-use std::time::Duration;
-
 use crate::failpoint;
 use crate::file::FileRecord;
 use crate::job::lane::Lane;
+use crate::job::times::Times;
 use crate::job::{JobId, Status};
 use crate::manifest::signing::SigningKey;
 use crate::manifest::{Chained, Manifest};
 use crate::sink::{self, Destination, Limited, MarkerFile, Published, WrittenManifest, path_from_manifest};
 use crate::store::manifests::Planned;
-use crate::store::{self, Store, lease};
+use crate::store::{self, Store};
 use crate::telemetry::chain;
 use crate::telemetry::spans::{Kind, Span};
 
@@ -70,10 +69,9 @@ enum PublishStep {
 }
 
 impl Publisher {
-    /// `lease` is the duration of a lease. It bounds the duration of each database call.
-    pub fn new(store: &Store, destination: &Limited, settings: &Settings, lease: Duration) -> Publisher {
+    pub fn new(store: &Store, destination: &Limited, settings: &Settings, times: Times) -> Publisher {
         Publisher {
-            store: store.clone().within(lease::call_timeout(lease)),
+            store: store.clone().within(times.call),
             destination: destination.clone(),
             settings: settings.clone(),
         }

@@ -34,7 +34,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, Utc};
 use sqlx::postgres::{PgArguments, PgListener, PgPoolOptions};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres};
@@ -138,14 +137,6 @@ impl Error {
     }
 }
 
-/// The position in the queue at which the next claim scan begins.
-#[derive(Clone, Copy, Debug)]
-struct ClaimScanStart {
-    /// When this process read the queue, no job with an earlier turn was ready.
-    turn: DateTime<Utc>,
-    read_at: Instant,
-}
-
 /// The control plane, accessed over one pool of connections.
 ///
 /// # Errors
@@ -153,7 +144,6 @@ struct ClaimScanStart {
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: Pool,
-    scan_start: Arc<Mutex<Option<ClaimScanStart>>>,
     /// The destinations that no process uses, and since when this process knows that.
     unused: Arc<Mutex<HashMap<Uuid, Instant>>>,
     /// Since when all claims of this process have failed. `None` if the last one succeeded.
@@ -180,7 +170,6 @@ impl Store {
     pub fn new(pool: impl Into<Pool>) -> Store {
         Store {
             pool: pool.into(),
-            scan_start: Arc::default(),
             unused: Arc::default(),
             claims_fail_since: Arc::default(),
             has_claimed: Arc::default(),

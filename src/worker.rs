@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
-use futures_util::stream::{self, FuturesUnordered, StreamExt};
+use futures_util::stream::{self, FuturesUnordered, StreamExt, TryStreamExt};
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +34,7 @@ use crate::file::name::FileName;
 use crate::file::{Exported, FileRecord};
 use crate::job::columns::FileColumns;
 use crate::job::marker::Marker;
+use crate::job::times::Times;
 use crate::job::{ConsumerId, CurrentExport, Export, ExportReport, ExportType, JobId, Progress, Status};
 use crate::manifest::Manifest;
 use crate::pipeline::{self, WrittenExport};
@@ -48,8 +49,8 @@ use crate::source::{
 };
 use crate::store::{
     self, Store,
-    commit::{Commit, CommitInput, Committed, CommittedJob},
-    lease::{self, Lease, Renewal},
+    commit::{Commit, Committed, CommittedJob},
+    lease::{Lease, LeasedExport, Renewal},
     manifests::uncommitted,
     queue::{Claim, Claimant, Settlement},
 };
@@ -93,8 +94,7 @@ const GAVE_WAY: &str = "a session waited for an ACCESS EXCLUSIVE lock that the e
 pub struct Settings {
     /// The number of concurrent exports in this process.
     pub workers: u32,
-    /// The duration of a lease. A job whose lease is not renewed for this long can be taken over.
-    pub lease: Duration,
+    pub times: Times,
     /// The time for which an export may keep another session waiting for a lock. `None`: it may for ever.
     pub give_way: Option<Duration>,
     pub cell_max: CellMax,
@@ -133,20 +133,45 @@ pub struct Worker {
     throttle: Arc<LogThrottle>,
 }
 
+/// The next step of a worker that runs no job.
+enum NextStep {
+    /// Claim a job: one may be ready.
+    Claim,
+    /// Wait for a signal, which comes with the next job that is ready.
+    Wait,
+}
+
+/// The result of a claim.
+struct Claimed {
+    /// `None` if no job is ready.
+    attempt: Option<(Attempt, ExportConnections)>,
+    /// True if another job waits.
+    has_others: bool,
+}
+
 /// An attempt that this worker has claimed.
-struct ClaimedAttempt {
+struct Attempt {
     lease: Lease,
     /// The datasets of its exports as the catalog had them at the claim.
     datasets: Vec<Arc<Dataset>>,
-    connections: ExportConnections,
+}
+
+/// An export of an attempt.
+struct Member<'a> {
+    leased: &'a LeasedExport,
+    dataset: &'a Arc<Dataset>,
+    /// The marker of its lane at the start of the attempt.
+    marker: Option<Marker>,
+    /// True to make no file if there are no rows.
+    skips_empty: bool,
+    /// The staged files. It has no parts before they are staged, and if there are none.
+    exported: Exported,
 }
 
 /// An attempt whose files have been written.
-struct WrittenAttempt {
+struct WrittenAttempt<'a> {
     snapshot: Snapshot,
-    exports: Vec<Exported>,
-    /// The job of the export that the marker of each lane named at the start of the attempt.
-    markers: Vec<Option<JobId>>,
+    members: Vec<Member<'a>>,
 }
 
 /// The state of the job after a failed attempt.
@@ -166,7 +191,7 @@ impl Worker {
         catalog: CurrentCatalog,
     ) -> Worker {
         let owner = format!("{}:{}", std::process::id(), uuid::Uuid::new_v4().simple());
-        let store = store.within(lease::call_timeout(settings.lease)).for_workers();
+        let store = store.within(settings.times.call).for_workers();
         Worker {
             settings,
             owner: owner.into(),
@@ -204,99 +229,112 @@ impl Worker {
 
     /// Runs jobs one after another, and waits for a signal when there is none. Reuses the connections as long as they
     /// work.
-    async fn work(self, Stops { drain, shutdown }: Stops) {
+    async fn work(self, stops: Stops) {
         let mut connections: Option<ExportConnections> = None;
-        let (mut may_have_job, mut has_completed) = (false, false);
-        while !drain.is_cancelled() {
-            if may_have_job {
-                let (begun, ended) = (SystemTime::now(), self.ended.load(Ordering::SeqCst));
-                match self.claim(&mut connections, has_completed, &drain).await {
-                    Ok(Ok(claimed)) => {
-                        if claimed.lease.has_others {
-                            self.others_wait.store(true, Ordering::SeqCst);
-                            self.store.work().notify_last();
-                        }
-                        let span = self.span(&claimed.lease, begun).await;
-                        connections = span.around(self.export(&span, claimed, &shutdown)).await;
-                        has_completed = connections.is_some();
-                        self.ended.fetch_add(1, Ordering::SeqCst);
-                        // Without others, the next job comes with a signal.
-                        may_have_job = self.others_wait.swap(false, Ordering::SeqCst) || !has_completed;
-                    }
-                    Ok(Err(others_wait)) => {
-                        if others_wait {
-                            self.others_wait.store(true, Ordering::SeqCst);
-                        }
-                        // The others may have waited for a job that ended during the claim.
-                        may_have_job = others_wait && self.ended.load(Ordering::SeqCst) != ended;
-                    }
-                    Err(error) => {
-                        self.store.claim_failed();
-                        let error = chain(&error);
-                        if let Some(times) = self.throttle.should_log(format!("claim: {error}")) {
-                            tracing::warn!(event = "claim_failed", error, times);
-                        }
-                        tokio::select! { () = drain.cancelled() => {}, () = tokio::time::sleep(PAUSE) => {} }
-                    }
+        let mut next = NextStep::Wait;
+        while !stops.drain.is_cancelled() {
+            next = match next {
+                NextStep::Claim => self.run_next(&mut connections, &stops).await,
+                NextStep::Wait => self.wait(&mut connections, &stops.drain).await,
+            };
+        }
+    }
+
+    /// Claims a job and runs one attempt at it, if one is ready.
+    async fn run_next(&self, connections: &mut Option<ExportConnections>, stops: &Stops) -> NextStep {
+        let (begun, ended) = (SystemTime::now(), self.ended.load(Ordering::SeqCst));
+        let claimed = match self.claim(connections, &stops.drain).await {
+            Ok(claimed) => claimed,
+            Err(error) => {
+                self.store.claim_failed();
+                let error = chain(&error);
+                if let Some(times) = self.throttle.should_log(format!("claim: {error}")) {
+                    tracing::warn!(event = "claim_failed", error, times);
                 }
-                continue;
+                tokio::select! { () = stops.drain.cancelled() => {}, () = tokio::time::sleep(PAUSE) => {} }
+                return NextStep::Claim;
             }
-            tokio::select! {
-                () = drain.cancelled() => {}
-                // A signal that came while all workers were busy is kept for the next one.
-                () = self.store.work().notified() => may_have_job = true,
-                () = tokio::time::sleep(IDLE_TIMEOUT), if connections.is_some() => {
-                    if let Some(idle) = connections.take() {
-                        idle.close().await;
-                    }
+        };
+        if claimed.has_others {
+            self.others_wait.store(true, Ordering::SeqCst);
+        }
+        let Some((attempt, ready)) = claimed.attempt else {
+            // The others may have waited for a job that ended during the claim.
+            let has_ended = self.ended.load(Ordering::SeqCst) != ended;
+            return if claimed.has_others && has_ended { NextStep::Claim } else { NextStep::Wait };
+        };
+        if claimed.has_others {
+            self.store.work().notify_last();
+        }
+        let span = self.span(&attempt.lease, begun).await;
+        *connections = span.around(self.export(&span, &attempt, ready, &stops.shutdown)).await;
+        self.ended.fetch_add(1, Ordering::SeqCst);
+        let others_wait = self.others_wait.swap(false, Ordering::SeqCst);
+        // Without others, the next job comes with a signal.
+        if others_wait || connections.is_none() { NextStep::Claim } else { NextStep::Wait }
+    }
+
+    /// Waits for a signal that a job may be ready. Closes connections that are idle for long.
+    async fn wait(&self, connections: &mut Option<ExportConnections>, drain: &CancellationToken) -> NextStep {
+        tokio::select! {
+            () = drain.cancelled() => NextStep::Wait,
+            // A signal that came while all workers were busy is kept for the next one.
+            () = self.store.work().notified() => NextStep::Claim,
+            () = tokio::time::sleep(IDLE_TIMEOUT), if connections.is_some() => {
+                if let Some(idle) = connections.take() {
+                    idle.close().await;
                 }
+                NextStep::Wait
             }
         }
     }
 
-    /// Claims a job. Opens the connections before the claim. If none is ready, returns true if one waits.
+    /// Claims a job. Opens the connections before the claim.
     async fn claim(
         &self,
         connections: &mut Option<ExportConnections>,
-        has_completed: bool,
         drain: &CancellationToken,
-    ) -> Result<Result<ClaimedAttempt, bool>, Error> {
+    ) -> Result<Claimed, Error> {
+        let timeout = self.settings.times.call;
         let kept = match connections.take() {
-            Some(kept) => kept.checked(self.call_timeout()).await,
+            Some(kept) => kept.checked(timeout).await,
             None => None,
         };
         let ready = match kept {
             Some(kept) => kept,
-            None => self.source.connections(self.call_timeout()).await?,
+            None => self.source.connections(timeout).await?,
         };
-        // If the destination has no id, it is broken. The job is claimed anyway and fails with the reason.
-        let Some(found) = unless_stopped(drain, self.destination.id()).await else { return Ok(Err(false)) };
-        let destination = found.ok();
+        let Some(destination) = unless_stopped(drain, self.destination.id()).await else {
+            return Ok(Claimed { attempt: None, has_others: false });
+        };
         let catalog = self.catalog.get();
-        let (owner, datasets, session) = (&*self.owner, &**catalog.dataset_names(), Some(ready.session()));
-        let claimant = Claimant { owner, datasets, destination, has_completed, session };
-        match self.store.claim(&claimant, self.settings.lease).await? {
-            Claim::Job(lease) => {
-                let dataset = |export: &Export| {
-                    Arc::clone(catalog.get(&export.dataset).expect("jobs of other datasets are not claimed"))
-                };
-                let datasets = lease.exports().map(dataset).collect();
-                Ok(Ok(ClaimedAttempt { datasets, lease: *lease, connections: ready }))
-            }
-            Claim::Nothing(others_wait) => {
-                *connections = Some(ready);
-                Ok(Err(others_wait))
-            }
-        }
+        let claimant = Claimant {
+            owner: &self.owner,
+            datasets: catalog.dataset_names(),
+            // If the destination has no id, it is broken. The job is claimed anyway and fails with the reason.
+            destination: destination.ok(),
+            session: Some(ready.session()),
+        };
+        let Claim { lease, has_others } = self.store.claim(&claimant, self.settings.times.lease).await?;
+        let Some(lease) = lease else {
+            *connections = Some(ready);
+            return Ok(Claimed { attempt: None, has_others });
+        };
+        let dataset =
+            |export: &Export| Arc::clone(catalog.get(&export.dataset).expect("jobs of other datasets are not claimed"));
+        let datasets = lease.exports().map(dataset).collect();
+        Ok(Claimed { attempt: Some((Attempt { lease, datasets }, ready)), has_others })
     }
 
     /// Runs one attempt to its end. Returns the connections if they can be reused.
     async fn export(
         &self,
         span: &Span,
-        ClaimedAttempt { lease, datasets, connections }: ClaimedAttempt,
+        attempt: &Attempt,
+        connections: ExportConnections,
         shutdown: &CancellationToken,
     ) -> Option<ExportConnections> {
+        let lease = &attempt.lease;
         let (first, datasets_in_all) = (lease.first(), lease.exports.len());
         match first.is_of_datasets {
             false => job_event!(info, first, "export_started", attempt = first.attempt),
@@ -308,10 +346,10 @@ impl Worker {
                 attempt = first.attempt,
             ),
         }
-        let attempted = self.attempt(&lease, &datasets, connections, shutdown).await;
+        let attempted = self.attempt(attempt, connections, shutdown).await;
         let (connections, records) = match attempted.inspect_err(|failed| span.fail(chain(&failed.error))) {
             Ok((connections, records)) => (connections, Some(records)),
-            Err(failed) => match self.settle(&lease, failed, shutdown).await {
+            Err(failed) => match self.settle(lease, failed, shutdown).await {
                 AttemptEnd::Committed => (None, None),
                 AttemptEnd::Otherwise => return None,
             },
@@ -323,7 +361,7 @@ impl Worker {
             let published = match records {
                 // A job without a trace got the one of this attempt.
                 Some(records) => self.publish(records, span.place(), shutdown).await,
-                None => self.publish_all(&lease, shutdown).await,
+                None => self.publish_all(lease, shutdown).await,
             };
             if let Err(error) = published {
                 // The job is committed. Maintenance publishes the files as soon as possible.
@@ -372,7 +410,7 @@ impl Worker {
         publishing: impl Future<Output = Result<(), publisher::Error>>,
         shutdown: &CancellationToken,
     ) -> Result<(), String> {
-        let publishing = tokio::time::timeout(self.settings.lease, publishing);
+        let publishing = tokio::time::timeout(self.settings.times.publish, publishing);
         match unless_stopped(shutdown, publishing).await {
             Some(Ok(published)) => published.map_err(|error| chain(&error)),
             Some(Err(_)) => Err("publishing exceeded the time limit".to_owned()),
@@ -384,17 +422,15 @@ impl Worker {
     /// them with the watermarks.
     async fn attempt(
         &self,
-        lease: &Lease,
-        datasets: &[Arc<Dataset>],
+        attempt: &Attempt,
         connections: ExportConnections,
         shutdown: &CancellationToken,
     ) -> Result<(Option<ExportConnections>, Vec<FileRecord>), Failed> {
-        let begun = Instant::now();
+        let (begun, times, lease) = (Instant::now(), self.settings.times, &attempt.lease);
         failpoint!("worker.claimed");
         let current = CurrentExport::new(&lease.first().dataset);
-        let mut heartbeat =
-            Heartbeat::start(&self.store, lease, current.clone(), self.settings.lease, self.cancels.subscribe());
-        let export = self.write_files(lease, datasets, connections, &current);
+        let mut heartbeat = Heartbeat::start(&self.store, lease, current.clone(), times, self.cancels.subscribe());
+        let export = self.write_files(attempt, connections, &current);
         let written = tokio::select! {
             biased;
             stop = heartbeat.stopped() => Err(Error::Stopped(stop).into()),
@@ -407,8 +443,8 @@ impl Worker {
         let mut written = written?;
         failpoint!("worker.staged");
         // A recent lease needs no extension. The commit itself checks the token and the cancellation.
-        if begun.elapsed() > lease::interval(self.settings.lease) {
-            let extend = || self.store.extend(lease, self.settings.lease, current.read());
+        if begun.elapsed() > times.beat {
+            let extend = || self.store.extend(lease, times.lease, current.read());
             match self.retry_while_leased(lease, shutdown, extend).await.map_err(Error::from)? {
                 Renewal::Held => {}
                 Renewal::CancelAsked => return Err(Error::Stopped(Stop::CancelAsked).into()),
@@ -417,13 +453,11 @@ impl Worker {
         }
         failpoint!("worker.extended");
         // A commit may wait for locks as long as the lease lasts. After that, it is abandoned.
-        let time = self.settings.lease;
         let committed = async {
-            let commit = self.commit(lease, &mut written);
-            let (records, job) =
-                tokio::time::timeout(time, commit).await.unwrap_or(Err(Error::Stopped(Stop::Silence)))?;
+            let commit = tokio::time::timeout(times.commit, self.commit(lease, &mut written)).await;
+            let (records, job) = commit.unwrap_or(Err(Error::Stopped(Stop::Silence)))?;
             failpoint!("worker.commit");
-            let connections = written.snapshot.commit(time).await?;
+            let connections = written.snapshot.commit(times.commit).await?;
             self.store.announce_committed(job);
             Ok::<_, Error>((connections, records))
         };
@@ -431,153 +465,124 @@ impl Worker {
     }
 
     fn publisher(&self) -> Publisher {
-        Publisher::new(&self.store, &self.destination, &self.settings.publisher, self.settings.lease)
+        Publisher::new(&self.store, &self.destination, &self.settings.publisher, self.settings.times)
     }
 
     /// Writes the rows of the commit. Returns the records of the files.
     async fn commit(
         &self,
         lease: &Lease,
-        written: &mut WrittenAttempt,
+        written: &mut WrittenAttempt<'_>,
     ) -> Result<(Vec<FileRecord>, CommittedJob), Error> {
-        let WrittenAttempt { snapshot, exports, markers } = written;
+        let WrittenAttempt { snapshot, members } = written;
         let publisher = self.publisher();
-        let mut inputs = Vec::new();
-        let mut records = Vec::new();
-        let with_files = exports.iter().filter(|exported| !exported.parts.is_empty()).count();
-        for (((leased, table), exported), marker) in
-            lease.exports.iter().zip(&snapshot.tables).zip(&*exports).zip(&*markers)
-        {
-            let schema = table.schema.narrowed(&leased.export.selection);
-            let mut found = CommitInput {
-                position: table.position.clone(),
-                new_position: table.new_position.clone(),
-                report: ExportReport { late_rows: exported.late_rows, ..table.report.clone() },
-                signature: schema.signature(),
-                columns: FileColumns {
-                    begins: table.begins(),
-                    ..schema.saved_columns(leased.export.export_type, table.new_position.snapshot.as_deref())
-                },
-                marker: *marker,
-                newly_masked: table.schema.newly_masked.clone(),
-                manifest: None,
-            };
-            if !exported.parts.is_empty() {
-                let (record, chained) = uncommitted(lease, leased, &found, exported, with_files);
-                found.manifest = chained
-                    .zip(leased.link.as_ref())
-                    .map(|(chained, link)| publisher.manifest(&record, link.number, chained));
-                records.push(FileRecord { manifest: found.manifest.as_ref().map(Manifest::text), ..record });
+        let with_files = members.iter().filter(|member| !member.exported.parts.is_empty()).count();
+        let (mut commits, mut records) = (Vec::new(), Vec::new());
+        for (member, table) in members.iter().zip(&snapshot.tables) {
+            let mut commit = member.commit(table);
+            if !member.exported.parts.is_empty() {
+                let (record, chained) = uncommitted(lease, member.leased, &commit, with_files);
+                let link = member.leased.link.as_ref();
+                commit.manifest =
+                    chained.zip(link).map(|(chained, link)| publisher.manifest(&record, link.number, chained));
+                records.push(FileRecord { manifest: commit.manifest.as_ref().map(Manifest::text), ..record });
             }
-            inputs.push(found);
+            commits.push(commit);
         }
-        let commits = lease.exports().zip(&inputs).zip(&*exports);
-        let commits: Vec<_> = commits.map(|((export, found), exported)| Commit { export, found, exported }).collect();
-        let (transaction, awaits_standby) = snapshot.begin_commit(self.settings.lease).await?;
-        match self.store.commit(transaction, lease, &commits).await? {
-            Committed::Done(job) => {
-                let with_files =
-                    exports.iter().zip(&job.are_planned).filter(|(exported, _)| !exported.parts.is_empty());
-                for (record, (_, is_planned)) in records.iter_mut().zip(with_files) {
-                    record.manifest.take_if(|_| !is_planned);
-                    record.awaits_standby = awaits_standby;
-                }
-                Ok((records, job))
+        let (transaction, awaits_standby) = snapshot.begin_commit(self.settings.times.lease).await?;
+        let job = match self.store.commit(transaction, lease, &commits).await? {
+            Committed::Done(job) => job,
+            Committed::NotOurs => return Err(Error::NotOurs),
+            Committed::WatermarkChanged => return Err(Error::WatermarkChanged),
+        };
+        for record in &mut records {
+            record.awaits_standby = awaits_standby;
+            if !job.is_planned(&record.dataset) {
+                record.manifest = None;
             }
-            Committed::NotOurs => Err(Error::NotOurs),
-            Committed::WatermarkChanged => Err(Error::WatermarkChanged),
         }
+        Ok((records, job))
     }
 
     /// Takes a snapshot and writes the rows of each export, one after the other.
-    async fn write_files(
+    async fn write_files<'a>(
         &self,
-        lease: &Lease,
-        datasets: &[Arc<Dataset>],
+        Attempt { lease, datasets }: &'a Attempt,
         connections: ExportConnections,
         current: &CurrentExport,
-    ) -> Result<WrittenAttempt, Failed> {
-        let mut markers = Vec::new();
-        for export in lease.exports() {
-            markers.push(self.marker(lease, export).await?);
+    ) -> Result<WrittenAttempt<'a>, Failed> {
+        let mut members = Vec::new();
+        for (leased, dataset) in lease.exports.iter().zip(datasets) {
+            let marker = self.marker(lease, &leased.export).await?;
+            members.push(Member { leased, dataset, marker, skips_empty: false, exported: Exported::default() });
         }
-        let ahead = |(export, marker): (&'_ Export, &Option<Marker>)| {
-            let marked = marker.as_ref()?.order;
-            export.order.filter(|own| *own <= marked).map(|_| marked)
-        };
-        let ahead: Vec<_> = lease
-            .exports()
-            .zip(&markers)
-            .filter_map(|(export, marker)| Some((&*export.dataset, ahead((export, marker))?)))
-            .collect();
-        if !ahead.is_empty() {
-            self.store.raise_lanes(lease, &ahead).await.map_err(Error::from)?;
+        let behind: Vec<_> = members.iter().filter_map(Member::behind_marker).collect();
+        if !behind.is_empty() {
+            self.store.raise_lanes(lease, &behind).await.map_err(Error::from)?;
             return Err(Error::LaneRaised.into());
         }
         // Check for a full disk before the snapshot is opened, because the snapshot delays vacuum. The draft is created
         // only after that.
         self.destination.require_room().await.map_err(Error::from)?;
-        let mut purposes = Vec::new();
-        for ((export, dataset), marker) in lease.exports().zip(datasets).zip(&markers) {
-            let (consumer, export_type, format) =
-                (export.consumer.as_ref(), export.export_type, export.encoding.format);
-            let (job, marker) = (export.job, marker.as_ref());
-            purposes.push(Purpose { dataset, consumer, export_type, format, job, marker });
-        }
-        let opening = connections.open(&purposes, self.settings.lease, sink::stall_limit());
+        let purposes: Vec<_> = members.iter().map(Member::purpose).collect();
+        let (stalls, times) = (StallWatch::default(), self.settings.times);
+        let opening = connections.open(&purposes, times.lease, sink::stall_limit());
         let mut snapshot = spans::step("open", opening).await?;
-        let (stalls, time) = (StallWatch::default(), self.settings.lease);
-        let (leader, mut reading) = snapshot.split();
-        let write = async {
-            let may_skip = self.may_skip(lease, datasets, reading.tables()).await?;
-            let is_unread = |at: usize, tables: &[SnapshotTable]| may_skip[at] && tables[at].has_no_changes();
-            // As soon as possible: a reader that meets somebody who waits for the table has to give up.
-            if !is_unread(0, reading.tables()) {
-                reading.join(0).await.map_err(Failed::at(0))?;
-            }
-            if lease.is_trial {
-                self.store.table_opened(lease).await.map_err(Error::from)?;
-            }
-            failpoint!("worker.opened");
-            let mut exports: Vec<_> = lease.exports().map(|_| Exported::default()).collect();
-            let mut staging = FuturesUnordered::new();
-            for (at, (export, dataset)) in lease.exports().zip(datasets).enumerate() {
-                if is_unread(at, reading.tables()) {
-                    continue;
-                }
-                let (skips_empty, watches) = (may_skip[at], (current, &stalls));
-                let written = self.write_file(lease, (export, dataset), &mut reading, at, skips_empty, watches);
-                let written = written.await.map_err(Failed::at(at))?;
-                // The disk syncs this file while the next table is read.
-                let staged = stage(written, Arc::clone(dataset), reading.tables()[at].new_position.taken_at);
-                let staged = AbortOnDropHandle::new(tokio::spawn(staged));
-                staging.push(async move { (at, staged.await) });
-                if staging.len() > MAX_STAGING {
-                    // A reader that waited for the destination would hold its snapshot and its lock.
-                    reading.end(time).await;
-                    collect(&mut exports, staging.next().await)?;
-                }
-            }
-            let collected = async {
-                while !staging.is_empty() {
-                    collect(&mut exports, staging.next().await)?;
-                }
-                Ok::<_, Failed>(exports)
-            };
-            let (exports, ()) = tokio::join!(collected, reading.end(time));
-            exports
-        };
-        let exports = tokio::select! {
-            lost = leader.keep_alive(lease::interval(time), time, self.settings.give_way) => Err(Error::from(lost).into()),
+        let (leader, reading) = snapshot.split();
+        let write = self.write_members(lease, &mut members, reading, (current, &stalls));
+        let written = tokio::select! {
+            lost = leader.keep_alive(times.beat, times.lease, self.settings.give_way) => Err(Error::from(lost).into()),
             stalled = stalls.stalled(self.destination.stall_limit()) => Err(Error::from(stalled).into()),
-            exports = write => exports,
+            written = write => written,
         };
-        if let Err(Failed { error: Error::Source(source::Error::GaveWay { .. }), .. }) = exports {
+        if let Err(Failed { error: Error::Source(source::Error::GaveWay { .. }), .. }) = written {
             snapshot.give_up().await;
         }
-        let exports = exports?;
-        let markers = markers.into_iter().map(|marker| marker.map(|marker| marker.job)).collect();
-        Ok(WrittenAttempt { snapshot, exports, markers })
+        written?;
+        Ok(WrittenAttempt { snapshot, members })
+    }
+
+    /// Writes and stages the files of each export, one after the other.
+    async fn write_members(
+        &self,
+        lease: &Lease,
+        members: &mut [Member<'_>],
+        mut reading: SnapshotReader<'_>,
+        watches: (&CurrentExport, &StallWatch),
+    ) -> Result<(), Failed> {
+        self.decide_skips(lease, members, reading.tables()).await?;
+        // As soon as possible: a reader that meets somebody who waits for the table has to give up.
+        if !members[0].is_unread(&reading.tables()[0]) {
+            reading.join(0).await.map_err(Failed::at(0))?;
+        }
+        if lease.is_trial {
+            self.store.table_opened(lease).await.map_err(Error::from)?;
+        }
+        failpoint!("worker.opened");
+        let (mut staging, mut staged) = (FuturesUnordered::new(), Vec::new());
+        for (at, member) in members.iter().enumerate() {
+            if member.is_unread(&reading.tables()[at]) {
+                continue;
+            }
+            let written = self.write_file(lease, member, &mut reading, at, watches).await.map_err(Failed::at(at))?;
+            // The disk syncs this file while the next table is read.
+            let stage = stage(written, Arc::clone(member.dataset), reading.tables()[at].new_position.taken_at);
+            let stage = AbortOnDropHandle::new(tokio::spawn(stage));
+            staging.push(async move {
+                let exported = stage.await.map_err(pipeline::Error::Panicked).flatten().map_err(Failed::at(at))?;
+                Ok::<_, Failed>((at, exported))
+            });
+            if staging.len() > MAX_STAGING {
+                // A reader that waited for the destination would hold its snapshot and its lock.
+                reading.end(self.settings.times.lease).await;
+                staged.extend(staging.try_next().await?);
+            }
+        }
+        let (last, ()) = tokio::join!(staging.try_collect::<Vec<_>>(), reading.end(self.settings.times.lease));
+        for (at, exported) in staged.into_iter().chain(last?) {
+            members[at].exported = exported;
+        }
+        Ok(())
     }
 
     async fn marker(&self, lease: &Lease, export: &Export) -> Result<Option<Marker>, Error> {
@@ -594,10 +599,9 @@ impl Worker {
     async fn write_file(
         &self,
         lease: &Lease,
-        (export, dataset): (&Export, &Dataset),
+        Member { leased: LeasedExport { export, .. }, dataset, skips_empty, .. }: &Member<'_>,
         reading: &mut SnapshotReader<'_>,
         at: usize,
-        skips_empty: bool,
         (current, stalls): (&CurrentExport, &StallWatch),
     ) -> Result<WrittenExport, Error> {
         let name = FileName {
@@ -621,7 +625,7 @@ impl Worker {
             max_file_bytes: export.max_file_bytes.or(dataset.max_file_bytes),
             compression_level,
             mask_secret,
-            skips_empty,
+            skips_empty: *skips_empty,
             progress: &current.begin(&export.dataset),
         };
         let rows = reading.rows(at).await?;
@@ -647,34 +651,26 @@ impl Worker {
         std::future::pending().await
     }
 
-    /// For each export, returns true if it is to make no file if it finds no rows. An export that has something else to
-    /// tell makes a file all the same: the first one of a lane, and one with other columns or a remark on its
-    /// continuity.
-    async fn may_skip(
+    /// Decides which exports make no file if they find no rows. Never skips the first export of a lane, an export whose
+    /// columns changed, or one with a remark on its continuity: their files carry news even without rows.
+    async fn decide_skips(
         &self,
         lease: &Lease,
-        datasets: &[Arc<Dataset>],
+        members: &mut [Member<'_>],
         tables: &[SnapshotTable],
-    ) -> Result<Vec<bool>, Error> {
-        let is_plain = |((export, dataset), table): ((&Export, &Arc<Dataset>), &SnapshotTable)| {
-            export.export_type != ExportType::Full
-                && !table.begins()
-                && table.report.continuity.is_none()
-                && table.report.quiet_deletes == 0
-                && export.skip_empty.unwrap_or(dataset.skip_empty)
-        };
-        let mut may_skip: Vec<_> = lease.exports().zip(datasets).zip(tables).map(is_plain).collect();
-        let Some(consumer) = lease.first().consumer.as_ref().filter(|_| may_skip.contains(&true)) else {
-            return Ok(vec![false; may_skip.len()]);
-        };
-        let asked: Vec<_> = (0..may_skip.len()).filter(|at| may_skip[*at]).collect();
-        let names: Vec<_> = asked.iter().map(|at| &*lease.exports[*at].export.dataset).collect();
-        let signatures: Vec<_> = asked.iter().map(|at| tables[*at].schema.signature()).collect();
-        let are_same = self.store.are_signatures_of_last(consumer, &names, &signatures).await?;
-        for (at, is_same) in asked.into_iter().zip(are_same) {
-            may_skip[at] = is_same;
+    ) -> Result<(), Error> {
+        let Some(consumer) = &lease.first().consumer else { return Ok(()) };
+        let plain: Vec<_> = members.iter_mut().zip(tables).filter(|(member, table)| member.may_skip(table)).collect();
+        if plain.is_empty() {
+            return Ok(());
         }
-        Ok(may_skip)
+        let datasets: Vec<_> = plain.iter().map(|(member, _)| &*member.leased.export.dataset).collect();
+        let signatures: Vec<_> = plain.iter().map(|(_, table)| table.schema.signature()).collect();
+        let are_same = self.store.are_signatures_of_last(consumer, &datasets, &signatures).await?;
+        for ((member, _), is_same) in plain.into_iter().zip(are_same) {
+            member.skips_empty = is_same;
+        }
+        Ok(())
     }
 
     /// Settles the job of an attempt that failed. If only the response to the commit was lost, detects that the job is
@@ -701,42 +697,29 @@ impl Worker {
             }
         };
         // This attempt can no longer be committed, so its files can be removed.
+        if let Err(error) = self.remove_drafts(lease, shutdown).await {
+            tracing::warn!(event = "draft_left_behind", jobId = %lease.id(), error);
+        }
+        if left.status == Status::Pending {
+            log_return(lease, &settlement, failed_dataset, &need_full, &cause);
+        }
+        if let Settlement::GiveWay(_) = settlement {
+            metrics::gave_way();
+        }
+        AttemptEnd::Otherwise
+    }
+
+    async fn remove_drafts(&self, lease: &Lease, shutdown: &CancellationToken) -> Result<(), String> {
         let abort = async {
             for at in 0..lease.exports.len() {
                 self.destination.abort(&lease.hidden_file(at)).await?;
             }
             Ok::<_, sink::Error>(())
         };
-        let id = lease.id();
-        let left_behind = match unless_stopped(shutdown, abort).await {
-            Some(aborted) => aborted.err().map(|error| chain(&error)),
-            None => Some("the service is shutting down".to_owned()),
-        };
-        if let Some(error) = left_behind {
-            tracing::warn!(event = "draft_left_behind", jobId = %id, error);
+        match unless_stopped(shutdown, abort).await {
+            Some(aborted) => aborted.map_err(|error| chain(&error)),
+            None => Err("the service is shutting down".to_owned()),
         }
-        if let Settlement::GiveWay(_) = settlement {
-            metrics::gave_way();
-        }
-        match (left.status, &settlement) {
-            (Status::Pending, Settlement::Release) => {
-                tracing::info!(event = "export_released", jobId = %id, error = cause);
-            }
-            (Status::Pending, Settlement::Fail(_)) => {
-                let (first, datasets) = (need_full.first().copied(), need_full.len());
-                tracing::warn!(event = "export_healed", jobId = %id, dataset = first, datasets, error = cause);
-            }
-            (Status::Pending, Settlement::Retry(_) | Settlement::RetryLocked(_)) => {
-                let (attempt, dataset) = (lease.first().attempt, failed_dataset.filter(|_| lease.exports.len() > 1));
-                tracing::warn!(event = "export_retried", jobId = %id, attempt, dataset, error = cause);
-            }
-            (Status::Pending, Settlement::GiveWay(_)) => {
-                tracing::warn!(event = "export_gave_way", jobId = %id, error = cause);
-            }
-            // The store has already logged the end.
-            (_, _) => {}
-        }
-        AttemptEnd::Otherwise
     }
 
     async fn committed_after_all(&self, lease: &Lease, shutdown: &CancellationToken) -> AttemptEnd {
@@ -767,22 +750,92 @@ impl Worker {
     {
         let begun = Instant::now();
         loop {
-            let time = if shutdown.is_cancelled() { Duration::from_secs(5) } else { self.settings.lease };
+            let time = if shutdown.is_cancelled() { Duration::from_secs(5) } else { self.settings.times.commit };
             match statement().await {
                 Err(store::Error::Unavailable(cause) | store::Error::LockConflict(cause)) if begun.elapsed() < time => {
                     let (id, error) = (lease.id(), chain(&cause));
                     if let Some(times) = self.throttle.should_log(format!("{id}: {error}")) {
                         tracing::warn!(event = "database_unavailable", jobId = %id, error, times);
                     }
-                    tokio::time::sleep(PAUSE.min(self.call_timeout())).await;
+                    tokio::time::sleep(PAUSE.min(self.settings.times.call)).await;
                 }
                 done => return done,
             }
         }
     }
+}
 
-    fn call_timeout(&self) -> Duration {
-        lease::call_timeout(self.settings.lease)
+impl<'a> Member<'a> {
+    /// Returns the dataset, and the place of the marker's export, if this export comes before that one: the database was
+    /// restored.
+    fn behind_marker(&self) -> Option<(&'a str, i64)> {
+        let marked = self.marker.as_ref()?.order;
+        let export = &self.leased.export;
+        export.order.filter(|own| *own <= marked).map(|_| (&*export.dataset, marked))
+    }
+
+    fn purpose(&self) -> Purpose<'_> {
+        let Export { job, consumer, export_type, encoding, .. } = &self.leased.export;
+        Purpose {
+            dataset: self.dataset,
+            consumer: consumer.as_ref(),
+            export_type: *export_type,
+            format: encoding.format,
+            job: *job,
+            marker: self.marker.as_ref(),
+        }
+    }
+
+    /// Returns true if the export may be skipped, should its columns be those of the last one.
+    fn may_skip(&self, table: &SnapshotTable) -> bool {
+        let export = &self.leased.export;
+        export.export_type != ExportType::Full
+            && !table.begins()
+            && table.report.continuity.is_none()
+            && table.report.quiet_deletes == 0
+            && export.skip_empty.unwrap_or(self.dataset.skip_empty)
+    }
+
+    /// Returns true if the table need not be read, because the export is skipped.
+    fn is_unread(&self, table: &SnapshotTable) -> bool {
+        self.skips_empty && table.has_no_changes()
+    }
+
+    fn commit<'m>(&'m self, table: &SnapshotTable) -> Commit<'m> {
+        let export = &self.leased.export;
+        let schema = table.schema.narrowed(&export.selection);
+        Commit {
+            export,
+            exported: &self.exported,
+            position: table.position.clone(),
+            new_position: table.new_position.clone(),
+            report: ExportReport { late_rows: self.exported.late_rows, ..table.report.clone() },
+            signature: schema.signature(),
+            columns: FileColumns {
+                begins: table.begins(),
+                ..schema.saved_columns(export.export_type, table.new_position.snapshot.as_deref())
+            },
+            marker: self.marker.as_ref().map(|marker| marker.job),
+            newly_masked: table.schema.newly_masked.clone(),
+            manifest: None,
+        }
+    }
+}
+
+/// Logs that a job is pending again.
+fn log_return(lease: &Lease, settlement: &Settlement, failed: Option<&str>, need_full: &[&str], error: &str) {
+    let id = lease.id();
+    match settlement {
+        Settlement::Release => tracing::info!(event = "export_released", jobId = %id, error),
+        Settlement::Fail(_) => {
+            let (first, datasets) = (need_full.first().copied(), need_full.len());
+            tracing::warn!(event = "export_healed", jobId = %id, dataset = first, datasets, error);
+        }
+        Settlement::Retry(_) | Settlement::RetryLocked(_) => {
+            let (attempt, dataset) = (lease.first().attempt, failed.filter(|_| lease.exports.len() > 1));
+            tracing::warn!(event = "export_retried", jobId = %id, attempt, dataset, error);
+        }
+        Settlement::GiveWay(_) => tracing::warn!(event = "export_gave_way", jobId = %id, error),
     }
 }
 
@@ -819,14 +872,3 @@ async fn stage(
     }
     Ok(exported)
 }
-
-/// Puts a staged export into its place.
-fn collect(exports: &mut [Exported], staged: Option<(usize, StagedTask)>) -> Result<(), Failed> {
-    let Some((at, staged)) = staged else { return Ok(()) };
-    let staged = staged.map_err(pipeline::Error::Panicked).and_then(|staged| staged);
-    exports[at] = staged.map_err(Failed::at(at))?;
-    Ok(())
-}
-
-/// The result of a task that stages an export.
-type StagedTask = Result<Result<Exported, pipeline::Error>, tokio::task::JoinError>;

@@ -39,7 +39,7 @@ impl Publish {
     pub(super) fn new(maintenance: &Maintenance) -> Publish {
         let maintenance = maintenance.with_concurrent(MAX_LANES);
         let Maintenance { store, destination, settings, .. } = &maintenance;
-        let publisher = Publisher::new(store, destination, &settings.publisher, settings.lease);
+        let publisher = Publisher::new(store, destination, &settings.publisher, settings.times);
         Publish { maintenance, publisher, missing: HashMap::new(), throttle: LogThrottle::default() }
     }
 

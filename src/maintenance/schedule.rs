@@ -13,11 +13,11 @@ use uuid::Uuid;
 use crate::audit::{Action, Origin};
 use crate::job::datasets::{DatasetsRequest, MOST_DATASETS, Omitted};
 use crate::maintenance::{Error, Maintenance};
-use crate::schedule::{Due, Refusal, Schedule, ScheduleState, ScheduledDatasets};
+use crate::schedule::{Refusal, Schedule, ScheduleState, ScheduledDatasets};
 use crate::sink::Destination;
+use crate::store;
 use crate::store::schedules::{RunOutcome, ScheduledExports};
 use crate::store::tracked::Obstacle;
-use crate::store::{self, lease};
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::{job_event, metrics};
 
@@ -51,21 +51,8 @@ impl Scheduling {
             }
         }
         match schedule.due(state.slot, now) {
-            Due::Nothing => Ok(()),
-            Due::Slot(slot) => self.run(schedule, slot).await,
-            Due::ClockSetBack(latest) => {
-                let Some(from) = state.slot else { return Ok(()) };
-                let set_back = self.maintenance.store.set_slot_back(schedule, from, latest);
-                if set_back.await? {
-                    tracing::warn!(
-                        event = "schedule_clock_set_back",
-                        schedule = schedule.name,
-                        slot = rfc3339(from),
-                        "the database's clock is far behind the last used slot: the schedule continues from the current time of the clock"
-                    );
-                }
-                Ok(())
-            }
+            Some(slot) => self.run(schedule, slot).await,
+            None => Ok(()),
         }
     }
 
@@ -214,8 +201,8 @@ impl Scheduling {
 
     /// Returns `None` if the destination fails or hangs. The worker then reports the reason when the job fails.
     async fn destination_id(&self) -> Option<Uuid> {
-        let timeout = lease::call_timeout(self.maintenance.settings.lease);
-        tokio::time::timeout(timeout, self.maintenance.destination.id()).await.ok()?.ok()
+        let Maintenance { settings, destination, .. } = &self.maintenance;
+        tokio::time::timeout(settings.times.call, destination.id()).await.ok()?.ok()
     }
 
     fn adopted(&self) -> MutexGuard<'_, BTreeMap<String, String>> {

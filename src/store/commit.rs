@@ -1,6 +1,8 @@
 //! Commits an attempt: completes its job and moves the positions of the consumer, in the transaction whose snapshot was
 //! exported.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use sqlx::types::Json;
@@ -16,9 +18,12 @@ use crate::store::watermarks::{self, Advance};
 use crate::store::{Error, Store};
 use crate::watermark::{NewPosition, Position};
 
-/// The facts that a commit compares and saves beside the file.
+/// An export to commit: its files, and the facts that the commit compares and saves beside them.
 #[derive(Clone, Debug)]
-pub struct CommitInput {
+pub struct Commit<'a> {
+    pub export: &'a Export,
+    /// Without parts, the export found nothing, and makes no file.
+    pub exported: &'a Exported,
     /// The consumer's position, which the commit must find unchanged.
     pub position: Position,
     pub new_position: NewPosition,
@@ -33,15 +38,6 @@ pub struct CommitInput {
     pub newly_masked: Vec<String>,
     /// The manifest of the export. `None` if the job has no consumer.
     pub manifest: Option<Manifest>,
-}
-
-/// An export to commit.
-#[derive(Clone, Copy, Debug)]
-pub struct Commit<'a> {
-    pub export: &'a Export,
-    pub found: &'a CommitInput,
-    /// Without parts, the export found nothing, and makes no file.
-    pub exported: &'a Exported,
 }
 
 /// The outcome of a commit. Unless it is `Done`, the caller must roll the transaction back.
@@ -59,9 +55,16 @@ const MAX_ATTEMPTS: u32 = 3;
 
 /// A completed job, in a transaction that may not be committed yet.
 pub struct CommittedJob {
-    /// For each export, true if its row has the manifest.
-    pub are_planned: Vec<bool>,
+    /// The datasets of the exports whose rows have their manifests.
+    planned: HashSet<String>,
     rows: Vec<TransitionRow>,
+}
+
+impl CommittedJob {
+    /// Returns true if the row of this dataset's export has the manifest.
+    pub fn is_planned(&self, dataset: &str) -> bool {
+        self.planned.contains(dataset)
+    }
 }
 
 #[derive(sqlx_macros::FromRow)]
@@ -117,16 +120,14 @@ impl Store {
         if rows.is_empty() {
             return Ok(Committed::NotOurs);
         }
-        let is_planned = |commit: &Commit<'_>| {
-            rows.iter().any(|row| row.is_planned && row.transition.export.dataset == commit.export.dataset)
-        };
-        let are_planned = commits.iter().map(is_planned).collect();
+        let planned =
+            rows.iter().filter(|row| row.is_planned).map(|row| row.transition.export.dataset.clone()).collect();
         let rows: Vec<_> = rows.into_iter().map(|row| row.transition).collect();
         plan_deliveries(conn, &self.listeners, &rows).await?;
         remember_masks(conn, commits).await?;
         let advances: Vec<_> = commits.iter().filter_map(Commit::advance).collect();
         match watermarks::advance(conn, &advances).await? {
-            true => Ok(Committed::Done(CommittedJob { are_planned, rows })),
+            true => Ok(Committed::Done(CommittedJob { planned, rows })),
             false => Ok(Committed::WatermarkChanged),
         }
     }
@@ -147,11 +148,11 @@ impl Store {
         let statement = sqlx::query_scalar(
             "-- store.commit.are_signatures_of_last
              select coalesce((
-               select e.columns_hash = md5(its.signature) from cdc_export.exports e
-               where e.consumer_id = $1 and e.dataset = its.dataset and e.number is not null
+               select e.columns_hash = md5(lane.signature) from cdc_export.exports e
+               where e.consumer_id = $1 and e.dataset = lane.dataset and e.number is not null
                order by e.number desc limit 1), false)
-             from unnest($2, $3) with ordinality as its (dataset, signature, place)
-             order by its.place",
+             from unnest($2, $3) with ordinality as lane (dataset, signature, place)
+             order by lane.place",
         )
         .bind(consumer.as_str())
         .bind(datasets)
@@ -160,15 +161,15 @@ impl Store {
     }
 }
 
-impl<'a> Commit<'a> {
-    fn parts(&self) -> &'a [Part] {
+impl Commit<'_> {
+    fn parts(&self) -> &[Part] {
         &self.exported.parts
     }
 
     /// Returns the change of the consumer's position. `None` for an export without a consumer, and for a first one that
     /// found nothing: the next one starts from the beginning as well, so it misses nothing.
-    fn advance(&self) -> Option<Advance<'a>> {
-        let Commit { export, found: CommitInput { position, new_position, .. }, exported } = *self;
+    fn advance(&self) -> Option<Advance<'_>> {
+        let Commit { export, exported, ref position, ref new_position, .. } = *self;
         let lane = export.lane()?;
         let advance =
             Advance { lane, export_type: export.export_type, position, new_position, to: self.watermark_to() };
@@ -177,10 +178,9 @@ impl<'a> Commit<'a> {
 
     /// Returns the watermark after the export: the one before if it found nothing, and `None` without a consumer.
     fn watermark_to(&self) -> Option<DateTime<Utc>> {
-        let position = &self.found.position;
         let to = match self.parts().is_empty() {
-            true => position.last_exported_at,
-            false => position.advanced_to(self.exported.last_updated_at),
+            true => self.position.last_exported_at,
+            false => self.position.advanced_to(self.exported.last_updated_at),
         };
         to.filter(|_| self.export.consumer.is_some())
     }
@@ -189,7 +189,7 @@ impl<'a> Commit<'a> {
 async fn remember_masks(conn: &mut PgConnection, commits: &[Commit<'_>]) -> Result<(), Error> {
     let (mut datasets, mut names) = (Vec::new(), Vec::new());
     for commit in commits {
-        for name in &commit.found.newly_masked {
+        for name in &commit.newly_masked {
             datasets.push(&*commit.export.dataset);
             names.push(name.as_str());
         }
@@ -208,11 +208,11 @@ async fn remember_masks(conn: &mut PgConnection, commits: &[Commit<'_>]) -> Resu
 
 /// Completes a job and records its files. Returns its exports, or none if the job is not ours.
 async fn complete(conn: &mut PgConnection, lease: &Lease, commits: &[Commit<'_>]) -> Result<Vec<CommittedRow>, Error> {
-    fn each<'a, T>(commits: &[Commit<'a>], value: impl Fn(&Commit<'a>) -> T) -> Vec<T> {
+    fn each<'a, T>(commits: &'a [Commit<'a>], value: impl Fn(&'a Commit<'a>) -> T) -> Vec<T> {
         commits.iter().map(value).collect()
     }
     // The members of an export's files are null if it found nothing.
-    fn of_files<'a, T>(commits: &[Commit<'a>], value: impl Fn(&Commit<'a>) -> T) -> Vec<Option<T>> {
+    fn of_files<'a, T>(commits: &'a [Commit<'a>], value: impl Fn(&'a Commit<'a>) -> T) -> Vec<Option<T>> {
         commits.iter().map(|commit| (!commit.parts().is_empty()).then(|| value(commit))).collect()
     }
     let files: Vec<_> = commits
@@ -224,20 +224,20 @@ async fn complete(conn: &mut PgConnection, lease: &Lease, commits: &[Commit<'_>]
     let committed = sqlx::query_as(with_export_columns(include_str!("commit/commit.sql")))
         .bind(lease.id().as_uuid())
         .bind(lease.token().as_uuid())
-        .bind(each(commits, |it| &*it.export.dataset))
-        .bind(each(commits, |it| it.exported.rows as i64))
-        .bind(each(commits, |it| it.parts().iter().map(bytes_of).sum::<i64>()))
-        .bind(of_files(commits, |it| content_sha256(it.parts())))
-        .bind(of_files(commits, |it| &*it.parts()[0].staged.name))
-        .bind(each(commits, |it| it.found.position.last_exported_at))
+        .bind(each(commits, |commit| &*commit.export.dataset))
+        .bind(each(commits, |commit| commit.exported.rows as i64))
+        .bind(each(commits, |commit| commit.parts().iter().map(bytes_of).sum::<i64>()))
+        .bind(of_files(commits, |commit| content_sha256(commit.parts())))
+        .bind(of_files(commits, |commit| &*commit.parts()[0].staged.name))
+        .bind(each(commits, |commit| commit.position.last_exported_at))
         .bind(each(commits, Commit::watermark_to))
-        .bind(each(commits, |it| Json(&it.found.report)))
-        .bind(each(commits, |it| &*it.found.signature))
-        .bind(each(commits, |it| it.found.marker.map(JobId::as_uuid)))
-        .bind(of_files(commits, |it| Json(&it.found.columns)))
-        .bind(each(commits, |it| it.found.manifest.as_ref().map(Manifest::text)))
-        .bind(each(commits, |it| it.found.manifest.as_ref().map(|manifest| &*manifest.digest)))
-        .bind(each(commits, |it| it.found.manifest.as_ref().map(|manifest| manifest.number as i64)))
+        .bind(each(commits, |commit| Json(&commit.report)))
+        .bind(each(commits, |commit| &*commit.signature))
+        .bind(each(commits, |commit| commit.marker.map(JobId::as_uuid)))
+        .bind(of_files(commits, |commit| Json(&commit.columns)))
+        .bind(each(commits, |commit| commit.manifest.as_ref().map(Manifest::text)))
+        .bind(each(commits, |commit| commit.manifest.as_ref().map(|manifest| &*manifest.digest)))
+        .bind(each(commits, |commit| commit.manifest.as_ref().map(|manifest| manifest.number as i64)))
         .bind(destination)
         .bind(files.iter().map(|(dataset, ..)| *dataset).collect::<Vec<_>>())
         .bind(files.iter().map(|(_, number, _)| *number).collect::<Vec<i32>>())

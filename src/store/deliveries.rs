@@ -171,10 +171,6 @@ impl Store {
         Store { listeners: listeners.into(), ..self }
     }
 
-    pub(super) fn receivers(&self) -> Vec<&str> {
-        self.listeners.iter().map(|listener| listener.name.as_str()).collect()
-    }
-
     /// Claims up to `limit` due deliveries of a receiver, the oldest first. No other process can claim them during
     /// `lease`.
     ///
@@ -226,27 +222,6 @@ impl Store {
         .bind(attempt.status.map(|status| status as i16))
         .bind(error);
         Ok(self.execute(statement).await? == 1)
-    }
-
-    /// Repairs due times of pending deliveries that lie in the future because the database's clock was set back.
-    ///
-    /// Each such delivery waits for its whole pause again, from now on.
-    pub async fn repair_future_timestamps_of_deliveries(&self) -> Result<(), Error> {
-        if self.listeners.is_empty() {
-            return Ok(());
-        }
-        let statement = sqlx::query(
-            "-- store.deliveries.repair_future_timestamps
-             with late as (
-               select id from cdc_export.deliveries
-               where endpoint = any($1) and delivered_at is null and run_at > clock_timestamp() and run_at < 'infinity'
-                 and rescheduled_at > clock_timestamp()
-               for update skip locked)
-             update cdc_export.deliveries d set rescheduled_at = clock_timestamp(), run_at = clock_timestamp() + (d.run_at - d.rescheduled_at)
-             from late where d.id = late.id",
-        )
-        .bind(self.receivers());
-        self.execute(statement).await.map(drop)
     }
 
     /// Lists the deliveries that match a filter, newest first, up to `limit`.

@@ -8,18 +8,9 @@ use sqlx::postgres::PgConnectOptions;
 use crate::connection;
 use crate::database::DatabaseId;
 use crate::file::hidden::HiddenFile;
+use crate::job::times::Times;
 use crate::job::{Export, JobId, LeaseToken, Reached};
 use crate::store::{Error, Store};
-
-/// Returns the interval at which leases are renewed, and at which expired leases are taken back.
-pub fn interval(lease: Duration) -> Duration {
-    Duration::from_secs(1).min(lease / 3)
-}
-
-/// Returns the time limit of one statement. It leaves time for a second try within the lease.
-pub fn call_timeout(lease: Duration) -> Duration {
-    (lease / 3).min(Duration::from_secs(10))
-}
 
 /// The right to one attempt at a job.
 #[derive(Debug)]
@@ -29,8 +20,6 @@ pub struct Lease {
     pub database: DatabaseId,
     /// True if the attempt tries a table that was locked a moment ago.
     pub is_trial: bool,
-    /// True if other jobs waited at the claim.
-    pub has_others: bool,
     pub(super) token: LeaseToken,
 }
 
@@ -100,14 +89,13 @@ impl LeaseRenewer {
     /// Extends the lease of a job, and records the progress of the export of the dataset that is read.
     ///
     /// # Errors
-    /// If the database fails or doesn't answer within `timeout`. The lease may have been extended all the same.
+    /// If the database fails or doesn't answer in time. The lease may have been extended all the same.
     pub async fn beat(
         &mut self,
         id: JobId,
         token: LeaseToken,
-        lease: Duration,
+        times: Times,
         progress: (String, Reached),
-        timeout: Duration,
     ) -> Result<Renewal, Error> {
         // Puts the connection back only after an answer. A dropped statement closes its connection.
         let conn = self.conn.take();
@@ -116,10 +104,10 @@ impl LeaseRenewer {
                 Some(conn) => conn,
                 None => connection::connect(&self.options).await?,
             };
-            let beat = beat(&mut conn, id, token, lease, progress).await?;
+            let beat = beat(&mut conn, id, token, times.lease, progress).await?;
             Ok::<_, Error>((conn, beat))
         };
-        let renewed = tokio::time::timeout(timeout, beat).await;
+        let renewed = tokio::time::timeout(times.renewal, beat).await;
         let (conn, beat) = renewed.map_err(|_| Error::Unavailable(sqlx::Error::PoolTimedOut))??;
         self.conn = Some(conn);
         Ok(beat)

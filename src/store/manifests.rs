@@ -5,12 +5,12 @@
 
 use sqlx::types::Json;
 
-use crate::file::{Exported, FileRecord, content_sha256};
+use crate::file::{FileRecord, content_sha256};
 use crate::job::columns::FileColumns;
 use crate::job::json::rfc3339;
 use crate::job::{Export, JobId};
 use crate::manifest::{self, Chained, Manifest, ManifestDatasets, ManifestJob};
-use crate::store::commit::CommitInput;
+use crate::store::commit::Commit;
 use crate::store::export_row::{ExportRow, with_export_columns};
 use crate::store::lease::{Lease, LeasedExport};
 use crate::store::{Error, Store};
@@ -128,10 +128,10 @@ impl Store {
 pub fn uncommitted(
     lease: &Lease,
     LeasedExport { export, link }: &LeasedExport,
-    found: &CommitInput,
-    exported: &Exported,
+    commit: &Commit<'_>,
     with_files: usize,
 ) -> (FileRecord, Option<Chained>) {
+    let exported = commit.exported;
     let record = FileRecord {
         job: export.job,
         consumer: export.consumer.clone(),
@@ -144,7 +144,7 @@ pub fn uncommitted(
         order: export.order,
         manifest: None,
         parts: exported.parts.clone(),
-        marker_seen: found.marker,
+        marker_seen: commit.marker,
         finished_at: None,
         is_published: false,
         awaits_standby: false,
@@ -152,13 +152,13 @@ pub fn uncommitted(
     };
     let chained = link.as_ref().map(|link| {
         let export = Export {
-            report: found.report.clone(),
-            watermark_from: found.position.last_exported_at,
-            watermark_to: found.position.advanced_to(exported.last_updated_at),
+            report: commit.report.clone(),
+            watermark_from: commit.position.last_exported_at,
+            watermark_to: commit.position.advanced_to(exported.last_updated_at),
             rows_exported: exported.rows,
             ..export.clone()
         };
-        chained(export, &record, found.columns.clone(), link.previous.clone(), with_files as u64)
+        chained(export, &record, commit.columns.clone(), link.previous.clone(), with_files as u64)
     });
     (record, chained)
 }

@@ -7,10 +7,10 @@
 use std::collections::HashMap;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use chrono::{DateTime, Utc};
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, FromRow, Row};
 use uuid::Uuid;
 
 use crate::connection::statement::with_pieces;
@@ -20,17 +20,13 @@ use crate::job::{Export, Failure, FailureCode, LeaseToken};
 use crate::store::export_row::{EXPORT_COLUMNS, ExportRow, with_export_columns};
 use crate::store::lease::{ChainLink, Lease, LeasedExport};
 use crate::store::transitions::Transition;
-use crate::store::{ClaimScanStart, Error, Store};
+use crate::store::{Error, Store};
 use crate::trace::TraceParent;
 use pg_rows::encoding::Format;
 
 pub(super) fn built_formats() -> Vec<&'static str> {
     Format::ALL.iter().filter(|format| format.spec().is_built).map(|format| format.as_str()).collect()
 }
-
-/// The time for which a claim scan start is used. A job with an earlier turn that becomes ready waits no longer than
-/// this.
-const SCAN_START_TTL: Duration = Duration::from_secs(5);
 
 /// The fraction by which the pause before a retry is randomly shortened or lengthened.
 const RETRY_JITTER: f64 = 0.2;
@@ -50,12 +46,6 @@ fn retry_pause(attempts: u32) -> Duration {
     Duration::from_secs(seconds.min(600))
 }
 
-/// Returns the longest pauses in seconds, after one attempt, two attempts and so on. The last entry applies to all
-/// further attempts.
-pub(super) fn longest_retry_pauses() -> Vec<f64> {
-    (1..=7).map(|attempts| retry_pause(attempts).mul_f64(1.0 + RETRY_JITTER).as_secs_f64()).collect()
-}
-
 /// A process that claims jobs.
 #[derive(Clone, Copy, Debug)]
 pub struct Claimant<'a> {
@@ -63,25 +53,18 @@ pub struct Claimant<'a> {
     pub owner: &'a str,
     pub datasets: &'a [String],
     pub destination: Option<Uuid>,
-    /// True if the last attempt of the worker completed its job. Its next claim then doesn't wait for the disk.
-    ///
-    /// A crash of Postgres may undo such a claim. The attempt has ended with the crash, so the job is pending as if it
-    /// had never been claimed. The attempt isn't counted, but the worker's next claim is: so attempts that crash
-    /// Postgres still come to an end.
-    pub has_completed: bool,
     /// The name of the session that will commit the export. If it ends before, another process takes the job over.
     pub session: Option<&'a str>,
 }
 
-#[derive(sqlx_macros::FromRow)]
-struct ClaimedExportRow {
-    #[sqlx(flatten)]
-    export: ExportRow,
-    database: String,
-    is_trial: bool,
-    has_others: bool,
-    next_number: i64,
-    previous: Option<String>,
+impl LeasedExport {
+    /// Reads a row of `claim.sql`.
+    fn read(row: &PgRow) -> Result<LeasedExport, Error> {
+        let export: Export = ExportRow::from_row(row)?.try_into()?;
+        let number = row.try_get::<i64, _>("next_number")?.unsigned_abs();
+        let link = ChainLink { number, previous: row.try_get("previous")? };
+        Ok(LeasedExport { link: Some(link).filter(|_| export.consumer.is_some()), export })
+    }
 }
 
 /// The condition under which a process may claim a job.
@@ -89,60 +72,6 @@ pub(super) const READY: (&str, &str) = ("queue/ready.sql", include_str!("queue/r
 
 /// The condition under which a running job has lost its session.
 pub(super) const ORPHANED: (&str, &str) = ("queue/orphaned.sql", include_str!("queue/orphaned.sql"));
-
-/// Claims the ready job whose turn it is. Skips jobs with a turn before `scan_start`.
-async fn claim(
-    conn: &mut PgConnection,
-    claimant: &Claimant<'_>,
-    abandoned: &[Uuid],
-    lease: Duration,
-    scan_start: DateTime<Utc>,
-) -> Result<Option<Lease>, Error> {
-    let token = LeaseToken::random();
-    let statement = with_pieces(include_str!("queue/claim.sql"), &[READY, EXPORT_COLUMNS]);
-    let rows: Vec<ClaimedExportRow> = sqlx::query_as(AssertSqlSafe(statement))
-        .bind(built_formats())
-        .bind(claimant.datasets)
-        .bind(claimant.destination)
-        .bind(abandoned)
-        .bind(token.as_uuid())
-        .bind(claimant.owner)
-        .bind(lease.as_secs_f64())
-        .bind(scan_start)
-        .bind(!claimant.has_completed)
-        .bind(claimant.session)
-        .fetch_all(conn)
-        .await?;
-    let Some(first) = rows.first() else { return Ok(None) };
-    let (database, is_trial, has_others) = (first.database.parse()?, first.is_trial, first.has_others);
-    let leased = |ClaimedExportRow { export, next_number, previous, .. }: ClaimedExportRow| {
-        let export: Export = export.try_into()?;
-        let link = ChainLink { number: next_number.unsigned_abs(), previous };
-        let link = Some(link).filter(|_| export.consumer.is_some());
-        Ok::<_, Error>(LeasedExport { export, link })
-    };
-    let exports = rows.into_iter().map(leased).collect::<Result<_, _>>()?;
-    Ok(Some(Lease { exports, database, is_trial, has_others, token }))
-}
-
-/// Returns a turn before which no job is ready, true if a job can be claimed now or after its pause, and true if any
-/// job waits without a pause.
-///
-/// While an export holds an old snapshot, the index keeps an entry for each job that left the queue since. A scan from
-/// the start of the index would read all these entries for each claim.
-async fn scan_start(
-    conn: &mut PgConnection,
-    claimant: &Claimant<'_>,
-    abandoned: &[Uuid],
-) -> Result<(DateTime<Utc>, bool, bool), sqlx::Error> {
-    sqlx::query_as(AssertSqlSafe(with_pieces(include_str!("queue/scan_start.sql"), &[READY])))
-        .bind(built_formats())
-        .bind(claimant.datasets)
-        .bind(claimant.destination)
-        .bind(abandoned)
-        .fetch_one(conn)
-        .await
-}
 
 /// A hidden file of an attempt that has ended without completing its job, or of a publisher.
 #[derive(Debug)]
@@ -157,10 +86,11 @@ pub struct EndedAttempt {
 
 /// The result of a claim.
 #[derive(Debug)]
-pub enum Claim {
-    Job(Box<Lease>),
-    /// No job is ready. The field is true if a job waits for another one, or for another process.
-    Nothing(bool),
+pub struct Claim {
+    /// `None` if no job is ready.
+    pub lease: Option<Lease>,
+    /// True if another job waits: for a worker, for another job, or for another process.
+    pub has_others: bool,
 }
 
 /// The way in which a worker ends an attempt without completing the job.
@@ -185,31 +115,28 @@ impl Store {
     /// destination may claim the job only if the first one is [abandoned](Store::abandoned). A process leaves jobs with
     /// a format or dataset that it doesn't know to other processes.
     pub async fn claim(&self, claimant: &Claimant<'_>, lease: Duration) -> Result<Claim, Error> {
-        let abandoned = self.abandoned();
-        let claim = self.with(async |conn| {
-            if let Some(known) = self.known_scan_start()
-                && let Some(lease) = claim(conn, claimant, &abandoned, lease, known).await?
-            {
-                return Ok(Claim::Job(Box::new(lease)));
-            }
-            // A job that waited for an earlier one of its lane may be ready now, with a turn before the known scan
-            // start.
-            let (turn, is_ready, has_others) = scan_start(conn, claimant, &abandoned).await?;
-            let new = ClaimScanStart { turn, read_at: Instant::now() };
-            *self.scan_start.lock().unwrap_or_else(PoisonError::into_inner) = Some(new);
-            let lease = if is_ready { claim(conn, claimant, &abandoned, lease, turn).await? } else { None };
-            Ok::<_, Error>(lease.map_or(Claim::Nothing(has_others), |lease| Claim::Job(Box::new(lease))))
-        });
-        let claim = claim.await?;
+        let token = LeaseToken::random();
+        let statement = with_pieces(include_str!("queue/claim.sql"), &[READY, EXPORT_COLUMNS]);
+        let statement = sqlx::query(AssertSqlSafe(statement))
+            .bind(built_formats())
+            .bind(claimant.datasets)
+            .bind(claimant.destination)
+            .bind(self.abandoned())
+            .bind(token.as_uuid())
+            .bind(claimant.owner)
+            .bind(lease.as_secs_f64())
+            .bind(claimant.session);
+        let rows = self.with(async |conn| statement.fetch_all(conn).await).await?;
         *self.claims_fail_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.has_claimed.fetch_or(matches!(claim, Claim::Job(_)), Ordering::Relaxed);
-        Ok(claim)
-    }
-
-    /// Returns the turn before which no job was ready when this process last looked, unless that was too long ago.
-    pub(super) fn known_scan_start(&self) -> Option<DateTime<Utc>> {
-        let known = *self.scan_start.lock().unwrap_or_else(PoisonError::into_inner);
-        known.filter(|known| known.read_at.elapsed() < SCAN_START_TTL).map(|known| known.turn)
+        let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+        let has_others = first.try_get("has_others")?;
+        if first.try_get::<Option<Uuid>, _>("job")?.is_none() {
+            return Ok(Claim { lease: None, has_others });
+        }
+        self.has_claimed.store(true, Ordering::Relaxed);
+        let (database, is_trial) = (first.try_get::<String, _>("database")?.parse()?, first.try_get("is_trial")?);
+        let exports = rows.iter().map(LeasedExport::read).collect::<Result<_, _>>()?;
+        Ok(Claim { lease: Some(Lease { exports, database, is_trial, token }), has_others })
     }
 
     /// Records the trace context of a claimed job, unless the job has one already.
@@ -298,15 +225,10 @@ impl Store {
         self.execute(statement).await.map(drop)
     }
 
-    /// Repairs times that lie too far in the future because the database's clock was set back. The service itself never
-    /// sets a time that far ahead.
-    ///
-    /// Makes pending jobs ready and shortens leases. A shortened lease is four times as long as the lease of this
-    /// process. So a worker with a longer lease has time to renew it.
+    /// Repairs times of jobs, schedules and deliveries that lie in the future because the database's clock was set back:
+    /// nothing waits for the clock to get there again.
     pub async fn repair_future_timestamps(&self, lease: Duration) -> Result<(), Error> {
-        let statement = sqlx::query(include_str!("queue/repair_future_timestamps.sql"))
-            .bind(lease.as_secs_f64())
-            .bind(longest_retry_pauses());
+        let statement = sqlx::query(include_str!("queue/repair_future_timestamps.sql")).bind(lease.as_secs_f64());
         self.execute(statement).await.map(drop)
     }
 
@@ -371,6 +293,5 @@ mod tests {
         let pauses = (0..=8).map(|attempts| retry_pause(attempts).as_secs());
         assert_eq!(pauses.collect::<Vec<_>>(), [2, 2, 6, 18, 54, 162, 486, 600, 600]);
         assert_eq!(retry_pause(u32::MAX).as_secs(), 600);
-        assert_eq!(longest_retry_pauses().last(), Some(&720.0), "no further attempt has a longer pause");
     }
 }

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::broadcast;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::job::times::Times;
 use crate::job::{CurrentExport, JobId, LeaseToken};
 use crate::store::{
     Store,
-    lease::{self, Lease, LeaseRenewer, Renewal},
+    lease::{Lease, LeaseRenewer, Renewal},
 };
 
 /// The reason why an attempt must stop.
@@ -36,11 +37,11 @@ impl Heartbeat {
         store: &Store,
         lease: &Lease,
         current: CurrentExport,
-        time: Duration,
+        times: Times,
         cancel_hints: broadcast::Receiver<JobId>,
     ) -> Heartbeat {
         let (lease_renewer, id, token) = (store.lease_renewer(), lease.id(), lease.token());
-        let task = HeartbeatTask { lease_renewer, id, token, current, time, cancel_hints };
+        let task = HeartbeatTask { lease_renewer, id, token, current, times, cancel_hints };
         Heartbeat { task: AbortOnDropHandle::new(tokio::spawn(task.run())) }
     }
 
@@ -63,7 +64,7 @@ struct HeartbeatTask {
     id: JobId,
     token: LeaseToken,
     current: CurrentExport,
-    time: Duration,
+    times: Times,
     cancel_hints: broadcast::Receiver<JobId>,
 }
 
@@ -74,19 +75,17 @@ impl HeartbeatTask {
         loop {
             // After one minute, progress is reported less often.
             let fast = begun.elapsed() < Duration::from_secs(60);
-            let pause = if fast { lease::interval(self.time) } else { Duration::from_secs(5).min(self.time / 3) };
+            let pause = if fast { self.times.beat } else { self.times.slow_beat };
             tokio::select! { () = tokio::time::sleep(pause) => {}, () = cancelled(&mut self.cancel_hints, self.id) => {} }
 
             let sent = Instant::now();
-            // The first renewal opens a connection, which takes several round trips.
-            let timeout = self.time / 3;
-            match self.lease_renewer.beat(self.id, self.token, self.time, self.current.read(), timeout).await {
+            match self.lease_renewer.beat(self.id, self.token, self.times, self.current.read()).await {
                 Ok(Renewal::Held) => answered = sent,
                 Ok(Renewal::CancelAsked) => return Stop::CancelAsked,
                 Ok(Renewal::Lost) => return Stop::LeaseLost,
                 Err(error) => tracing::warn!(event = "heartbeat_failed", jobId = %self.id, error = %error),
             }
-            if answered.elapsed() > self.time * 2 / 3 {
+            if answered.elapsed() > self.times.silence {
                 return Stop::Silence;
             }
         }

@@ -15,7 +15,7 @@ const MOST_STATEMENTS: u64 = 2;
 
 /// The statements that a process sends from time to time, for a new connection, or for an export of more than a second:
 /// the beginnings of their names.
-const PERIODIC: [&str; 13] = [
+const PERIODIC: [&str; 12] = [
     "connection.",
     "source.capture",
     "source.connections",
@@ -27,7 +27,6 @@ const PERIODIC: [&str; 13] = [
     "store.files.unpublished",
     "store.ping",
     "store.queue.beat",
-    "store.queue.repair",
     "store.retention",
 ];
 
@@ -122,7 +121,7 @@ async fn a_job_follows_the_one_of_its_lane_without_a_look_for_work() {
     let second = service.submit("delta", "one").await;
     eventually("the other worker looks in vain for a job", async || {
         let trips = proxy.traffic.take();
-        trips.iter().any(|trip| trip.statements.iter().any(|name| name == "store.queue.scan_start")).then_some(())
+        trips.iter().any(|trip| trip.statements.iter().any(|name| name == "store.queue.claim")).then_some(())
     })
     .await;
     service.release("worker.staged").await;
