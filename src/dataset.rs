@@ -555,3 +555,23 @@ pub(crate) fn assert_lines(found: &str, expected: &[&str]) {
         assert!(line.starts_with(expected), "{line}");
     }
 }
+
+/// Changes members of a sound block, and asserts that `read` refuses it for the reason beside them alone. A line without
+/// a value leaves the member out. No reason quotes a value with `hidden` in it.
+#[cfg(test)]
+pub(crate) fn assert_refused<T>(
+    block: &str,
+    cases: &[(&str, &str)],
+    read: impl Fn(&str) -> Result<T, crate::dataset::fault::Mistakes>,
+) {
+    assert!(read(block).is_ok());
+    let name = |line: &str| line.split(' ').next().unwrap_or_default().to_owned();
+    for (members, reason) in cases {
+        let changed: Vec<_> = members.lines().map(name).collect();
+        let kept = block.lines().filter(|line| !changed.contains(&name(line)));
+        let text: Vec<_> = kept.chain(members.lines().filter(|member| member.contains('='))).collect();
+        let found = read(&text.join("\n")).err().expect(members).to_string();
+        let is_alone = found.lines().count() == 1 && !found.contains("hidden");
+        assert!(found.contains(reason) && is_alone, "{members}: {found}");
+    }
+}

@@ -131,58 +131,27 @@ mod tests {
     use super::*;
     use crate::dataset::assert_lines;
 
-    fn wrong(text: &str) -> String {
-        Receivers::read(text, |_| false).unwrap_err().to_string()
-    }
-
     #[test]
-    fn a_value_of_another_type_is_reported_with_its_member() {
-        let dataset = "[[dataset]]\nname = \"a\"\ntable = \"a\"\n";
-        for (text, expected) in [
-            ("[[schedule]]\nname = \"a\"\nevery = 10", "line 6: schedule.every: invalid type: integer `10`, expected"),
-            ("[[schedule]]\nheal = \"yes\"", "line 5: schedule.heal: invalid type: string \"yes\", expected a boolean"),
-            ("[webhook]\nname = \"a\"", "line 4: [webhook] is one of several: write [[webhook]]"),
-            ("[[webhook]]\nname = \"a\"", "line 4: webhook: missing field `url`"),
-            ("[[webhook]]\nevents = \"a\"", "line 5: webhook.events: invalid type: string \"a\", expected a sequence"),
-            #[cfg(feature = "amqp")]
-            ("[[amqp]]\nevents = [1]", "line 5: amqp.events: invalid type: integer `1`, expected a string"),
-            (
-                "[[schedules]]\nname = \"a\"",
-                "line 4: unknown field `schedules`, expected one of `dataset`, `tables`, `webhook`, `amqp`",
-            ),
-            ("x = [", "line 4: "),
-        ] {
-            let found = wrong(&format!("{dataset}{text}"));
-            assert!(found.starts_with(expected), "{found}");
-        }
-        assert!(wrong("").starts_with("there is no [[dataset]] in it: "));
-    }
-
-    #[test]
-    fn a_fault_in_one_block_hides_no_fault_of_another_block() {
-        let found = wrong(
-            "[[dataset]]
+    fn the_faults_of_all_kinds_of_blocks_are_reported_together() {
+        let text = "[[dataset]]
 name = \"a\"
-table = \"a\"
 colums = []
-max_file_bytes = \"1GB\"
-[[dataset]]
-table = \"b\"
 [[webhook]]
 name = \"hook\"
 url = 5
-secret_env = \"not a name\"
-datasets = [\"a\"]
+secret_env = \"DATABASE_URL\"
+[[amqp]]
+name = \"hook\"
 [[webhooks]]
-",
-        );
+";
+        let found = Receivers::read(text, |name| name == "DATABASE_URL").unwrap_err().to_string();
         let expected = [
-            "line 13: unknown field `webhooks`, expected one of `dataset`, `tables`, `webhook`, `amqp`, `schedule`; is it `webhook`?",
-            "line 5: dataset.max_file_bytes: invalid type: string \"1GB\", expected u64",
-            "line 4: unknown field `colums`, expected one of `name`, `table`, `key`, `columns`, `exclude`, ",
-            "line 6: dataset: missing field `name`",
-            "line 10: webhook.url: invalid type: integer `5`, expected a string",
-            "line 11: webhook hook: secret_env: the name of a variable",
+            "line 10: unknown field `webhooks`, expected one of `dataset`, `tables`, `webhook`, `amqp`, `schedule`; is it `webhook`?",
+            "line 3: unknown field `colums`, expected one of `name`, `table`, `key`, `columns`, `exclude`, ",
+            "line 1: dataset: missing field `table`",
+            "line 6: webhook.url: invalid type: integer `5`, expected a string",
+            "line 7: webhook hook: secret_env: DATABASE_URL is a setting of the service",
+            "line 8: amqp hook: there is a webhook of this name already",
         ];
         assert_lines(&found, &expected);
     }

@@ -347,3 +347,86 @@ fn unknown_members(text: &str, table: &DeTable<'_>, known: &[&'static str]) -> V
     };
     unknown.map(mistake).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataset::assert_lines;
+
+    /// Returns the faults of a file whose kinds of blocks are `dataset` and `amqp`, and whose numbers end at 9.
+    fn faults(text: &str) -> String {
+        let mut file = match OperatorFile::parse(text) {
+            Ok(file) => file,
+            Err(mistakes) => return mistakes.to_string(),
+        };
+        file.refuse_other_kinds(&[DATASET, "amqp"]);
+        let short = |text: &str| if text.len() < 5 { Ok(text.to_owned()) } else { Err("too long") };
+        let mut names = Names::default();
+        for kind in [DATASET, "amqp"] {
+            file.each_block(kind, &mut names, |block| {
+                block.required("table", short);
+                block.number("size", &(1..=9));
+                block.flag("track", false);
+                block.is_second("time", ["time", "text"]);
+                block.list("columns", short);
+                block.table("mask", short);
+            });
+        }
+        Mistakes(file.into_mistakes()).to_string()
+    }
+
+    #[test]
+    fn every_fault_is_reported_with_its_line() {
+        let text = "[[dataset]]
+name = \"Orders\"
+table = \"orders\"
+size = 10
+time = \"date\"
+columns = [
+  \"id\",
+  \"number\",
+]
+[dataset.mask]
+email = \"sha256\"
+[[dataset]]
+colums = []
+table = 1
+size = \"1GB\"
+track = \"yes\"
+[[dataset]]
+name = \"a\"
+columns = []
+mask = { a = 1 }
+[[amqp]]
+name = \"a\"
+[[amqp]]
+name = \"b\"
+table = \"b\"
+[[amqp]]
+name = \"b\"
+[[datasets]]
+";
+        let expected = [
+            "line 28: unknown field `datasets`, expected one of `dataset`, `amqp`; is it `dataset`?",
+            "line 2: Orders: name: 1 to 63 characters",
+            "line 3: Orders: table: too long",
+            "line 4: Orders: size: a number from 1 to 9 is expected",
+            "line 5: Orders: time: `date` is neither time nor text",
+            "line 8: Orders: columns: too long",
+            "line 11: Orders: mask: email: too long",
+            "line 14: dataset.table: invalid type: integer `1`, expected a string",
+            "line 15: dataset.size: invalid type: string \"1GB\", expected u64",
+            "line 16: dataset.track: invalid type: string \"yes\", expected a boolean",
+            "line 13: unknown field `colums`, expected one of `name`, `table`, `size`, `track`, `time`, `columns`, `mask`; is it `columns`?",
+            "line 12: dataset: missing field `name`",
+            "line 20: dataset.mask: invalid type: integer `1`, expected a string",
+            "line 17: dataset: missing field `table`",
+            "line 19: a: columns: an empty list: leave it out",
+            "line 21: amqp a: there is a dataset of this name already",
+            "line 26: amqp b: there is an amqp of this name already",
+        ];
+        assert_lines(&faults(text), &expected);
+        assert_eq!(faults("\n[amqp]\nname = \"a\""), "line 2: [amqp] is one of several: write [[amqp]]");
+        assert!(faults("\nx = [").starts_with("line 2: "));
+    }
+}

@@ -310,12 +310,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::dataset::assert_lines;
+    use crate::dataset::assert_refused;
     use crate::dataset::{Capture, Columns, Operation};
-
-    fn wrong(text: &str) -> String {
-        Catalog::from_toml(text).unwrap_err().to_string()
-    }
 
     #[test]
     fn everything_may_be_said() {
@@ -353,38 +349,22 @@ mod tests {
     }
 
     #[test]
-    fn each_mistake_is_told_with_its_line() {
-        let text = "[[dataset]]
-name = \"Orders\"
-table = \"a.b.c\"
-columns = [\"id\", \"id\"]
-exclude = []
-created_at = \"made_at\"
-capture = \"timestamp\"
-overlap = \"soon\"
-[[dataset]]
-name = \"a\"
-table = \"a\"
-capture = \"wal\"
-[[dataset]]
-name = \"a\"
-table = \"b\"
-overlap = \"5m\"
-";
-        let expected = [
-            "line 2: Orders: name: 1 to 63 characters",
-            "line 3: Orders: table: a table's name",
-            "line 4: Orders: columns: a column is named twice",
-            "line 5: Orders: exclude: an empty list",
-            "line 5: Orders: exclude: columns says already",
-            "line 6: Orders: created_at: it is compared with updated_at",
-            "line 8: Orders: overlap: a time such as 5m",
-            "line 7: Orders: capture: by timestamp there is nothing",
-            "line 12: a: capture: `wal` is none of",
-            "line 13: a: there is a dataset of this name already",
+    fn a_dataset_that_contradicts_itself_is_refused() {
+        let block = "[[dataset]]\nname = \"orders\"\ntable = \"orders\"\nupdated_at = \"at\"";
+        let cases = [
+            ("table = \"a.b.c\"", "line 4: orders: table: a table's name"),
+            ("columns = [\"id\", \"id\"]", "columns: a column is named twice"),
+            ("columns = [\"id\"]\nexclude = [\"note\"]", "exclude: columns says already"),
+            ("updated_at\ncreated_at = \"made_at\"", "created_at: it is compared with updated_at"),
+            ("capture = \"wal\"", "capture: `wal` is none of"),
+            ("updated_at\ncapture = \"timestamp\"", "capture: by timestamp there is nothing"),
+            ("capture = \"timestamp\"\noverlap = \"soon\"", "overlap: a time such as 5m"),
+            ("overlap = \"5m\"", "overlap: only with capture"),
+            ("arrays = \"list\"\nunrepresentable = \"text\"", "arrays: no lists beside unrepresentable = \"text\""),
+            ("operation = \"timestamps\"", "operation: timestamps compares created_at with updated_at: name both"),
         ];
-        let found = wrong(text);
-        assert_lines(&found, &expected);
+        assert_refused(block, &cases, Catalog::from_toml);
+        assert!(Catalog::from_toml("").unwrap_err().to_string().starts_with("there is no [[dataset]] in it: "));
     }
 
     #[test]
@@ -392,14 +372,6 @@ overlap = \"5m\"
         let catalog = Catalog::from_toml("[[dataset]]\nname = \"t\"\ntable = \"t\"").unwrap();
         let table = Table { schema: Some("public".to_owned()), name: "t".to_owned() };
         assert_eq!(catalog.why_gone("masked", Some(&table)), "no [[dataset]] has its name, and `t` has its table");
-    }
-
-    #[test]
-    fn lists_cannot_be_where_every_value_shall_have_a_text() {
-        let text = |rest: &str| format!("[[dataset]]\nname = \"a\"\ntable = \"a\"\narrays = \"list\"\n{rest}");
-        assert!(Catalog::from_toml(&text("unrepresentable = \"null\"")).is_ok());
-        let why = wrong(&text("unrepresentable = \"text\""));
-        assert!(why.starts_with("line 4: a: arrays: no lists beside unrepresentable = \"text\""), "{why}");
     }
 
     #[test]
@@ -415,13 +387,5 @@ overlap = \"5m\"
         assert_eq!(users("created_at = \"created_at\"\noperation = \"log\""), Operation::Log);
         assert_eq!(users("created_at = \"made_at\""), Operation::Log);
         assert_eq!(Dataset::users().operation, Operation::Timestamps);
-    }
-
-    #[test]
-    fn an_operation_that_cannot_be_is_told() {
-        let text = |rest: &str| format!("[[dataset]]\nname = \"a\"\ntable = \"a\"\n{rest}");
-        assert_eq!(wrong(&text("operation = \"wal\"")), "line 4: a: operation: `wal` is neither log nor timestamps");
-        let why = wrong(&text("updated_at = \"at\"\noperation = \"timestamps\""));
-        assert_eq!(why, "line 5: a: operation: timestamps compares created_at with updated_at: name both");
     }
 }

@@ -114,169 +114,104 @@ fn timing(block: &mut Block<'_, '_>) -> Option<Timing> {
 mod tests {
     use std::time::Duration;
 
-    use crate::dataset::assert_lines;
+    use super::*;
     use crate::dataset::catalog::Catalog;
-    use crate::job::ExportType;
-    use crate::schedule::ScheduledDatasets;
-    use pg_rows::encoding::{Compression, Format};
+    use crate::dataset::fault::Mistakes;
+    use crate::dataset::{assert_lines, assert_refused};
+    use pg_rows::encoding::Compression;
 
-    const ORDERS: &str = "[[dataset]]\nname = \"orders\"\ntable = \"orders\"\n";
-
-    /// Returns the fault of a schedule whose block begins in line 4.
-    fn wrong(block: &str) -> String {
-        Catalog::from_toml(&format!("{ORDERS}[[schedule]]\n{block}")).unwrap_err().to_string()
-    }
-
-    #[test]
-    fn everything_may_be_said() {
-        let catalog = Catalog::from_toml(&format!(
-            "{ORDERS}
-            [[schedule]]
-            name = \"often\"
-            consumer = \"search\"
-            dataset = \"orders\"
-            type = \"delta\"
-            every = \"5m\"
-            format = \"ndjson\"
-            compression = \"zstd\"
-            heal = true
-            run_at_start = false
-            skip_empty = true
-            fresh_within = \"15m\"
-
-            [[schedule]]
-            name = \"nightly\"
-            consumer = \"BI:team@x\"
-            dataset = \"orders\"
-            type = \"full\"
-            cron = \"15 2 * * 1-5\"
-            timezone = \"Europe/Berlin\"
-            "
-        ))
-        .unwrap();
-        let [often, nightly] = catalog.schedules() else { panic!("two") };
-        assert_eq!(
-            (often.name.as_str(), often.consumer.as_str(), often.datasets.names()),
-            ("often", "search", &["orders".to_owned()][..])
-        );
-        assert_eq!((often.export_type, often.timing.to_string()), (ExportType::Delta, "every 5m".to_owned()));
-        assert_eq!((often.encoding.format, often.encoding.compression), (Format::Ndjson, Compression::Zstd));
-        assert_eq!((often.heals, often.runs_at_start), (true, false));
-        assert_eq!((nightly.heals, nightly.runs_at_start), (false, true));
-        assert_eq!((often.skip_empty, nightly.skip_empty), (Some(true), None));
-        assert_eq!((often.fresh_within, nightly.fresh_within), (Some(Duration::from_secs(900)), None));
-        assert_eq!(nightly.timing.to_string(), "15 2 * * 1-5 Europe/Berlin");
-        assert_eq!((nightly.encoding.format, nightly.encoding.compression), (Format::Csv, Compression::None));
-    }
-
-    #[test]
-    fn each_mistake_is_told_with_its_line() {
-        let text = "name = \"Nightly\"
-consumer = \"-\"
-dataset = \"order\"
-type = \"partial\"
-cron = \"15 2 * *\"
-format = \"xml\"
-compression = \"lzma\"
-[[schedule]]
-name = \"a\"
-consumer = \"c\"
-dataset = \"orders\"
-type = \"full\"
-every = \"900ms\"
-format = \"parquet\"
-compression = \"gzip\"
-heal = true
-[[schedule]]
-name = \"b\"
-consumer = \"c\"
+    const BLOCK: &str = "[[schedule]]
+name = \"often\"
+consumer = \"search\"
 dataset = \"orders\"
 type = \"delta\"
-cron = \"0 0 * * *\"
-timezone = \"Europe/Berln\"
-[[schedule]]
-name = \"a\"
-consumer = \"c\"
-dataset = \"orders\"
-type = \"delta\"
-every = \"1h\"
+every = \"5m\"
 ";
-        let expected = [
-            "line 5: schedule Nightly: name: 1 to 63 characters",
-            "line 6: schedule Nightly: consumer: a consumer id has",
-            "line 7: schedule Nightly: dataset: there is no dataset of this name; is it `orders`?",
-            "line 8: schedule Nightly: type: `partial` is not an export type",
-            "line 10: schedule Nightly: format: `xml` is not a format",
-            "line 11: schedule Nightly: compression: `lzma` is not a compression",
-            "line 9: schedule Nightly: cron: not five fields of cron",
+
+    /// Reads a schedule of the dataset `orders`, beside which there is `items`.
+    fn read(block: &str) -> Result<Arc<Schedule>, Mistakes> {
+        let datasets =
+            "[[dataset]]\nname = \"orders\"\ntable = \"orders\"\n[[dataset]]\nname = \"items\"\ntable = \"items\"";
+        Ok(Arc::clone(&Catalog::from_toml(&format!("{datasets}\n{block}"))?.schedules()[0]))
+    }
+
+    #[test]
+    fn every_member_is_read() {
+        let all = "format = \"ndjson\"
+compression = \"zstd\"
+heal = true
+run_at_start = false
+skip_empty = true
+fresh_within = \"15m\"";
+        let all = read(&format!("{BLOCK}{all}")).unwrap();
+        assert_eq!((&*all.name, all.consumer.as_str(), all.export_type), ("often", "search", ExportType::Delta));
+        assert_eq!(all.datasets, ScheduledDatasets::One("orders".to_owned()));
+        assert_eq!((all.encoding.format, all.encoding.compression), (Format::Ndjson, Compression::Zstd));
+        assert_eq!((all.heals, all.runs_at_start, all.skip_empty), (true, false, Some(true)));
+        assert_eq!((all.timing.to_string(), all.fresh_within), ("every 5m".to_owned(), Some(Duration::from_secs(900))));
+        let cron = "cron = \"15 2 * * 1-5\"\ntimezone = \"Europe/Berlin\"\ndatasets = [\"orders\", \"items\"]";
+        let few = BLOCK.replace("every = \"5m\"", cron).replace("dataset = \"orders\"\n", "");
+        let few = read(&few).unwrap();
+        assert_eq!(few.timing.to_string(), "15 2 * * 1-5 Europe/Berlin");
+        assert_eq!((few.encoding.format, few.encoding.compression), (Format::Csv, Compression::None));
+        assert_eq!((few.heals, few.runs_at_start, few.skip_empty, few.fresh_within), (false, true, None, None));
+        assert_eq!(few.datasets, ScheduledDatasets::Listed(vec!["items".to_owned(), "orders".to_owned()]));
+    }
+
+    #[test]
+    fn a_schedule_that_cannot_run_is_refused() {
+        let cases = [
+            ("consumer = \"-\"", "line 12: schedule often: consumer: a consumer id has"),
+            ("type = \"partial\"", "type: `partial` is not an export type"),
+            ("format = \"xml\"", "format: `xml` is not a format"),
+            ("compression = \"lzma\"", "compression: `lzma` is not a compression"),
             #[cfg(feature = "parquet")]
-            "line 19: schedule a: compression: parquet has no gzip: its compressions are zstd, snappy, lz4, none",
+            ("compression = \"gzip\"\nformat = \"parquet\"", "compression: parquet has no gzip: its compressions are"),
             #[cfg(not(feature = "parquet"))]
-            "line 18: schedule a: format: this build has no parquet: build it with `cargo build --release --features full`",
-            "line 17: schedule a: every: a time from 1s to 366d",
-            "line 20: schedule a: heal: a full export heals the others",
-            "line 27: schedule b: timezone: there is no time zone of this name, such as Europe/Berlin; is it `Europe/Berlin`?",
-            "line 28: schedule a: there is a schedule of this name already",
+            ("format = \"parquet\"", "format: this build has no parquet"),
+            ("type = \"full\"\nheal = true", "heal: a full export heals the others"),
+            ("dataset", "missing field `dataset`"),
+            ("dataset = \"order\"", "dataset: there is no dataset of this name; is it `orders`?"),
+            ("datasets = \"*\"", "datasets: dataset names one already"),
+            ("dataset\ndatasets = \"all\"", "datasets: `all` is neither a list of datasets nor `*`"),
+            ("dataset\ndatasets = [\"orders\", \"orders\"]", "datasets: `orders` is there twice"),
+            ("dataset\ndatasets = [\"other\"]", "datasets: there is no dataset of this name"),
+            ("every", "every: either every or cron is expected"),
+            ("every = \"900ms\"", "every: a time from 1s to 366d"),
+            ("cron = \"0 0 * * *\"", "cron: every says already when it runs"),
+            ("timezone = \"UTC\"", "timezone: only with cron: every counts from 1970, UTC"),
+            ("every\ncron = \"15 2 * *\"", "cron: not five fields of cron"),
+            ("every\ncron = \"0 0 30 2 *\"", "cron: no date matches this pattern"),
+            (
+                "every\ncron = \"0 0 * * *\"\ntimezone = \"Europe/Berln\"",
+                "timezone: there is no time zone of this name, such as Europe/Berlin; is it `Europe/Berlin`?",
+            ),
         ];
-        let found = wrong(text);
+        assert_refused(BLOCK, &cases, read);
+        assert_eq!(
+            read(&BLOCK.replace("dataset = \"orders\"", "datasets = \"*\"")).unwrap().datasets,
+            ScheduledDatasets::All
+        );
+    }
+
+    #[test]
+    fn every_fault_of_a_timing_is_reported() {
+        let timing = "every = \"900ms\"\ncron = \"61 * * * *\"\ntimezone = \"Europe/Berln\"";
+        let expected = [
+            "line 13: schedule often: cron: every says already when it runs",
+            "line 12: schedule often: every: a time from 1s to 366d",
+            "line 14: schedule often: timezone: there is no time zone of this name",
+            "line 13: schedule often: cron: not five fields of cron",
+        ];
+        let found = read(&BLOCK.replace("every = \"5m\"", timing)).unwrap_err().to_string();
         assert_lines(&found, &expected);
-    }
-
-    #[test]
-    fn a_schedule_has_one_dataset_or_several() {
-        let of = |rest: &str| format!("name = \"a\"\nconsumer = \"c\"\ntype = \"delta\"\nevery = \"1h\"\n{rest}");
-        let read = |rest: &str| {
-            let text = format!("{ORDERS}{}[[schedule]]\n{}", ORDERS.replace("orders", "items"), of(rest));
-            Catalog::from_toml(&text).map(|catalog| catalog.schedules()[0].datasets.clone())
-        };
-        let listed = read("datasets = [\"orders\", \"items\"]\nheal = true").unwrap();
-        assert_eq!(listed, ScheduledDatasets::Listed(vec!["items".to_owned(), "orders".to_owned()]));
-        assert_eq!(read("datasets = \"*\"").unwrap(), ScheduledDatasets::All);
-        for (rest, why) in [
-            ("", "missing field `dataset`"),
-            ("dataset = \"orders\"\ndatasets = \"*\"", "datasets: dataset names one already"),
-            ("datasets = \"all\"", "datasets: `all` is neither a list of datasets nor `*`"),
-            ("datasets = []", "datasets: an empty list"),
-            ("datasets = [\"orders\", \"orders\"]", "datasets: `orders` is there twice"),
-            ("datasets = [\"other\"]", "datasets: there is no dataset of this name"),
+        for (cron, pieces) in [
+            ("*/90 */30 * * *", ["a step of 90", "a step of 30"]),
+            ("61 25 * * *", ["`61`", "`25`"]),
+            ("+1 15W * * *", ["`+1`", "`15W`"]),
         ] {
-            let told = read(rest).unwrap_err().to_string();
-            assert!(told.contains(why), "{rest}: {told}");
+            let found = read(&BLOCK.replace("every = \"5m\"", &format!("cron = \"{cron}\""))).unwrap_err().to_string();
+            assert!(pieces.iter().all(|piece| found.contains(piece)), "{found}");
         }
-    }
-
-    #[test]
-    fn it_has_to_say_once_when_it_runs() {
-        let of = |rest: &str| {
-            wrong(&format!("name = \"a\"\nconsumer = \"c\"\ndataset = \"orders\"\ntype = \"full\"\n{rest}"))
-        };
-        assert_eq!(of(""), "line 4: schedule a: every: either every or cron is expected");
-        let both = of("every = \"1h\"\ncron = \"0 0 * * *\"");
-        assert_eq!(both, "line 10: schedule a: cron: every says already when it runs");
-        let zone = of("every = \"1h\"\ntimezone = \"UTC\"");
-        assert_eq!(zone, "line 10: schedule a: timezone: only with cron: every counts from 1970, UTC");
-        let all = of("every = \"900ms\"\ncron = \"61 * * * *\"\ntimezone = \"Europe/Berln\"");
-        let expected = [
-            "line 10: schedule a: cron: every says already when it runs",
-            "line 9: schedule a: every: a time from 1s to 366d",
-            "line 11: schedule a: timezone: there is no time zone of this name, such as Europe/Berlin; is it `Europe/Berlin`?",
-            "line 10: schedule a: cron: not five fields of cron",
-        ];
-        assert_lines(&all, &expected);
-        let alone = of("timezone = \"Europe/Berln\"");
-        let expected = [
-            "line 4: schedule a: every: either every or cron is expected",
-            "line 9: schedule a: timezone: there is no time zone",
-        ];
-        assert_lines(&alone, &expected);
-        let steps = of("cron = \"*/90 */30 * * *\"");
-        assert!(steps.contains("a step of 90") && steps.contains("a step of 30"), "{steps}");
-        let fields = of("cron = \"61 25 * * *\"");
-        assert!(fields.contains("`61`") && fields.contains("`25`"), "{fields}");
-        let pieces = of("cron = \"+1 15W * * *\"");
-        assert!(pieces.contains("`+1`") && pieces.contains("`15W`"), "{pieces}");
-        assert_eq!(of("cron = \"0 0 30 2 *\""), "line 9: schedule a: cron: no date matches this pattern");
-        assert!(of("evry = \"1h\"").starts_with("line 9: unknown field `evry`"));
-        assert!(wrong("name = \"a\"\nevery = \"1h\"").contains("missing field `consumer`"));
     }
 }
