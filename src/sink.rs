@@ -22,7 +22,7 @@ mod stall;
 
 pub use archive::Archive;
 #[cfg(feature = "buckets")]
-pub use bucket::{BucketAddress, Settings as BucketSettings};
+pub use bucket::{BadAddress, Bucket, BucketAddress, Settings as BucketSettings};
 pub use destination::{Destination, Prepared, Published, WrittenManifest, path_from_manifest};
 pub use drafts::{Draft, Drafts};
 pub use error::Error;
