@@ -1,6 +1,6 @@
 //! Positions and watermarks of consumers.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,37 +73,41 @@ impl Service {
         let positions = with_timeout(self.store.positions(after, &bounds, limit)).await?;
         let (ids, datasets): (Vec<_>, Vec<_>) =
             positions.iter().map(|position| (position.consumer.as_str(), position.dataset.as_str())).unzip();
-        let mut exports = self.visible_exports(with_timeout(self.store.last_exports(&ids, &datasets)).await?);
+        let exports = self.visible_exports(with_timeout(self.store.last_exports(&ids, &datasets)).await?);
+        let mut last_exports: HashMap<_, _> = exports
+            .into_iter()
+            .filter_map(|export| Some(((export.consumer.clone()?, export.dataset.clone()), export)))
+            .collect();
         let mut unacknowledged = with_timeout(self.store.unacknowledged(&ids, &datasets)).await?;
         let (mut histories, now) = with_timeout(self.store.histories(&ids, &datasets)).await?;
         let changes = with_timeout(self.store.logged_changes(&ids, &datasets)).await?;
+        let changes: HashMap<_, _> =
+            changes.iter().map(|changes| ((&changes.consumer, &changes.dataset), changes)).collect();
         let (lags, log_use) = tokio::join!(self.lags(&positions), self.log_use(&ids, &datasets));
-        let listed = |Looked { value: lag, as_of }: Looked<ConsumerLag>| {
-            let is_last = |it: &Export| it.consumer.as_ref() == Some(&lag.consumer) && it.dataset == lag.dataset;
-            let last_export = exports.iter().position(is_last).map(|at| exports.swap_remove(at));
-            let unacknowledged = unacknowledged.remove(&(lag.consumer.clone(), lag.dataset.clone()));
-            let is_its = |of: &&LogUse| of.consumer_id == lag.consumer.as_str() && of.dataset == lag.dataset;
-            let log_use = log_use.iter().find(is_its).cloned();
-            let name = (lag.consumer.to_string(), lag.dataset.clone());
-            let history = histories.remove(&name).unwrap_or_default();
-            let is_its = |of: &&LoggedChanges| of.consumer == lag.consumer && of.dataset == lag.dataset;
-            let behind = self.behind(&lag, &history, changes.iter().find(is_its), now);
-            let is_its = |of: &&ConsumerPosition| of.consumer == lag.consumer && of.dataset == lag.dataset;
-            let capture = self.catalog.get(&lag.dataset).map(|dataset| dataset.capture);
+        let log_use: HashMap<_, _> =
+            log_use.iter().map(|of| ((of.consumer_id.as_str(), of.dataset.as_str()), of)).collect();
+        let listed = |(Looked { value: lag, as_of }, position): (Looked<ConsumerLag>, &ConsumerPosition)| {
+            let lane = (lag.consumer.clone(), lag.dataset.clone());
+            let last_export = last_exports.remove(&lane);
+            let unacknowledged = unacknowledged.remove(&lane);
+            let log_use = log_use.get(&(lag.consumer.as_str(), lag.dataset.as_str())).copied().cloned();
+            let history = histories.remove(&(lag.consumer.to_string(), lag.dataset.clone())).unwrap_or_default();
+            let behind = self.behind(&lag, &history, changes.get(&(&lag.consumer, &lag.dataset)).copied(), now);
             let facts = LaneFacts {
                 table: lag.table,
                 history,
-                has_position: positions.iter().find(is_its).is_some_and(|position| position.is_saved),
+                has_position: position.is_saved,
                 export_type: last_export.as_ref().map(|export| export.export_type),
                 continuity: lag.continuity,
                 behind,
                 unacknowledged,
                 fresh_within: self.catalog.fresh_within(Lane { consumer: &lag.consumer, dataset: &lag.dataset }),
             };
-            let state = if capture.is_some() { facts.state(now) } else { Some(LaneState::Gone) };
+            let is_dataset = self.catalog.get(&lag.dataset).is_some();
+            let state = if is_dataset { facts.state(now) } else { Some(LaneState::Gone) };
             ListedConsumer { lag, as_of, last_export, unacknowledged, log_use, history, behind, state }
         };
-        Ok(lags.into_iter().map(listed).collect())
+        Ok(lags.into_iter().zip(&positions).map(listed).collect())
     }
 
     /// Returns the state of each table of those of these datasets whose changes nothing looks for, and the word of
@@ -112,8 +116,8 @@ impl Service {
         &self,
         names: &BTreeSet<&str>,
     ) -> BTreeMap<String, (Readiness, Option<Continuity>)> {
-        let is_its = |dataset: &Dataset| dataset.capture == Capture::None && names.contains(&*dataset.name);
-        if !self.catalog.iter().any(|dataset| is_its(dataset)) {
+        let is_asked = |dataset: &Dataset| dataset.capture == Capture::None && names.contains(&*dataset.name);
+        if !self.catalog.iter().any(|dataset| is_asked(dataset)) {
             return BTreeMap::new();
         }
         let Ok(seen) = self.datasets(DATASETS_CACHE_TIME).await else { return BTreeMap::new() };
@@ -122,7 +126,7 @@ impl Service {
             // A reason may be a word of continuity.
             Some(reason) => (Readiness::Unfit, reason.parse::<Continuity>().ok()),
         };
-        let described = seen.value.datasets.iter().filter(|it| is_its(&it.dataset));
+        let described = seen.value.datasets.iter().filter(|it| is_asked(&it.dataset));
         described.map(|it| (it.dataset.name.clone(), table(it))).collect()
     }
 
@@ -221,21 +225,22 @@ impl Service {
         // Without capture, nobody knows the changes.
         let known = known.filter(|dataset| dataset.capture != Capture::None);
         let looks = known.map(|dataset| async move {
-            let its = positions.iter().filter(|position| position.dataset == dataset.name);
+            let lanes = positions.iter().filter(|position| position.dataset == dataset.name);
+            let consumers: Vec<_> = lanes.clone().map(|position| position.consumer.clone()).collect();
             // A look from before a position was saved or removed is of no use.
-            let lanes = its.clone().map(|position| (position.consumer.clone(), position.is_saved)).collect();
-            let consumers: Vec<_> = its.map(|position| position.consumer.clone()).collect();
+            let lanes = lanes.map(|position| (position.consumer.clone(), position.is_saved)).collect();
             let look = self.clone().look_at_lags(Arc::clone(dataset), consumers);
             let key = (dataset.name.clone(), lanes);
             let seen = self.seen_lags.get(key, Duration::ZERO, None, look);
             (dataset, tokio::time::timeout(COUNTING_TIMEOUT, seen).await)
         });
         let (looked, mut tables) = tokio::join!(join_all(looks), self.tables_without_capture(&datasets));
-        let (mut found, mut unread) = (Vec::new(), Vec::new());
+        let (mut found, mut unread) = (HashMap::new(), Vec::new());
         for (dataset, seen) in looked {
             let error = match seen {
                 Ok(Ok(Looked { value, as_of })) => {
-                    found.extend(value.into_iter().map(|value| Looked { value, as_of }));
+                    let lane = |lag: &ConsumerLag| (lag.consumer.clone(), lag.dataset.clone());
+                    found.extend(value.into_iter().map(|value| (lane(&value), Looked { value, as_of })));
                     continue;
                 }
                 Ok(Err(error)) => {
@@ -249,23 +254,21 @@ impl Service {
         if let Some((dataset, error)) = unread.first() {
             tracing::warn!(event = "table_unreadable", dataset = dataset.name, error, tables = unread.len());
         }
-        let lag = |position: &ConsumerPosition| {
-            let is_its = |lag: &Looked<ConsumerLag>| {
-                lag.value.consumer == position.consumer && lag.value.dataset == position.dataset
+        let unknown = |ConsumerPosition { consumer, dataset, last_exported_at, .. }: &ConsumerPosition| {
+            let (table, continuity) = tables.get(dataset).copied().unwrap_or((Readiness::Unknown, None));
+            let value = ConsumerLag {
+                consumer: consumer.clone(),
+                dataset: dataset.clone(),
+                last_exported_at: *last_exported_at,
+                table,
+                waiting: Waiting::Unknown,
+                continuity,
             };
-            found.iter().position(is_its).map(|at| found.swap_remove(at)).unwrap_or_else(|| {
-                let unknown = (Readiness::Unknown, None);
-                let (table, continuity) = tables.get(&position.dataset).copied().unwrap_or(unknown);
-                let value = ConsumerLag {
-                    consumer: position.consumer.clone(),
-                    dataset: position.dataset.clone(),
-                    last_exported_at: position.last_exported_at,
-                    table,
-                    waiting: Waiting::Unknown,
-                    continuity,
-                };
-                Looked { value, as_of: Utc::now() }
-            })
+            Looked { value, as_of: Utc::now() }
+        };
+        let lag = |position: &ConsumerPosition| {
+            let lane = (position.consumer.clone(), position.dataset.clone());
+            found.remove(&lane).unwrap_or_else(|| unknown(position))
         };
         positions.iter().map(lag).collect()
     }
