@@ -4,10 +4,10 @@
 //! of a row.
 
 use std::collections::BTreeMap;
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
 
 use prometheus::core::Collector;
-use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder};
+use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder};
 
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 
@@ -23,89 +23,75 @@ const fn metric(name: &'static str, labels: &'static [&'static str], help: &'sta
     Metric { name, help, labels }
 }
 
-static JOBS: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    counter(metric(
-        "cdc_export_jobs_total",
-        &["dataset", "export_type", "status"],
-        "Exports that ended, by final status.",
-    ))
-});
-static FAILURES: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    counter(metric("cdc_export_failures_total", &["dataset", "code"], "Exports that failed, by error code."))
-});
-static ROWS: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    counter(metric("cdc_export_rows_total", &["dataset", "export_type"], "Rows in files of completed exports."))
-});
-static BYTES: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    counter(metric(
-        "cdc_export_bytes_total",
-        &["dataset", "export_type"],
-        "Bytes of files of completed exports, after compression.",
-    ))
-});
-static LATE_ROWS: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    counter(metric(
-        "cdc_export_late_rows_total",
-        &["dataset", "export_type"],
-        "Exported rows that a comparison of updated_at with the watermark would have missed.",
-    ))
-});
+/// A counter of this process, which is registered at its first use.
+struct Counter {
+    metric: Metric,
+    registered: OnceLock<IntCounterVec>,
+}
+
+const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Counter {
+    Counter { metric: metric(name, labels, help), registered: OnceLock::new() }
+}
+
+impl Counter {
+    /// Returns the series of these labels, which begins at 0.
+    fn of(&self, labels: &[&str]) -> IntCounter {
+        let Metric { name, help, labels: names } = &self.metric;
+        let make = || registered(&REGISTRY, IntCounterVec::new(Opts::new(*name, *help), names));
+        self.registered.get_or_init(make).with_label_values(labels)
+    }
+}
+
+static JOBS: Counter =
+    counter("cdc_export_jobs_total", &["dataset", "export_type", "status"], "Exports that ended, by final status.");
+static FAILURES: Counter =
+    counter("cdc_export_failures_total", &["dataset", "code"], "Exports that failed, by error code.");
+static ROWS: Counter =
+    counter("cdc_export_rows_total", &["dataset", "export_type"], "Rows in files of completed exports.");
+static BYTES: Counter = counter(
+    "cdc_export_bytes_total",
+    &["dataset", "export_type"],
+    "Bytes of files of completed exports, after compression.",
+);
+static LATE_ROWS: Counter = counter(
+    "cdc_export_late_rows_total",
+    &["dataset", "export_type"],
+    "Exported rows that a comparison of updated_at with the watermark would have missed.",
+);
 static DURATION: LazyLock<HistogramVec> = LazyLock::new(|| {
-    let Metric { name, help, labels } = metric(
+    let options = HistogramOpts::new(
         "cdc_export_duration_seconds",
-        &["export_type"],
         "Time from the first attempt to the commit of completed exports.",
     );
-    let options = HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.to_vec());
-    registered(&REGISTRY, HistogramVec::new(options, labels))
+    let options = options.buckets(DURATION_BUCKETS.to_vec());
+    registered(&REGISTRY, HistogramVec::new(options, &["export_type"]))
 });
-static TAKEOVERS: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    counter(metric(
-        "cdc_export_lease_takeovers_total",
-        &[],
-        "Jobs taken over from workers that did not renew their lease.",
-    ))
-});
-static GAVE_WAY: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    counter(metric(
-        "cdc_export_exports_gave_way_total",
-        &[],
-        "Attempts that ended because another session waited for a lock on their table.",
-    ))
-});
-static MAINTENANCE_FAILURES: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    counter(metric(
-        "cdc_export_maintenance_failures_total",
-        &["task"],
-        "Rounds of a maintenance task in this process that failed or exceeded their time limit.",
-    ))
-});
-static DELIVERIES: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    counter(metric(
-        "cdc_export_deliveries_total",
-        &["endpoint", "outcome"],
-        "Attempts of this process to deliver an event to a receiver: delivered, failed (retried later) or dead.",
-    ))
-});
-static SCHEDULE_SLOTS: LazyLock<IntCounterVec> = LazyLock::new(|| {
-    counter(metric(
-        "cdc_export_schedule_slots_total",
-        &["schedule", "outcome"],
-        "Slots of schedules by outcome: run, skipped because an export of the lane was open, or refused for now.",
-    ))
-});
-static CHANGE_LOG_MAX_BYTES: LazyLock<GaugeVec> = LazyLock::new(|| {
-    gauge(
-        &REGISTRY,
-        &metric("cdc_export_change_log_max_bytes", &[], "The setting CHANGE_LOG_MAX_BYTES of this process."),
-    )
-});
-static CHANGE_LOG_MAX_AGE: LazyLock<GaugeVec> = LazyLock::new(|| {
-    gauge(
-        &REGISTRY,
-        &metric("cdc_export_change_log_max_age_seconds", &[], "The setting CHANGE_LOG_MAX_AGE of this process."),
-    )
-});
+static TAKEOVERS: Counter =
+    counter("cdc_export_lease_takeovers_total", &[], "Jobs taken over from workers that did not renew their lease.");
+static GAVE_WAY: Counter = counter(
+    "cdc_export_exports_gave_way_total",
+    &[],
+    "Attempts that ended because another session waited for a lock on their table.",
+);
+static MAINTENANCE_FAILURES: Counter = counter(
+    "cdc_export_maintenance_failures_total",
+    &["task"],
+    "Rounds of a maintenance task in this process that failed or exceeded their time limit.",
+);
+static DELIVERIES: Counter = counter(
+    "cdc_export_deliveries_total",
+    &["endpoint", "outcome"],
+    "Attempts of this process to deliver an event to a receiver: delivered, failed (retried later) or dead.",
+);
+static SCHEDULE_SLOTS: Counter = counter(
+    "cdc_export_schedule_slots_total",
+    &["schedule", "outcome"],
+    "Slots of schedules by outcome: run, skipped because an export of the lane was open, or refused for now.",
+);
+const CHANGE_LOG_MAX_BYTES: Metric =
+    metric("cdc_export_change_log_max_bytes", &[], "The setting CHANGE_LOG_MAX_BYTES of this process.");
+const CHANGE_LOG_MAX_AGE: Metric =
+    metric("cdc_export_change_log_max_age_seconds", &[], "The setting CHANGE_LOG_MAX_AGE of this process.");
 const BUILD_INFO: Metric = metric("cdc_export_build_info", &["version"], "Always 1; the label is the running version.");
 
 pub const DATABASE_UP: Metric = metric("cdc_export_database_up", &[], "1 if Postgres responds, else 0.");
@@ -258,10 +244,6 @@ fn registered<C: Collector + Clone + 'static>(registry: &Registry, collector: pr
     collector
 }
 
-fn counter(metric: Metric) -> IntCounterVec {
-    registered(&REGISTRY, IntCounterVec::new(Opts::new(metric.name, metric.help), metric.labels))
-}
-
 fn gauge(registry: &Registry, metric: &Metric) -> GaugeVec {
     registered(registry, GaugeVec::new(Opts::new(metric.name, metric.help), metric.labels))
 }
@@ -272,14 +254,12 @@ fn text(registry: &Registry) -> String {
 
 /// Initializes the series of a schedule to 0.
 pub fn init_schedule(schedule: &str) {
-    ["run", "skipped", "refused"]
-        .iter()
-        .for_each(|outcome| drop(SCHEDULE_SLOTS.with_label_values(&[schedule, outcome])));
+    ["run", "skipped", "refused"].iter().for_each(|outcome| drop(SCHEDULE_SLOTS.of(&[schedule, outcome])));
 }
 
 /// Counts a slot of a schedule by outcome: `run`, `skipped` or `refused`.
 pub fn schedule_slot(schedule: &str, outcome: &str) {
-    SCHEDULE_SLOTS.with_label_values(&[schedule, outcome]).inc();
+    SCHEDULE_SLOTS.of(&[schedule, outcome]).inc();
 }
 
 /// Counts a job that ended with `status`.
@@ -288,67 +268,70 @@ pub fn schedule_slot(schedule: &str, outcome: &str) {
 /// them. The first end is counted as one, and the other end that alerts look at begins at 0.
 pub fn export_ended(ExportLabels { dataset, export_type }: ExportLabels<'_>, status: &str) {
     for end in ["completed", "failed"] {
-        JOBS.with_label_values(&[dataset, export_type, end]);
+        JOBS.of(&[dataset, export_type, end]);
     }
-    JOBS.with_label_values(&[dataset, export_type, status]).inc();
+    JOBS.of(&[dataset, export_type, status]).inc();
 }
 
 /// Counts a failed export by its code. [`export_ended`] counts its end.
 pub fn export_failed(labels: ExportLabels<'_>, code: &str) {
-    FAILURES.with_label_values(&[labels.dataset, code]).inc();
+    FAILURES.of(&[labels.dataset, code]).inc();
 }
 
 /// Adds the rows, bytes and duration of a completed export. [`export_ended`] counts its end.
 pub fn export_completed(labels: ExportLabels<'_>, completed: Completed) {
     let labels = &[labels.dataset, labels.export_type];
-    ROWS.with_label_values(labels).inc_by(completed.rows);
-    BYTES.with_label_values(labels).inc_by(completed.bytes);
+    ROWS.of(labels).inc_by(completed.rows);
+    BYTES.of(labels).inc_by(completed.bytes);
     if completed.late_rows > 0 {
-        LATE_ROWS.with_label_values(labels).inc_by(completed.late_rows);
+        LATE_ROWS.of(labels).inc_by(completed.late_rows);
     }
     DURATION.with_label_values(&labels[1..]).observe(completed.seconds);
 }
 
 pub fn lease_taken_over() {
-    TAKEOVERS.with_label_values::<&str>(&[]).inc();
+    TAKEOVERS.of(&[]).inc();
 }
 
 pub fn gave_way() {
-    GAVE_WAY.with_label_values::<&str>(&[]).inc();
+    GAVE_WAY.of(&[]).inc();
 }
 
 /// Initializes the series of a maintenance task to 0. Without that, Prometheus would not see the first failure as an
 /// increase.
 pub fn init_maintenance(task: &str) {
-    MAINTENANCE_FAILURES.with_label_values(&[task]);
+    MAINTENANCE_FAILURES.of(&[task]);
 }
 
 pub fn maintenance_failed(task: &str) {
-    MAINTENANCE_FAILURES.with_label_values(&[task]).inc();
+    MAINTENANCE_FAILURES.of(&[task]).inc();
 }
 
 /// Initializes the series of a receiver to 0, as [`init_maintenance`] does.
 pub fn init_deliveries(endpoint: &str) {
     for outcome in ["delivered", "failed", "dead"] {
-        DELIVERIES.with_label_values(&[endpoint, outcome]);
+        DELIVERIES.of(&[endpoint, outcome]);
     }
 }
 
 pub fn delivery_tried(endpoint: &str, outcome: &str) {
-    DELIVERIES.with_label_values(&[endpoint, outcome]).inc();
+    DELIVERIES.of(&[endpoint, outcome]).inc();
 }
 
 /// Sets the maximum part of the change log that a position may hold in this process.
 pub fn change_log_caps(bytes: u64, age: std::time::Duration) {
-    CHANGE_LOG_MAX_BYTES.with_label_values::<&str>(&[]).set(bytes as f64);
-    CHANGE_LOG_MAX_AGE.with_label_values::<&str>(&[]).set(age.as_secs_f64());
+    static CAPS: LazyLock<[GaugeVec; 2]> =
+        LazyLock::new(|| [CHANGE_LOG_MAX_BYTES, CHANGE_LOG_MAX_AGE].map(|metric| gauge(&REGISTRY, &metric)));
+    for (gauge, value) in CAPS.iter().zip([bytes as f64, age.as_secs_f64()]) {
+        gauge.with_label_values::<&str>(&[]).set(value);
+    }
 }
 
 /// Returns the text of the counters.
 pub fn counted() -> String {
     // Initializes these series to 0 as well.
-    TAKEOVERS.with_label_values::<&str>(&[]);
-    GAVE_WAY.with_label_values::<&str>(&[]);
+    TAKEOVERS.of(&[]);
+    GAVE_WAY.of(&[]);
     text(&REGISTRY)
 }
 
