@@ -62,7 +62,6 @@ impl Origin {
         Origin { key: Some(format!("schedule:{name}")), ..Origin::default() }
     }
 
-    /// Returns the origin of a command that a user of this machine runs.
     pub fn command(user: &str) -> Origin {
         Origin { key: Some(format!("cli:{user}")), ..Origin::default() }
     }

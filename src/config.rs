@@ -43,17 +43,12 @@ pub enum Error {
     },
     /// The catalog is invalid or doesn't fit its tables. The message has a line for each mistake.
     #[error("{}", one_line_per_mistake(.file, .mistakes))]
-    Catalog {
-        file: String,
-        /// All mistakes in the catalog.
-        mistakes: Mistakes,
-    },
+    Catalog { file: String, mistakes: Mistakes },
     /// The file `.env` is invalid. The message doesn't quote its lines, which may contain passwords.
     #[error(".env: {0}")]
     File(String),
 }
 
-/// The settings of all modules.
 #[derive(Debug)]
 pub struct Config {
     /// The database to use. `None` means the private one.
@@ -62,7 +57,6 @@ pub struct Config {
     /// The datasets, and the other blocks of the operator's file. Its patterns have datasets once a command has opened
     /// the database.
     pub catalog: CurrentCatalog,
-    /// The receivers of events, with their secrets.
     pub receivers: Arc<Receivers>,
     /// The secrets of receivers that are unset or wrong.
     pub missing_receiver_secrets: Vec<String>,
@@ -72,14 +66,12 @@ pub struct Config {
     /// The number of users with which an empty demo table is filled.
     pub seed_rows: u64,
     pub http: http::Settings,
-    /// The number of connections to Postgres that the API may open.
     pub api_connections: u32,
     /// The port on which a process without the API serves its metrics. `None` means that it doesn't serve them.
     pub metrics_port: Option<u16>,
     /// The time for which running exports may continue after a signal to stop.
     pub drain: Duration,
     pub worker: worker::Settings,
-    /// The periodic tasks of any process that runs exports.
     pub maintenance: maintenance::Settings,
     /// The number of connections that read a large table for a full export.
     pub readers: u32,
@@ -253,7 +245,6 @@ fn one_line_per_mistake(file: &str, mistakes: &Mistakes) -> String {
     lines.join("\n")
 }
 
-/// Returns the number of cores that this process may use.
 fn cores() -> u64 {
     std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64)
 }

@@ -60,14 +60,12 @@ pub(crate) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// Connects, and sets up the session.
 pub(crate) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
     let mut conn = PgConnection::connect_with(options).await?;
     set_up(&mut conn).await?;
     Ok(conn)
 }
 
-/// Connects to a target database, and sets up the session.
 pub(crate) async fn connect_target(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
     let mut conn = PgConnection::connect_with(options).await?;
     let set_up = SET_UP.replace(&format!("= {SEARCH_PATH};"), &format!("= {TARGET_SEARCH_PATH};"));

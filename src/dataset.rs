@@ -84,7 +84,6 @@ pub struct ListElement {
 }
 
 impl TableColumn {
-    /// A column that is sent in the binary form of its kind.
     pub const fn named(name: &'static str, kind: ColumnType) -> TableColumn {
         TableColumn {
             name: Cow::Borrowed(name),
@@ -227,7 +226,6 @@ pub enum Owners {
     Any,
     /// The service's role, and the owner of the schema if that is no superuser.
     Default,
-    /// These roles.
     Named(Vec<String>),
 }
 
@@ -243,7 +241,6 @@ pub struct Dataset {
     pub columns: Columns,
     /// The column that says when a row was last changed.
     pub updated_at: Option<String>,
-    /// The column that says when a row was made.
     pub created_at: Option<String>,
     /// The column that says whether a row is deleted, or when it was.
     pub deleted: Option<String>,
@@ -280,7 +277,6 @@ pub struct ParquetChoices {
 /// The treatment of a value that Parquet can't represent, such as `infinity`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Unrepresentable {
-    /// The export fails.
     #[default]
     Fail,
     Null,
@@ -360,7 +356,6 @@ impl Dataset {
 /// The dataset that is meant where none is named, and which no file name mentions.
 pub const USERS: &str = "users";
 
-/// The kinds of relations that a dataset may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RelationKind {
     /// A table that has its rows itself.

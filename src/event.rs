@@ -22,7 +22,6 @@ pg_rows::words! {
 /// The type of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EventType {
-    /// The final status of the job.
     pub end: Status,
 }
 
@@ -44,7 +43,6 @@ impl EventType {
 /// A receiver and the filter of its events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
-    /// The receiver's name in the operator's file.
     pub name: String,
     pub events: Vec<EventType>,
     /// The datasets of whose exports the receiver gets events. An event shows the job as if it had only those. `None`
@@ -75,7 +73,6 @@ impl Listener {
 pub struct Delivery {
     /// The event's id, which is the same in each attempt.
     pub id: Uuid,
-    /// The receiver's name.
     pub endpoint: String,
     pub job: JobId,
     pub event: EventType,

@@ -99,7 +99,6 @@ const OPENER_POLICY: HeaderName = HeaderName::from_static("cross-origin-opener-p
 /// The content security policy of responses that are no pages.
 const NO_CONTENT: &str = "default-src 'none'; frame-ancestors 'none'";
 
-/// The API's settings.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub host: IpAddr,

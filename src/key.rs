@@ -37,7 +37,6 @@ pg_rows::words! {
 pub struct Prefix(String);
 
 impl Prefix {
-    /// Returns a prefix that was read from the database.
     pub fn stored(digits: String) -> Prefix {
         Prefix(digits)
     }
@@ -203,7 +202,6 @@ impl Grant {
 #[derive(Clone)]
 pub struct StoredKey {
     pub grant: Arc<Grant>,
-    /// The SHA-256 of the key's text.
     pub hash: Vec<u8>,
     /// True if the recorded time of the last use is so old that it must be updated.
     pub is_use_due: bool,
@@ -221,9 +219,7 @@ pub struct KeyInfo {
     pub name: String,
     pub grant: Grant,
     pub created_at: DateTime<Utc>,
-    /// The time at which the key expires. `None` if it never expires.
     pub expires_at: Option<DateTime<Utc>>,
-    /// The time at which the key was revoked. `None` if it is not revoked.
     pub revoked_at: Option<DateTime<Utc>>,
     /// The approximate time of the last use. `None` if the key was never used.
     pub last_used_at: Option<DateTime<Utc>>,

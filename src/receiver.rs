@@ -27,7 +27,6 @@ static KINDS: [Kind; 2] = [
     Kind { block: "amqp", plural: "brokers", parse: refuse_amqp },
 ];
 
-/// A kind of receivers.
 struct Kind {
     /// The name of a block: `webhook` for `[[webhook]]`.
     block: &'static str,
@@ -40,7 +39,6 @@ struct Kind {
 
 /// A receiver of events, as its block describes it.
 trait Receiver: Debug + Send + Sync {
-    /// Returns its name and the events that it gets.
     fn listener(&self) -> &Listener;
 
     /// Reads its secret.
@@ -72,7 +70,6 @@ impl SecretVariables<'_> {
     }
 }
 
-/// All receivers of the operator's file.
 #[derive(Debug, Default)]
 pub struct Receivers {
     /// The receivers, by kind and then in the order of the file.

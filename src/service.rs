@@ -52,7 +52,6 @@ pub use followers::Subscriber;
 pub use last_seen::Looked;
 pub use shares::{Share, Shares};
 
-/// The reasons why the service cannot complete a request.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("the database is not available")]
@@ -69,7 +68,6 @@ pub enum Error {
     /// Postgres rejected a statement, because of a defect or because someone changed the schema.
     #[error("the database refused a statement")]
     Database(#[source] store::Error),
-    /// The role may not read the dataset's table.
     #[error("{0}")]
     NotReadable(source::Error),
     /// The query of the table timed out or failed.
@@ -79,7 +77,6 @@ pub enum Error {
     OutputFull(#[source] sink::Error),
     #[error("the output folder or bucket can't be written")]
     OutputReadOnly(#[source] sink::Error),
-    /// The output folder or bucket is missing or was replaced by another one.
     #[error("{0}")]
     OutputMissing(#[source] sink::Error),
     #[error("the output folder or bucket can't be used")]
@@ -113,7 +110,6 @@ pub enum Error {
     NotTracked(String),
     #[error("{}", source::Error::FullOnly(.0.clone()))]
     FullOnly(String),
-    /// The dataset's columns do not support the selection.
     #[error(transparent)]
     BadSelection(BadSelection),
     /// The selection would tell values of a masked column.
@@ -121,7 +117,6 @@ pub enum Error {
     ColumnMasked(BadSelection),
     #[error("the table does not match the dataset's definition: {0}")]
     Mismatch(Faults),
-    /// The job has no file yet, and may never have one.
     #[error("the export is {0}, so it has no file")]
     NoFile(Status),
     #[error("the export found nothing and was skipped, so it has no file")]
@@ -163,7 +158,6 @@ pub enum Error {
     Look(Arc<Error>),
     #[error("the export is being committed")]
     Committing,
-    /// The job is open and may still create its file.
     #[error("the export is {0}, so its file can't be removed yet")]
     Open(Status),
     /// The consumer has never asked for an export, or was removed.
@@ -301,7 +295,6 @@ const MAX_LOOKS: usize = 1;
 /// Time limit of a look at a table. Only such a call may exceed [`CALL_TIMEOUT`].
 pub const COUNTING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The settings of the service.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub destination: Limited,
@@ -327,7 +320,6 @@ pub struct Stores {
 /// The operations of clients on the database, the tables and the destination.
 ///
 /// # Errors
-///
 /// Every operation fails if the database fails or does not respond in time. The documentation of each operation lists
 /// further errors.
 #[derive(Clone, Debug)]
@@ -443,7 +435,6 @@ impl Service {
     /// Returns the dataset with this name.
     ///
     /// # Errors
-    ///
     /// If the caller may not see it, or if the catalog has no such dataset.
     pub fn dataset(&self, name: &str) -> Result<&Arc<Dataset>, Error> {
         self.require_dataset(name)?;
@@ -468,7 +459,6 @@ impl Service {
         if self.bounds.allow_dataset(name) { Ok(()) } else { Err(Error::DatasetNotAllowed(name.to_owned())) }
     }
 
-    /// Returns the dataset for a call that names none.
     pub fn implied_dataset(&self) -> Result<&Arc<Dataset>, SeveralDatasets> {
         self.catalog.implied()
     }
@@ -507,14 +497,12 @@ impl Service {
         self.catalog.left_out()
     }
 
-    /// Returns a dataset with the current columns of its table.
     pub async fn describe(&self, dataset: &Arc<Dataset>) -> Result<Description, Error> {
         let mut described = on_table(self.source.describe(slice::from_ref(dataset))).await?;
         let described = described.pop().expect("each dataset has a description");
         Ok(Description { why_untracked: self.current.untrackable().get(&dataset.name).cloned(), ..described })
     }
 
-    /// Returns true if an index begins with this column of a table.
     pub async fn has_index(&self, table: &Table, column: &TableColumn) -> Result<bool, Error> {
         on_table(self.source.has_index(table, column)).await
     }
@@ -527,7 +515,6 @@ impl Service {
         }
     }
 
-    /// Marks a user of the demo table as deleted.
     pub async fn soft_delete_user(&self, id: i64) -> Result<demo::User, Error> {
         let user = with_timeout(demo::soft_delete(&self.store, id)).await?.ok_or(Error::NoUser)?;
         self.origin.log_done(Action::DeleteUser, None, Some("users"), None);
@@ -545,7 +532,6 @@ impl Service {
         checked(&self.seen_postgres, async move { with_timeout(probe.other_processes()).await }).await
     }
 
-    /// Checks that the destination can take a file.
     pub async fn require_room(&self) -> Result<(), Arc<Error>> {
         let destination = self.checked_destination.clone();
         checked(&self.seen_output, async move { Ok(destination.require_room().await?) }).await
@@ -556,7 +542,6 @@ impl Service {
         self.draining.is_cancelled()
     }
 
-    /// Checks all requirements for starting a job.
     pub async fn health(&self) -> Health {
         let datasets = tokio::time::timeout(call_timeout(), self.datasets(DATASETS_CACHE_TIME));
         let (postgres, output, datasets) = tokio::join!(self.processes(), self.require_room(), datasets);

@@ -29,7 +29,6 @@ impl Format {
     }
 }
 
-/// The settings of the log.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// The least severe level that is logged.

@@ -17,7 +17,6 @@ pub struct TraceParent {
 /// The flags that the standard defines. It requires that other flags are not propagated.
 const KNOWN_FLAGS: u8 = 0b11;
 
-/// The error of a text that is not a `traceparent`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a traceparent")]
 pub struct NoTraceParent;

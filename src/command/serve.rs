@@ -60,7 +60,6 @@ impl Serve {
 enum Role {
     /// The API and the exports.
     Service,
-    /// The API only.
     Api,
     /// The exports only. METRICS_PORT serves the metrics of this process, which other processes don't count.
     Worker,

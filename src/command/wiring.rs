@@ -39,7 +39,6 @@ fn control_connections(workers: u32) -> u32 {
     workers + 1
 }
 
-/// The service and the exports of one process.
 pub(super) struct Wired {
     pub(super) exports: Exports,
     pub(super) service: Service,

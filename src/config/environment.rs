@@ -60,12 +60,10 @@ impl Environment {
         Ok(sink::Settings::Folder(place.into()))
     }
 
-    /// Reads a database from an argument.
     pub fn target(&self, url: &str) -> Result<NamedDatabase, BadUrl> {
         NamedDatabase::read(url, |name| self.0.get(name))
     }
 
-    /// Returns the failpoints that a test sets.
     #[cfg(debug_assertions)]
     pub fn failpoints(&self) -> Option<&str> {
         self.0.get("FAILPOINTS")
@@ -81,7 +79,6 @@ impl Environment {
     }
 }
 
-/// Parses the variables of a text in the format of `.env`.
 fn variables_of(text: &str) -> Result<HashMap<String, String>, Error> {
     let text = hide_dollars(text);
     let variables = dotenvy::from_read_iter(text.as_bytes()).map(|variable| {

@@ -6,7 +6,6 @@ use crate::manifest::signing::SigningKey;
 use crate::publisher;
 use crate::sink;
 
-/// Reads the destination of files from OUTPUT_URL or OUTPUT_DIR.
 pub(super) fn read(vars: &Variables) -> Result<sink::Settings, Error> {
     let Some(url) = vars.get("OUTPUT_URL") else {
         return Ok(sink::Settings::Folder(vars.get("OUTPUT_DIR").unwrap_or("./output").into()));
@@ -17,7 +16,6 @@ pub(super) fn read(vars: &Variables) -> Result<sink::Settings, Error> {
     at_url(vars, "OUTPUT_URL", url)
 }
 
-/// Reads the URL in the variable or argument `name`.
 pub(super) fn at_url(vars: &Variables, name: &'static str, url: &str) -> Result<sink::Settings, Error> {
     if url.starts_with("file:") {
         let path = url::Url::parse(url).ok().and_then(|url| url.to_file_path().ok());

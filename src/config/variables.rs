@@ -30,7 +30,6 @@ const CLOUD_PREFIXES: [&str; 0] = [];
 /// DATABASE_URL.
 pub(super) const SECRET_SUFFIXES: [&str; 2] = ["_AMQP_URL", "_SECRET"];
 
-/// Returns the names of all settings.
 fn settings() -> impl Iterator<Item = &'static str> {
     let is_name =
         |name: &str| name.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_' || byte.is_ascii_digit());
@@ -53,7 +52,6 @@ pub(super) fn is_read(name: &str) -> bool {
         || COMPOSE_PREFIXES.iter().chain(&CLOUD_PREFIXES).any(|prefix| name.starts_with(prefix))
 }
 
-/// The values of the variables, by name.
 pub(super) struct Variables(pub(super) HashMap<String, String>);
 
 impl Variables {
@@ -84,7 +82,6 @@ impl Variables {
         Some((name, self.get(name)?))
     }
 
-    /// Returns all variables that are set.
     #[cfg(feature = "buckets")]
     pub(super) fn all(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.keys().filter_map(|name| Some((name.as_str(), self.get(name)?)))

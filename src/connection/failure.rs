@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
-/// The class of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SqlFailure {
     /// Postgres can't be reached, is stopping, is out of resources or ended the connection. Or the pool has no free
@@ -25,13 +24,9 @@ pub(crate) enum SqlFailure {
     Conflict,
     /// A foreign server has refused or can't be reached. The connection to Postgres goes on.
     ForeignServer,
-    /// The role lacks a privilege.
     Denied,
-    /// The table or column doesn't exist.
     NotThere,
-    /// A row with the same key exists already.
     Duplicate,
-    /// The text can't be encoded as UTF-8.
     InvalidText,
     /// Postgres reports another error, which its SQLSTATE identifies.
     Refused,

@@ -294,7 +294,6 @@ impl<'a, 't> Block<'a, 't> {
         self.is_unread = true;
     }
 
-    /// Records that the block as a whole is wrong.
     pub(super) fn refuse(&mut self, why: impl Display) {
         let why = format!("{}: {why}", self.label());
         self.faults.push(Mistake::at(self.text, self.start, why));
@@ -305,7 +304,6 @@ impl<'a, 't> Block<'a, 't> {
         self.faults.push(Mistake::at(self.text, at, why));
     }
 
-    /// The name of the block in messages.
     fn label(&self) -> String {
         match (self.kind, self.name.as_str()) {
             (kind, "") => kind.to_owned(),

@@ -37,7 +37,6 @@ pub struct Catalog {
 }
 
 impl Default for Catalog {
-    /// The demo's catalog.
     fn default() -> Catalog {
         Catalog::of(vec![Arc::new(Dataset::users())])
     }
@@ -138,7 +137,6 @@ impl Catalog {
         self.datasets.iter().filter_map(|dataset| Some((&*dataset.name, located(dataset)?))).collect()
     }
 
-    /// Returns the names of columns that patterns have as `deleted`.
     pub fn deleted_columns(&self) -> Vec<&str> {
         self.patterns.iter().filter_map(|pattern| pattern.options.deleted.as_deref()).collect()
     }
@@ -276,12 +274,10 @@ impl Catalog {
         of_schedules.filter_map(|schedule| schedule.fresh_within).min().or_else(of_dataset)
     }
 
-    /// The schedules, in the order of the file.
     pub fn schedules(&self) -> &[Arc<Schedule>] {
         &self.schedules
     }
 
-    /// The names of the datasets, for a message.
     pub fn names(&self) -> String {
         let mut names = self.names[..self.names.len().min(MAX_TOLD)].join(", ");
         if self.names.len() > MAX_TOLD {

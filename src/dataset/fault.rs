@@ -12,7 +12,6 @@ pub(super) struct Mistake {
 }
 
 impl Mistake {
-    /// A fault of the file as a whole.
     pub(super) fn without_line(why: impl Display) -> Mistake {
         // A name or a message of the parser may have several lines. Each fault is printed on one.
         Mistake { line: None, why: why.to_string().replace('\n', " ") }
@@ -60,7 +59,6 @@ pub struct Fault {
     pub member: &'static str,
     /// The entry, if the member is a list.
     pub item: Option<String>,
-    /// The mistake, and what is expected.
     pub why: String,
 }
 
@@ -94,7 +92,6 @@ impl Display for Faults {
     }
 }
 
-/// There is no dataset of a name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("there is no dataset of this name{near}{}", listed(.near, .names))]
 pub struct UnknownDataset {

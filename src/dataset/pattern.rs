@@ -33,7 +33,6 @@ pub struct Candidate {
     pub is_partition: bool,
     /// True if a crash of Postgres empties it.
     pub is_unlogged: bool,
-    /// True if it has a primary key.
     pub has_key: bool,
     /// The time columns with which an index begins.
     pub indexed_times: Vec<String>,
@@ -72,7 +71,6 @@ pub struct LeftOut {
     pub name: String,
     pub table: Table,
     pub reason: Reason,
-    /// The owners of the table and its partitions.
     owners: Vec<String>,
 }
 
@@ -106,7 +104,6 @@ impl fmt::Display for LeftOut {
 /// The names of the datasets that have exports or keys, and the table of each.
 pub type UsedNames = HashMap<String, Table>;
 
-/// A `[[tables]]` block.
 #[derive(Clone, Debug)]
 pub(super) struct Pattern {
     /// The texts of `matches`, for a message.
@@ -120,7 +117,6 @@ pub(super) struct Pattern {
     pub(super) options: Dataset,
 }
 
-/// A pattern of a schema's name and a table's.
 #[derive(Clone, Debug)]
 struct NamePattern {
     schema: WildMatch,

@@ -31,7 +31,6 @@ use crate::job::Bounds;
 use crate::key::{self, Grant, Prefix, PresentedKey, Scope};
 use crate::service::{Service, Subscriber};
 
-/// The callers that may use the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// Callers on this machine, excluding proxies. Web pages of other origins need an entry in [`Origins`].
@@ -83,7 +82,6 @@ impl AccessControl {
     }
 }
 
-/// The address at the other end of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer(pub(crate) IpAddr);
 
@@ -219,7 +217,6 @@ pub(crate) fn scope_of(method: &Method, path: &str) -> Scope {
     }
 }
 
-/// Returns the action of a call, as its audit line names it.
 fn action_of(method: &Method, path: &str) -> Action {
     match (path, method) {
         ("/exports/{jobId}/download" | "/exports/{jobId}/files/{part}/download" | "/exports/{jobId}/url", _) => {

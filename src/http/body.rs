@@ -87,7 +87,6 @@ pub(crate) fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> 
 /// Parses the object of a body.
 ///
 /// # Errors
-///
 /// Errors are reported in this order: text that is not JSON, a member given twice, a member that the struct does not
 /// accept.
 fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, Problem> {

@@ -26,7 +26,6 @@ const MAX_REQUESTS: usize = 1_000;
 /// File descriptors reserved for other purposes: connections to Postgres and files being written.
 const OTHER_DESCRIPTORS: usize = 250;
 
-/// Maximum numbers of connections and of open requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionLimits {
     connections: usize,
@@ -47,7 +46,6 @@ impl ConnectionLimits {
     }
 }
 
-/// The open connections and requests of this process.
 #[derive(Debug)]
 pub(crate) struct Connections {
     per_address: Arc<Shares<IpAddr>>,

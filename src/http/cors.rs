@@ -62,7 +62,6 @@ impl Origins {
         self.0.contains(origin)
     }
 
-    /// Returns the CORS layer. Returns `None` if no origin is listed.
     pub(crate) fn layer(&self) -> Option<CorsLayer> {
         let layer = CorsLayer::new()
             .allow_origin(self.0.to_vec())

@@ -50,7 +50,6 @@ pub(crate) async fn page(headers: HeaderMap) -> Response {
     ASSETS[INDEX].answer(&headers)
 }
 
-/// `GET /docs/{name}`: returns one of the page's files.
 pub(crate) async fn asset(PathParameter(name): PathParameter, headers: HeaderMap) -> Result<Response, Problem> {
     file_of(&ASSETS, &name, &headers)
 }

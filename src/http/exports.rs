@@ -185,7 +185,6 @@ pub(crate) async fn list(
     Ok(Json(Page { items: jobs.into_iter().map(AnyJobJson::from).collect(), next_cursor }))
 }
 
-/// Returns the exports published after a given one, in the order of their lane.
 async fn published_after(service: &Service, query: ExportQuery, limit: u32) -> Result<Json<Page<AnyJobJson>>, Problem> {
     let ExportQuery { consumer, status, export_type, dataset: of, after, cursor, limit: _ } = query;
     let after = after.unwrap_or_default().parse::<Uuid>();

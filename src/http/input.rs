@@ -56,7 +56,6 @@ impl<S: Sync> FromRequestParts<S> for Consumer {
     }
 }
 
-/// The client's idempotency key, if present.
 pub(crate) struct Key(pub(crate) Option<IdempotencyKey>);
 
 impl<S: Sync> FromRequestParts<S> for Key {

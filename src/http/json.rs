@@ -16,14 +16,12 @@ use serde_path_to_error::Track;
 /// Prefix of serde_json's internal member names.
 const RESERVED: &str = "$serde_json::private::";
 
-/// The failure to parse a JSON text.
 pub(crate) struct JsonError {
     /// The member at which parsing failed, such as `filter[0].column`; `.` for the whole text.
     pub(crate) place: String,
     pub(crate) error: serde_json::Error,
 }
 
-/// Parses one JSON text up to its end.
 pub(crate) fn read<'t, S: DeserializeSeed<'t>>(text: &'t [u8], seed: S) -> Result<S::Value, JsonError> {
     let (mut from, mut track) = (serde_json::Deserializer::from_slice(text), Track::new());
     let read = seed.deserialize(serde_path_to_error::Deserializer::new(&mut from, &mut track));

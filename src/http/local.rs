@@ -61,7 +61,6 @@ impl LocalHosts {
 /// Checks that a local caller sent the request.
 ///
 /// # Errors
-///
 /// The problem names the header that identifies another sender.
 pub(crate) fn check(request: &Request, hosts: &LocalHosts, listed: &Origins) -> Result<(), Problem> {
     // This check is first because `Host` is usually a public name behind a proxy. The problem of the proxy is more

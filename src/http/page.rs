@@ -18,7 +18,6 @@ use crate::http::problem::Problem;
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'";
 
-/// A file of a page.
 pub(crate) struct Asset {
     media_type: &'static str,
     text: Cow<'static, str>,
@@ -74,7 +73,6 @@ static ASSETS: LazyLock<Assets> = LazyLock::new(|| {
 /// The name of the page itself among its files.
 pub(crate) const INDEX: &str = "index.html";
 
-/// The files of a page by name.
 pub(crate) type Assets = BTreeMap<&'static str, Asset>;
 
 impl Asset {
@@ -115,7 +113,6 @@ pub(crate) async fn index(headers: HeaderMap) -> Response {
     ASSETS[INDEX].answer(&headers)
 }
 
-/// `GET /page/{name}`: returns one of the page's files.
 pub(crate) async fn asset(PathParameter(name): PathParameter, headers: HeaderMap) -> Result<Response, Problem> {
     file_of(&ASSETS, &name, &headers)
 }

@@ -28,10 +28,8 @@ pub(crate) fn word<T: FromStr<Err: Display>>(name: &'static str, text: Option<St
 #[derive(Clone, Debug)]
 pub(crate) struct Parameters(Arc<BTreeMap<String, Calls>>);
 
-/// The calls of a path, each with its accepted input.
 type Calls = Vec<(Method, AcceptedInput)>;
 
-/// The query parameters that a call accepts.
 #[derive(Clone, Debug, Default)]
 struct AcceptedInput {
     names: BTreeSet<String>,

@@ -22,7 +22,6 @@ const MAX_BUCKETS: usize = 50_000;
 /// Number of charged requests after which full buckets are removed.
 const REMOVE_FULL_EVERY: u32 = 1_024;
 
-/// A number of requests per second, minute or hour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate(Quota);
 
@@ -54,14 +53,12 @@ impl Rate {
     }
 }
 
-/// The bucket that a request is charged to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum RateKey<'a> {
     Key(&'a Prefix),
     Address(IpAddr),
 }
 
-/// All buckets.
 pub(crate) struct RateLimits {
     keys: Buckets<Prefix>,
     addresses: Buckets<IpAddr>,

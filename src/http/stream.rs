@@ -26,7 +26,6 @@ const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(60);
 #[cfg(target_os = "linux")]
 const UNSENT_BYTES: u32 = 128 * 1024;
 
-/// Sets the socket options of a client's connection.
 pub(crate) fn prepare(stream: &TcpStream) {
     // Without this option, the last bytes of a response wait for the client's delayed acknowledgment.
     let _ = stream.set_nodelay(true);

@@ -25,7 +25,6 @@ struct SessionIdentity {
     mark: String,
 }
 
-/// Checks that each connection has its own session, and keeps it.
 pub(crate) async fn require_sessions(conn: &mut PgConnection, database: &Database) -> Result<(), Error> {
     let mut other = connect(database).await?;
     let shared = tokio::time::timeout(SESSION_TIMEOUT, are_shared(conn, &mut other)).await;

@@ -13,12 +13,10 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
 const NO_ANSWER_HINT: &str = "is the address right, and does no firewall lie between?";
 
-/// Returns the text for a server that doesn't answer.
 pub(super) fn no_answer(limit: Duration) -> String {
     format!("no answer within {} seconds; {NO_ANSWER_HINT}", limit.as_secs())
 }
 
-/// Returns the text for an error of a new connection.
 pub(super) fn unreachable(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Io(cause) => network_failure(cause),

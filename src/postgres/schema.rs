@@ -77,7 +77,6 @@ async fn open(database: &Database) -> Result<(PgConnection, SearchPath), Error> 
 /// The purpose for which a role uses the service's schema. It decides which grants the role needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequiredGrants {
-    /// The role runs the service.
     Serve,
     /// The role captures the changes of its own table.
     Track,
@@ -192,7 +191,6 @@ fn migrations(schema: &TablesSchema, makes_users: bool) -> Vec<Migration> {
     MIGRATIONS.iter().map(written).collect()
 }
 
-/// Returns true if a lock timeout ended the migration.
 fn is_busy(error: &MigrateError) -> bool {
     let (MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _)) = error else { return false };
     SqlFailure::of(cause) == SqlFailure::LockTimeout

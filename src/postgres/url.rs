@@ -79,7 +79,6 @@ pub enum BadUrl {
     Variable { name: &'static str, why: &'static str },
 }
 
-/// A database that a URL names.
 #[derive(Debug)]
 pub struct NamedDatabase {
     pub database: Database,
@@ -222,7 +221,6 @@ fn mistaken_scheme(url: &str) -> BadUrl {
     }
 }
 
-/// Checks the host and the port of the address.
 fn check_host(host: &str) -> Result<(), BadUrl> {
     let port = host.rsplit(']').next().and_then(|rest| rest.split_once(':')).map_or("", |(_, port)| port);
     if host.contains(',') {

@@ -17,7 +17,6 @@ use crate::receiver::amqp::broker::Broker;
 use crate::receiver::amqp::transport::ExchangeTransport;
 use crate::receiver::{Receiver, SecretVariables};
 
-/// Reads a block, as [`Kind::parse`](crate::receiver::Kind::parse) does.
 pub(super) fn parse(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Box<dyn Receiver>> {
     Some(Box::new(block::broker(block, known)?))
 }

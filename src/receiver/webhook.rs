@@ -18,12 +18,10 @@ use crate::receiver::webhook::signature::SigningSecrets;
 use crate::receiver::webhook::transport::WebhookTransport;
 use crate::receiver::{Receiver, SecretVariables};
 
-/// Reads a block, as [`Kind::parse`](crate::receiver::Kind::parse) does.
 pub(super) fn parse(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Box<dyn Receiver>> {
     Some(Box::new(block::webhook(block, known)?))
 }
 
-/// A webhook, as its block describes it.
 #[derive(Clone, Debug)]
 struct Webhook {
     listener: Listener,

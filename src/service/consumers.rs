@@ -34,7 +34,6 @@ const MARKERS_TIMEOUT: Duration = Duration::from_millis(500);
 #[derive(Clone, Debug)]
 pub struct ListedConsumer {
     pub lag: ConsumerLag,
-    /// The time when the table was read.
     pub as_of: DateTime<Utc>,
     pub last_export: Option<Export>,
     /// The unacknowledged exports, or `None` if the consumer has never acknowledged one.
@@ -149,7 +148,6 @@ impl Service {
     /// Removes a consumer from the lists, with its positions in all datasets that the caller may see.
     ///
     /// # Errors
-    ///
     /// If there is no such consumer, or if one of its jobs has not ended.
     pub async fn remove_consumer(&self, consumer: &ConsumerId) -> Result<(), Error> {
         match with_timeout(self.store.remove_consumer(consumer, self.bounds.datasets.as_deref())).await? {
@@ -306,7 +304,6 @@ impl Service {
     /// deletable.
     ///
     /// # Errors
-    ///
     /// If an export of the consumer is being committed.
     pub async fn forget_watermark(&self, lane: Lane<'_>) -> Result<(), Error> {
         if !is_name(lane.dataset) {

@@ -56,7 +56,6 @@ impl Service {
     /// A repeated idempotency key returns the job created by the first request.
     ///
     /// # Errors
-    ///
     /// As [`submit`](Service::submit), for any of the datasets. If no dataset is ready, or more than a job may have.
     pub async fn submit_datasets(&self, order: &DatasetsOrder) -> Result<Job, Error> {
         let DatasetsOrder { of_each, datasets, after } = order;

@@ -23,7 +23,6 @@ pub(super) async fn on_table<T>(look: impl Future<Output = Result<T, source::Err
     }
 }
 
-/// Runs a statement of the store under the time limit of a call.
 pub(super) async fn with_timeout<T>(call: impl Future<Output = Result<T, store::Error>>) -> Result<T, Error> {
     Ok(store::with_timeout(call_timeout(), call).await?)
 }

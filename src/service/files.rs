@@ -56,7 +56,6 @@ impl Service {
     /// Opens the file of a completed export, or one of its files if `part` is given.
     ///
     /// # Errors
-    ///
     /// As [`export`](Service::export). If the file does not exist, was changed, or is at another destination; or if the
     /// export has several files and `part` is missing.
     pub async fn open_file(
@@ -98,7 +97,6 @@ impl Service {
     /// Creates a presigned URL of a completed export's file.
     ///
     /// # Errors
-    ///
     /// As [`open_file`](Service::open_file), and if the file is in a folder.
     pub async fn file_url(&self, id: JobId, dataset: Option<&str>) -> Result<FileUrl, Error> {
         let file = self.open_file(id, dataset, None).await?;
@@ -129,7 +127,6 @@ impl Service {
     /// Removes the files of an ended export, if it has any. The export is kept.
     ///
     /// # Errors
-    ///
     /// As [`export`](Service::export). If the export is open, or if its file is on another host or belongs to another
     /// database.
     pub async fn remove_file(&self, id: JobId, dataset: Option<&str>) -> Result<(), Error> {
@@ -151,7 +148,6 @@ impl Service {
     /// Returns the text of a completed export's manifest.
     ///
     /// # Errors
-    ///
     /// As [`export`](Service::export), and if the export has no manifest.
     pub async fn manifest(&self, id: JobId, dataset: Option<&str>) -> Result<String, Error> {
         let dataset = self.dataset_of(id, dataset).await?;
@@ -168,7 +164,6 @@ impl Service {
     /// file is removed.
     ///
     /// # Errors
-    ///
     /// As [`export`](Service::export). If the export is in another open state, or if its file is just being published.
     pub async fn give_up(&self, id: JobId, dataset: Option<&str>) -> Result<(), Error> {
         let export = self.export(id, dataset).await?;

@@ -104,7 +104,6 @@ impl Followers {
     /// Adds a follower. Later polls report the job's state to it, the first within a second.
     ///
     /// # Errors
-    ///
     /// If the subscriber has its share of the places.
     pub(super) fn join(&self, subscriber: Subscriber, job: JobId) -> Result<Follower, Error> {
         let place = self.shared.places.take(subscriber).ok_or(Error::TooManyFollowers)?;

@@ -31,7 +31,6 @@ const LOAD_TIMEOUT: Duration = Duration::from_millis(500);
 /// Maximum number of concurrent lookups. It is small, so that enough connections remain for the API.
 const MAX_LOOKUPS: usize = 2;
 
-/// Verifies keys, with a cache of lookups.
 #[derive(Debug)]
 pub(crate) struct Keyring {
     store: Store,

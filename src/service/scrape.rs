@@ -129,7 +129,6 @@ impl Service {
     }
 }
 
-/// The age of the oldest change that a consumer lacks.
 struct BehindAge {
     consumer: ConsumerId,
     dataset: String,
@@ -138,7 +137,6 @@ struct BehindAge {
     within: f64,
 }
 
-/// The gauges read from the database.
 struct Figures {
     backlog: Backlog,
     behind: Vec<BehindAge>,

@@ -201,14 +201,12 @@ pub const CHANGE_LOG_HELD: Metric = metric(
 const DURATION_BUCKETS: &[f64] =
     &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 1800.0, 3600.0, 14400.0];
 
-/// The labels of counters of exports.
 #[derive(Clone, Copy, Debug)]
 pub struct ExportLabels<'a> {
     pub dataset: &'a str,
     pub export_type: &'a str,
 }
 
-/// The measurements of a completed export.
 #[derive(Clone, Copy, Debug)]
 pub struct Completed {
     pub rows: u64,
@@ -219,13 +217,11 @@ pub struct Completed {
     pub seconds: f64,
 }
 
-/// The usage of a connection pool.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolUse {
     pub open: u32,
     /// The number of open connections that are not in use.
     pub idle: u32,
-    /// The maximum number of connections.
     pub most: u32,
 }
 
@@ -252,7 +248,6 @@ fn text(registry: &Registry) -> String {
     TextEncoder::new().encode_to_string(&registry.gather()).expect("each metric family has a name and a type")
 }
 
-/// Initializes the series of a schedule to 0.
 pub fn init_schedule(schedule: &str) {
     ["run", "skipped", "refused"].iter().for_each(|outcome| drop(SCHEDULE_SLOTS.of(&[schedule, outcome])));
 }
@@ -327,7 +322,6 @@ pub fn change_log_caps(bytes: u64, age: std::time::Duration) {
     }
 }
 
-/// Returns the text of the counters.
 pub fn counted() -> String {
     // Initializes these series to 0 as well.
     TAKEOVERS.of(&[]);

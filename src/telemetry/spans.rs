@@ -33,7 +33,6 @@ use std::convert::Infallible as Recorder;
 /// Starts to record spans for the collector in the settings. Must be called once per process.
 ///
 /// # Errors
-///
 /// The reason why the settings are invalid.
 #[cfg(feature = "otel")]
 pub fn start(settings: &Settings) -> Result<(), String> {

@@ -14,7 +14,6 @@ const HEARTBEAT: u16 = 15;
 /// accepts any size that the broker names, and allocates two buffers of 32 frames each.
 pub(super) const MAX_FRAME: u32 = 128 << 10;
 
-/// The address of a broker.
 #[derive(Clone)]
 pub(super) struct BrokerAddress(pub(super) AMQPUri);
 
@@ -27,7 +26,6 @@ pub(super) struct BrokerAddress(pub(super) AMQPUri);
 )]
 pub(super) struct NoAddress;
 
-/// Parameters that an address may have.
 const PARAMETERS: [&str; 3] = ["heartbeat", "channel_max", "auth_mechanism"];
 
 impl FromStr for BrokerAddress {

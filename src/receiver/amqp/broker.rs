@@ -4,7 +4,6 @@ use crate::event::Listener;
 use crate::job::Status;
 use crate::receiver::amqp::address::BrokerAddress;
 
-/// A broker, as its block describes it.
 #[derive(Clone, Debug)]
 pub(super) struct Broker {
     pub(super) listener: Listener,
@@ -23,7 +22,6 @@ pub(super) const NAME_BYTES: usize = 255;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RoutingKey(String);
 
-/// The placeholders of a routing key.
 const PLACES: [&str; 3] = ["{event}", "{dataset}", "{consumer}"];
 
 impl Default for RoutingKey {

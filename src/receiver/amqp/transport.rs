@@ -18,7 +18,6 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(12);
 /// Delivery mode of a message that the broker stores on disk.
 const PERSISTENT: u8 = 2;
 
-/// The transport of one broker.
 pub(super) struct ExchangeTransport {
     exchange: String,
     routing_key: RoutingKey,
@@ -26,7 +25,6 @@ pub(super) struct ExchangeTransport {
     open: Mutex<Option<Arc<OpenConnection>>>,
 }
 
-/// An open connection, and its channels.
 struct OpenConnection {
     connection: BrokerConnection,
     /// The idle channels. A channel publishes one message at a time: lapin assigns a returned message to the next

@@ -13,7 +13,6 @@ pub(super) fn refusal(address: IpAddr, allows_private: bool) -> Option<&'static 
     }
 }
 
-/// The kinds of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum AddressKind {
     /// A host of the internet.

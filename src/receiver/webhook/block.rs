@@ -10,7 +10,6 @@ use crate::receiver::webhook::Webhook;
 use crate::receiver::webhook::address::refusal;
 use crate::receiver::webhook::body_shape::BodyShape;
 
-/// Reads one block. Returns `None` if a member that a webhook needs is missing or wrong.
 pub(super) fn webhook(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Webhook> {
     let (allows_http, allows_private) = (block.flag("allow_http", false), block.flag("allow_private", false));
     let url = block.required("url", |url| read_url(url, allows_http, allows_private));

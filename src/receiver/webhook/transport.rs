@@ -22,7 +22,6 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 /// the end.
 const ANSWER_BYTES: usize = 4 << 10;
 
-/// The transport of one webhook.
 pub(super) struct WebhookTransport {
     client: Result<Client, String>,
     url: String,
@@ -49,7 +48,6 @@ impl WebhookTransport {
         self.client.as_ref().map_err(Clone::clone)
     }
 
-    /// Posts an event, and returns the status of the answer.
     async fn post(&self, id: &str, body: String, trace: Option<TraceParent>) -> Result<u16, String> {
         let timestamp = chrono::Utc::now().timestamp();
         let post = self

@@ -24,7 +24,6 @@ use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::spans::settings::{Sampler, Settings};
 use crate::tls;
 
-/// Time limit of a post.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Time limit at the end of the process for sending the remaining spans.
 const END_TIMEOUT: Duration = Duration::from_secs(2);

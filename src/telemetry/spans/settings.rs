@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-/// The selection of recorded traces.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampler {
     /// The recorded fraction of the traces that start in this process, from 0 to 1.
@@ -18,7 +17,6 @@ pub struct Settings {
     /// The headers of a post, which may contain a key.
     pub headers: Vec<(String, String)>,
     pub service_name: String,
-    /// Further attributes of this process.
     pub attributes: Vec<(String, String)>,
     pub sampler: Sampler,
 }
