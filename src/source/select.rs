@@ -291,10 +291,10 @@ impl Select<'_> {
                 self.deletions_since()
             ),
         );
+        // A row that is gone and whose deletion isn't logged was deleted quietly.
         let rows = self.shuffled(format!(
             "select {DELETE}, {columns}, {refused} or {gone}
              from ch left join {table} u on {joined}
-             -- A row that is gone and whose deletion isn't logged was deleted quietly.
              where case when {gone} then ch.{IS_TOLD} else ({alive}) is not true end"
         ));
         // The keys are looked up in their order, in which they are side by side in the index, and mostly in the table.
@@ -579,4 +579,149 @@ pub(crate) fn logged(table: &str, snapshot: &str) -> String {
         "table_oid = {table} and key is not null and (xid >= pg_catalog.pg_snapshot_xmax({snapshot})
            or xid = any (pg_catalog.string_to_array({in_progress}, ',')::pg_catalog.xid8[]))"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::dataset::mask::MaskRule;
+    use crate::dataset::{KeyColumn, WireFormat};
+    use crate::job::selection::{Condition, Operator, Selection};
+
+    const MAX: CellMax = CellMax(8 << 20);
+
+    fn column(name: &'static str, kind: ColumnType, base_type: &'static str) -> TableColumn {
+        TableColumn { base_type: base_type.into(), ..TableColumn::named(name, kind) }
+    }
+
+    /// A table `users` with a column of these as its key.
+    fn table(columns: Vec<TableColumn>, equals: &str, has_one_text: bool) -> TableSchema {
+        let (equals, read_as) = (format!("operator({equals})"), columns[0].base_type.to_string());
+        let collation = (!has_one_text).then(|| "pg_catalog.\"C\"".to_owned());
+        TableSchema {
+            table: Table { schema: Some("public".to_owned()), name: "users".to_owned() },
+            key: vec![KeyColumn { column: columns[0].clone(), read_as, equals, collation, has_one_text }],
+            columns,
+            operation: column("operation", ColumnType::Text, "text"),
+            meta: Vec::new(),
+            updated_at: None,
+            created_at: None,
+            deleted: None,
+            deleted_is_set: true,
+            types: Default::default(),
+            guard_state: Default::default(),
+            is_filtered: false,
+            relation: RelationKind::Table,
+            missing_masked: Vec::new(),
+            newly_masked: Vec::new(),
+        }
+    }
+
+    fn select<'a>(dataset: &'a Dataset, schema: &'a TableSchema, position: &'a Position) -> Select<'a> {
+        Select { order: Some(3), since: Some((16384, position)), ..Select::new(dataset, schema) }
+    }
+
+    /// The statements of cases that differ in what decides the SQL.
+    fn cases() -> Vec<(&'static str, Vec<String>)> {
+        let (id, age) = (column("id", ColumnType::Int8, "int8"), column("age", ColumnType::Int4, "int4"));
+        let time = |name| column(name, ColumnType::Timestamptz, "timestamptz");
+        let plain = table(vec![id, age, time("updated_at")], "pg_catalog.=", true);
+        let plain = TableSchema { updated_at: Some(time("updated_at")), ..plain };
+        let flag = Some(column("is_deleted", ColumnType::Bool, "bool"));
+        let created_at = Some(time("created_at"));
+        let flagged = TableSchema { deleted: flag, created_at, is_filtered: true, ..plain.clone() };
+        let updated_at = Some(column("at", ColumnType::Timestamp, "timestamp"));
+        let mut masked = TableSchema { updated_at, deleted: Some(time("deleted_at")), ..plain.clone() };
+        masked.key[0].column.mask = Some(MaskRule::Hmac);
+        let email = column("email", ColumnType::Text, "public.citext");
+        let email = TableColumn { wire_format: WireFormat::Written, ..email };
+        let mut two_keys = table(vec![email], "public.=", false);
+        two_keys.key.insert(0, plain.key[0].clone());
+        two_keys.meta = vec![MetaColumn::Order, MetaColumn::Xid, MetaColumn::CommittedAt, MetaColumn::Operation];
+
+        let users = Dataset::new("users".to_owned(), plain.table.clone());
+        let filtered = Dataset { filter: Some("tenant = 7 -- ours".to_owned()), ..users.clone() };
+        let by_time = Capture::Timestamp { overlap: Duration::from_secs(60) };
+        let by_time = Dataset { capture: by_time, ..filtered.clone() };
+
+        let at = |live, deletions, since: Option<&str>, deleted_since: Option<&str>| Position {
+            live: Option::map(live, str::to_owned),
+            deletions: Option::map(deletions, str::to_owned),
+            since: since.map(|time| time.parse().unwrap()),
+            deleted_since: deleted_since.map(|time| time.parse().unwrap()),
+            ..Position::default()
+        };
+        let first = Position::default();
+        let times = at(None, None, Some("2026-07-01T00:00:00Z"), Some("2026-06-01T00:00:00Z"));
+        let same = at(Some("90:95:90,92"), Some("90:95:90,92"), Some("2026-07-01T00:00:00Z"), None);
+        let behind = at(Some("90:95:90,92"), Some("70:70:"), None, Some("2026-06-01T00:00:00Z"));
+
+        let rule = |of: &Position| if of.live.is_some() { Rule::LogToo } else { Rule::TimeAlone };
+        let incremental = |dataset, schema, of: &Position| vec![select(dataset, schema, of).incremental(rule(of), MAX)];
+        let delta =
+            |dataset, schema, of: &Position| select(dataset, schema, of).delta(rule(of), of.live == of.deletions, MAX);
+        let condition = |operator, value: &str| Condition { column: "age".into(), operator, value: value.into() };
+        let filter = vec![condition(Operator::In, r#"["7", "8"]"#), condition(Operator::IsNull, "false")];
+        let selection = Selection { columns: Some(vec!["id".to_owned()]), filter, limit: Some(10) };
+        vec![
+            ("full", vec![select(&users, &plain, &first).full(None)]),
+            ("full, filter, soft deletes, bound", vec![select(&filtered, &flagged, &first).full(Some(MAX))]),
+            ("full, meta", vec![select(&users, &two_keys, &first).full(None)]),
+            ("selection", vec![select(&users, &plain, &first).selected(&selection, MAX)]),
+            ("incremental, first", incremental(&users, &plain, &first)),
+            ("incremental, by times, filter", incremental(&by_time, &flagged, &times)),
+            ("incremental", incremental(&users, &plain, &same)),
+            ("incremental, key of two columns, one with several texts, meta", incremental(&users, &two_keys, &same)),
+            ("delta, by times, filter", delta(&by_time, &flagged, &times)),
+            ("delta", delta(&users, &plain, &behind)),
+            ("delta, operation by times, filter, soft deletes", delta(&filtered, &flagged, &same)),
+            ("delta, masked key, hidden time without a zone", delta(&users, &masked, &same)),
+            ("delta, key of two columns, one with several texts, meta", delta(&users, &two_keys, &behind)),
+            ("keys of the log", vec![select(&users, &two_keys, &behind).logged_keys()]),
+            ("count of changes", vec![select(&users, &plain, &behind).count_changes(ExportType::Delta)]),
+        ]
+    }
+
+    /// A statement with a line for each clause, indented by its parentheses. Keeps the ends of comments.
+    fn readable(statement: &str) -> String {
+        let (mut lines, mut line, mut depth) = (Vec::new(), String::new(), 0);
+        for words in statement.lines() {
+            for word in words.split_whitespace() {
+                let is_clause = ["select", "from", "full", "left", "join", "where", "union", "group"].contains(&word);
+                let begins = is_clause && !line.ends_with("full") && !line.ends_with("left");
+                let is_part = ["and", "or", "when", "as", "on"].contains(&word) || line.ends_with(',');
+                if begins || is_part && line.len() + word.len() > 120 {
+                    lines.push(std::mem::replace(&mut line, "  ".repeat(depth + usize::from(!begins))));
+                }
+                line += if line.trim().is_empty() { "" } else { " " };
+                line += word;
+                depth = depth + word.matches('(').count() - word.matches(')').count();
+            }
+            if words.contains("--") {
+                lines.push(std::mem::take(&mut line));
+            }
+        }
+        lines.push(line);
+        lines.retain(|line| !line.trim().is_empty());
+        lines.join("\n")
+    }
+
+    /// `RENEW_STATEMENTS=1 cargo test statements_are` renews the file.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "no setting of the service")]
+    fn statements_are_those_in_the_file() {
+        let block = |(title, statements): (&str, Vec<String>)| {
+            let statements: Vec<_> = statements.iter().map(|statement| readable(statement)).collect();
+            format!("== {title}\n\n{}\n", statements.join("\n\n"))
+        };
+        let statements = cases().into_iter().map(block).collect::<Vec<_>>().join("\n");
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/source/select/statements.txt");
+        if std::env::var_os("RENEW_STATEMENTS").is_some() {
+            std::fs::write(&file, &statements).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(file).unwrap(), statements);
+    }
 }
