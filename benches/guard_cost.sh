@@ -32,7 +32,7 @@ for name in "${tables[@]}"; do
     # A connection's first exports plan their statements anew.
     empty_incrementals 20
     logged empty_incrementals "$times"
-    for statement in shape.columns filter.called snapshot.open; do
+    for statement in table_schema.columns filter.called snapshot.open; do
         grep -E "(bind|execute) [^ ]*: -- source.$statement\$" logged |
             sed -E 's/.*duration: ([0-9.]+) ms  (bind|execute).*/\1 \2/' |
             awk '$2 == "bind" {bind = $1} $2 == "execute" {print bind + $1}' >spent || true

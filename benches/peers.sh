@@ -35,8 +35,8 @@ watched() {
     watch $process & watcher=$!
     wait $process
 }
-# peer FILE PROGRAM
-peer() { watched venv/bin/python "$peers/$2" "$select" "$1"; }
+# peer FILE PEER
+peer() { watched venv/bin/python "$peers/peer.py" "$2" "$select" "$1"; }
 plain() { watched psql -q -c "\\copy ($select) to copy.csv csv header"; }
 packed() { copy "$select" pstdout | zstd -q -1 >copy.csv; }
 # export_full BODY: the service's.
@@ -79,13 +79,13 @@ all_cases() {
     "$1" '\copy to zstd -1' packed
     "$1" 'cdc-export, zstd' export_full '{"compression":"zstd"}'
     "$1" 'cdc-export, parquet' export_full '{"format":"parquet"}'
-    "$1" 'DuckDB, csv' peer copy.csv duckdb_copy.py
-    "$1" 'DuckDB, parquet' peer copy.parquet duckdb_copy.py
-    "$1" 'chdb, csv' peer copy.csv chdb_copy.py
-    "$1" 'chdb, parquet' peer copy.parquet chdb_copy.py
-    "$1" 'psycopg COPY' peer copy.csv psycopg_copy.py
-    "$1" 'adbc, pyarrow csv' peer copy.csv adbc_arrow.py
-    "$1" 'SQLAlchemy core, csv' peer copy.csv sqlalchemy_core.py
+    "$1" 'DuckDB, csv' peer copy.csv duckdb
+    "$1" 'DuckDB, parquet' peer copy.parquet duckdb
+    "$1" 'chdb, csv' peer copy.csv chdb
+    "$1" 'chdb, parquet' peer copy.parquet chdb
+    "$1" 'psycopg COPY' peer copy.csv psycopg
+    "$1" 'adbc, pyarrow csv' peer copy.csv adbc
+    "$1" 'SQLAlchemy core, csv' peer copy.csv sqlalchemy
 }
 for _ in $(seq "$rounds"); do all_cases case_of; done
 printf '\n%-24s %-22s %-22s %-22s %s\n' case ratio 'wall s' 'CPU s' 'peak MB'

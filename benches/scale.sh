@@ -134,7 +134,7 @@ start_seconds() {
     end_second
 }
 
-# `track` and a start.
+# `track`, a start and /datasets.
 row_2() {
     local tables
     for tables in 10 100 300 1000; do (
@@ -143,20 +143,10 @@ row_2() {
         printf '2: %s tables: track --all %s' "$tables" "$(seconds cli track --all)"
         printf ', one track %s, %s' "$(seconds cli track t1)" "$(statements cli track t1)"
         printf ', a start %s, %s' "$(start_seconds)" "$(statements start_and_end)"
-        printf ', datasets check %s\n' "$(seconds cli datasets check)"
-    ); done
-}
-
-# /datasets.
-row_7() {
-    local tables
-    for tables in 10 100 300 1000; do (
-        start_service 0
-        datasets_of "$tables"
-        cli track --all
+        printf ', datasets check %s' "$(seconds cli datasets check)"
         serve_once
         http GET /datasets
-        printf '7: %s tables: /datasets %s, %s\n' "$tables" "$(seconds http GET /datasets)" "$(statements http GET /datasets)"
+        printf ', /datasets %s, %s\n' "$(seconds http GET /datasets)" "$(statements http GET /datasets)"
         end_second
     ); done
 }
@@ -328,4 +318,4 @@ row_16() {
     )
 }
 
-for row in ${@:-1 2 5 7 9 10 15 16}; do "row_$row"; done
+for row in ${@:-1 2 5 9 10 15 16}; do "row_$row"; done

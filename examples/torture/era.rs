@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::lanes::{AD_HOC, LANES, Lane};
 use crate::log_bound;
 use crate::recorder::{self, History, MoveMade, Row, Step, Versions};
-use crate::replay::{Said, Window};
+use crate::replay::Window;
 
 pub(crate) const FILE_LOST: &str = "file_lost";
 /// The code here of the exports of a job beside the one that ended it.
@@ -81,11 +81,6 @@ impl Export {
     /// Its position moved, with a file or without one.
     pub(crate) fn has_committed(&self) -> bool {
         ["completed", "skipped"].contains(&self.status.as_str()) || self.has_lost_its_file()
-    }
-
-    pub(crate) fn said(&self) -> Said {
-        let (export_type, schema_changed) = (self.export_type.clone(), self.schema_changed == Some(true));
-        Said { export_type, rows: self.rows_exported, schema_changed }
     }
 }
 

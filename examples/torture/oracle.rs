@@ -522,7 +522,7 @@ impl Judged<'_> {
         let name = &export.output_filename;
         let nothing = Versions::new();
         let versions = self.era.versions.get(&export.dataset).unwrap_or(&nothing);
-        let (wrong, brought) = consumer.replica.load(&file, &export.said(), versions).with_context(|| name.clone())?;
+        let (wrong, brought) = consumer.replica.load(&file, export, versions).with_context(|| name.clone())?;
         for what in wrong {
             self.red("1", format!("{name}: {what}"));
         }
@@ -576,7 +576,7 @@ impl Judged<'_> {
         let versions: Versions =
             versions.filter(|(id, _)| is_asked_for(**id)).map(|(id, versions)| (*id, versions.clone())).collect();
         let mut replica = Replica::default();
-        let (mut wrong, brought) = replica.load(&file, &export.said(), &versions)?;
+        let (mut wrong, brought) = replica.load(&file, export, &versions)?;
         wrong.extend(brought.iter().filter(|id| !is_asked_for(**id)).map(|id| format!("row {id} was not asked for")));
         wrong.extend(replica.compare(&versions, &window, &brought, false));
         for what in wrong.iter().take(5) {

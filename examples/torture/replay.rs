@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::era::Export;
 use crate::recorder::{Row, Snapshot, Version, Versions};
 
 /// Between which moments a job read its table: what was visible at its claim was visible to it, and what it saw was
@@ -33,32 +34,28 @@ pub(crate) struct Replica {
     header: Option<Vec<String>>,
 }
 
-/// What an export's record says that its reader goes by.
-pub(crate) struct Said {
-    pub(crate) export_type: String,
-    pub(crate) rows: i64,
-    pub(crate) schema_changed: bool,
-}
-
 impl Replica {
     /// Replays a file. Returns what is wrong with it by itself: rows that it sends again, deletions that have more than
     /// the key, another count, columns that changed and nothing was said. And which rows it brought.
     pub(crate) fn load(
         &mut self,
         file: &Path,
-        said: &Said,
+        export: &Export,
         versions: &Versions,
     ) -> Result<(Vec<String>, BTreeSet<i64>)> {
         let mut reader = csv::Reader::from_path(file)?;
         let mut header: Vec<String> = reader.headers()?.iter().map(str::to_owned).collect();
-        if said.export_type == "delta" {
+        if export.export_type == "delta" {
             ensure!(header.first().is_some_and(|first| first == "operation"), "its header is {header:?}");
             header.remove(0);
         }
         let key = header.iter().position(|column| column == "id").context("it has no column `id`")?;
-        let is_full = said.export_type == "full";
+        let is_full = export.export_type == "full";
         let mut wrong = Vec::new();
-        if !is_full && !said.schema_changed && self.header.as_ref().is_some_and(|before| *before != header) {
+        if !is_full
+            && export.schema_changed != Some(true)
+            && self.header.as_ref().is_some_and(|before| *before != header)
+        {
             wrong.push(format!("its columns are {header:?}, before {:?}, and it doesn't say so", self.header));
         }
         if is_full {
@@ -70,7 +67,7 @@ impl Replica {
             let record = record?;
             count += 1;
             let mut fields = record.iter();
-            let deletes = said.export_type == "delta" && fields.next() == Some("DELETE");
+            let deletes = export.export_type == "delta" && fields.next() == Some("DELETE");
             let row: Arc<Row> = Arc::new(header.iter().cloned().zip(fields.map(str::to_owned)).collect());
             let id: i64 = row[&header[key]].parse().context("a key is a number")?;
             if deletes {
@@ -92,8 +89,8 @@ impl Replica {
             self.rows.insert(id, row);
             brought.insert(id);
         }
-        if count != said.rows {
-            wrong.push(format!("{count} rows, {} recorded", said.rows));
+        if count != export.rows_exported {
+            wrong.push(format!("{count} rows, {} recorded", export.rows_exported));
         }
         self.header = Some(header);
         Ok((wrong, brought))
