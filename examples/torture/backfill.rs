@@ -27,7 +27,6 @@ enum Rows {
     Small(&'static str, u64),
 }
 
-/// The keys of the rows beside those of the writers.
 const BESIDE: (u64, u64) = (3_000_001, 3_001_500);
 
 impl Backfill {

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use crate::clients;
 use crate::environment;
+use crate::place::Identity;
 
 /// What lets anybody use the emulator of Azure, whose key is public, until the year 2099.
 const AZURITE: &str = "se=2099-01-01T00%3A00%3A00Z&sp=rwdlac&sv=2026-10-06&ss=b&srt=sco&sig=5x/ZkIOORRabQ%2BcTQiijQru%2BqlZISjMz8nC58gJezkk%3D";
@@ -26,13 +27,6 @@ pub(crate) struct Bucket {
     name: String,
     prefix: String,
     client: reqwest::Client,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Object {
-    pub(crate) etag: String,
-    pub(crate) size: u64,
-    pub(crate) modified: String,
 }
 
 #[derive(Clone, Debug)]
@@ -92,7 +86,6 @@ impl Bucket {
         variables
     }
 
-    /// The URL of what has this name below the prefix.
     pub(crate) fn url(&self, name: &str) -> String {
         let scheme = match self.cloud {
             Cloud::S3 => "s3",
@@ -101,7 +94,7 @@ impl Bucket {
         format!("{scheme}://{}/{}{name}", self.name, self.prefix).trim_end_matches('/').to_owned()
     }
 
-    pub(crate) async fn objects(&self) -> Result<HashMap<String, Object>> {
+    pub(crate) async fn objects(&self) -> Result<HashMap<String, Identity>> {
         let (fixed, [element, key, etag, size, from, next]): (&[_], _) = match self.cloud {
             Cloud::S3 => (
                 &[("list-type", "2")],
@@ -121,8 +114,8 @@ impl Bucket {
             for object in page.split(&format!("<{element}>")).skip(1) {
                 let text = |name| text(object, name).with_context(|| format!("an object without its {name}"));
                 let name = text(key)?.strip_prefix(&self.prefix).context("a list has what was asked for")?;
-                let (etag, modified) = (text(etag)?.to_owned(), text("Last-Modified").or(text("LastModified"))?);
-                let object = Object { etag, size: text(size)?.parse()?, modified: modified.to_owned() };
+                let modified = text("Last-Modified").or(text("LastModified"))?.to_owned();
+                let object = Identity { tag: text(etag)?.to_owned(), size: text(size)?.parse()?, modified };
                 found.insert(name.to_owned(), object);
             }
             match text(&page, next).filter(|token| !token.is_empty()) {
@@ -132,7 +125,6 @@ impl Bucket {
         }
     }
 
-    /// The bytes of an object; `None`: there is none.
     pub(crate) async fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let answer = self.send(Method::GET, &format!("{}{name}", self.prefix), &[]).await?;
         if answer.status() == StatusCode::NOT_FOUND {
@@ -179,7 +171,6 @@ impl Bucket {
     }
 }
 
-/// The text of the first element of this name.
 fn text<'x>(xml: &'x str, name: &str) -> Option<&'x str> {
     let (_, rest) = xml.split_once(&format!("<{name}>"))?;
     Some(rest.split_once("</")?.0)

@@ -57,7 +57,6 @@ pub(crate) async fn ask(world: Arc<World>, client: u64) {
 
 type Accepted = (String, Vec<&'static str>);
 
-/// A client that speaks to one replica.
 pub(crate) struct Caller<'w> {
     pub(crate) world: &'w World,
     pub(crate) address: String,

@@ -51,7 +51,6 @@ pub(crate) struct Cluster {
     hands: Mutex<()>,
 }
 
-/// Who reaches a server.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reach {
     All,
@@ -116,7 +115,6 @@ impl Cluster {
         PgConnection::connect_with(&self.admin().database(database)).await
     }
 
-    /// How a subscription connects to the database `publisher`.
     pub(crate) fn publisher(&self) -> String {
         format!("host=127.0.0.1 port={} user=postgres password={} dbname=publisher", self.port, self.password)
     }
@@ -125,7 +123,6 @@ impl Cluster {
         at_last(Duration::from_secs(60), || self.connect()).await
     }
 
-    /// What a replica connects with, over a proxy's port.
     pub(crate) fn service_url(&self, port: u16) -> String {
         format!("postgres://{SERVICE}:{}@127.0.0.1:{port}/{DATABASE}", self.password)
     }
@@ -142,7 +139,6 @@ impl Cluster {
         self.launch(Reach::All).await
     }
 
-    /// Held by who stops it for longer.
     pub(crate) async fn hands(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.hands.lock().await
     }

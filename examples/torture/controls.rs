@@ -15,8 +15,7 @@ use crate::bucket::Bucket;
 use crate::builds::{self, Profile};
 use crate::cluster::succeed;
 use crate::file_order;
-use crate::moves::Move;
-use crate::plan::Plan;
+use crate::plan::{Move, Plan};
 use crate::trial::Trial;
 use crate::{place, print_violations, reachable_folder};
 

@@ -25,16 +25,13 @@ const CALLS: &str = "openat,write,pwrite64,writev,fsync,fdatasync,rename,renamea
 enum Operation {
     Create,
     Write,
-    /// The file's bytes are on disk.
     SyncFile,
-    /// The names in the folder are on disk.
     SyncFolder,
     Commit,
     Name,
     Record,
 }
 
-/// Exports once under strace; what is out of order.
 pub(crate) async fn check(binary: &Path, folder: &Path) -> Result<Vec<String>> {
     let cluster = Cluster::start(folder, None).await?;
     let output = folder.join("output");

@@ -1,6 +1,5 @@
 //! The lanes, each a consumer in a dataset, and the tables behind the datasets.
 
-/// A consumer in a dataset, and what it mostly asks for there.
 #[derive(Debug)]
 pub(crate) struct Lane {
     /// `consumer/dataset`, as the recorder writes it.

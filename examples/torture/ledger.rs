@@ -9,7 +9,6 @@ use crate::era::FILE_LOST;
 use crate::lanes::{self, AD_HOC};
 use crate::report::Report;
 
-/// A job that a client got a 202 for.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Promise {
     pub(crate) lanes: Vec<&'static str>,

@@ -167,7 +167,6 @@ impl<'w> Loader<'w> {
         Round::Behind
     }
 
-    /// The job that an answer promises, once it has ended.
     async fn wait(&mut self, caller: &Caller<'_>, answer: &Value) -> Option<Value> {
         let id = answer["jobId"].as_str()?;
         let begun = Instant::now();

@@ -44,7 +44,6 @@ impl Log {
     }
 }
 
-/// The part of its table's log that a lane's position has seen.
 #[derive(Clone, Copy)]
 struct Mark {
     seen: u64,

@@ -23,7 +23,6 @@ mod loader;
 mod log_bound;
 mod manifests;
 mod mirror;
-mod moves;
 mod nemesis;
 mod oracle;
 mod patience;
@@ -53,8 +52,7 @@ use tempfile::TempDir;
 use crate::bucket::Bucket;
 use crate::builds::Profile;
 use crate::clock::Clock;
-use crate::moves::Move;
-use crate::plan::Plan;
+use crate::plan::{Move, Plan};
 use crate::report::Report;
 use crate::trial::Trial;
 

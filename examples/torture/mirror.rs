@@ -41,20 +41,6 @@ const LOOK: &str = "
     select writer, max(version) as version, md5(string_agg(concat_ws('|', id, version, amount, note), ',' order by id)) as hash
     from t where writer >= 0 group by writer order by writer";
 
-/// Victims, by how often they are picked.
-const VICTIMS: [&str; 10] = [
-    "service",
-    "service",
-    "service",
-    "apply",
-    "apply",
-    "apply",
-    "apply",
-    "source Postgres",
-    "target Postgres",
-    "target Postgres",
-];
-
 type Hashes = BTreeMap<(i32, i64), String>;
 
 struct World {
@@ -117,8 +103,8 @@ pub(crate) async fn run(binary: PathBuf, folder: &Path, seed: u64, length: Durat
     for red in seen.red.iter().take(5) {
         println!("RED apply: {red}");
     }
-    let wanted = (length.as_secs() as usize * KILLS_A_MINUTE / 60, length.as_secs() as usize / 4);
-    let is_valid = total >= wanted.0 && seen.states.len() >= wanted.1 && kills.len() == 4;
+    let secs = length.as_secs() as usize;
+    let is_valid = total >= secs * KILLS_A_MINUTE / 60 && seen.states.len() >= secs / 4 && kills.len() == 4;
     if !is_valid {
         println!("not valid: {} kills, {} states and victims of each kind are too few", total, seen.states.len());
     }
@@ -224,7 +210,6 @@ async fn state_of(conn: &mut PgConnection) -> Result<State, sqlx::Error> {
     Ok(rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect())
 }
 
-/// Looks at the copy again and again, as far as its server is there.
 async fn look(world: Arc<World>) -> Result<Seen> {
     let (mut seen, mut last) = (Seen::default(), 0);
     while !world.over.load(Ordering::SeqCst) {
@@ -264,7 +249,6 @@ async fn look_once(conn: &mut PgConnection) -> Result<Option<(i64, State, i64)>,
     Ok(Some((number, state, sum)))
 }
 
-/// Writes until it is over; how many transactions were committed.
 async fn write(world: Arc<World>, writer: u64) -> Result<usize> {
     let mut random = Random::new(world.seed, 700 + writer);
     let mut committed = 0;
@@ -348,7 +332,12 @@ async fn kill(world: Arc<World>, length: Duration) -> Result<BTreeMap<&'static s
             }
             world.target.launch(Reach::All).await?;
         }
-        let victim = random.pick(&VICTIMS).unwrap_or("apply");
+        let victim = match random.below(10) {
+            0..3 => "service",
+            3..7 => "apply",
+            7 => "source Postgres",
+            _ => "target Postgres",
+        };
         match victim {
             "service" => {
                 // One whose start met a crash of Postgres has ended by itself.

@@ -17,7 +17,7 @@ use crate::plan::{Act, Blow, Plan, Planned, Quake, StoreBlow};
 use crate::proxy::Link;
 use crate::random::Random;
 use crate::replica::{LEASE, Replica, Stopped};
-use crate::report::{EXPIRE, UPHEAVAL, locked};
+use crate::report::{EXPIRE, locked};
 use crate::trial::World;
 use crate::upheavals::{self, Upheaval};
 use crate::{backfill, ddl, publisher};
@@ -63,42 +63,32 @@ pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Res
     Ok(())
 }
 
-async fn perform(world: &World, act: Act, binary: &Path) -> Result<()> {
+pub(crate) async fn perform(world: &World, act: Act, binary: &Path) -> Result<()> {
     world.report.announce(&act.to_string());
     let from = Utc::now();
-    let (met, what) = match act {
-        Act::Blow(index, blow) => (Some(index), hit(world, &world.replicas[index], blow).await?),
+    match act {
+        Act::Blow(index, blow) => hit(world, &world.replicas[index], blow).await?,
         Act::StoreBlow(index, blow) => {
-            let Some(link) = &world.replicas[index].store_link else { return Ok(()) };
-            (Some(index), hit_store(link, blow).await)
+            if let Some(link) = &world.replicas[index].store_link {
+                hit_store(link, blow).await;
+            }
         }
-        Act::Quake(quake) => (None, shake(world, quake).await?),
-        Act::Shaping(shaping) => return ddl::make(world, shaping, binary).await,
-        Act::Upheaval(upheaval) => {
-            upheavals::turn_over(world, upheaval).await?;
-            (None, UPHEAVAL)
-        }
+        Act::Quake(quake) => shake(world, quake).await?,
+        Act::Shaping(shaping) => ddl::make(world, shaping, binary).await?,
+        Act::Upheaval(upheaval) => upheavals::turn_over(world, upheaval).await?,
         Act::Clock(seconds) => {
             world.cluster.set_clock(seconds)?;
             // Until all have looked at it.
             tokio::time::sleep(LEASE).await;
-            (None, EXPIRE)
         }
-        Act::Subscribing(subscribing) => {
-            publisher::make_move(world, subscribing).await;
-            return Ok(());
-        }
-        Act::Backfill(backfill) => {
-            backfill::make(world, backfill).await;
-            return Ok(());
-        }
-        Act::Overtaking(length) => return overtake(world, length, binary).await,
-        Act::DeadStandby(time) => {
-            world.cluster.without_standby(time).await?;
-            (None, "dead standby")
-        }
-    };
-    world.report.acted(met, what, from);
+        Act::Subscribing(subscribing) => publisher::make_move(world, subscribing).await,
+        Act::Backfill(backfill) => backfill::make(world, backfill).await,
+        Act::Overtaking(length) => overtake(world, length, binary).await?,
+        Act::DeadStandby(time) => world.cluster.without_standby(time).await?,
+    }
+    if let Some(harm) = act.harm() {
+        world.report.acted(act.replica(), harm, from);
+    }
     match act {
         Act::Blow(index, Blow::Kill) => world.replicas[index].start(binary, None, &world.report).await,
         // The copy may be of a moment at which the owner had triggers off or a table untracked.
@@ -109,7 +99,7 @@ async fn perform(world: &World, act: Act, binary: &Path) -> Result<()> {
 
 /// A directed scenario, for a control: a worker stands before its commit, its lease runs out, and whoever took the job
 /// over is stopped while the first one goes on. Again and again, since it may have been the same process that took it.
-pub(crate) async fn overtake(world: &World, length: Duration, binary: &Path) -> Result<()> {
+async fn overtake(world: &World, length: Duration, binary: &Path) -> Result<()> {
     let begun = Instant::now();
     let (first, others) = world.replicas.split_first().context("there are replicas")?;
     let mut conn = world.cluster.connect().await?;
@@ -148,61 +138,30 @@ pub(crate) async fn overtake(world: &World, length: Duration, binary: &Path) -> 
     Ok(())
 }
 
-/// Returns the name of the act.
-async fn hit(world: &World, replica: &Replica, blow: Blow) -> Result<&'static str> {
-    Ok(match blow {
-        Blow::Kill => {
-            replica.kill(&world.report).await?;
-            "kill"
-        }
+async fn hit(world: &World, replica: &Replica, blow: Blow) -> Result<()> {
+    match blow {
+        Blow::Kill => replica.kill(&world.report).await?,
         Blow::Stop(time) => {
             until_busy(world, replica).await;
             stop_for(world, replica, time).await?;
-            "stop"
         }
-        Blow::Hole(time) => {
-            replica.link.swallow(time).await;
-            "black hole"
-        }
-        Blow::Slow(by) => {
-            replica.link.slow_down(by, 2 * LEASE).await;
-            "slow link"
-        }
-        Blow::Reset => {
-            replica.link.reset();
-            "reset"
-        }
+        Blow::Hole(time) => replica.link.swallow(time).await,
+        Blow::Slow(by) => replica.link.slow_down(by, 2 * LEASE).await,
+        Blow::Reset => replica.link.reset(),
         // An act lasts until it is over, but not for ever if nobody commits.
-        Blow::LoseAnswer => {
-            replica.link.lost_answers().bring_about(2 * LEASE).await;
-            "lost answer"
-        }
-        Blow::SilenceReader => {
-            replica.link.silent_readers().bring_about(2 * LEASE).await;
-            "silent reader"
-        }
-    })
+        Blow::LoseAnswer => replica.link.lost_answers().bring_about(2 * LEASE).await,
+        Blow::SilenceReader => replica.link.silent_readers().bring_about(2 * LEASE).await,
+    }
+    Ok(())
 }
 
-/// The same of what happens on a replica's way to its bucket.
-async fn hit_store(link: &Link, blow: StoreBlow) -> &'static str {
+/// Does it on a replica's way to its bucket.
+async fn hit_store(link: &Link, blow: StoreBlow) {
     match blow {
-        StoreBlow::Hole(time) => {
-            link.swallow(time).await;
-            "black hole before the store"
-        }
-        StoreBlow::Slow(by) => {
-            link.slow_down(by, 2 * LEASE).await;
-            "slow store"
-        }
-        StoreBlow::Reset => {
-            link.reset();
-            "reset by the store"
-        }
-        StoreBlow::Refuse(time) => {
-            link.refuse_completions(time).await;
-            "no completions"
-        }
+        StoreBlow::Hole(time) => link.swallow(time).await,
+        StoreBlow::Slow(by) => link.slow_down(by, 2 * LEASE).await,
+        StoreBlow::Reset => link.reset(),
+        StoreBlow::Refuse(time) => link.refuse_completions(time).await,
     }
 }
 
@@ -228,25 +187,21 @@ async fn stop_for(world: &World, replica: &Replica, time: Duration) -> Result<()
     Ok(())
 }
 
-async fn shake(world: &World, quake: Quake) -> Result<&'static str> {
-    Ok(match quake {
+async fn shake(world: &World, quake: Quake) -> Result<()> {
+    match quake {
         Quake::Terminate(share) => {
             let sql = format!(
                 "select pg_terminate_backend(pid) from pg_stat_activity where usename = '{SERVICE}' and random() * 100 < {share}"
             );
             ask(world, &sql).await;
-            "termination"
         }
         Quake::Expire => {
             let sql = "update cdc_export.jobs set lease_expires_at = clock_timestamp() - interval '1 h' where status = 'processing'";
             ask(world, sql).await;
-            EXPIRE
         }
-        Quake::Crash => {
-            world.cluster.crash().await?;
-            "crash"
-        }
-    })
+        Quake::Crash => world.cluster.crash().await?,
+    }
+    Ok(())
 }
 
 async fn ask(world: &World, sql: &str) {
@@ -337,7 +292,6 @@ async fn visit_one(world: &World, replica: &Replica, name: &str, fault: Fault, b
     Ok(())
 }
 
-/// The jobs at which somebody works, each with its lease's owner.
 async fn leased(conn: &mut PgConnection) -> Result<Vec<(Uuid, String)>> {
     let held = sqlx::query_as("select id, lease_owner from cdc_export.jobs where status = 'processing'");
     Ok(held.fetch_all(conn).await?)

@@ -86,7 +86,6 @@ impl Oracle {
         self.ended.values().filter(|ended| *ended == status).count()
     }
 
-    /// The same of jobs whose requests had `datasets`, which are `committed`, `failed` or `cancelled`.
     pub(crate) fn count_jobs_of_datasets(&self, state: &str) -> usize {
         self.jobs_of_datasets.values().filter(|ended| *ended == state).count()
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::bucket::{Bucket, Object};
+use crate::bucket::Bucket;
 use crate::era::Export;
 use crate::lanes::AD_HOC;
 use crate::proxy::Link;
@@ -27,7 +27,7 @@ pub(crate) struct Identity {
     /// The inode, or the ETag.
     pub(crate) tag: String,
     pub(crate) size: u64,
-    modified: String,
+    pub(crate) modified: String,
 }
 
 pub(crate) struct Listing<'p> {
@@ -37,10 +37,9 @@ pub(crate) struct Listing<'p> {
     /// What is hidden, but for the place's own mark and those of lanes.
     pub(crate) hidden: Vec<String>,
     /// A bucket's list says with each name what is there.
-    objects: HashMap<String, Object>,
+    objects: HashMap<String, Identity>,
 }
 
-/// How many replicas there are, on the bucket of `--store` or on a folder.
 pub(crate) fn replicas(store: Option<&Bucket>) -> usize {
     if store.is_some() { ON_A_BUCKET } else { ON_A_FOLDER }
 }
@@ -92,7 +91,6 @@ impl Place {
         Ok(Listing { place: self, finals, manifests, hidden, objects })
     }
 
-    /// A file's bytes; `None`: it isn't there any more.
     pub(crate) async fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
         match self {
             Place::Folder(path) => Ok(std::fs::read(path.join(name)).ok()),
@@ -164,10 +162,7 @@ impl Listing<'_> {
                 let modified = format!("{}.{:09}", found.mtime(), found.mtime_nsec());
                 Some(Identity { tag: found.ino().to_string(), size: found.size(), modified })
             }
-            Place::Bucket(_) => {
-                let Object { etag, size, modified } = self.objects.get(name)?.clone();
-                Some(Identity { tag: etag, size, modified })
-            }
+            Place::Bucket(_) => self.objects.get(name).cloned(),
         }
     }
 }

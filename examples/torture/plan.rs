@@ -3,19 +3,20 @@
 use std::fmt;
 use std::time::Duration;
 
+use clap::ValueEnum;
+
 use crate::backfill::Backfill;
 use crate::clock;
 use crate::ddl::Shaping;
-use crate::moves::Move;
 use crate::publisher::Subscribing;
 use crate::random::Random;
 use crate::replica::LEASE;
+use crate::report::{EXPIRE, UPHEAVAL};
 use crate::upheavals::{Timeline, Upheaval};
 
 /// A reader that hears nothing is given up after five seconds: nothing else shall meet its replica meanwhile.
 const SILENT: Duration = Duration::from_secs(8);
 
-/// What is done to one replica.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Blow {
     Kill,
@@ -31,7 +32,6 @@ pub(crate) enum Blow {
     SilenceReader,
 }
 
-/// What is done to all.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Quake {
     /// `pg_terminate_backend` for so many of a hundred of the service's backends.
@@ -49,6 +49,29 @@ pub(crate) enum StoreBlow {
     Slow(Duration),
     Reset,
     Refuse(Duration),
+}
+
+/// Beside kills and cuts. A run has some or all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Move {
+    /// The tables' owner changes their shape.
+    Ddl,
+    /// A subscription that writes into a tracked table comes and goes.
+    Subscription,
+    /// The database is put back to a copy of itself.
+    Restores,
+    /// The database's clock goes back and forth.
+    Clock,
+    /// The tables' owner changes so many rows at once that the change log is over its bound.
+    Backfill,
+    /// An application locks the tables, while processes are stopped, a folder hangs and the synchronous standby is
+    /// dead.
+    Locks,
+}
+
+impl Move {
+    pub(crate) const ALL: [Move; 6] =
+        [Move::Ddl, Move::Subscription, Move::Restores, Move::Clock, Move::Backfill, Move::Locks];
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -82,6 +105,39 @@ impl fmt::Display for Act {
             Act::DeadStandby(time) => write!(f, "standby: dead for {time:?}"),
             Act::Overtaking(time) => write!(f, "all: taken over for {time:?}"),
         }
+    }
+}
+
+impl Act {
+    /// The replica that it meets; `None`: all of them.
+    pub(crate) fn replica(self) -> Option<usize> {
+        match self {
+            Act::Blow(replica, _) | Act::StoreBlow(replica, _) => Some(replica),
+            _ => None,
+        }
+    }
+
+    /// What attempts that it ends have died of; `None`: none dies of it.
+    pub(crate) fn harm(self) -> Option<&'static str> {
+        Some(match self {
+            Act::Blow(_, Blow::Kill) => "kill",
+            Act::Blow(_, Blow::Stop(_)) => "stop",
+            Act::Blow(_, Blow::Hole(_)) => "black hole",
+            Act::Blow(_, Blow::Slow(_)) => "slow link",
+            Act::Blow(_, Blow::Reset) => "reset",
+            Act::Blow(_, Blow::LoseAnswer) => "lost answer",
+            Act::Blow(_, Blow::SilenceReader) => "silent reader",
+            Act::StoreBlow(_, StoreBlow::Hole(_)) => "black hole before the store",
+            Act::StoreBlow(_, StoreBlow::Slow(_)) => "slow store",
+            Act::StoreBlow(_, StoreBlow::Reset) => "reset by the store",
+            Act::StoreBlow(_, StoreBlow::Refuse(_)) => "no completions",
+            Act::Quake(Quake::Terminate(_)) => "termination",
+            Act::Quake(Quake::Crash) => "crash",
+            Act::Quake(Quake::Expire) | Act::Clock(_) => EXPIRE,
+            Act::Upheaval(_) => UPHEAVAL,
+            Act::DeadStandby(_) => "dead standby",
+            Act::Shaping(_) | Act::Subscribing(_) | Act::Backfill(_) | Act::Overtaking(_) => return None,
+        })
     }
 }
 

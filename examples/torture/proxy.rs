@@ -66,7 +66,6 @@ impl Link {
         self.state.hole.send_replace(false);
     }
 
-    /// Lets each piece take so much longer, for so long.
     pub(crate) async fn slow_down(&self, by: Duration, time: Duration) {
         self.state.latency.store(LATENCY + by.as_millis() as u64, Ordering::Relaxed);
         tokio::time::sleep(time).await;
@@ -123,7 +122,6 @@ impl Mishap {
         }
     }
 
-    /// Returns true if it happens now.
     fn happens(&self) -> bool {
         let happens = self.due.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |due| due.checked_sub(1)).is_ok();
         self.happened.fetch_add(usize::from(happens), Ordering::Relaxed);

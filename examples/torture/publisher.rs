@@ -32,7 +32,6 @@ impl Subscribing {
     }
 }
 
-/// The other database, with its table and rows.
 pub(crate) async fn make(world: &World) -> Result<()> {
     world.cluster.connect().await?.execute("create database publisher").await?;
     let sql = format!(

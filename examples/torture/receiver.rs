@@ -84,7 +84,6 @@ pub(crate) struct Posts {
     pub(crate) strays: usize,
 }
 
-/// An event that the receiver was sent: the end of a job.
 struct Event {
     id: Uuid,
     end: String,
@@ -109,7 +108,6 @@ pub(crate) struct Receiver {
     answers: Mutex<Random>,
     /// From now on it takes everything.
     is_tame: watch::Sender<bool>,
-    /// To the database, for what is asked at each post.
     conn: tokio::sync::Mutex<Option<PgConnection>>,
 }
 

@@ -289,7 +289,6 @@ pub(crate) fn has_moved(moves: &[MoveMade], table: &str, kind: &str, since: &Sin
 /// A row's columns by name, as the service writes them.
 pub(crate) type Row = BTreeMap<String, String>;
 
-/// Which transactions were visible at a moment.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "String")]
 pub(crate) struct Snapshot {

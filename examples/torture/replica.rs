@@ -25,10 +25,6 @@ use crate::receiver::{Receiver, SECRET_ENV};
 use crate::report::{Report, locked};
 
 pub(crate) const LEASE: Duration = Duration::from_secs(1);
-/// So that a job which meets one fault after the other ends, too.
-const MAX_ATTEMPTS: u32 = 4;
-const WORKERS: u32 = 3;
-const READERS: u32 = 3;
 /// A start waits for what an earlier fault did: the recovery of Postgres, another replica that was stopped in its own
 /// start.
 const START: Duration = Duration::from_secs(15);
@@ -54,7 +50,6 @@ struct Life {
     signs: watch::Receiver<Signs>,
 }
 
-/// What a life's log tells.
 #[derive(Default)]
 struct Signs {
     address: Option<String>,
@@ -152,9 +147,10 @@ impl Replica {
             .env("PORT", "0")
             .env("MANIFESTS", "on")
             .env("LEASE_SECONDS", LEASE.as_secs().to_string())
-            .env("MAX_ATTEMPTS", MAX_ATTEMPTS.to_string())
-            .env("WORKERS", WORKERS.to_string())
-            .env("READERS", READERS.to_string())
+            // So that a job which meets one fault after the other ends, too.
+            .env("MAX_ATTEMPTS", "4")
+            .env("WORKERS", "3")
+            .env("READERS", "3")
             .env("CHANGE_LOG_MAX_BYTES", MAX_BYTES.to_string())
             .envs(failpoints.map(|list| ("FAILPOINTS", list)))
             .current_dir(&self.folder)
@@ -168,7 +164,6 @@ impl Replica {
         Ok(Life { child, pid: Pid::from_raw(pid), signs })
     }
 
-    /// Waits until it has come to a failpoint. False: it didn't in time.
     pub(crate) async fn hits(&self, name: &str, patience: Duration) -> bool {
         let Some(mut signs) = self.life.lock().await.as_ref().map(|life| life.signs.clone()) else { return false };
         let hit = signs.wait_for(|signs| signs.hits.iter().any(|hit| hit == name));

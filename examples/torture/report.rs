@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use anyhow::Result;
 use chrono::{DateTime, Utc};
 
-use crate::moves::Move;
+use crate::plan::Move;
 use crate::recorder::Deaths;
 use crate::replica::Stopped;
 
@@ -21,7 +21,6 @@ pub(crate) const EXPIRE: &str = "expiry";
 
 pub(crate) const UPHEAVAL: &str = "upheaval";
 
-/// One act of the nemesis, as it happened.
 #[derive(Clone)]
 pub(crate) struct Done {
     /// Whom it met; `None`: all of them.
@@ -91,7 +90,6 @@ impl Report {
 
 pub(crate) struct Counts {
     pub(crate) deaths: Deaths,
-    /// Each with how many there must be.
     pub(crate) counted: Vec<(&'static str, usize, Least)>,
 }
 

@@ -61,7 +61,6 @@ pub(crate) async fn track(world: &World, binary: &Path, dataset: &str) -> Result
     tokio::time::timeout(Duration::from_secs(60), succeed(&mut command)).await?
 }
 
-/// Writes to all but the calm table.
 pub(crate) async fn write(world: Arc<World>) -> usize {
     let rest = |random: &mut Random| random.millis(10, 80);
     writer(&world, 150, &["shapes", "shapes", "parts", "fed"], rest).write(&world).await

@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use chrono::Utc;
 use serde_json::json;
 use sqlx::PgConnection;
 
@@ -19,12 +18,11 @@ use crate::cluster::{Cluster, SERVICE};
 use crate::lanes::{DATASETS, LANES, Lane};
 use crate::ledger::{Ledger, is_terminal};
 use crate::loader::{self, Recorded};
-use crate::moves::Move;
 use crate::nemesis;
 use crate::oracle::{End, Oracle};
 use crate::patience::{at_last, eventually};
 use crate::place::{self, Place};
-use crate::plan::Plan;
+use crate::plan::{Act, Blow, Move, Plan};
 use crate::proxy::{Link, Mishap};
 use crate::receiver::{self, Receiver};
 use crate::recorder;
@@ -39,7 +37,6 @@ const DRAIN: Duration = Duration::from_secs(60);
 const MOST_DESCRIPTORS: usize = 128;
 const MOST_RESIDENT_KIB: u64 = 256 * 1024;
 
-/// What all tasks of a trial share.
 pub(crate) struct World {
     pub(crate) seed: u64,
     pub(crate) folder: PathBuf,
@@ -88,12 +85,10 @@ impl World {
 
 pub(crate) struct Trial {
     pub(crate) seed: u64,
-    /// For the first phase; without, there is none.
     pub(crate) failpoints: Vec<String>,
     pub(crate) debug: PathBuf,
     pub(crate) struck: PathBuf,
     pub(crate) plan: Plan,
-    /// The invariant whose first violation ends it early.
     pub(crate) ends_with: Option<&'static str>,
     /// Where the files go, if not to a folder.
     pub(crate) store: Option<Bucket>,
@@ -184,7 +179,9 @@ impl Trial {
             let names = self.failpoints.len();
             let visited = nemesis::visit(world, self.failpoints.into_iter(), &self.debug).await?;
             println!("first phase: {names} failpoints, {visited} visits in {:.0} s", begun.elapsed().as_secs_f64());
-            restart(world, &self.struck).await?;
+            for index in 0..world.replicas.len() {
+                nemesis::perform(world, Act::Blow(index, Blow::Kill), &self.struck).await?;
+            }
         }
         world.oracle.lock().await.first_phase_ended();
         nemesis::strike(world, self.plan, &self.struck).await?;
@@ -261,16 +258,6 @@ fn counts(world: &World, oracle: &Oracle, commits: usize, statements: usize, loo
         ("replays", oracle.replays, Least::Any),
     ];
     Counts { deaths, counted }
-}
-
-async fn restart(world: &World, binary: &Path) -> Result<()> {
-    for replica in &world.replicas {
-        let from = Utc::now();
-        replica.kill(&world.report).await?;
-        world.report.acted(Some(replica.index), "kill", from);
-        replica.start(binary, None, &world.report).await?;
-    }
-    Ok(())
 }
 
 /// The queue drains, and each consumer gets a last delta of a table that nobody changes any more.

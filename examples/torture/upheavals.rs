@@ -28,7 +28,6 @@ pub(crate) enum Upheaval {
 pub(crate) enum Timeline {
     /// As of a disk that was put back.
     Same,
-    /// As of a recovery.
     New,
 }
 
