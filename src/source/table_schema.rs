@@ -122,23 +122,8 @@ fn decimal(modifier: i32) -> Option<ParquetType> {
 /// The types whose binary form the encoder knows, by their names in `pg_type`.
 fn binary_kind(own_type: &str) -> Option<ColumnType> {
     match own_type {
-        "int2" => Some(ColumnType::Int2),
-        "int4" => Some(ColumnType::Int4),
-        "int8" => Some(ColumnType::Int8),
-        "float4" => Some(ColumnType::Float4),
-        "float8" => Some(ColumnType::Float8),
-        "numeric" => Some(ColumnType::Numeric),
-        "bool" => Some(ColumnType::Bool),
-        "text" | "varchar" => Some(ColumnType::Text),
-        "uuid" => Some(ColumnType::Uuid),
-        "bytea" => Some(ColumnType::Bytea),
-        "json" => Some(ColumnType::Json),
-        "jsonb" => Some(ColumnType::Jsonb),
-        "timestamptz" => Some(ColumnType::Timestamptz),
-        "timestamp" => Some(ColumnType::Timestamp),
-        "date" => Some(ColumnType::Date),
-        "time" => Some(ColumnType::Time),
-        _ => None,
+        "varchar" => Some(ColumnType::Text),
+        _ => own_type.parse().ok(),
     }
 }
 

@@ -31,41 +31,42 @@ impl Column {
     }
 }
 
-/// The type of a column's values, which decides their binary form and their text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ColumnType {
-    /// `smallint`
-    Int2,
-    /// `integer`
-    Int4,
-    /// `bigint`
-    Int8,
-    /// `real`
-    Float4,
-    /// `double precision`
-    Float8,
-    /// `numeric`, of any precision and scale
-    Numeric,
-    /// `boolean`
-    Bool,
-    /// `text`, `varchar`, and every type that the query casts to text
-    Text,
-    /// `uuid`
-    Uuid,
-    /// `bytea`
-    Bytea,
-    /// `json`, the text as it was stored
-    Json,
-    /// `jsonb`, as the text that Postgres makes of it
-    Jsonb,
-    /// `timestamp with time zone`
-    Timestamptz,
-    /// `timestamp without time zone`
-    Timestamp,
-    /// `date`
-    Date,
-    /// `time without time zone`
-    Time,
+crate::words! {
+    /// The type of a column's values, which decides their binary form and their text. The word is its name in `pg_type`.
+    ColumnType, "a type" {
+        /// `smallint`
+        Int2 = "int2",
+        /// `integer`
+        Int4 = "int4",
+        /// `bigint`
+        Int8 = "int8",
+        /// `real`
+        Float4 = "float4",
+        /// `double precision`
+        Float8 = "float8",
+        /// `numeric`, of any precision and scale
+        Numeric = "numeric",
+        /// `boolean`
+        Bool = "bool",
+        /// `text`, `varchar`, and every type that the query casts to text
+        Text = "text",
+        /// `uuid`
+        Uuid = "uuid",
+        /// `bytea`
+        Bytea = "bytea",
+        /// `json`, the text as it was stored
+        Json = "json",
+        /// `jsonb`, as the text that Postgres makes of it
+        Jsonb = "jsonb",
+        /// `timestamp with time zone`
+        Timestamptz = "timestamptz",
+        /// `timestamp without time zone`
+        Timestamp = "timestamp",
+        /// `date`
+        Date = "date",
+        /// `time without time zone`
+        Time = "time",
+    }
 }
 
 /// The type of a column in Parquet, if there is a choice.

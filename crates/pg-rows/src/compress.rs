@@ -107,23 +107,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_concatenate() {
-        let large: Vec<u8> = (0..3_000_000u32).flat_map(|n| n.to_le_bytes()).collect();
-        let frames: [&[u8]; 4] = [b"id,name\n", b"", b"1,Ada\n", &large];
-        for compression in &[Compression::Gzip, Compression::Zstd] {
-            for level in [None, Some(1), Some(9), Some(10)] {
-                let mut compressor = Compressor::new(*compression, level).unwrap();
-                let (mut file, mut out) = (Vec::new(), Vec::new());
-                for frame in frames {
-                    compressor.frame(frame, &mut out).unwrap();
-                    file.extend_from_slice(&out);
-                }
-                assert!(unpacked(*compression, &file) == frames.concat(), "{compression} at {level:?}");
-            }
-        }
-    }
-
-    #[test]
     fn a_level_beyond_a_codecs_own_is_its_highest() {
         let packed = |level| {
             let (mut compressor, mut out) = (Compressor::new(Compression::Gzip, level).unwrap(), Vec::new());

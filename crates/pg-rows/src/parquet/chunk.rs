@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use bytes::Bytes;
-use parquet::basic;
+use parquet::basic::{self, LogicalType, TimeUnit};
 use parquet::column::writer::{ColumnWriter, get_typed_column_writer_mut};
 use parquet::data_type::{
     BoolType, ByteArray, ByteArrayType, DataType, DoubleType, FixedLenByteArrayType, FloatType, Int32Type, Int64Type,
@@ -70,7 +70,7 @@ struct Slices {
 
 impl Chunk {
     pub(super) fn of(column: &Column) -> Chunk {
-        let values = match physical_type(column) {
+        let values = match types(column).0 {
             basic::Type::INT32 => Values::Int32(Vec::new()),
             basic::Type::INT64 => Values::Int64(Vec::new()),
             basic::Type::FLOAT => Values::Float(Vec::new()),
@@ -269,23 +269,33 @@ impl Slices {
     }
 }
 
-/// Returns the type in which a column's values are stored. A `DECIMAL` is the smallest integer that has its digits.
-pub(super) fn physical_type(column: &Column) -> basic::Type {
+/// Returns the type in which a column's values are stored, and the type that a reader takes them for. A `DECIMAL` is the
+/// smallest integer that has its digits.
+pub(super) fn types(column: &Column) -> (basic::Type, Option<LogicalType>) {
     match (column.kind, column.parquet) {
-        (_, ParquetType::Text) => basic::Type::BYTE_ARRAY,
-        (_, ParquetType::Decimal { precision: ..=9, .. }) => basic::Type::INT32,
-        (_, ParquetType::Decimal { precision: ..=18, .. }) => basic::Type::INT64,
-        (_, ParquetType::Decimal { .. }) => basic::Type::FIXED_LEN_BYTE_ARRAY,
-        (ColumnType::Int2 | ColumnType::Int4 | ColumnType::Date, _) => basic::Type::INT32,
-        (ColumnType::Int8 | ColumnType::Timestamptz | ColumnType::Timestamp | ColumnType::Time, _) => {
-            basic::Type::INT64
+        (_, ParquetType::Text) => (basic::Type::BYTE_ARRAY, Some(LogicalType::String)),
+        (_, ParquetType::Decimal { precision, scale }) => {
+            let stored = match precision {
+                ..=9 => basic::Type::INT32,
+                10..=18 => basic::Type::INT64,
+                _ => basic::Type::FIXED_LEN_BYTE_ARRAY,
+            };
+            (stored, Some(LogicalType::decimal(scale.into(), precision.into())))
         }
-        (ColumnType::Float4, _) => basic::Type::FLOAT,
-        (ColumnType::Float8, _) => basic::Type::DOUBLE,
-        (ColumnType::Bool, _) => basic::Type::BOOLEAN,
-        (ColumnType::Uuid, _) => basic::Type::FIXED_LEN_BYTE_ARRAY,
-        (ColumnType::Text | ColumnType::Numeric, _) => basic::Type::BYTE_ARRAY,
-        (ColumnType::Json | ColumnType::Jsonb | ColumnType::Bytea, _) => basic::Type::BYTE_ARRAY,
+        (ColumnType::Int2, _) => (basic::Type::INT32, Some(LogicalType::integer(16, true))),
+        (ColumnType::Int4, _) => (basic::Type::INT32, None),
+        (ColumnType::Int8, _) => (basic::Type::INT64, None),
+        (ColumnType::Float4, _) => (basic::Type::FLOAT, None),
+        (ColumnType::Float8, _) => (basic::Type::DOUBLE, None),
+        (ColumnType::Bool, _) => (basic::Type::BOOLEAN, None),
+        (ColumnType::Text | ColumnType::Numeric, _) => (basic::Type::BYTE_ARRAY, Some(LogicalType::String)),
+        (ColumnType::Uuid, _) => (basic::Type::FIXED_LEN_BYTE_ARRAY, Some(LogicalType::Uuid)),
+        (ColumnType::Bytea, _) => (basic::Type::BYTE_ARRAY, None),
+        (ColumnType::Json | ColumnType::Jsonb, _) => (basic::Type::BYTE_ARRAY, Some(LogicalType::Json)),
+        (ColumnType::Timestamptz, _) => (basic::Type::INT64, Some(LogicalType::timestamp(true, TimeUnit::MICROS))),
+        (ColumnType::Timestamp, _) => (basic::Type::INT64, Some(LogicalType::timestamp(false, TimeUnit::MICROS))),
+        (ColumnType::Date, _) => (basic::Type::INT32, Some(LogicalType::Date)),
+        (ColumnType::Time, _) => (basic::Type::INT64, Some(LogicalType::time(false, TimeUnit::MICROS))),
     }
 }
 
