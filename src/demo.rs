@@ -158,16 +158,12 @@ async fn demo_table(connection: &mut PgConnection) -> Result<Option<String>, sql
 /// Locks the table against all other writers, in particular the seeding of another replica. Readers are not blocked.
 async fn lock(connection: &mut PgConnection, users: &str) -> Result<(), sqlx::Error> {
     // Another replica may need longer for millions of users than the usual timeouts of statements.
-    sqlx::query(
-        "-- demo.lift_timeouts
-        select set_config(name, '0', true)
-        from unnest(array['lock_timeout', 'statement_timeout']) as name",
-    )
-    .execute(&mut *connection)
-    .await?;
-    let lock = format!("-- demo.lock\n lock table {users} in share row exclusive mode");
-    sqlx::query(AssertSqlSafe(lock)).execute(connection).await?;
-    Ok(())
+    let lock = format!(
+        "-- demo.lock
+         set local lock_timeout = 0; set local statement_timeout = 0;
+         lock table {users} in share row exclusive mode"
+    );
+    sqlx::raw_sql(AssertSqlSafe(lock)).execute(connection).await.map(drop)
 }
 
 /// Inserts the users with these numbers, without ids. The sequence assigns the ids, so that later inserts don't

@@ -47,7 +47,8 @@ pub(crate) struct Ranges {
     next: Mutex<Option<u64>>,
     readers: AtomicU64,
     read: AtomicU64,
-    exhausted: CancellationToken,
+    /// Cancelled when the last range is taken.
+    pub(crate) exhausted: CancellationToken,
 }
 
 struct Range {
@@ -65,10 +66,6 @@ impl Ranges {
     pub(crate) fn new(blocks: u64) -> Ranges {
         let (readers, read, exhausted) = Default::default();
         Ranges { blocks, next: Mutex::new(Some(0)), readers, read, exhausted }
-    }
-
-    pub(crate) async fn exhausted(&self) {
-        self.exhausted.cancelled().await;
     }
 
     /// Takes the next range: half of what is left for each reader.

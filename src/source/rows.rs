@@ -260,7 +260,8 @@ async fn read_too(
         import.join(&mut conn, &reading.table).await?;
         Ok::<_, Error>((conn, session))
     };
-    let joined = tokio::select! { joined = joined => joined, () = reading.ranges.exhausted() => return Ok(0) };
+    let joined =
+        tokio::select! { joined = joined => joined, () = reading.ranges.exhausted.cancelled() => return Ok(0) };
     let (mut conn, session) = match joined {
         Ok(joined) => joined,
         // This reader has taken no range yet. The cause of its failure, for example a waiting ALTER, doesn't affect the

@@ -11,8 +11,7 @@ with recursive tree (oid) as (
   join pg_class c on c.oid = i.inhrelid and c.relispartition)
 select p.oid, format('%I on %I.%I', x.tgname, n.nspname, c.relname)
 from pg_trigger x
--- `offset 0`, so that each trigger looks for its function: the planner may expect few functions, and would look for the
--- triggers of each.
+-- `offset 0`, so that each trigger looks for its function, as in `captured.sql`.
 cross join lateral (
   select p.oid, p.proname, p.pronamespace from pg_proc p where p.oid = x.tgfoid offset 0) p
 join pg_class c on c.oid = x.tgrelid

@@ -14,8 +14,7 @@ with wanted as materialized (
 logged as materialized (
   select distinct x.tgrelid as oid
   from pg_trigger x
-  -- `offset 0`, so that each trigger looks for its function: the planner may expect few functions, and would look for
-  -- the triggers of each.
+  -- `offset 0`, so that each trigger looks for its function, as in `captured.sql`.
   cross join lateral (
     select p.proname, p.pronamespace, p.prosrc from pg_proc p where p.oid = x.tgfoid offset 0) p
   -- A match without captured texts takes Postgres a tenth of the time of one with them.
