@@ -200,9 +200,9 @@ const IN_A_FOLDER: &[Control] = &[
         name: "time-alone",
         breaks: Some("1"),
         scenario: Some(USUAL),
-        edits: &["src/source/rows.rs
--if position.live.is_some() { Rule::LogToo } else { Rule::TimeAlone }
-+Rule::TimeAlone"],
+        edits: &["src/source/select.rs
+-        self.position.live.is_some()
++        false"],
     },
     // An export that was to be skipped if it is empty is skipped, although rows wait.
     Control {

@@ -149,10 +149,11 @@ impl Service {
         if request.selection.is_all() {
             return Ok(());
         }
-        on_table(self.source.check(dataset, &request.selection)).await?.map_err(|bad| match bad.is_masked {
-            true => Error::ColumnMasked(bad),
-            false => Error::BadSelection(bad),
-        })
+        match on_table(self.source.check(dataset, &request.selection)).await? {
+            Some(bad) if bad.is_masked => Err(Error::ColumnMasked(bad)),
+            Some(bad) => Err(Error::BadSelection(bad)),
+            None => Ok(()),
+        }
     }
 
     /// Returns a job as the caller sees it: as if it had only the datasets that the caller may see.

@@ -2,7 +2,7 @@
 
 use crate::dataset::KeyColumn;
 use crate::source::quote::quoted;
-use crate::source::value::{compared, operator};
+use crate::source::value::compared;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct KeySql<'a>(pub(crate) &'a [KeyColumn]);
@@ -11,24 +11,22 @@ impl KeySql<'_> {
     /// Returns the parts of a key in the log. A part has its type, or is a text if the type has equal values with
     /// different texts. Such a text is converted to the type and back, because another version of Postgres may have
     /// written it.
-    pub(crate) fn of_log(&self) -> Vec<String> {
-        let read = |text: &str, part: &KeyColumn| match part.has_one_text {
-            true => typed(part, text),
-            false => format!("pg_catalog.concat({text}::{}) collate pg_catalog.\"C\"", part.read_as),
+    pub(crate) fn of_log(&self) -> String {
+        let text = |i| if self.0.len() == 1 { "key".to_owned() } else { format!("(key::jsonb ->> {i})") };
+        let read = |(i, part): (usize, &KeyColumn)| match part.has_one_text {
+            true => typed(part, &text(i)),
+            false => format!("pg_catalog.concat({}::{}) collate pg_catalog.\"C\"", text(i), part.read_as),
         };
-        match self.0 {
-            [part] => vec![read("key", part)],
-            parts => parts.iter().enumerate().map(|(i, part)| read(&format!("(key::jsonb ->> {i})"), part)).collect(),
-        }
+        self.0.iter().enumerate().map(read).collect::<Vec<_>>().join(", ")
     }
 
-    /// Returns the parts of the key of a row in the table, in the form of [`KeySql::of_log`].
-    pub(crate) fn of_row(&self, row: &str) -> Vec<String> {
+    /// Returns the parts of the key of a row `u` in the table, in the form of [`KeySql::of_log`].
+    pub(crate) fn of_row(&self) -> String {
         let value = |part: &KeyColumn| match part.has_one_text {
-            true => format!("{row}.{}::{}{}", quoted(&part.column.name), part.column.base_type, collated(part)),
-            false => text_of(row, part),
+            true => format!("{}{}", compared(&part.column), collated(part)),
+            false => text_of(part),
         };
-        self.0.iter().map(value).collect()
+        self.0.iter().map(value).collect::<Vec<_>>().join(", ")
     }
 
     pub(crate) fn names(&self) -> Vec<String> {
@@ -43,12 +41,8 @@ impl KeySql<'_> {
     /// Returns the condition that rows of two queries have the same key. Both keys are in the form of
     /// [`KeySql::of_log`].
     pub(crate) fn are_same(&self, one: &str, other: &str) -> String {
-        let equals = operator("pg_catalog", "=");
-        self.names()
-            .iter()
-            .map(|name| format!("{one}.{name} {equals} {other}.{name}"))
-            .collect::<Vec<_>>()
-            .join(" and ")
+        let are_same = |name: &String| format!("{one}.{name} operator(pg_catalog.=) {other}.{name}");
+        self.names().iter().map(are_same).collect::<Vec<_>>().join(" and ")
     }
 
     /// Returns the condition that a row `u` has the key of `ch`.
@@ -74,8 +68,7 @@ impl KeySql<'_> {
     /// of the key for which the index treats different texts as equal.
     pub(crate) fn same_texts(&self, other: &str) -> Vec<String> {
         let parts = self.0.iter().enumerate().filter(|(_, part)| !part.has_one_text);
-        let equals = operator("pg_catalog", "=");
-        parts.map(|(i, part)| format!("{} {equals} {other}.{}", text_of("u", part), key_name(i))).collect()
+        parts.map(|(i, part)| format!("{} operator(pg_catalog.=) {other}.{}", text_of(part), key_name(i))).collect()
     }
 }
 
@@ -96,7 +89,7 @@ fn collated(part: &KeyColumn) -> String {
     part.collation.as_ref().map(|collation| format!(" collate {collation}")).unwrap_or_default()
 }
 
-/// Returns the text of a part of a row's key, in the form that the log has.
-fn text_of(row: &str, part: &KeyColumn) -> String {
-    format!("pg_catalog.concat({row}.{}) collate pg_catalog.\"C\"", quoted(&part.column.name))
+/// Returns the text of a part of the key of a row `u`, in the form that the log has.
+fn text_of(part: &KeyColumn) -> String {
+    format!("pg_catalog.concat(u.{}) collate pg_catalog.\"C\"", quoted(&part.column.name))
 }

@@ -187,7 +187,7 @@ fn statement(select: &Select<'_>, has_index: bool) -> String {
 fn earliest_after_watermark(time: &TableColumn, table: &str) -> String {
     let name = format!("u.{}", quoted(&time.name));
     let (at, watermark) = (in_zone_of(time, &name), in_zone_of(time, "w.last_exported_at"));
-    // Times so far ahead are of no use: see `timestamp_rule_since`.
+    // Times so far ahead are of no use: see `Select::changed_after`.
     let bound = in_zone_of(time, LAST_TIME);
     format!("(select {at} from {table} u where {name} > {watermark} and {name} < {bound} order by {name} limit 1)")
 }

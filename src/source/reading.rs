@@ -64,7 +64,8 @@ impl SnapshotReader<'_> {
             reader_slots: self.reader_slots,
             table,
             select: Select {
-                since: Some((table.new_position.table.table_oid, &table.position)),
+                table_oid: table.new_position.table.table_oid,
+                position: &table.position,
                 ..Select::new(&table.dataset, &table.schema)
             },
         })

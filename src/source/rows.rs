@@ -14,7 +14,7 @@ use crate::job::{Continuity, Export, ExportType, Progress};
 use crate::row::{RowLayout, RowReceiver};
 use crate::source::import::{self, Import};
 use crate::source::reader_slots::{ReaderSlot, ReaderSlots};
-use crate::source::select::{Rule, Select};
+use crate::source::select::Select;
 use crate::source::session::{Reader, Readers};
 use crate::source::snapshot::SnapshotTable;
 use crate::source::{Error, Remedy, copy};
@@ -73,8 +73,7 @@ impl Rows<'_> {
         progress: &Progress,
         receiver: impl Fn() -> R,
     ) -> Result<(), Error> {
-        let (select, position) = (self.select, &self.table.position);
-        let rule = if position.live.is_some() { Rule::LogToo } else { Rule::TimeAlone };
+        let select = self.select;
         match export.export_type {
             ExportType::Full if !export.selection.is_all() => {
                 // The dataset may have got the mask since the request.
@@ -90,11 +89,8 @@ impl Rows<'_> {
                     leaves => self.full_of_leaves(leaves, max, progress, &mut receiver()).await,
                 }
             }
-            ExportType::Incremental => self.copy_all(CHANGES, &[select.incremental(rule, max)], &mut receiver()).await,
-            ExportType::Delta => {
-                let same_snapshot = position.live == position.deletions;
-                self.copy_all(CHANGES, &select.delta(rule, same_snapshot, max), &mut receiver()).await
-            }
+            ExportType::Incremental => self.copy_all(CHANGES, &[select.incremental(max)], &mut receiver()).await,
+            ExportType::Delta => self.copy_all(CHANGES, &select.delta(max), &mut receiver()).await,
         }
     }
 

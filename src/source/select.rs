@@ -1,5 +1,7 @@
 //! The SQL of each export. [`RowLayout`] describes the rows that it returns.
 //!
+//! `select/statements.txt` has the statements of each case.
+//!
 //! Names come only from a [`Dataset`] and its [`TableSchema`], and [`quote`](crate::source::quote) quotes them. A
 //! filter is the operator's own SQL. A statement with a filter is read under the role's own search_path, where other
 //! roles may have functions. So every function names its schema, and so does every operator whose operands may be of
@@ -8,22 +10,9 @@
 //! The consumer's position is in the statements as constants, since COPY takes no parameters. The planner takes them
 //! into account: it knows how much of the log lies behind the snapshot.
 //!
-//! An incremental export by the log, for a key `id` and an `updated_at`, with the columns of the file left out:
-//!
-//! ```sql
-//! with ch ("logged key 1") as materialized (
-//!   -- Keys of the log, without those of rows that the timestamp rule finds.
-//!   select l.* from (select key::int8 from cdc_export.change_log where <logged since then>) as l ("logged key 1")
-//!   full join (select u."id"::int8, true from only "public"."users" u where <timestamp rule>)
-//!     as f ("logged key 1", "is found")
-//!     on l."logged key 1" operator(pg_catalog.=) f."logged key 1"
-//!   where f."is found" is not true
-//!   group by 1 order by 1)
-//! select <columns> from only "public"."users" u where <timestamp rule> and <alive>
-//! union all
-//! select <columns> from ch join only "public"."users" u on u."id"::int8 operator(pg_catalog.=) ch."logged key 1"
-//! where <alive>
-//! ```
+//! In all statements `u` is a row of the table, and `ch` has the keys of the log that are looked up in the table.
+
+use std::sync::LazyLock;
 
 use crate::dataset::{Capture, CellMax, Dataset, RelationKind, Table, TableColumn, TableSchema};
 use crate::job::columns::MetaColumn;
@@ -31,20 +20,9 @@ use crate::job::{Export, ExportType};
 use crate::row::RowLayout;
 use crate::source::key::{KeySql, key_name};
 use crate::source::quote::{literal, quoted, relation, timestamp};
-use crate::source::value::{
-    compared, in_zone_of, is_text, may_be_large, octets, operator, refused, refused_of_row, wire_value,
-};
+use crate::source::value::{compared, in_zone_of, is_text, may_be_large, octets, refused, refused_of_row, wire_value};
 use crate::watermark::Position;
 use pg_rows::column::ColumnType;
-
-/// The rule by which a live row counts as changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Rule {
-    /// The row's time is after the watermark: there is no snapshot to compare the log with.
-    TimeAlone,
-    /// The row's time is after the watermark, or the log has its key.
-    LogToo,
-}
 
 /// The statements for a dataset whose table has this schema.
 #[derive(Clone, Copy, Debug)]
@@ -53,16 +31,39 @@ pub(crate) struct Select<'a> {
     pub(crate) schema: &'a TableSchema,
     /// The place of the export in its lane; `None`: it has none.
     pub(crate) order: Option<i64>,
-    /// The oid of the table and the position of the consumer, for the statements of changes.
-    pub(crate) since: Option<(u32, &'a Position)>,
+    /// The oid of the table, for the statements of changes.
+    pub(crate) table_oid: u32,
+    /// The position of the consumer, for the statements of changes.
+    pub(crate) position: &'a Position,
     /// The only partition to read. `None`: the whole table.
     pub(crate) leaf: Option<&'a Table>,
 }
 
+/// Pieces of SQL that several statements of changes have.
+struct Pieces {
+    table: String,
+    alive: String,
+    /// The condition that the timestamp rule finds a row.
+    by_time: String,
+    /// The columns of the key of a row, of an entry of the log, and of `ch`.
+    key: String,
+    logged_key: String,
+    names: String,
+    /// The columns of an entry of the log, their names, and the key of a row with nulls in place of the others.
+    entry: String,
+    entry_names: String,
+    no_entry: String,
+    /// The numbers of the key's columns.
+    ordinals: String,
+}
+
+/// The position of a consumer that begins.
+static FIRST: LazyLock<Position> = LazyLock::new(Position::default);
+
 impl<'a> Select<'a> {
     /// The statements of no export in particular.
     pub(crate) fn new(dataset: &'a Dataset, schema: &'a TableSchema) -> Select<'a> {
-        Select { dataset, schema, order: None, since: None, leaf: None }
+        Select { dataset, schema, order: None, table_oid: 0, position: &FIRST, leaf: None }
     }
 }
 
@@ -79,83 +80,146 @@ impl Select<'_> {
     }
 
     /// The live rows that changed since the position.
-    pub(crate) fn incremental(&self, rule: Rule, max: CellMax) -> String {
-        self.changed_live(rule, ExportType::Incremental, max)
+    pub(crate) fn incremental(&self, max: CellMax) -> String {
+        self.changed_live(ExportType::Incremental, max)
     }
 
     /// The rows that changed since the position, deleted ones too, each with its operation: statements to be read one
-    /// after the other, so that the deletions come first without a sort of everything. `same_snapshot`: live rows and
-    /// deletions were delivered up to the same snapshot, as they are to a consumer that takes deltas alone. One
-    /// statement, which goes through the log once, does then.
-    pub(crate) fn delta(&self, rule: Rule, same_snapshot: bool, max: CellMax) -> Vec<String> {
-        let deleted = self.changed_deleted(rule, max);
-        if rule == Rule::TimeAlone || !same_snapshot || self.reads_whole_log(ExportType::Delta) {
-            return vec![deleted, self.changed_live(rule, ExportType::Delta, max)];
+    /// after the other, so that the deletions come first without a sort of everything.
+    ///
+    /// One statement, which goes through the log once, does for a consumer that takes deltas alone: its live rows and
+    /// its deletions were delivered up to the same snapshot.
+    pub(crate) fn delta(&self, max: CellMax) -> Vec<String> {
+        let deleted = self.changed_deleted(max);
+        let has_one_snapshot = self.position.live == self.position.deletions;
+        if !self.has_snapshot() || !has_one_snapshot || self.reads_whole_log(ExportType::Delta) {
+            return vec![deleted, self.changed_live(ExportType::Delta, max)];
         }
         // The parts of a union come in their order, as long as none of them is read in parallel. What the deletions
         // look up is all that the timestamp rule doesn't find alive.
-        let columns = self.live_columns(rule, ExportType::Delta, max);
-        vec![format!("{deleted}\nunion all\n{}", self.live(&columns))]
+        vec![format!("{deleted}\nunion all\n{}", self.live(&self.live_columns(ExportType::Delta, max)))]
     }
 
-    /// Returns true if every live row is looked up in the log: only the log tells new rows from changed ones, or the
-    /// transactions.
-    fn reads_whole_log(&self, export_type: ExportType) -> bool {
-        let has_operation = export_type == ExportType::Delta || self.schema.meta.contains(&MetaColumn::Operation);
-        has_operation && self.schema.created_at.is_none() || self.reads_transactions()
+    /// The rows that the timestamp rule finds, and those that the log alone knows, which are looked up by their keys.
+    /// Without a snapshot to compare the log with, the timestamp rule alone decides.
+    fn changed_live(&self, export_type: ExportType, max: CellMax) -> String {
+        let columns = self.live_columns(export_type, max);
+        if !self.has_snapshot() {
+            return self.shuffled(self.live_by_time(&columns));
+        }
+        let Pieces { table, alive, by_time, key, logged_key, names, entry, no_entry, ordinals, .. } = self.pieces();
+        let logged = self.logged(&self.live_since());
+        if self.reads_whole_log(export_type) {
+            let hit = self.hit_by_deletions(export_type, &no_entry);
+            let ch = self.grouped(
+                (OP, "(pg_catalog.array_agg(operation order by sequence))[1]"),
+                &format!(
+                    "select {entry} from cdc_export.change_log where {logged}
+                     union all
+                     select {no_entry} from {table} u where {by_time} and {alive}
+                     {hit}"
+                ),
+            );
+            return format!("{ch}\n{}", self.shuffled(self.live_by_log(&columns)));
+        }
+        let hit = self.hit_by_deletions(export_type, &key);
+        let missed = self.unless_found(
+            &format!("select {logged_key} from cdc_export.change_log where {logged} {hit}"),
+            &names,
+            &format!("select {key}, true from {table} u where {by_time}"),
+        );
+        let live = self.live(&columns);
+        format!(
+            "with ch ({names}) as materialized (
+               {missed}
+               group by {ordinals}
+               order by {ordinals})
+             {live}"
+        )
     }
 
-    /// Returns true if the files have the transactions of the rows.
-    fn reads_transactions(&self) -> bool {
-        self.schema.meta.iter().any(|meta| matches!(meta, MetaColumn::Xid | MetaColumn::CommittedAt))
+    /// The deletions. Of a row that is gone, or outside of the filter, the consumer learns the key alone. Where there
+    /// is a log, it alone tells deletions, and the times only those that somebody's own watermark asks for: rows that
+    /// were soft-deleted before a full export have later times than its watermark. Of the keys in the log those are
+    /// looked up that the timestamp rule doesn't find alive anyway.
+    fn changed_deleted(&self, max: CellMax) -> String {
+        let Pieces { table, alive, by_time, key, entry, entry_names, no_entry, .. } = self.pieces();
+        let (since, columns, joined) = (self.deletions_since(), self.deleted_columns(max), self.key().joined());
+        let missed = self.unless_found(
+            &format!("select {entry} from cdc_export.change_log where {}", self.logged(&since)),
+            &entry_names,
+            // Without a log there is no key to be saved from a look-up.
+            &format!("select {key}, true from {table} u where {by_time} and ({alive}) and {since} is not null"),
+        );
+        let (ended, ended_by_time) = (self.ended(), self.ended_by_time());
+        let ch = self.grouped(
+            (IS_TOLD, "pg_catalog.bool_or(operation = 'D')"),
+            &format!(
+                "{missed}
+                 union all
+                 select {no_entry} from {table} u where {ended_by_time} and ({ended})"
+            ),
+        );
+        // A row that is gone and whose deletion isn't logged was deleted quietly.
+        let rows = self.shuffled(format!(
+            "select {columns} from ch left join {table} u on {joined}
+             where case when {IS_GONE} then ch.{IS_TOLD} else ({alive}) is not true end"
+        ));
+        format!("{ch}\n{rows}")
     }
 
-    /// The operation on a live row.
-    fn operation(&self, rule: Rule) -> String {
-        let by_times = self.schema.created_at.as_ref().zip(self.schema.updated_at.as_ref());
-        let is_new = match (by_times, rule) {
-            (Some((created_at, updated_at)), _) => {
-                format!("{} {} {}", compared(created_at), operator("pg_catalog", "="), compared(updated_at))
-            }
-            // The first entry of the log decides. A consumer that begins gets every row as INSERT.
-            (None, Rule::LogToo) => {
-                format!(
-                    "ch.{OP} = 'I' or ch.{OP} is null and {} is null and {} is null",
-                    self.watermark(),
-                    self.live_since()
-                )
-            }
-            (None, Rule::TimeAlone) => format!("{} is null", self.watermark()),
-        };
-        format!("case when {is_new} then 'INSERT'::text else 'UPDATE' end")
+    /// The keys of a query of entries as `ch`, each with a column of this name and value, and with its transaction. They
+    /// are looked up in their order, in which they are side by side in the index, and mostly in the table.
+    fn grouped(&self, (name, value): (&str, &str), entries: &str) -> String {
+        let Pieces { names, entry_names, ordinals, .. } = self.pieces();
+        let (columns, values) = (self.with_xid(&[&names, name], XID), self.with_xid(&[&names, value], LATEST_XID));
+        format!(
+            "with ch ({columns}) as materialized (
+               select {values}
+               from (
+                 {entries}) as changes ({entry_names})
+               group by {ordinals}
+               order by {ordinals})"
+        )
     }
 
-    /// The columns of `meta` in a row with this operation and, if the log was asked for them, its transaction.
-    fn meta(&self, operation: &str, xid: Option<&str>) -> Vec<String> {
-        let value = |meta: &MetaColumn| match meta {
-            MetaColumn::Order => self.order.map_or_else(|| "null::int8".to_owned(), |order| format!("{order}::int8")),
-            MetaColumn::Xid => xid.map_or_else(|| "null::int8".to_owned(), |xid| format!("{xid}::text::int8")),
-            MetaColumn::CommittedAt => xid.map_or_else(|| "null::timestamptz".to_owned(), committed_at),
-            MetaColumn::Operation => operation.to_owned(),
-        };
-        self.schema.meta.iter().map(value).collect()
+    /// The rows of a query of the log, with these columns, whose key is in no row of `found`. Both begin with the
+    /// columns of the key. The last column of `found` is true.
+    ///
+    /// By a full join, for which Postgres hashes or sorts. An anti-join may compare each row with each: the statistics
+    /// don't know yet what was written since they were made, so that the planner expects few. And an aggregate over
+    /// both, in which a key of `found` takes itself out, takes two to three times as long.
+    fn unless_found(&self, logged: &str, columns: &str, found: &str) -> String {
+        let (names, are_same) = (self.key().names().join(", "), self.key().are_same("l", "f"));
+        format!(
+            "select l.* from ({logged}) as l ({columns})
+             full join ({found}) as f ({names}, {IS_FOUND}) on {are_same}
+             where f.{IS_FOUND} is not true"
+        )
     }
 
-    /// The columns of a live row: its operation in a delta, the columns of the file, and a check for cells beyond the
-    /// bound. The check is no condition, because Postgres might evaluate a condition for rows that have not changed.
-    fn live_columns(&self, rule: Rule, export_type: ExportType, max: CellMax) -> String {
-        let operation = self.operation(rule);
-        let xid = (rule == Rule::LogToo && self.reads_transactions()).then(|| format!("ch.{XID}"));
-        let first = Some(&operation).filter(|_| export_type == ExportType::Delta).cloned();
-        let columns = first.into_iter().chain(self.table_columns(None)).chain(self.meta(&operation, xid.as_deref()));
-        let columns = columns.chain(self.hidden_time()).chain([refused_of_row(&self.schema.columns, max)]);
-        columns.collect::<Vec<_>>().join(", ")
+    /// Adds the keys of live rows that are equal to a deletion of this delta by the key's type, and not by its text: a
+    /// consumer whose own column is of that type deletes these rows with the deletion, so they are sent again. Only a
+    /// consumer that took them by an incremental export has them already. `columns` are those of the union.
+    fn hit_by_deletions(&self, export_type: ExportType, columns: &str) -> String {
+        if export_type != ExportType::Delta || self.schema.key.iter().all(|part| part.has_one_text) {
+            return String::new();
+        }
+        let Pieces { table, logged_key, names, .. } = self.pieces();
+        let (logged, is_same) = (self.logged(&self.deletions_since()), self.key().is_same("d"));
+        let same_texts = self.key().same_texts("d").join(" and ");
+        format!(
+            "union all
+             select {columns}
+             from (select distinct {logged_key} from cdc_export.change_log where {logged} and operation = 'D') as d ({names})
+             join {table} u on {is_same} and not ({same_texts})"
+        )
     }
 
     /// The live rows that the timestamp rule finds.
     fn live_by_time(&self, columns: &str) -> String {
-        let (table, by_rule, alive) = (self.table(), self.timestamp_rule(), self.alive());
-        format!("select {columns} from {table} u where {by_rule} and {alive}")
+        let Pieces { table, alive, by_time, .. } = self.pieces();
+        format!("select {columns} from {table} u where {by_time} and {alive}")
     }
 
     /// The live rows that have a key of `ch`.
@@ -169,175 +233,23 @@ impl Select<'_> {
         self.shuffled(format!("{}\nunion all\n{}", self.live_by_time(columns), self.live_by_log(columns)))
     }
 
-    /// The rows that the timestamp rule finds, and those that the log alone knows, which are looked up by their keys.
-    fn changed_live(&self, rule: Rule, export_type: ExportType, max: CellMax) -> String {
-        let columns = self.live_columns(rule, export_type, max);
-        if rule == Rule::TimeAlone {
-            return self.shuffled(self.live_by_time(&columns));
+    /// The rows of a query in a random order if a column of the key is masked: their order would tell its values.
+    fn shuffled(&self, select: String) -> String {
+        match self.schema.has_masked_key() {
+            true => format!("(select * from (\n{select}) as its order by pg_catalog.random())"),
+            false => select,
         }
-        let (table, alive, by_rule) = (self.table(), self.alive(), self.timestamp_rule());
-        let (logged, ordinals) = (self.logged(&self.live_since()), self.key().ordinals());
-        let (logged_key, key, names) =
-            (self.key().of_log().join(", "), self.key().of_row("u").join(", "), self.key().names().join(", "));
-        let hit = |rest: &str| match export_type {
-            ExportType::Delta if self.schema.key.iter().any(|part| !part.has_one_text) => self.hit_by_deletions(rest),
-            _ => String::new(),
-        };
-        if self.reads_whole_log(export_type) {
-            let LoggedXid { column, null, latest, name } = self.logged_xid();
-            let hit = hit(&format!(", null, null{null}"));
-            let by_log = self.shuffled(self.live_by_log(&columns));
-            return format!(
-                "with ch ({names}, {OP}{name}) as materialized (
-                   select {names}, (pg_catalog.array_agg(operation order by sequence))[1]{latest}
-                   from (
-                     select {logged_key}, sequence, operation{column} from cdc_export.change_log where {logged}
-                     union all
-                     select {key}, null, null{null} from {table} u where {by_rule} and {alive}
-                     {hit}) as changes ({names}, sequence, operation{column})
-                   group by {ordinals}
-                   order by {ordinals})
-                 {by_log}"
-            );
-        }
-        let changed = format!("select {logged_key} from cdc_export.change_log where {logged} {}", hit(""));
-        let missed = self.unless_found(&changed, "", &format!("select {key}, true from {table} u where {by_rule}"));
-        let live = self.live(&columns);
-        format!(
-            "with ch ({names}) as materialized (
-               {missed}
-               group by {ordinals}
-               order by {ordinals})
-             {live}"
-        )
-    }
-
-    /// The rows of a query of the log whose key is in no row of `found`. Both begin with the columns of the key; of the
-    /// first one `rest` are the others, of the second one the last is true.
-    ///
-    /// By a full join, for which Postgres hashes or sorts. An anti-join may compare each row with each: the statistics
-    /// don't know yet what was written since they were made, so that the planner expects few. And an aggregate over
-    /// both, in which a key of `found` takes itself out, takes two to three times as long.
-    fn unless_found(&self, logged: &str, rest: &str, found: &str) -> String {
-        let (names, on) = (self.key().names().join(", "), self.key().are_same("l", "f"));
-        format!(
-            "select l.* from ({logged}) as l ({names}{rest})
-             full join ({found}) as f ({names}, {IS_FOUND}) on {on}
-             where f.{IS_FOUND} is not true"
-        )
-    }
-
-    /// The keys of live rows that are equal to a deletion of this delta by the key's type, and not by its text: a
-    /// consumer whose own column is of that type deletes these rows with the deletion, so they are sent again. Only a
-    /// consumer that took them by an incremental export has them already.
-    fn hit_by_deletions(&self, rest: &str) -> String {
-        let (key, names, logged_key) =
-            (self.key().of_row("u").join(", "), self.key().names().join(", "), self.key().of_log().join(", "));
-        let (table, logged, same) = (self.table(), self.logged(&self.deletions_since()), self.key().is_same("d"));
-        format!(
-            "union all
-             select {key}{rest}
-             from (select distinct {logged_key} from cdc_export.change_log where {logged} and operation = 'D') as d ({names})
-             join {table} u on {same} and not ({})",
-            self.key().same_texts("d").join(" and ")
-        )
-    }
-
-    /// The deletions. Of a row that is gone, or outside of the filter, the consumer learns the key alone. Where there
-    /// is a log, it alone tells deletions, and the times only those that somebody's own watermark asks for: rows that
-    /// were soft-deleted before a full export have later times than its watermark. Of the keys in the log those are
-    /// looked up that the timestamp rule doesn't find alive anyway.
-    fn changed_deleted(&self, rule: Rule, max: CellMax) -> String {
-        let (table, alive, by_rule, ended) = (self.table(), self.alive(), self.timestamp_rule(), self.ended());
-        let ended_by_rule = match rule {
-            // An incremental export moves the watermark past deletions that are still due.
-            Rule::TimeAlone => {
-                let watermark = self.watermark();
-                let since = self.less_overlap(&format!("least({watermark}, {})", self.deleted_since()));
-                self.timestamp_rule_since(&watermark, &since, &self.live_since())
-            }
-            Rule::LogToo => {
-                let deleted_since = self.deleted_since();
-                self.timestamp_rule_since(&deleted_since, &deleted_since, &self.live_since())
-            }
-        };
-        let (logged, ordinals, joined) =
-            (self.logged(&self.deletions_since()), self.key().ordinals(), self.key().joined());
-        let (logged_key, key, names) =
-            (self.key().of_log().join(", "), self.key().of_row("u").join(", "), self.key().names().join(", "));
-        // Not by its key, of which one of several fields may be null.
-        let gone = "u.tableoid is null";
-        let written: Vec<(&str, String)> =
-            self.schema.columns.iter().map(|column| (&*column.name, self.last_of(column, gone))).collect();
-        let hidden = self.hidden_time();
-        let cells = written.iter().zip(&self.schema.columns).filter(|(_, column)| may_be_large(column));
-        let large = |((name, value), column): (&(&str, String), &TableColumn)| {
-            (name.to_string(), format!("{} > {}", octets(column, value), max.0))
-        };
-        let refused = refused(&cells.map(large).collect::<Vec<_>>());
-        let LoggedXid { column, latest: latest_xid, name: xid_name, .. } = self.logged_xid();
-        let rest = format!("{LOGGED}{column}");
-        let (nulls, xid) = (", null".repeat(rest.matches(',').count()), Some(format!("ch.{XID}")));
-        let xid = xid.filter(|_| self.reads_transactions());
-        let columns =
-            written.iter().map(|(_, value)| value.clone()).chain(self.meta(DELETE, xid.as_deref())).chain(hidden);
-        let columns = columns.collect::<Vec<_>>().join(", ");
-        let missed = self.unless_found(
-            &format!("select {logged_key}{rest} from cdc_export.change_log where {logged}"),
-            &rest,
-            // Without a log there is no key to be saved from a look-up.
-            &format!(
-                "select {key}, true from {table} u where {by_rule} and ({alive}) and {} is not null",
-                self.deletions_since()
-            ),
-        );
-        // A row that is gone and whose deletion isn't logged was deleted quietly.
-        let rows = self.shuffled(format!(
-            "select {DELETE}, {columns}, {refused} or {gone}
-             from ch left join {table} u on {joined}
-             where case when {gone} then ch.{IS_TOLD} else ({alive}) is not true end"
-        ));
-        // The keys are looked up in their order, in which they are side by side in the index, and mostly in the table.
-        format!(
-            "with ch ({names}, {IS_TOLD}{xid_name}) as materialized (
-               select {names}, pg_catalog.bool_or(operation = 'D'){latest_xid}
-               from (
-                 {missed}
-                 union all
-                 select {key}{nulls} from {table} u where {ended_by_rule} and ({ended}))
-                 as changes ({names}{rest})
-               group by {ordinals}
-               order by {ordinals})
-             {rows}"
-        )
-    }
-
-    /// Returns the value of a column in a deletion.
-    fn last_of(&self, column: &TableColumn, gone: &str) -> String {
-        let live = wire_value(column, &format!("u.{}", quoted(&column.name)));
-        if let Some((i, part)) = self.schema.key.iter().enumerate().find(|(_, part)| part.column.name == column.name) {
-            let key = format!("ch.{}", key_name(i));
-            return match part.has_one_text {
-                true => wire_value(column, &key),
-                false if is_text(column) => key,
-                false => wire_value(column, &format!("{key}::{}", part.read_as)),
-            };
-        }
-        let live = self.filter().map(|filter| format!("case when {filter} then {live} end")).unwrap_or(live);
-        let is_flag =
-            column.kind == ColumnType::Bool && self.schema.deleted.as_ref().is_some_and(|it| it.name == column.name);
-        // The other columns of a row that is gone are null, by the outer join.
-        if is_flag { format!("case when {gone} then true else {live} end") } else { live }
     }
 
     /// A statement that reads whatever an export of changes reads of the log, as the types that the key has now.
     pub(crate) fn logged_keys(&self) -> String {
-        let (names, logged_key) = (self.key().names(), self.key().of_log().join(", "));
+        let (names, logged_key) = (self.key().names(), self.key().of_log());
         let (live, deleted) = (self.logged(&self.live_since()), self.logged(&self.deletions_since()));
+        let nulls: Vec<_> = names.iter().map(|name| format!("pg_catalog.num_nulls({name})")).collect();
         format!(
             "select pg_catalog.count(array[{}])
              from (select {logged_key} from cdc_export.change_log where {live} or {deleted}) as ch ({})",
-            names.iter().map(|name| format!("pg_catalog.num_nulls({name})")).collect::<Vec<_>>().join(", "),
+            nulls.join(", "),
             names.join(", ")
         )
     }
@@ -349,42 +261,6 @@ impl Select<'_> {
         format!(
             "select pg_catalog.count(*) from (select distinct key from cdc_export.change_log where {logged}) as changed"
         )
-    }
-
-    /// The rows of a query in a random order if a column of the key is masked: their order would tell its values.
-    fn shuffled(&self, select: String) -> String {
-        match self.schema.has_masked_key() {
-            true => format!("(select * from (\n{select}) as its order by pg_catalog.random())"),
-            false => select,
-        }
-    }
-
-    /// The pieces of a statement that read the transactions of the log, if the files have them.
-    fn logged_xid(&self) -> LoggedXid {
-        match self.reads_transactions() {
-            true => LoggedXid {
-                column: ", xid",
-                null: ", null",
-                latest: format!(", {LATEST_XID}"),
-                name: format!(", {XID}"),
-            },
-            false => LoggedXid::default(),
-        }
-    }
-
-    pub(crate) fn key(&self) -> KeySql<'_> {
-        KeySql(&self.schema.key)
-    }
-
-    /// The table as FROM names it. Without the rows of tables that inherit from it, which may have the same keys,
-    /// unless the dataset has no capture: then all rows that a `select` finds.
-    pub(crate) fn table(&self) -> String {
-        if let Some(leaf) = self.leaf {
-            return format!("only {}", relation(leaf));
-        }
-        let table = relation(&self.schema.table);
-        let has_own_rows = self.schema.relation == RelationKind::Table && self.dataset.capture != Capture::None;
-        if has_own_rows { format!("only {table}") } else { table }
     }
 
     /// The layout of the rows that the statements of an export send.
@@ -406,22 +282,140 @@ impl Select<'_> {
         }
     }
 
-    /// The columns of a full export's file, and the hidden time, of rows `u`. The column `known` isn't read.
+    /// The columns of a full export's file, and the hidden time. The column `known` isn't read.
     pub(crate) fn full_columns(&self, known: Option<usize>) -> String {
         let meta = self.meta("'READ'::text", None);
-        let columns = self.table_columns(known).into_iter().chain(meta).chain(self.hidden_time());
-        columns.collect::<Vec<_>>().join(", ")
+        [self.table_columns(known), meta, self.hidden_time()].concat().join(", ")
     }
 
-    /// The columns of the table that the file has, but for the column `known`, of rows `u`.
+    /// The columns of a live row: its operation in a delta, the columns of the file, and a check for cells beyond the
+    /// bound. The check is no condition, because Postgres might evaluate a condition for rows that have not changed.
+    fn live_columns(&self, export_type: ExportType, max: CellMax) -> String {
+        let operation = self.operation();
+        let xid = (self.has_snapshot() && self.reads_transactions()).then_some(LOGGED_XID);
+        let meta = self.meta(&operation, xid);
+        let first = if export_type == ExportType::Delta { vec![operation] } else { Vec::new() };
+        let refused = vec![refused_of_row(&self.schema.columns, max)];
+        [first, self.table_columns(None), meta, self.hidden_time(), refused].concat().join(", ")
+    }
+
+    /// The columns of a deletion: those of a live row, and the check also says if the row is gone.
+    fn deleted_columns(&self, max: CellMax) -> String {
+        let columns = &self.schema.columns;
+        let written: Vec<_> = columns.iter().map(|column| self.last_of(column)).collect();
+        let cells = columns.iter().zip(&written).filter(|(column, _)| may_be_large(column));
+        let cells =
+            cells.map(|(column, value)| (column.name.to_string(), format!("{} > {}", octets(column, value), max.0)));
+        let refused = format!("{} or {IS_GONE}", refused(&cells.collect::<Vec<_>>()));
+        let meta = self.meta(DELETE, self.reads_transactions().then_some(LOGGED_XID));
+        [vec![DELETE.to_owned()], written, meta, self.hidden_time(), vec![refused]].concat().join(", ")
+    }
+
+    /// The value of a column in a deletion.
+    fn last_of(&self, column: &TableColumn) -> String {
+        if let Some((i, part)) = self.schema.key.iter().enumerate().find(|(_, part)| part.column.name == column.name) {
+            let key = format!("ch.{}", key_name(i));
+            return match part.has_one_text {
+                true => wire_value(column, &key),
+                false if is_text(column) => key,
+                false => wire_value(column, &format!("{key}::{}", part.read_as)),
+            };
+        }
+        let live = live_value(column);
+        let live = self.filter().map(|filter| format!("case when {filter} then {live} end")).unwrap_or(live);
+        let deleted = self.schema.deleted.as_ref().filter(|deleted| deleted.name == column.name);
+        match deleted {
+            Some(_) if column.kind == ColumnType::Bool => format!("case when {IS_GONE} then true else {live} end"),
+            // The other columns of a row that is gone are null, by the outer join.
+            _ => live,
+        }
+    }
+
+    /// The columns of the table that the file has, but for the column `known`.
     fn table_columns(&self, known: Option<usize>) -> Vec<String> {
         let columns = self.schema.columns.iter().enumerate().filter(|(at, _)| Some(*at) != known);
-        columns.map(|(_, column)| wire_value(column, &format!("u.{}", quoted(&column.name)))).collect()
+        columns.map(|(_, column)| live_value(column)).collect()
     }
 
-    /// The hidden time of rows `u`.
-    fn hidden_time(&self) -> Option<String> {
-        self.schema.hidden_time().map(|time| wire_value(time, &format!("u.{}", quoted(&time.name))))
+    /// The columns of `meta` in a row with this operation and, if the log was asked for them, its transaction.
+    fn meta(&self, operation: &str, xid: Option<&str>) -> Vec<String> {
+        let value = |meta: &MetaColumn| match meta {
+            MetaColumn::Order => self.order.map_or_else(|| "null::int8".to_owned(), |order| format!("{order}::int8")),
+            MetaColumn::Xid => xid.map_or_else(|| "null::int8".to_owned(), |xid| format!("{xid}::text::int8")),
+            MetaColumn::CommittedAt => xid.map_or_else(|| "null::timestamptz".to_owned(), committed_at),
+            MetaColumn::Operation => operation.to_owned(),
+        };
+        self.schema.meta.iter().map(value).collect()
+    }
+
+    /// The hidden time, if there is one.
+    fn hidden_time(&self) -> Vec<String> {
+        self.schema.hidden_time().map(live_value).into_iter().collect()
+    }
+
+    /// The operation on a live row.
+    fn operation(&self) -> String {
+        let (watermark, live_since) = (self.watermark(), self.live_since());
+        let is_new = match (&self.schema.created_at, &self.schema.updated_at) {
+            (Some(created_at), Some(updated_at)) => {
+                format!("{} operator(pg_catalog.=) {}", compared(created_at), compared(updated_at))
+            }
+            // The first entry of the log decides. A consumer that begins gets every row as INSERT.
+            _ if self.has_snapshot() => {
+                format!("ch.{OP} = 'I' or ch.{OP} is null and {watermark} is null and {live_since} is null")
+            }
+            _ => format!("{watermark} is null"),
+        };
+        format!("case when {is_new} then 'INSERT'::text else 'UPDATE' end")
+    }
+
+    /// Returns true if every live row is looked up in the log: only the log tells new rows from changed ones, or the
+    /// transactions.
+    fn reads_whole_log(&self, export_type: ExportType) -> bool {
+        let has_operation = export_type == ExportType::Delta || self.schema.meta.contains(&MetaColumn::Operation);
+        has_operation && self.schema.created_at.is_none() || self.reads_transactions()
+    }
+
+    /// Returns true if the files have the transactions of the rows.
+    fn reads_transactions(&self) -> bool {
+        self.schema.meta.iter().any(|meta| matches!(meta, MetaColumn::Xid | MetaColumn::CommittedAt))
+    }
+
+    /// A list of columns, and `xid` behind them if the files have the transactions of the rows.
+    fn with_xid(&self, columns: &[&str], xid: &str) -> String {
+        let xid = if self.reads_transactions() { &[xid][..] } else { &[] };
+        [columns, xid].concat().join(", ")
+    }
+
+    fn pieces(&self) -> Pieces {
+        let (key, logged_key, names) = (self.key().of_row(), self.key().of_log(), self.key().names().join(", "));
+        Pieces {
+            table: self.table(),
+            alive: self.alive(),
+            by_time: self.changed_after(&self.watermark(), &self.less_overlap(&self.watermark())),
+            entry: self.with_xid(&[&logged_key, "sequence", "operation"], "xid"),
+            entry_names: self.with_xid(&[&names, "sequence", "operation"], "xid"),
+            no_entry: self.with_xid(&[&key, "null", "null"], "null"),
+            ordinals: self.key().ordinals(),
+            key,
+            logged_key,
+            names,
+        }
+    }
+
+    fn key(&self) -> KeySql<'_> {
+        KeySql(&self.schema.key)
+    }
+
+    /// The table as FROM names it. Without the rows of tables that inherit from it, which may have the same keys,
+    /// unless the dataset has no capture: then all rows that a `select` finds.
+    pub(crate) fn table(&self) -> String {
+        if let Some(leaf) = self.leaf {
+            return format!("only {}", relation(leaf));
+        }
+        let table = relation(&self.schema.table);
+        let has_own_rows = self.schema.relation == RelationKind::Table && self.dataset.capture != Capture::None;
+        if has_own_rows { format!("only {table}") } else { table }
     }
 
     /// The operator's condition. It has to stand where no other table has a column that the condition may mean.
@@ -429,7 +423,7 @@ impl Select<'_> {
         self.dataset.filter.as_ref().map(|filter| format!("(\n{filter}\n)"))
     }
 
-    /// The condition that a row `u` is soft-deleted, or that it isn't. `None`: the dataset has no such column.
+    /// The condition that a row is soft-deleted, or that it isn't. `None`: the dataset has no such column.
     pub(crate) fn deleted(&self, is: bool) -> Option<String> {
         let column = self.schema.deleted.as_ref()?;
         let test = match (column.kind == ColumnType::Bool, is) {
@@ -441,102 +435,90 @@ impl Select<'_> {
         Some(format!("u.{} {test}", quoted(&column.name)))
     }
 
-    /// The condition that a full export has a row `u`.
+    /// The condition that a full export has a row.
     pub(crate) fn alive(&self) -> String {
         let conditions: Vec<_> = self.deleted(false).into_iter().chain(self.filter()).collect();
         if conditions.is_empty() { "true".to_owned() } else { conditions.join(" and ") }
     }
 
-    /// That a row `u` which the timestamp rule finds is a deletion. A row outside of the filter may have been inside
-    /// before, but not for a consumer that begins; where there is a log, the log knows.
+    /// The condition that a row which the timestamp rule finds is a deletion. A row outside of the filter may have been
+    /// inside before, but not for a consumer that begins; where there is a log, the log knows.
     fn ended(&self) -> String {
         let deleted = self.deleted(true).unwrap_or_else(|| "false".to_owned());
-        match self.filter() {
-            None => deleted,
-            Some(filter) => format!(
-                "{filter} is true and {deleted}
-                 or {filter} is not true and {} is not null and {} is null",
-                self.watermark(),
-                self.live_since()
-            ),
+        let Some(filter) = self.filter() else { return deleted };
+        let (watermark, live_since) = (self.watermark(), self.live_since());
+        format!(
+            "{filter} is true and {deleted} or {filter} is not true and {watermark} is not null and {live_since} is null"
+        )
+    }
+
+    /// The timestamp rule for deletions.
+    fn ended_by_time(&self) -> String {
+        let (watermark, deleted_since) = (self.watermark(), timestamp(self.position.deleted_since));
+        if self.has_snapshot() {
+            return self.changed_after(&deleted_since, &deleted_since);
+        }
+        // An incremental export moves the watermark past deletions that are still due.
+        self.changed_after(&watermark, &self.less_overlap(&format!("least({watermark}, {deleted_since})")))
+    }
+
+    /// The timestamp rule: rows after `since`, or all rows for a consumer that begins. A row at infinity, or so far
+    /// ahead that its time can't be a watermark, is above every one: such a row would come each time, and its changes
+    /// are in the log. So it is with every row where there is a position and no watermark, since no exported row had a
+    /// time that can be a watermark.
+    fn changed_after(&self, watermark: &str, since: &str) -> String {
+        let live_since = self.live_since();
+        let begins = format!("{watermark} is null and {live_since} is null");
+        let Some(column) = &self.schema.updated_at else { return format!("({begins})") };
+        let (time, since, bound) = (compared(column), in_zone_of(column, since), in_zone_of(column, LAST_TIME));
+        format!(
+            "({begins} or {time} operator(pg_catalog.>) {since}
+               and ({time} operator(pg_catalog.<) {bound} or {live_since} is null))"
+        )
+    }
+
+    /// The time from which rows are read for a watermark: earlier, where the dataset has an overlap.
+    fn less_overlap(&self, time: &str) -> String {
+        match self.dataset.capture {
+            Capture::Timestamp { overlap } => format!("({time} - interval '{} microseconds')", overlap.as_micros()),
+            Capture::Triggers | Capture::None => time.to_owned(),
         }
     }
 
-    /// The timestamp rule for the consumer's position.
-    fn timestamp_rule(&self) -> String {
-        let watermark = self.watermark();
-        self.timestamp_rule_since(&watermark, &self.less_overlap(&watermark), &self.live_since())
-    }
-
-    fn position(&self) -> Option<&Position> {
-        self.since.map(|(_, position)| position)
+    /// Returns true if there is a snapshot to compare the log with.
+    fn has_snapshot(&self) -> bool {
+        self.position.live.is_some()
     }
 
     /// The watermark. Null, together with [`Select::live_since`]: the consumer begins.
     fn watermark(&self) -> String {
-        timestamp(self.position().and_then(|position| position.since))
-    }
-
-    /// The time after which soft-deleted rows are due, beside the deletions of the log. Null: none are.
-    fn deleted_since(&self) -> String {
-        timestamp(self.position().and_then(|position| position.deleted_since))
+        timestamp(self.position.since)
     }
 
     /// The snapshot up to which live rows were delivered. Null: the watermark alone decides.
     fn live_since(&self) -> String {
-        snapshot(self.position().and_then(|position| position.live.as_deref()))
+        snapshot(self.position.live.as_deref())
     }
 
     /// The snapshot up to which deletions were delivered. Null: the watermark alone decides.
     fn deletions_since(&self) -> String {
-        snapshot(self.position().and_then(|position| position.deletions.as_deref()))
+        snapshot(self.position.deletions.as_deref())
     }
 
     /// The condition that an entry of the log is one of this table which the snapshot has not seen.
     fn logged(&self, snapshot: &str) -> String {
-        let table = self.since.map_or(0, |(table, _)| table);
-        logged(&format!("'{table}'::oid"), snapshot)
+        logged(&format!("'{}'::oid", self.table_oid), snapshot)
     }
+}
 
-    /// The time from which rows are read for a watermark: earlier, where the dataset has an overlap.
-    fn less_overlap(&self, watermark: &str) -> String {
-        match self.dataset.capture {
-            Capture::Triggers | Capture::None => watermark.to_owned(),
-            Capture::Timestamp { overlap } => {
-                format!("({watermark} - interval '{} microseconds')", overlap.as_micros())
-            }
-        }
-    }
-
-    /// The timestamp rule: rows `u` after `since`, or all rows for a consumer that begins. A row at infinity, or so far
-    /// ahead that its time can't be a watermark, is above every one: such a row would come each time, and its changes
-    /// are in the log. So it is with every row where there is a position and no watermark, since no exported row had a
-    /// time that can be a watermark.
-    pub(crate) fn timestamp_rule_since(&self, watermark: &str, since: &str, snapshot: &str) -> String {
-        let begins = format!("{watermark} is null and {snapshot} is null");
-        let Some(column) = &self.schema.updated_at else { return format!("({begins})") };
-        let (updated_at, later, earlier) = (compared(column), operator("pg_catalog", ">"), operator("pg_catalog", "<"));
-        let (since, bound) = (in_zone_of(column, since), in_zone_of(column, LAST_TIME));
-        format!("({begins} or {updated_at} {later} {since} and ({updated_at} {earlier} {bound} or {snapshot} is null))")
-    }
+/// The value of a column in a row of the table.
+fn live_value(column: &TableColumn) -> String {
+    wire_value(column, &format!("u.{}", quoted(&column.name)))
 }
 
 /// A snapshot as a constant.
 fn snapshot(snapshot: Option<&str>) -> String {
     snapshot.map_or_else(|| "null::pg_snapshot".to_owned(), |snapshot| format!("{}::pg_snapshot", literal(snapshot)))
-}
-
-/// Pieces of lists of columns, each with a comma in front. Empty, if the files have no transactions.
-#[derive(Default)]
-struct LoggedXid {
-    /// The column of the log.
-    column: &'static str,
-    /// A null in its place.
-    null: &'static str,
-    /// The aggregate of a key's entries.
-    latest: String,
-    /// The name of that aggregate in the changes.
-    name: String,
 }
 
 /// Names of the columns beside the key in the changes. Each has a space, so that no filter means it.
@@ -545,13 +527,17 @@ const IS_FOUND: &str = "\"is found\"";
 const IS_TOLD: &str = "\"logged deletion\"";
 const XID: &str = "\"logged xid\"";
 
+/// The transaction of a row of `ch`.
+const LOGGED_XID: &str = "ch.\"logged xid\"";
+
+/// The condition that a row of `ch` is in no row of the table. Not by its key, of which one of several fields may be
+/// null.
+const IS_GONE: &str = "u.tableoid is null";
+
 /// Later times can't be a watermark.
 pub(crate) const LAST_TIME: &str = "timestamptz '200000-01-01 00:00:00+00'";
 
 const DELETE: &str = "'DELETE'::text";
-
-/// The columns of the log that the deletions read beside the key.
-const LOGGED: &str = ", sequence, operation";
 
 /// The transaction of the latest entry of a group of the log. Entries of one key are in the order of its row's locks.
 const LATEST_XID: &str = "(pg_catalog.array_agg(xid order by sequence desc nulls last))[1]";
@@ -621,7 +607,7 @@ mod tests {
     }
 
     fn select<'a>(dataset: &'a Dataset, schema: &'a TableSchema, position: &'a Position) -> Select<'a> {
-        Select { order: Some(3), since: Some((16384, position)), ..Select::new(dataset, schema) }
+        Select { order: Some(3), table_oid: 16384, position, ..Select::new(dataset, schema) }
     }
 
     /// The statements of cases that differ in what decides the SQL.
@@ -630,8 +616,7 @@ mod tests {
         let time = |name| column(name, ColumnType::Timestamptz, "timestamptz");
         let plain = table(vec![id, age, time("updated_at")], "pg_catalog.=", true);
         let plain = TableSchema { updated_at: Some(time("updated_at")), ..plain };
-        let flag = Some(column("is_deleted", ColumnType::Bool, "bool"));
-        let created_at = Some(time("created_at"));
+        let (flag, created_at) = (Some(column("is_deleted", ColumnType::Bool, "bool")), Some(time("created_at")));
         let flagged = TableSchema { deleted: flag, created_at, is_filtered: true, ..plain.clone() };
         let updated_at = Some(column("at", ColumnType::Timestamp, "timestamp"));
         let mut masked = TableSchema { updated_at, deleted: Some(time("deleted_at")), ..plain.clone() };
@@ -644,25 +629,17 @@ mod tests {
 
         let users = Dataset::new("users".to_owned(), plain.table.clone());
         let filtered = Dataset { filter: Some("tenant = 7 -- ours".to_owned()), ..users.clone() };
-        let by_time = Capture::Timestamp { overlap: Duration::from_secs(60) };
-        let by_time = Dataset { capture: by_time, ..filtered.clone() };
+        let capture = Capture::Timestamp { overlap: Duration::from_secs(60) };
+        let by_time = Dataset { capture, ..filtered.clone() };
+        let [june, july] = ["2026-06-01T00:00:00Z", "2026-07-01T00:00:00Z"].map(|time| time.parse().ok());
+        let (first, snapshot) = (Position::default(), Some("90:95:90,92".to_owned()));
+        let times = Position { since: july, deleted_since: june, ..first.clone() };
+        let same = Position { live: snapshot.clone(), deletions: snapshot, since: july, ..first.clone() };
+        let behind =
+            Position { deletions: Some("70:70:".to_owned()), since: None, deleted_since: june, ..same.clone() };
 
-        let at = |live, deletions, since: Option<&str>, deleted_since: Option<&str>| Position {
-            live: Option::map(live, str::to_owned),
-            deletions: Option::map(deletions, str::to_owned),
-            since: since.map(|time| time.parse().unwrap()),
-            deleted_since: deleted_since.map(|time| time.parse().unwrap()),
-            ..Position::default()
-        };
-        let first = Position::default();
-        let times = at(None, None, Some("2026-07-01T00:00:00Z"), Some("2026-06-01T00:00:00Z"));
-        let same = at(Some("90:95:90,92"), Some("90:95:90,92"), Some("2026-07-01T00:00:00Z"), None);
-        let behind = at(Some("90:95:90,92"), Some("70:70:"), None, Some("2026-06-01T00:00:00Z"));
-
-        let rule = |of: &Position| if of.live.is_some() { Rule::LogToo } else { Rule::TimeAlone };
-        let incremental = |dataset, schema, of: &Position| vec![select(dataset, schema, of).incremental(rule(of), MAX)];
-        let delta =
-            |dataset, schema, of: &Position| select(dataset, schema, of).delta(rule(of), of.live == of.deletions, MAX);
+        let incremental = |dataset, schema, of| vec![select(dataset, schema, of).incremental(MAX)];
+        let delta = |dataset, schema, of| select(dataset, schema, of).delta(MAX);
         let condition = |operator, value: &str| Condition { column: "age".into(), operator, value: value.into() };
         let filter = vec![condition(Operator::In, r#"["7", "8"]"#), condition(Operator::IsNull, "false")];
         let selection = Selection { columns: Some(vec!["id".to_owned()]), filter, limit: Some(10) };
@@ -709,7 +686,6 @@ mod tests {
         lines.join("\n")
     }
 
-    /// `RENEW_STATEMENTS=1 cargo test statements_are` renews the file.
     #[test]
     #[expect(clippy::disallowed_methods, reason = "no setting of the service")]
     fn statements_are_those_in_the_file() {
@@ -722,6 +698,7 @@ mod tests {
         if std::env::var_os("RENEW_STATEMENTS").is_some() {
             std::fs::write(&file, &statements).unwrap();
         }
-        assert_eq!(std::fs::read_to_string(file).unwrap(), statements);
+        let is_kept = std::fs::read_to_string(file).unwrap() == statements;
+        assert!(is_kept, "the SQL has changed: look at what RENEW_STATEMENTS=1 makes of select/statements.txt");
     }
 }

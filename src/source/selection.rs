@@ -13,12 +13,12 @@ use crate::source::quote::{literal, quoted};
 use crate::source::relation_locks::NO_WAIT;
 use crate::source::select::Select;
 use crate::source::table_schema::introspect;
-use crate::source::value::{compared, operator, refused_of_row};
+use crate::source::value::{compared, refused_of_row};
 use crate::source::{Error, Source, owners, role_path};
 
 impl Source {
-    /// Returns true if a selection is one of the dataset's rows and columns.
-    pub async fn check(&self, dataset: &Dataset, selection: &Selection) -> Result<Result<(), BadSelection>, Error> {
+    /// Returns the first mistake in a selection of the dataset's rows and columns.
+    pub async fn check(&self, dataset: &Dataset, selection: &Selection) -> Result<Option<BadSelection>, Error> {
         let failed = Error::from_sql(&dataset.table);
         let mut conn = self.pool.acquire().await.map_err(&failed)?;
         // Rolled back in the end. If the owner isn't trusted, the introspection says so.
@@ -35,25 +35,24 @@ impl Source {
             sqlx::raw_sql(AssertSqlSafe(settings)).execute(&mut *conn).await.map_err(&failed)?;
         }
         if let Some(bad) = select.masked(selection) {
-            return Ok(Err(bad));
+            return Ok(Some(bad));
         }
+        let bad = |field, why| Ok(Some(BadSelection { field, why, is_masked: false }));
         for (i, name) in selection.columns.iter().flatten().enumerate() {
             if let Err(why) = select.find(name) {
-                return Ok(Err(BadSelection { field: format!("columns[{i}]"), why, is_masked: false }));
+                return bad(format!("columns[{i}]"), why);
             }
         }
         for (i, condition) in selection.filter.iter().enumerate() {
             let column = match select.find(&condition.column) {
                 Ok(column) => column,
-                Err(why) => {
-                    return Ok(Err(BadSelection { field: format!("filter[{i}].column"), why, is_masked: false }));
-                }
+                Err(why) => return bad(format!("filter[{i}].column"), why),
             };
             if let Some((member, why)) = select.refusal(&mut conn, condition, column).await? {
-                return Ok(Err(BadSelection { field: format!("filter[{i}].{member}"), why, is_masked: false }));
+                return bad(format!("filter[{i}].{member}"), why);
             }
         }
-        Ok(Ok(()))
+        Ok(None)
     }
 }
 
@@ -63,33 +62,26 @@ impl<'a> Select<'a> {
         let narrowed = self.schema.narrowed(selection);
         let narrowed = Select { schema: &narrowed, ..*self };
         let (table, columns, alive) = (self.table(), narrowed.full_columns(None), self.alive());
-        let condition =
-            |condition: &Condition| format!(" and {}", self.condition(condition, &literal(&condition.value)));
+        let refused = refused_of_row(&narrowed.schema.columns, max);
+        let condition = |it: &Condition| format!(" and {}", self.condition(it, &literal(&it.value)));
         let conditions: String = selection.filter.iter().map(condition).collect();
         let key: Vec<_> = self.schema.key.iter().map(|part| compared(&part.column)).collect();
         let order = if key.is_empty() { String::new() } else { format!(" order by {}", key.join(", ")) };
-        let limit = selection.limit.map(|limit| format!("{order} limit {limit}"));
-        format!(
-            "select {columns}, {} from {table} u where {alive}{conditions}{}",
-            refused_of_row(&narrowed.schema.columns, max),
-            limit.unwrap_or_default()
-        )
+        let limit = selection.limit.map(|limit| format!("{order} limit {limit}")).unwrap_or_default();
+        format!("select {columns}, {refused} from {table} u where {alive}{conditions}{limit}")
     }
 
     /// Returns the member of a selection that would tell values of a masked column: which rows it selects.
     pub(crate) fn masked(&self, selection: &Selection) -> Option<BadSelection> {
         let is_masked =
             |name: &str| self.schema.columns.iter().any(|column| column.name == name && column.mask.is_some());
-        let bad = |field: String, column: &str| {
-            let why = format!("`{column}` is masked, so no request can select rows by it");
-            Some(BadSelection { field, why, is_masked: true })
-        };
-        let filtered = selection.filter.iter().position(|condition| is_masked(&condition.column));
-        if let Some(at) = filtered {
-            return bad(format!("filter[{at}].column"), &selection.filter[at].column);
-        }
-        let key = self.schema.key.iter().map(|part| &*part.column.name).find(|name| is_masked(name));
-        key.filter(|_| selection.limit.is_some()).and_then(|name| bad("limit".to_owned(), name))
+        let filtered = selection.filter.iter().enumerate();
+        let filtered = filtered.map(|(at, condition)| (format!("filter[{at}].column"), &*condition.column));
+        let key = self.schema.key.iter().filter(|_| selection.limit.is_some());
+        let ordered = key.map(|part| ("limit".to_owned(), &*part.column.name));
+        let (field, column) = filtered.chain(ordered).find(|(_, name)| is_masked(name))?;
+        let why = format!("`{column}` is masked, so no request can select rows by it");
+        Some(BadSelection { field, why, is_masked: true })
     }
 
     /// A condition on rows `u`. `text` is its value in SQL.
@@ -106,10 +98,10 @@ impl<'a> Select<'a> {
             Operator::Gte => ">=",
             Operator::IsNull => return format!("(pg_catalog.num_nulls({name}) = 1) = {value}"),
         };
-        let compared = operator(column.map_or("pg_catalog", |column| &column.operators), compared);
+        let schema = column.map_or("pg_catalog", |column| &column.operators);
         match condition.operator {
-            Operator::In => format!("{name} {compared} any ({value})"),
-            _ => format!("{name} {compared} {value}"),
+            Operator::In => format!("{name} operator({schema}.{compared}) any ({value})"),
+            _ => format!("{name} operator({schema}.{compared}) {value}"),
         }
     }
 

@@ -14,11 +14,6 @@ pub(crate) fn compared(column: &TableColumn) -> String {
     format!("u.{}::{}", quoted(&column.name), column.base_type)
 }
 
-/// An operator of that schema, which Postgres has quoted where it must be.
-pub(crate) fn operator(schema: &str, name: &str) -> String {
-    format!("operator({schema}.{name})")
-}
-
 /// A moment as a column of times has it: one without a zone is taken for UTC.
 pub(crate) fn in_zone_of(column: &TableColumn, moment: &str) -> String {
     if column.kind == ColumnType::Timestamp { format!("({moment} at time zone 'UTC')") } else { moment.to_owned() }
