@@ -2,6 +2,7 @@
 //!
 //! Only `http` uses this module. It knows no status codes and runs no exports.
 
+mod cached_reads;
 pub mod consumers;
 pub mod datasets_order;
 pub mod deadline;
@@ -10,7 +11,6 @@ pub mod files;
 mod followers;
 mod jobs;
 mod keys;
-mod last_seen;
 pub mod schedules;
 mod scrape;
 mod shares;
@@ -36,11 +36,11 @@ use crate::job::datasets::MOST_DATASETS;
 use crate::job::selection::BadSelection;
 use crate::job::{Bounds, ConsumerId, Export, JobId, Status, Terms};
 use crate::key::Prefix;
+use crate::service::cached_reads::CachedReads;
 use crate::service::consumers::LagKey;
 use crate::service::deadline::{call_timeout, on_table, with_timeout};
 use crate::service::followers::Followers;
 use crate::service::keys::Keyring;
-use crate::service::last_seen::LastSeen;
 use crate::service::scrape::ReadCache;
 use crate::sink::{self, Destination, Limited, Limits};
 use crate::source::{self, Source};
@@ -48,8 +48,8 @@ use crate::store::{self, OtherProcesses, Store};
 use crate::telemetry::metrics;
 use crate::watermark::{ConsumerLag, LogUse};
 
+pub use cached_reads::CachedRead;
 pub use followers::Subscriber;
-pub use last_seen::Looked;
 pub use shares::{Share, Shares};
 
 #[derive(Debug, thiserror::Error)]
@@ -153,9 +153,9 @@ pub enum Error {
         "the job has no export of the dataset `{0}`, or it was removed: one that found nothing is kept for a minute"
     )]
     NoExport(String),
-    /// The look at the tables failed, which several calls may share.
+    /// The read of the tables failed, which several calls may share.
     #[error(transparent)]
-    Look(Arc<Error>),
+    Tables(Arc<Error>),
     #[error("the export is being committed")]
     Committing,
     #[error("the export is {0}, so its file can't be removed yet")]
@@ -194,12 +194,12 @@ pub enum Error {
 
 /// Returns the result of a health check, which all calls share. So a flood of calls causes one check a second.
 async fn checked<T: Clone + Send + Sync + 'static>(
-    seen: &LastSeen<(), Result<T, Arc<Error>>>,
+    cache: &CachedReads<(), Result<T, Arc<Error>>>,
     check: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Arc<Error>> {
     let cache_time = failpoint::time("service.checks", CHECK_CACHE_TIME);
     let check = async move { Ok(check.await.map_err(Arc::new)) };
-    seen.get((), cache_time, Some(Utc::now() - MAX_CHECK_AGE), check).await?.value
+    cache.get((), cache_time, Some(Utc::now() - MAX_CHECK_AGE), check).await?.value
 }
 
 /// Describes which exports an out-of-step caller must load before its next request.
@@ -256,15 +256,15 @@ pub struct Health {
     pub is_nobody_there: bool,
     pub is_draining: bool,
     /// The state of the datasets' tables. A dataset that is not ready does not affect exports of other datasets. `None`
-    /// if no look has succeeded in the last minute.
-    pub tables: Option<Looked<Arc<SeenTables>>>,
+    /// if no read has succeeded in the last minute.
+    pub tables: Option<CachedRead<Arc<TableStates>>>,
     /// Why the operator's file, which has changed, is not in force. `None`: it is.
     pub stale_catalog: Option<Arc<str>>,
 }
 
-/// The state of all tables, as a look found it.
+/// The state of all tables.
 #[derive(Clone, Debug)]
-pub struct SeenTables {
+pub struct TableStates {
     pub datasets: Vec<Description>,
     /// The tables whose changes are captured although no dataset needs them. A caller bound to datasets sees none.
     pub without_dataset: Vec<Table>,
@@ -288,11 +288,11 @@ const MAX_CHECK_AGE: TimeDelta = TimeDelta::seconds(2);
 /// Time for which health checks use descriptions of the datasets, so that they cost the database little.
 const DATASETS_CACHE_TIME: Duration = Duration::from_secs(5);
 
-/// Maximum number of looks at tables that go on behind pages of consumers. They leave a connection of their pool to
+/// Maximum number of reads of tables that go on behind pages of consumers. They leave a connection of their pool to
 /// other calls.
-const MAX_LOOKS: usize = 1;
+const MAX_LAG_READS: usize = 1;
 
-/// Time limit of a look at a table. Only such a call may exceed [`CALL_TIMEOUT`].
+/// Time limit of a read of a table. Only such a call may exceed [`CALL_TIMEOUT`].
 pub const COUNTING_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug)]
@@ -332,23 +332,15 @@ pub struct Service {
     destination: Limited,
     /// The same destination with a permit for health checks, so that they and downloads don't wait for each other.
     checked_destination: Limited,
-    /// The last check of Postgres, with the number of other processes whose claims fail.
-    seen_postgres: LastSeen<(), Result<OtherProcesses, Arc<Error>>>,
-    seen_output: LastSeen<(), Result<(), Arc<Error>>>,
     catalog: Arc<Catalog>,
     terms: Terms,
     redirects_downloads: bool,
     log_max_bytes: u64,
-    metrics_cache: Arc<ReadCache<String>>,
+    cached: Caches,
     /// All datasets, of which `catalog` has those that the caller may see.
     current: CurrentCatalog,
-    seen_datasets: LastSeen<(), Arc<SeenTables>>,
-    /// The lags of the consumers of a dataset, as a page has them.
-    seen_lags: LastSeen<LagKey, Vec<ConsumerLag>>,
-    /// The use of the change log by the lanes of a page.
-    seen_log_use: LastSeen<Vec<(String, String)>, Arc<Vec<LogUse>>>,
-    /// The permits of looks at tables that go on behind pages.
-    looks: Arc<Semaphore>,
+    /// The permits of reads of tables that go on behind pages.
+    lag_reads: Arc<Semaphore>,
     /// Cancelled when the process stops starting exports.
     draining: CancellationToken,
     /// Cancelled when calls that only wait must return.
@@ -359,6 +351,20 @@ pub struct Service {
     bounds: Bounds,
     /// The sender of the request, which learns the names in the request for its audit lines.
     origin: Arc<Origin>,
+}
+
+/// The results of reads that calls share.
+#[derive(Clone, Debug, Default)]
+struct Caches {
+    /// The last check of Postgres, with the number of other processes whose claims fail.
+    postgres: CachedReads<(), Result<OtherProcesses, Arc<Error>>>,
+    output: CachedReads<(), Result<(), Arc<Error>>>,
+    metrics: Arc<ReadCache<String>>,
+    tables: CachedReads<(), Arc<TableStates>>,
+    /// The lags of the consumers of a dataset, as a page has them.
+    lags: CachedReads<LagKey, Vec<ConsumerLag>>,
+    /// The use of the change log by the lanes of a page.
+    log_use: CachedReads<Vec<(String, String)>, Arc<Vec<LogUse>>>,
 }
 
 impl Service {
@@ -388,18 +394,13 @@ impl Service {
             source,
             destination,
             checked_destination,
-            seen_postgres: LastSeen::default(),
-            seen_output: LastSeen::default(),
             catalog: catalog.get(),
             current: catalog,
             terms,
             redirects_downloads,
             log_max_bytes,
-            metrics_cache: Arc::default(),
-            seen_datasets: LastSeen::default(),
-            seen_lags: LastSeen::default(),
-            seen_log_use: LastSeen::default(),
-            looks: Arc::new(Semaphore::new(MAX_LOOKS)),
+            cached: Caches::default(),
+            lag_reads: Arc::new(Semaphore::new(MAX_LAG_READS)),
             draining,
             stopping,
             followers,
@@ -464,24 +465,24 @@ impl Service {
     }
 
     /// Returns the datasets that the caller may see as they were `fresh` ago at most. If that takes long, returns what
-    /// an earlier call saw, up to a minute ago. With a `fresh` of zero, a dataset that is not ready is one now: a table
+    /// an earlier call read, up to a minute ago. With a `fresh` of zero, a dataset that is not ready is one now: a table
     /// that was tracked a moment ago is ready.
-    pub async fn datasets(&self, fresh: Duration) -> Result<Looked<Arc<SeenTables>>, Arc<Error>> {
-        let (changed_at, asked_at) = (self.current.changed_at(), Utc::now());
-        let mut seen = self.seen_datasets.get((), fresh, Some(changed_at), self.clone().look_at_tables()).await?;
+    pub async fn datasets(&self, fresh: Duration) -> Result<CachedRead<Arc<TableStates>>, Arc<Error>> {
+        let (changed_at, called_at) = (self.current.changed_at(), Utc::now());
+        let mut tables = self.cached.tables.get((), fresh, Some(changed_at), self.clone().read_tables()).await?;
         let is_unready = |it: &Description| it.reason().is_some();
-        if fresh.is_zero() && seen.as_of < asked_at && seen.value.datasets.iter().any(is_unready) {
-            seen = self.seen_datasets.get((), fresh, Some(asked_at), self.clone().look_at_tables()).await?;
+        if fresh.is_zero() && tables.as_of < called_at && tables.value.datasets.iter().any(is_unready) {
+            tables = self.cached.tables.get((), fresh, Some(called_at), self.clone().read_tables()).await?;
         }
         if self.bounds.datasets.is_some() {
             let is_allowed = |it: &&Description| self.bounds.allow_dataset(&it.dataset.name);
-            let datasets = seen.value.datasets.iter().filter(is_allowed).cloned().collect();
-            seen.value = Arc::new(SeenTables { datasets, without_dataset: Vec::new() });
+            let datasets = tables.value.datasets.iter().filter(is_allowed).cloned().collect();
+            tables.value = Arc::new(TableStates { datasets, without_dataset: Vec::new() });
         }
-        Ok(seen)
+        Ok(tables)
     }
 
-    async fn look_at_tables(self) -> Result<Arc<SeenTables>, Error> {
+    async fn read_tables(self) -> Result<Arc<TableStates>, Error> {
         let (catalog, untrackable) = (self.current.get(), self.current.untrackable());
         let datasets: Vec<_> = catalog.iter().cloned().collect();
         let mut datasets = on_table(self.source.describe(&datasets)).await?;
@@ -489,7 +490,7 @@ impl Service {
             described.why_untracked = untrackable.get(&described.dataset.name).cloned();
         }
         let without_dataset = on_table(self.source.tables_without_dataset(&catalog)).await?;
-        Ok(Arc::new(SeenTables { datasets, without_dataset }))
+        Ok(Arc::new(TableStates { datasets, without_dataset }))
     }
 
     /// Returns the tables that the caller may see, and that a pattern matches although they can't be datasets.
@@ -526,15 +527,15 @@ impl Service {
         self.processes().await.map(drop)
     }
 
-    /// Checks what [`ping`](Service::ping) checks, and looks at the processes that run exports.
+    /// Checks what [`ping`](Service::ping) checks, and reads the state of the processes that run exports.
     async fn processes(&self) -> Result<OtherProcesses, Arc<Error>> {
         let probe = self.probe.clone();
-        checked(&self.seen_postgres, async move { with_timeout(probe.other_processes()).await }).await
+        checked(&self.cached.postgres, async move { with_timeout(probe.other_processes()).await }).await
     }
 
     pub async fn require_room(&self) -> Result<(), Arc<Error>> {
         let destination = self.checked_destination.clone();
-        checked(&self.seen_output, async move { Ok(destination.require_room().await?) }).await
+        checked(&self.cached.output, async move { Ok(destination.require_room().await?) }).await
     }
 
     /// Returns true if the process is shutting down and starts no more exports.

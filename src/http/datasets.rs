@@ -16,7 +16,7 @@ use crate::http::problem::Problem;
 use crate::http::schemas::DatasetName;
 use crate::job::columns::MetaColumn;
 use crate::job::json::rfc3339;
-use crate::service::{Looked, Service};
+use crate::service::{CachedRead, Service};
 
 /// All datasets.
 #[derive(Serialize, ToSchema)]
@@ -106,7 +106,7 @@ pub(crate) struct ColumnBody {
     extensions(("x-codes" = json!([Code::TableUnreadable, Code::DatasetMismatch]))),
 )]
 pub(crate) async fn list(service: Service) -> Result<Json<Datasets>, Problem> {
-    let Looked { value, as_of } = service.datasets(Duration::ZERO).await?;
+    let CachedRead { value, as_of } = service.datasets(Duration::ZERO).await?;
     let described = value.datasets.iter().cloned().map(DatasetBody::from);
     Ok(Json(Datasets {
         items: described.chain(service.left_out().iter().map(DatasetBody::from)).collect(),

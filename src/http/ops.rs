@@ -13,7 +13,7 @@ use crate::dataset::Description;
 use crate::http::access::{Access, has_own_key};
 use crate::http::datasets::problems;
 use crate::job::json::rfc3339;
-use crate::service::{self, Looked, Service};
+use crate::service::{self, CachedRead, Service};
 use crate::telemetry::chain;
 use crate::telemetry::metrics::CONTENT_TYPE;
 
@@ -85,7 +85,7 @@ pub(crate) async fn ready(Extension(access): Extension<Access>, headers: HeaderM
     let health = service.health().await;
     let are_named = access != Access::Keys && !has_own_key(&headers);
     let (datasets, as_of) = match health.tables {
-        Some(Looked { value, as_of }) => (ready_or_why(&value.datasets, are_named), Some(rfc3339(as_of))),
+        Some(CachedRead { value, as_of }) => (ready_or_why(&value.datasets, are_named), Some(rfc3339(as_of))),
         None => ("no look at their tables has ended in the last minute".to_owned(), None),
     };
     // The folder and the missing bytes of a full disk are in the causes.

@@ -234,7 +234,7 @@ impl From<Arc<service::Error>> for Problem {
             Error::NoKey => Problem::key_invalid(),
             Error::NoJob | Error::NoUser | Error::NoDelivery | Error::NoConsumer(_) => Problem::not_found(&detail),
             Error::NoExport(_) => Problem::not_found(&detail).with_field("dataset"),
-            Error::Look(cause) => return Problem::from(Arc::clone(cause)),
+            Error::Tables(cause) => return Problem::from(Arc::clone(cause)),
             Error::NoDataset(_) => Problem::new(Code::NoDataset, detail).with_field("dataset"),
             Error::ConsumerNotAllowed(_) => Problem::new(Code::ConsumerNotAllowed, detail).with_field("X-Consumer-ID"),
             Error::DatasetNotAllowed(_) => Problem::new(Code::DatasetNotAllowed, detail).with_field("dataset"),

@@ -16,14 +16,14 @@ use crate::job::lane::{Lane, Unacknowledged};
 use crate::job::marker::Marker;
 use crate::job::{ConsumerId, Continuity, Export, Job};
 use crate::service::deadline::{on_table, with_timeout};
-use crate::service::{COUNTING_TIMEOUT, DATASETS_CACHE_TIME, Error, Looked, Service};
+use crate::service::{COUNTING_TIMEOUT, CachedRead, DATASETS_CACHE_TIME, Error, Service};
 use crate::sink::{Destination, MarkerFile};
 use crate::store::moments::LoggedChanges;
 use crate::store::watermarks::{ConsumerPosition, ConsumerRemoval, WatermarkRemoval};
 use crate::telemetry::chain;
 use crate::watermark::{ConsumerLag, LogUse, Waiting};
 
-/// Maximum number of lanes of a consumer that are looked at together.
+/// Maximum number of lanes of a consumer that are read together.
 const MAX_LANES: usize = 1_000;
 const LANES_PER_PAGE: u32 = 200;
 
@@ -85,7 +85,7 @@ impl Service {
         let (lags, log_use) = tokio::join!(self.lags(&positions), self.log_use(&ids, &datasets));
         let log_use: HashMap<_, _> =
             log_use.iter().map(|of| ((of.consumer_id.as_str(), of.dataset.as_str()), of)).collect();
-        let listed = |(Looked { value: lag, as_of }, position): (Looked<ConsumerLag>, &ConsumerPosition)| {
+        let listed = |(CachedRead { value: lag, as_of }, position): (CachedRead<ConsumerLag>, &ConsumerPosition)| {
             let lane = (lag.consumer.clone(), lag.dataset.clone());
             let last_export = last_exports.remove(&lane);
             let unacknowledged = unacknowledged.remove(&lane);
@@ -110,7 +110,7 @@ impl Service {
     }
 
     /// Returns the state of each table of those of these datasets whose changes nothing looks for, and the word of
-    /// continuity that its next export will have. Leaves out tables that can't be looked at now.
+    /// continuity that its next export will have. Leaves out tables that can't be read now.
     async fn tables_without_capture(
         &self,
         names: &BTreeSet<&str>,
@@ -119,13 +119,13 @@ impl Service {
         if !self.catalog.iter().any(|dataset| is_asked(dataset)) {
             return BTreeMap::new();
         }
-        let Ok(seen) = self.datasets(DATASETS_CACHE_TIME).await else { return BTreeMap::new() };
+        let Ok(tables) = self.datasets(DATASETS_CACHE_TIME).await else { return BTreeMap::new() };
         let table = |it: &Description| match it.reason() {
             None => (Readiness::Ready, None),
             // A reason may be a word of continuity.
             Some(reason) => (Readiness::Unfit, reason.parse::<Continuity>().ok()),
         };
-        let described = seen.value.datasets.iter().filter(|it| is_asked(&it.dataset));
+        let described = tables.value.datasets.iter().filter(|it| is_asked(&it.dataset));
         described.map(|it| (it.dataset.name.clone(), table(it))).collect()
     }
 
@@ -163,7 +163,7 @@ impl Service {
 
     /// Returns the age of the oldest change that a lane lacks, by the log or by the rows' times. Where neither tells
     /// it, it is the age of the last export, which is not less. It is unknown if the log has no change of a table that
-    /// can't be looked at now, because nobody knows if triggers log its changes.
+    /// can't be read now, because nobody knows if triggers log its changes.
     fn behind(
         &self,
         lag: &ConsumerLag,
@@ -214,35 +214,34 @@ impl Service {
         Ok(consumers.iter().map(|id| id.as_str()).zip(markers).collect())
     }
 
-    /// Returns the states of consumers as looks at the tables find them. If looks take long, returns what earlier ones
-    /// found, up to a minute ago. A state is unknown if its table can't be looked at now, or if no look at it has ended
-    /// in time.
-    async fn lags(&self, positions: &[ConsumerPosition]) -> Vec<Looked<ConsumerLag>> {
+    /// Returns the states of consumers by their tables. If reads take long, returns the results of earlier ones, up to a
+    /// minute ago. A state is unknown if its table can't be read now, or if no read of it has ended in time.
+    async fn lags(&self, positions: &[ConsumerPosition]) -> Vec<CachedRead<ConsumerLag>> {
         let datasets: BTreeSet<_> = positions.iter().map(|position| &*position.dataset).collect();
         let known = self.catalog.iter().filter(|dataset| datasets.contains(&*dataset.name));
         // Without capture, nobody knows the changes.
         let known = known.filter(|dataset| dataset.capture != Capture::None);
-        let looks = known.map(|dataset| async move {
+        let reads = known.map(|dataset| async move {
             let lanes = positions.iter().filter(|position| position.dataset == dataset.name);
             let consumers: Vec<_> = lanes.clone().map(|position| position.consumer.clone()).collect();
-            // A look from before a position was saved or removed is of no use.
+            // A result from before a position was saved or removed is of no use.
             let lanes = lanes.map(|position| (position.consumer.clone(), position.is_saved)).collect();
-            let look = self.clone().look_at_lags(Arc::clone(dataset), consumers);
+            let read = self.clone().read_lags(Arc::clone(dataset), consumers);
             let key = (dataset.name.clone(), lanes);
-            let seen = self.seen_lags.get(key, Duration::ZERO, None, look);
-            (dataset, tokio::time::timeout(COUNTING_TIMEOUT, seen).await)
+            let lags = self.cached.lags.get(key, Duration::ZERO, None, read);
+            (dataset, tokio::time::timeout(COUNTING_TIMEOUT, lags).await)
         });
-        let (looked, mut tables) = tokio::join!(join_all(looks), self.tables_without_capture(&datasets));
+        let (read, mut tables) = tokio::join!(join_all(reads), self.tables_without_capture(&datasets));
         let (mut found, mut unread) = (HashMap::new(), Vec::new());
-        for (dataset, seen) in looked {
-            let error = match seen {
-                Ok(Ok(Looked { value, as_of })) => {
+        for (dataset, lags) in read {
+            let error = match lags {
+                Ok(Ok(CachedRead { value, as_of })) => {
                     let lane = |lag: &ConsumerLag| (lag.consumer.clone(), lag.dataset.clone());
-                    found.extend(value.into_iter().map(|value| (lane(&value), Looked { value, as_of })));
+                    found.extend(value.into_iter().map(|value| (lane(&value), CachedRead { value, as_of })));
                     continue;
                 }
                 Ok(Err(error)) => {
-                    tables.insert(dataset.name.clone(), after_failed_look(&error));
+                    tables.insert(dataset.name.clone(), after_failed_read(&error));
                     chain(&*error)
                 }
                 Err(_) => "no answer in time".to_owned(),
@@ -262,7 +261,7 @@ impl Service {
                 waiting: Waiting::Unknown,
                 continuity,
             };
-            Looked { value, as_of: Utc::now() }
+            CachedRead { value, as_of: Utc::now() }
         };
         let lag = |position: &ConsumerPosition| {
             let lane = (position.consumer.clone(), position.dataset.clone());
@@ -271,18 +270,18 @@ impl Service {
         positions.iter().map(lag).collect()
     }
 
-    /// Returns the use of the change log by lanes, as a look finds it. Without an answer, the list still has the rest.
+    /// Returns the use of the change log by lanes. Without an answer, the list still has the rest.
     async fn log_use(&self, consumers: &[&str], datasets: &[&str]) -> Arc<Vec<LogUse>> {
         let lanes: Vec<_> =
             consumers.iter().zip(datasets).map(|(id, name)| ((*id).to_owned(), (*name).to_owned())).collect();
         let (service, of_lanes) = (self.clone(), lanes.clone());
-        let look = async move {
-            let _permit = service.looks.acquire().await;
+        let read = async move {
+            let _permit = service.lag_reads.acquire().await;
             let (ids, names): (Vec<_>, Vec<_>) = of_lanes.iter().map(|(id, name)| (id.as_str(), name.as_str())).unzip();
             on_table(service.source.log_use(service.log_max_bytes, &ids, &names)).await.map(Arc::new)
         };
-        match self.seen_log_use.get(lanes, Duration::ZERO, None, look).await {
-            Ok(seen) => seen.value,
+        match self.cached.log_use.get(lanes, Duration::ZERO, None, read).await {
+            Ok(read) => read.value,
             Err(error) => {
                 tracing::warn!(event = "log_use_unknown", error = chain(&*error));
                 Arc::default()
@@ -290,9 +289,9 @@ impl Service {
         }
     }
 
-    /// Looks at the states of these consumers of a dataset, when fewer than [`MAX_LOOKS`] others go on.
-    async fn look_at_lags(self, dataset: Arc<Dataset>, consumers: Vec<ConsumerId>) -> Result<Vec<ConsumerLag>, Error> {
-        let _permit = self.looks.acquire().await;
+    /// Reads the states of these consumers of a dataset, when fewer than [`MAX_LAG_READS`] other reads go on.
+    async fn read_lags(self, dataset: Arc<Dataset>, consumers: Vec<ConsumerId>) -> Result<Vec<ConsumerLag>, Error> {
+        let _permit = self.lag_reads.acquire().await;
         let consumers: Vec<_> = consumers.iter().collect();
         let consumers = self.with_markers(&dataset, &consumers).await?;
         on_table(self.source.lags(&dataset, &consumers)).await
@@ -321,8 +320,8 @@ impl Service {
     }
 }
 
-/// Returns the state of a table at which a look has failed, and the word of continuity that its next export will have.
-fn after_failed_look(error: &Error) -> (Readiness, Option<Continuity>) {
+/// Returns the state of a table of which a read has failed, and the word of continuity that its next export will have.
+fn after_failed_read(error: &Error) -> (Readiness, Option<Continuity>) {
     match error {
         Error::Mismatch(Faults(faults)) => {
             let is_unmasked = faults.iter().any(Fault::is_of_removed_mask);

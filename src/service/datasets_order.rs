@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::dataset::Description;
 use crate::job::datasets::{DatasetsRequest, MOST_DATASETS, Omitted};
 use crate::job::{After, Bounds, Job, Request};
-use crate::service::{DATASETS_CACHE_TIME, Error, SeenTables, Service};
+use crate::service::{DATASETS_CACHE_TIME, Error, Service, TableStates};
 
 /// The datasets of a job, as a client names them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,39 +59,39 @@ impl Service {
     /// As [`submit`](Service::submit), for any of the datasets. If no dataset is ready, or more than a job may have.
     pub async fn submit_datasets(&self, order: &DatasetsOrder) -> Result<Job, Error> {
         let DatasetsOrder { of_each, datasets, after } = order;
-        let mut asked = DatasetsRequest {
+        let mut requested = DatasetsRequest {
             request: order.as_sent(&self.bounds),
             export_type: of_each.export_type,
             datasets: Vec::new(),
             left_out: Vec::new(),
         };
         // Other datasets may be ready now than when the request was sent before.
-        if let Some(before) = self.sent_before(of_each, Some(&asked)).await? {
+        if let Some(before) = self.sent_before(of_each, Some(&requested)).await? {
             return Ok(before);
         }
-        (asked.datasets, asked.left_out) = match datasets {
+        (requested.datasets, requested.left_out) = match datasets {
             NamedDatasets::Listed(names) => (names.clone(), Vec::new()),
             NamedDatasets::All => self.ready_datasets(of_each).await?,
         };
-        asked.datasets.sort();
-        if asked.datasets.len() > MOST_DATASETS {
-            return Err(Error::TooManyDatasets(asked.datasets.len()));
+        requested.datasets.sort();
+        if requested.datasets.len() > MOST_DATASETS {
+            return Err(Error::TooManyDatasets(requested.datasets.len()));
         }
         let is_known = |name: &&String| {
-            asked.datasets.contains(name) || asked.left_out.iter().any(|omitted| omitted.dataset == **name)
+            requested.datasets.contains(name) || requested.left_out.iter().any(|omitted| omitted.dataset == **name)
         };
         if let Some(other) = after.keys().find(|name| !is_known(name)) {
             return Err(Error::AfterUnknown(other.clone()));
         }
         let request = |name: &String| Request {
             dataset: name.clone(),
-            export_type: self.catalog.healed_type(name, asked.export_type, of_each.heals),
+            export_type: self.catalog.healed_type(name, requested.export_type, of_each.heals),
             after: after.get(name).cloned(),
             ..of_each.clone()
         };
-        let requests: Vec<_> = asked.datasets.iter().map(request).collect();
+        let requests: Vec<_> = requested.datasets.iter().map(request).collect();
         self.check_all(&requests).await?;
-        self.submit_checked(&requests, Some(&asked)).await
+        self.submit_checked(&requests, Some(&requested)).await
     }
 
     /// Returns the datasets that are ready and that the caller may export, and those that are not ready.
@@ -127,7 +127,7 @@ impl Service {
         Ok(())
     }
 
-    async fn tables(&self, fresh: Duration) -> Result<Arc<SeenTables>, Error> {
-        Ok(self.datasets(fresh).await.map_err(Error::Look)?.value)
+    async fn tables(&self, fresh: Duration) -> Result<Arc<TableStates>, Error> {
+        Ok(self.datasets(fresh).await.map_err(Error::Tables)?.value)
     }
 }

@@ -59,7 +59,7 @@ impl Service {
     /// Returns the metrics in Prometheus's text format. An unavailable database is reported as a metric.
     pub async fn metrics(&self) -> String {
         let read = async { Ok::<_, Infallible>(self.read_gauges().await) };
-        let Ok(gauges) = self.metrics_cache.get_or_read(SCRAPE_CACHE_TIME, read).await;
+        let Ok(gauges) = self.cached.metrics.get_or_read(SCRAPE_CACHE_TIME, read).await;
         metrics::counted() + &gauges
     }
 
