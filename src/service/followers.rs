@@ -66,14 +66,9 @@ pub(super) struct Followers {
 struct Shared {
     store: Store,
     places: Arc<Shares<Subscriber>>,
-    followed: Mutex<Followed>,
+    followed: Mutex<HashMap<JobId, PolledJob>>,
     /// Notified when a follower joins.
     joined: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Followed {
-    jobs: HashMap<JobId, PolledJob>,
 }
 
 #[derive(Debug)]
@@ -108,7 +103,7 @@ impl Followers {
     pub(super) fn join(&self, subscriber: Subscriber, job: JobId) -> Result<Follower, Error> {
         let place = self.shared.places.take(subscriber).ok_or(Error::TooManyFollowers)?;
         let mut followed = self.shared.followed();
-        let polled = followed.jobs.entry(job).or_insert_with(|| {
+        let polled = followed.entry(job).or_insert_with(|| {
             let unknown = Poll { begun: Instant::now(), outcome: PollOutcome::Failed };
             PolledJob { polls: watch::Sender::new(unknown), followers: 0 }
         });
@@ -133,10 +128,10 @@ impl Follower {
 impl Drop for Follower {
     fn drop(&mut self) {
         let mut followed = self.shared.followed();
-        if let Some(polled) = followed.jobs.get_mut(&self.job) {
+        if let Some(polled) = followed.get_mut(&self.job) {
             polled.followers -= 1;
             if polled.followers == 0 {
-                followed.jobs.remove(&self.job);
+                followed.remove(&self.job);
             }
         }
     }
@@ -148,7 +143,7 @@ impl Shared {
         let (mut backoff, mut failed) = (POLL_BACKOFF, 0);
         let mut next = Instant::now();
         loop {
-            if self.followed().jobs.is_empty() {
+            if self.followed().is_empty() {
                 self.joined.notified().await;
                 (backoff, next) = (POLL_BACKOFF, Instant::now() + FIRST_POLL);
                 continue;
@@ -166,8 +161,8 @@ impl Shared {
                 ended = endings.next() => ended,
             };
             let jobs: Vec<JobId> = match ended {
-                Ending::Job(job) => self.followed().jobs.contains_key(&job).then_some(job).into_iter().collect(),
-                Ending::Any => self.followed().jobs.keys().copied().collect(),
+                Ending::Job(job) => self.followed().contains_key(&job).then_some(job).into_iter().collect(),
+                Ending::Any => self.followed().keys().copied().collect(),
             };
             if !jobs.is_empty() {
                 failed = self.poll(&jobs, failed).await;
@@ -184,7 +179,7 @@ impl Shared {
             Err(_) => (HashMap::new(), MAX_FAILED_POLLS),
         };
         let followed = self.followed();
-        for (id, polled) in jobs.iter().filter_map(|id| Some((id, followed.jobs.get(id)?))) {
+        for (id, polled) in jobs.iter().filter_map(|id| Some((id, followed.get(id)?))) {
             let outcome = match jobs_now.get(id) {
                 Some(job) => PollOutcome::Job(Arc::clone(job)),
                 None if (1..MAX_FAILED_POLLS).contains(&failed) => PollOutcome::Failed,
@@ -195,7 +190,7 @@ impl Shared {
         failed
     }
 
-    fn followed(&self) -> MutexGuard<'_, Followed> {
+    fn followed(&self) -> MutexGuard<'_, HashMap<JobId, PolledJob>> {
         self.followed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
