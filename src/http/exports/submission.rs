@@ -69,24 +69,24 @@ impl<C: IntoParams, B> IntoParams for Submission<C, B> {
 }
 
 /// The exports that a call asks for.
-pub(crate) enum Asked {
+pub(crate) enum RequestedExports {
     Export(Request),
     Datasets(DatasetsOrder),
 }
 
 impl<C: Into<ConsumerId>> Submission<C, ExportOptions> {
     /// Returns the exports that a call asks for whose path has the type.
-    pub(crate) fn asked(self, service: &Service, export_type: ExportType) -> Result<Asked, Problem> {
+    pub(crate) fn requested(self, service: &Service, export_type: ExportType) -> Result<RequestedExports, Problem> {
         let Submission { target, key, trace, body: ExportOptions(body) } = self;
         body.refuse(&["exportType"])?;
         body.refuse(&AD_HOC_MEMBERS)?;
-        body.asked(service, Some(target.into()), export_type, key, trace)
+        body.requested(service, Some(target.into()), export_type, key, trace)
     }
 }
 
 impl Submission<MaybeConsumer, NewExport> {
     /// Returns the exports that a call for exports of any type asks for.
-    pub(crate) fn asked(self, service: &Service) -> Result<Asked, Problem> {
+    pub(crate) fn requested(self, service: &Service) -> Result<RequestedExports, Problem> {
         let Submission { target: MaybeConsumer(consumer), key, trace, body } = self;
         body.refuse(if consumer.is_some() { &AD_HOC_MEMBERS } else { &CONSUMER_MEMBERS })?;
         let export_type = body.export_type.unwrap_or(ExportType::Full);
@@ -94,7 +94,7 @@ impl Submission<MaybeConsumer, NewExport> {
             let detail = format!("X-Consumer-ID: the header is missing, and {export_type} is relative to a consumer");
             return Err(Problem::bad_input(Code::ConsumerRequired, "X-Consumer-ID", detail));
         }
-        body.asked(service, consumer, export_type, key, trace)
+        body.requested(service, consumer, export_type, key, trace)
     }
 }
 
@@ -360,19 +360,23 @@ impl NewExport {
     }
 
     /// Converts the body, with the values from the headers.
-    fn asked(
+    fn requested(
         mut self,
         service: &Service,
         consumer: Option<ConsumerId>,
         export_type: ExportType,
         key: Option<IdempotencyKey>,
         trace: Option<TraceParent>,
-    ) -> Result<Asked, Problem> {
+    ) -> Result<RequestedExports, Problem> {
         let Some(DatasetsBody(datasets)) = self.datasets.take() else {
             if self.heal.is_some() {
                 return Err(invalid("heal", "allowed only together with `datasets`"));
             }
-            return Ok(Asked::Export(Request { key, trace, ..self.request(service, consumer, export_type)? }));
+            return Ok(RequestedExports::Export(Request {
+                key,
+                trace,
+                ..self.request(service, consumer, export_type)?
+            }));
         };
         if self.dataset.is_some() {
             return Err(invalid("datasets", "not allowed together with `dataset`"));
@@ -389,7 +393,7 @@ impl NewExport {
         let (max_file_bytes, skip_empty, heals) = (self.max_file_bytes, self.skip_empty, self.heal == Some(true));
         let of_each = Request::new(consumer, String::new(), export_type, encoding);
         let of_each = Request { max_file_bytes, skip_empty, heals, key, trace, ..of_each };
-        Ok(Asked::Datasets(DatasetsOrder { of_each, datasets, after }))
+        Ok(RequestedExports::Datasets(DatasetsOrder { of_each, datasets, after }))
     }
 
     /// Converts the body into a request for one export. The caller adds the values from the headers.
@@ -449,11 +453,11 @@ fn after_by_dataset(after: Option<AfterBody>, datasets: &NamedDatasets) -> Resul
             ));
         }
     };
-    let is_asked = |name: &String| match datasets {
+    let is_requested = |name: &String| match datasets {
         NamedDatasets::All => true,
         NamedDatasets::Listed(names) => names.contains(name),
     };
-    if let Some(other) = by_dataset.keys().find(|name| !is_asked(name)) {
+    if let Some(other) = by_dataset.keys().find(|name| !is_requested(name)) {
         return Err(invalid("after", format!("`{other}` is none of `datasets`")));
     }
     let after = |job: Option<Uuid>| job.map_or(After::Nothing, |job| After::Export { job: job.into(), sha256: None });

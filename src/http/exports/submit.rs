@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::http::body::invalid;
 use crate::http::code::Code;
-use crate::http::exports::submission::{Asked, EmptyBody, ExportOptions, NewExport, Submission};
+use crate::http::exports::submission::{EmptyBody, ExportOptions, NewExport, RequestedExports, Submission};
 use crate::http::input::{Consumer, MaybeConsumer, PathConsumer, PathJob};
 use crate::http::problem::Problem;
 use crate::job::datasets::Omitted;
@@ -37,7 +37,7 @@ pub(crate) async fn create(
     service: Service,
     submission: Submission<MaybeConsumer, NewExport>,
 ) -> Result<Response, Problem> {
-    start(&service, submission.asked(&service)?, "pending").await
+    start(&service, submission.requested(&service)?, "pending").await
 }
 
 /// Request an export of all live rows
@@ -53,7 +53,7 @@ pub(crate) async fn full(
     service: Service,
     submission: Submission<Consumer, ExportOptions>,
 ) -> Result<Response, Problem> {
-    start(&service, submission.asked(&service, ExportType::Full)?, "started").await
+    start(&service, submission.requested(&service, ExportType::Full)?, "started").await
 }
 
 /// Request an export of the live rows that changed since the consumer's last export
@@ -66,7 +66,7 @@ pub(crate) async fn incremental(
     service: Service,
     submission: Submission<Consumer, ExportOptions>,
 ) -> Result<Response, Problem> {
-    start(&service, submission.asked(&service, ExportType::Incremental)?, "started").await
+    start(&service, submission.requested(&service, ExportType::Incremental)?, "started").await
 }
 
 /// Request an export of the rows that changed since the consumer's last export, including deleted rows
@@ -81,7 +81,7 @@ pub(crate) async fn delta(
     service: Service,
     submission: Submission<Consumer, ExportOptions>,
 ) -> Result<Response, Problem> {
-    start(&service, submission.asked(&service, ExportType::Delta)?, "started").await
+    start(&service, submission.requested(&service, ExportType::Delta)?, "started").await
 }
 
 /// Request an incremental export for the consumer in the path
@@ -99,14 +99,18 @@ pub(crate) async fn incremental_of(
     service: Service,
     submission: Submission<PathConsumer, ExportOptions>,
 ) -> Result<Response, Problem> {
-    start(&service, submission.asked(&service, ExportType::Incremental)?, "started").await
+    start(&service, submission.requested(&service, ExportType::Incremental)?, "started").await
 }
 
 /// Submits a job. `status` is the word that the call uses for a queued one.
-async fn start(service: &Service, asked: Asked, status: &'static str) -> Result<Response, Problem> {
-    let job = match asked {
-        Asked::Export(request) => service.submit(&request).await.map_err(|error| refusal("dataset", error))?,
-        Asked::Datasets(order) => service.submit_datasets(&order).await.map_err(|error| refusal("datasets", error))?,
+async fn start(service: &Service, requested: RequestedExports, status: &'static str) -> Result<Response, Problem> {
+    let job = match requested {
+        RequestedExports::Export(request) => {
+            service.submit(&request).await.map_err(|error| refusal("dataset", error))?
+        }
+        RequestedExports::Datasets(order) => {
+            service.submit_datasets(&order).await.map_err(|error| refusal("datasets", error))?
+        }
     };
     // The job is accepted, so a failure of this look is no failure of the call.
     let is_new = service.is_new_consumer(&job).await.unwrap_or_default();
@@ -235,8 +239,8 @@ fn accepted(job: Job, new_consumer: bool, status: &'static str) -> Response {
             let output_filename = exports.remove(0).output_filename;
             Json(Submitted { job_id, status, export_type, output_filename, new_consumer }).into_response()
         }
-        Some(asked) => {
-            let left_out = asked.left_out;
+        Some(requested) => {
+            let left_out = requested.left_out;
             Json(SubmittedDatasets { job_id, status, export_type, exports, left_out, new_consumer }).into_response()
         }
     };
