@@ -36,10 +36,6 @@ export function hasKey() {
   return key !== null;
 }
 
-export function theKey() {
-  return key;
-}
-
 // Its public part.
 export function keyName() {
   return key?.split("_").slice(0, 2).join("_") ?? null;

@@ -82,7 +82,7 @@ function forget() {
   location.reload();
 }
 
-export function tellKey() {
+function tellKey() {
   const button = document.getElementById("key");
   show(button, hasKey());
   text(button, hasKey() ? `Forget key ${keyName()}` : "");
