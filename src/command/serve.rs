@@ -15,6 +15,7 @@ use crate::demo;
 use crate::http::{self, Access, ConnectionLimits};
 use crate::job::Retention;
 use crate::postgres::{self, Database};
+use crate::service::Service;
 use crate::source::catalog_check::{self, Findings};
 use crate::store::Store;
 use anyhow::{Context, anyhow};
@@ -78,7 +79,7 @@ async fn run(config: Config, role: Role) -> anyhow::Result<ExitCode> {
         (Role::Worker, None) => None,
     };
     let Some(handle) = database_handle(&config, role, &shutdown).await? else { return Ok(ExitCode::SUCCESS) };
-    let done = run_on(&config, role, (listener, limits), &handle.database, shutdown).await;
+    let done = run_on(&config, role, listener, limits, &handle.database, shutdown).await;
     handle.close().await;
     done.map(|()| ExitCode::SUCCESS)
 }
@@ -86,55 +87,27 @@ async fn run(config: Config, role: Role) -> anyhow::Result<ExitCode> {
 async fn run_on(
     config: &Config,
     role: Role,
-    (listener, limits): (Option<TcpListener>, ConnectionLimits),
+    listener: Option<TcpListener>,
+    limits: ConnectionLimits,
     database: &Database,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let workers = if role == Role::Api { 0 } else { config.worker.workers };
-    let prepared = async {
-        let access = match &listener {
-            Some(_) => Some(access(config, database).await?),
-            None => None,
-        };
-        let folder = PreparedOutput::prepare(config).await?;
-        prepare(config, database).await?;
-        require_accepted_secret(config, database).await?;
-        let reload = Reload::begin(config, database).await?;
-        let exports = if workers == 0 { 0 } else { export_connections(config, workers) };
-        let calls = match (role, &listener) {
-            (Role::Service | Role::Api, _) => api_connections(config),
-            (Role::Worker, Some(_)) => WORKER_METRICS_CONNECTIONS,
-            (Role::Worker, None) => 0,
-        };
-        let needed = postgres::require_connections(database, exports + calls).await;
-        needed.with_context(|| database.to_string())?;
-        anyhow::Ok((access, folder, reload))
-    };
     // The migration may wait for another replica.
-    let (access, folder, reload) =
-        tokio::select! { prepared = prepared => prepared?, () = shutdown.cancelled() => return Ok(()) };
+    let (access, folder, reload) = tokio::select! {
+        prepared = prepare_start(config, role, listener.as_ref(), database, workers) => prepared?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
     // A process that runs no exports doesn't wait for any.
     let stops = drain_then_shutdown(&shutdown, if workers == 0 { Duration::ZERO } else { config.drain });
     let shutdown = stops.shutdown.clone();
     let reloading = reload.run(shutdown.clone());
     let Wired { exports, service } = wire(config, database, folder.clone(), workers, &stops);
-    // The first health check would wait for this look.
-    let first_look = async {
-        if role != Role::Worker {
-            let _ = service.datasets(Duration::ZERO).await;
-        }
-    };
-    let checked = async {
-        let (checked, ()) = tokio::join!(check_tables(config, database), first_look);
-        checked?;
-        folder.log_if_new(config, database).await?;
-        if role != Role::Worker && config.seed_rows > 0 {
-            demo::seed(&database.pool(1), config.seed_rows).await?;
-        }
-        anyhow::Ok(())
-    };
     // The seeding may wait for another replica.
-    tokio::select! { checked = checked => checked?, () = shutdown.cancelled() => return Ok(()) }
+    tokio::select! {
+        checked = check_start(config, role, database, &folder, &service) => checked?,
+        () = shutdown.cancelled() => return Ok(()),
+    }
     if workers > 0 {
         exports.announce().await;
         log_retention(config);
@@ -163,6 +136,56 @@ async fn run_on(
     let (reloaded, ..) = tokio::join!(reloading, served, exported);
     reloaded?;
     tracing::info!(event = "stopped");
+    Ok(())
+}
+
+/// Prepares the destination and the schema, and checks that the database allows this process's connections.
+async fn prepare_start(
+    config: &Config,
+    role: Role,
+    listener: Option<&TcpListener>,
+    database: &Database,
+    workers: u32,
+) -> anyhow::Result<(Option<Access>, PreparedOutput, Reload)> {
+    let access = match listener {
+        Some(_) => Some(access(config, database).await?),
+        None => None,
+    };
+    let folder = PreparedOutput::prepare(config).await?;
+    prepare(config, database).await?;
+    require_accepted_secret(config, database).await?;
+    let reload = Reload::begin(config, database).await?;
+    let exports = if workers == 0 { 0 } else { export_connections(config, workers) };
+    let calls = match (role, listener) {
+        (Role::Service | Role::Api, _) => api_connections(config),
+        (Role::Worker, Some(_)) => WORKER_METRICS_CONNECTIONS,
+        (Role::Worker, None) => 0,
+    };
+    let needed = postgres::require_connections(database, exports + calls).await;
+    needed.with_context(|| database.to_string())?;
+    Ok((access, folder, reload))
+}
+
+/// Checks the tables, logs a new destination and fills the demo's table.
+async fn check_start(
+    config: &Config,
+    role: Role,
+    database: &Database,
+    folder: &PreparedOutput,
+    service: &Service,
+) -> anyhow::Result<()> {
+    // The first health check would wait for this read.
+    let first_read = async {
+        if role != Role::Worker {
+            let _ = service.datasets(Duration::ZERO).await;
+        }
+    };
+    let (checked, ()) = tokio::join!(check_tables(config, database), first_read);
+    checked?;
+    folder.log_if_new(config, database).await?;
+    if role != Role::Worker && config.seed_rows > 0 {
+        demo::seed(&database.pool(1), config.seed_rows).await?;
+    }
     Ok(())
 }
 
