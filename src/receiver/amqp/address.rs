@@ -78,18 +78,13 @@ mod tests {
         let address: BrokerAddress = "amqps://u:p%40@h/v".parse().unwrap();
         assert_eq!(address.to_string(), "amqps://h:5671");
         for text in [
-            "",
-            "localhost",
             "http://h/",
             "amqp://h/",
             "amqp://u:p#q@h",
-            "amqp:///v",
             "amqp://u:p@[2001:db8::5]:5672/v",
             "amqp://h:0",
             "amqp://h/v?hearbeat=5",
             "amqp://h/v?heartbeat=0",
-            "amqp://h/v?frame_max=4096",
-            "amqp://h/v?connection_timeout=5000",
             "amqp://h/v#x",
         ] {
             assert_eq!(text.parse::<BrokerAddress>().unwrap_err(), NoAddress, "{text}");
