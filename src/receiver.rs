@@ -14,7 +14,7 @@ use std::str::FromStr;
 use crate::dataset::block::{Block, Names};
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::Mistakes;
-use crate::dataset::listener::Known;
+use crate::dataset::listener::KnownNames;
 use crate::delivery::Transport;
 use crate::event::Listener;
 
@@ -34,7 +34,7 @@ struct Kind {
     plural: &'static str,
     /// Reads one block, and records each fault in it. Returns `None` if a member that the receiver needs is missing or
     /// wrong.
-    parse: fn(&mut Block<'_, '_>, &Known<'_>) -> Option<Box<dyn Receiver>>,
+    parse: fn(&mut Block<'_, '_>, &KnownNames<'_>) -> Option<Box<dyn Receiver>>,
 }
 
 /// A receiver of events, as its block describes it.
@@ -118,7 +118,7 @@ impl Receivers {
 
 /// Refuses a block of a kind that this build doesn't have.
 #[cfg(not(feature = "amqp"))]
-fn refuse_amqp(block: &mut Block<'_, '_>, _known: &Known<'_>) -> Option<Box<dyn Receiver>> {
+fn refuse_amqp(block: &mut Block<'_, '_>, _known: &KnownNames<'_>) -> Option<Box<dyn Receiver>> {
     block.refuse_unread("this build has no AMQP: build it with `cargo build --release --features full`");
     None
 }

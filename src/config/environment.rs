@@ -26,9 +26,9 @@ impl Environment {
         let mut wrong: Vec<_> = variables.keys().filter(|name| !is_read(name)).collect();
         wrong.sort_unstable();
         if !wrong.is_empty() {
-            let told: Vec<_> = wrong.iter().map(|name| format!("{name} is no setting")).collect();
-            let (told, ends) = (told.join("; "), SECRET_SUFFIXES.join(" or "));
-            let why = format!("{told}; .env.example lists them, and what DATASETS names has to end in {ends} here");
+            let faults: Vec<_> = wrong.iter().map(|name| format!("{name} is no setting")).collect();
+            let (faults, ends) = (faults.join("; "), SECRET_SUFFIXES.join(" or "));
+            let why = format!("{faults}; .env.example lists them, and what DATASETS names has to end in {ends} here");
             return Err(Error::File(why));
         }
         #[expect(clippy::disallowed_methods, reason = "here and nowhere else")]

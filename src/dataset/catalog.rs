@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::dataset::block::{self, Names, OperatorFile};
 use crate::dataset::fault::{Fault, Faults, Mistake, Mistakes, SeveralDatasets, UnknownDataset};
-use crate::dataset::listener::Known;
+use crate::dataset::listener::KnownNames;
 use crate::dataset::mask::MaskRule;
 use crate::dataset::name::hint;
 use crate::dataset::pattern::{self, Candidate, LeftOut, Pattern, UsedNames};
@@ -43,7 +43,7 @@ impl Default for Catalog {
 }
 
 /// The most names of datasets in a message.
-const MAX_TOLD: usize = 20;
+const MAX_LISTED: usize = 20;
 
 impl Catalog {
     /// A catalog of these datasets, and of nothing else.
@@ -72,7 +72,7 @@ impl Catalog {
         text: &str,
         kinds: &[&'static str],
         is_setting: impl Fn(&str) -> bool,
-        read_receivers: impl FnOnce(&mut OperatorFile<'_>, &Known<'_>) -> Vec<Listener>,
+        read_receivers: impl FnOnce(&mut OperatorFile<'_>, &KnownNames<'_>) -> Vec<Listener>,
     ) -> Result<Catalog, Mistakes> {
         let mut file = OperatorFile::parse(text)?;
         if file.is_empty() {
@@ -88,7 +88,7 @@ impl Catalog {
             dataset_names.add(&users.name, block::DATASET);
             datasets.push(Arc::new(users));
         }
-        let known = Known { datasets: &dataset_names, has_patterns, is_setting: &is_setting };
+        let known = KnownNames { datasets: &dataset_names, has_patterns, is_setting: &is_setting };
         let catalog = Catalog {
             patterns: patterns.into(),
             listeners: read_receivers(&mut file, &known),
@@ -279,9 +279,9 @@ impl Catalog {
     }
 
     pub fn names(&self) -> String {
-        let mut names = self.names[..self.names.len().min(MAX_TOLD)].join(", ");
-        if self.names.len() > MAX_TOLD {
-            names = format!("{names} and {} others", self.names.len() - MAX_TOLD);
+        let mut names = self.names[..self.names.len().min(MAX_LISTED)].join(", ");
+        if self.names.len() > MAX_LISTED {
+            names = format!("{names} and {} others", self.names.len() - MAX_LISTED);
         }
         if self.text.is_some() { names } else { format!("{names} (the demo's, since DATASETS is unset)") }
     }
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn the_operation_of_users_is_told_by_its_times() {
+    fn the_operation_of_users_follows_from_its_times() {
         let users = |rest: &str| {
             let text = format!(
                 "[[dataset]]\nname = \"users\"\ntable = \"users\"\nupdated_at = \"updated_at\"\ndeleted = \"is_deleted\"\n{rest}"

@@ -7,7 +7,7 @@ use crate::event::{EventType, Listener};
 use crate::job::{ConsumerId, Status};
 
 /// Names outside of a block that its members may or may not be.
-pub struct Known<'a> {
+pub struct KnownNames<'a> {
     /// The names of the file's datasets.
     pub(super) datasets: &'a Names,
     /// True if patterns of the file may make further datasets.
@@ -16,7 +16,7 @@ pub struct Known<'a> {
     pub(super) is_setting: &'a dyn Fn(&str) -> bool,
 }
 
-impl Known<'_> {
+impl KnownNames<'_> {
     /// Takes the name of a dataset of the file, or one that a pattern may make.
     pub(super) fn dataset(&self, name: &str) -> Result<String, UnknownDataset> {
         if self.datasets.iter().any(|dataset| dataset == name) || self.has_patterns && is_name(name) {
@@ -40,7 +40,7 @@ impl Known<'_> {
 }
 
 /// Reads which events a receiver gets. Without a list it gets those of all jobs that weren't skipped.
-pub fn listener(block: &mut Block<'_, '_>, known: &Known<'_>) -> Listener {
+pub fn listener(block: &mut Block<'_, '_>, known: &KnownNames<'_>) -> Listener {
     let event = |name: &str| {
         let names = || EventType::all().map(EventType::name).collect::<Vec<_>>().join(", ");
         EventType::named(name).ok_or_else(|| format!("`{name}` is none of {}", names()))

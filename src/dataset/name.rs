@@ -25,9 +25,9 @@ pub fn hint_in_full<'n>(name: &str, among: impl IntoIterator<Item = (&'n str, &'
     // Only the beginning is compared: a caller may send a megabyte.
     let name: String = name.chars().take(256).collect();
     let score = |other: &str| strsim::jaro_winkler(&name.to_lowercase(), &other.to_lowercase());
-    let scored = among.into_iter().map(|(other, told)| (score(other), told));
+    let scored = among.into_iter().map(|(other, shown)| (score(other), shown));
     let best = scored.max_by(|(a, _), (b, _)| a.total_cmp(b)).filter(|(score, _)| *score > 0.8);
-    best.map(|(_, told)| format!("; is it `{told}`?")).unwrap_or_default()
+    best.map(|(_, shown)| format!("; is it `{shown}`?")).unwrap_or_default()
 }
 
 #[cfg(test)]

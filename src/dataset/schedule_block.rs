@@ -6,7 +6,7 @@ use chrono_tz::Tz;
 
 use crate::dataset::block::{Block, Names, OperatorFile};
 use crate::dataset::dataset_block::fresh_within;
-use crate::dataset::listener::Known;
+use crate::dataset::listener::KnownNames;
 use crate::dataset::name::hint;
 use crate::job::datasets::MOST_DATASETS;
 use crate::job::{ConsumerId, ExportType};
@@ -14,13 +14,13 @@ use crate::schedule::timing::{self, BadTiming, Timing};
 use crate::schedule::{Schedule, ScheduledDatasets};
 use pg_rows::encoding::{Encoding, Format};
 
-pub(super) fn read(file: &mut OperatorFile<'_>, names: &mut Names, known: &Known<'_>) -> Vec<Arc<Schedule>> {
+pub(super) fn read(file: &mut OperatorFile<'_>, names: &mut Names, known: &KnownNames<'_>) -> Vec<Arc<Schedule>> {
     let mut schedules = Vec::new();
     file.each_block("schedule", names, |block| schedules.extend(schedule(block, known).map(Arc::new)));
     schedules
 }
 
-fn schedule(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Schedule> {
+fn schedule(block: &mut Block<'_, '_>, known: &KnownNames<'_>) -> Option<Schedule> {
     let consumer = block.required("consumer", str::parse::<ConsumerId>);
     let datasets = datasets(block, known);
     let export_type = block.required("type", str::parse::<ExportType>);
@@ -48,7 +48,7 @@ fn schedule(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Schedule> {
 }
 
 /// Reads `dataset`, or `datasets`: a list, or `"*"` for all that are ready.
-fn datasets(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<ScheduledDatasets> {
+fn datasets(block: &mut Block<'_, '_>, known: &KnownNames<'_>) -> Option<ScheduledDatasets> {
     if !block.has("datasets") {
         block.text("datasets");
         return block.required("dataset", |name| known.dataset(name)).map(ScheduledDatasets::One);

@@ -267,8 +267,8 @@ mod tests {
         for code in Code::ALL {
             // This code belongs to methods and paths without a call.
             let of_no_call = *code == Code::MethodNotAllowed;
-            let told = calls.contains(&format!(".{code}.")) || calls.contains(&format!(".{code}\""));
-            assert!(told != of_no_call, "{code}: add it to `x-codes` of the calls that may return it");
+            let is_listed = calls.contains(&format!(".{code}.")) || calls.contains(&format!(".{code}\""));
+            assert!(is_listed != of_no_call, "{code}: add it to `x-codes` of the calls that may return it");
         }
     }
 }

@@ -10,14 +10,14 @@ mod stream;
 mod transport;
 
 use crate::dataset::block::Block;
-use crate::dataset::listener::Known;
+use crate::dataset::listener::KnownNames;
 use crate::delivery::Transport;
 use crate::event::Listener;
 use crate::receiver::amqp::broker::Broker;
 use crate::receiver::amqp::transport::ExchangeTransport;
 use crate::receiver::{Receiver, SecretVariables};
 
-pub(super) fn parse(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Box<dyn Receiver>> {
+pub(super) fn parse(block: &mut Block<'_, '_>, known: &KnownNames<'_>) -> Option<Box<dyn Receiver>> {
     Some(Box::new(block::broker(block, known)?))
 }
 

@@ -10,7 +10,7 @@ mod signature;
 mod transport;
 
 use crate::dataset::block::Block;
-use crate::dataset::listener::Known;
+use crate::dataset::listener::KnownNames;
 use crate::delivery::Transport;
 use crate::event::Listener;
 use crate::receiver::webhook::body_shape::BodyShape;
@@ -18,7 +18,7 @@ use crate::receiver::webhook::signature::SigningSecrets;
 use crate::receiver::webhook::transport::WebhookTransport;
 use crate::receiver::{Receiver, SecretVariables};
 
-pub(super) fn parse(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Box<dyn Receiver>> {
+pub(super) fn parse(block: &mut Block<'_, '_>, known: &KnownNames<'_>) -> Option<Box<dyn Receiver>> {
     Some(Box::new(block::webhook(block, known)?))
 }
 

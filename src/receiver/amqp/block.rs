@@ -1,10 +1,10 @@
 //! Reads an `[[amqp]]` block of the operator's file.
 
 use crate::dataset::block::Block;
-use crate::dataset::listener::{Known, listener};
+use crate::dataset::listener::{KnownNames, listener};
 use crate::receiver::amqp::broker::{Broker, NAME_BYTES, RoutingKey};
 
-pub(super) fn broker(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Broker> {
+pub(super) fn broker(block: &mut Block<'_, '_>, known: &KnownNames<'_>) -> Option<Broker> {
     let url_env = block.required("url_env", |name| known.secret_variable(name, "the address, which has a password"));
     let exchange = block.required("exchange", exchange_name);
     let listener = listener(block, known);
@@ -37,7 +37,7 @@ mod tests {
 
     fn read(block: &str) -> Result<Broker, Mistakes> {
         let (mut brokers, mut names) = (Vec::new(), Names::default());
-        let read = |file: &mut OperatorFile<'_>, known: &Known<'_>| {
+        let read = |file: &mut OperatorFile<'_>, known: &KnownNames<'_>| {
             file.each_block("amqp", &mut names, |block| brokers.extend(broker(block, known)));
             Vec::new()
         };

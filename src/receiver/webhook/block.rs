@@ -5,12 +5,12 @@ use std::net::Ipv4Addr;
 use url::{Host, Url};
 
 use crate::dataset::block::Block;
-use crate::dataset::listener::{Known, listener};
+use crate::dataset::listener::{KnownNames, listener};
 use crate::receiver::webhook::Webhook;
 use crate::receiver::webhook::address::refusal;
 use crate::receiver::webhook::body_shape::BodyShape;
 
-pub(super) fn webhook(block: &mut Block<'_, '_>, known: &Known<'_>) -> Option<Webhook> {
+pub(super) fn webhook(block: &mut Block<'_, '_>, known: &KnownNames<'_>) -> Option<Webhook> {
     let (allows_http, allows_private) = (block.flag("allow_http", false), block.flag("allow_private", false));
     let url = block.required("url", |url| read_url(url, allows_http, allows_private));
     let shape = block.or_default("shape", BodyShape::CloudEvents, str::parse);
@@ -86,7 +86,7 @@ allow_private = true
 
     fn read(block: &str) -> Result<Webhook, Mistakes> {
         let (mut webhooks, mut names) = (Vec::new(), Names::default());
-        let read = |file: &mut OperatorFile<'_>, known: &Known<'_>| {
+        let read = |file: &mut OperatorFile<'_>, known: &KnownNames<'_>| {
             file.each_block("webhook", &mut names, |block| webhooks.extend(webhook(block, known)));
             Vec::new()
         };
