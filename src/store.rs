@@ -30,13 +30,14 @@ pub mod transitions;
 pub mod watermarks;
 
 use std::collections::HashMap;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::{PgArguments, PgListener, PgPoolOptions};
+use sqlx::postgres::{PgArguments, PgListener, PgPoolOptions, PgRow};
 use sqlx::query::Query;
-use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, Row};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, broadcast};
 use uuid::Uuid;
@@ -59,7 +60,7 @@ const CHANNEL: &str = "cdc_export";
 const CLAIMS_FAIL_AFTER: Duration = Duration::from_secs(60);
 
 /// The processes that run exports on this database.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, sqlx_macros::FromRow)]
 pub struct OtherProcesses {
     /// The number of those, other than this one, whose claims fail.
     pub failing: i64,
@@ -108,6 +109,14 @@ pub enum Error {
 impl From<sqlx::Error> for Error {
     /// Classifies an error by the action that it calls for.
     fn from(error: sqlx::Error) -> Error {
+        let error = match error {
+            // The error of `parsed`.
+            sqlx::Error::Decode(cause) => match cause.downcast() {
+                Ok(error) => return *error,
+                Err(cause) => sqlx::Error::Decode(cause),
+            },
+            other => other,
+        };
         match SqlFailure::of(&error) {
             // A read-only server is about to be replaced or promoted.
             // Some poolers report their own connection errors like those of a foreign server.
@@ -123,6 +132,12 @@ impl From<sqlx::Error> for Error {
             _ => Error::Sql(error),
         }
     }
+}
+
+/// Returns the value of a text column.
+fn parsed<T: FromStr<Err: Into<Error>>>(row: &PgRow, column: &str) -> Result<T, sqlx::Error> {
+    let value = row.try_get::<&str, _>(column)?.parse();
+    value.map_err(|cause: T::Err| sqlx::Error::Decode(Box::new(cause.into())))
 }
 
 impl Error {

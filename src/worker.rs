@@ -429,7 +429,7 @@ impl Worker {
         let (begun, times, lease) = (Instant::now(), self.settings.times, &attempt.lease);
         failpoint!("worker.claimed");
         let current = CurrentExport::new(&lease.first().dataset);
-        let mut heartbeat = Heartbeat::start(&self.store, lease, current.clone(), times, self.cancels.subscribe());
+        let mut heartbeat = Heartbeat::start(&self.store, lease, times, current.clone(), self.cancels.subscribe());
         let export = self.write_files(attempt, connections, &current);
         let written = tokio::select! {
             biased;

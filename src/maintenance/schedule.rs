@@ -19,7 +19,7 @@ use crate::store;
 use crate::store::schedules::{RunOutcome, ScheduledExports};
 use crate::store::tracked::Obstacle;
 use crate::telemetry::log_throttle::LogThrottle;
-use crate::telemetry::{job_event, metrics};
+use crate::telemetry::metrics;
 
 /// The number of schedules that are advanced at the same time. Each takes a dozen round trips to Postgres.
 const MAX_CONCURRENT: usize = 4;
@@ -69,21 +69,16 @@ impl Scheduling {
                 metrics::schedule_slot(&schedule.name, "run");
                 let origin = Origin::schedule(&schedule.name);
                 job.exports.iter().for_each(|export| origin.log_job(Action::Export, export));
-                match &job.datasets {
-                    None => {
-                        let (export, slot) = (job.first(), rfc3339(slot));
-                        job_event!(info, export, "export_submitted", schedule = schedule.name, slot);
-                    }
-                    Some(_) => tracing::info!(
-                        event = "export_submitted",
-                        jobId = %job.id(),
-                        consumerId = schedule.consumer.as_str(),
-                        exportType = %schedule.export_type,
-                        datasets = job.exports.len(),
-                        schedule = schedule.name,
-                        slot = rfc3339(slot),
-                    ),
-                }
+                tracing::info!(
+                    event = "export_submitted",
+                    jobId = %job.id(),
+                    consumerId = schedule.consumer.as_str(),
+                    dataset = job.datasets.is_none().then(|| &*job.first().dataset),
+                    exportType = %job.export_type(),
+                    datasets = job.datasets.as_ref().map(|_| job.exports.len()),
+                    schedule = schedule.name,
+                    slot = rfc3339(slot),
+                );
                 Ok(())
             }
             RunOutcome::Settled => Ok(()),

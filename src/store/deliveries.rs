@@ -7,60 +7,46 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, FromRow, PgConnection, Row};
 use uuid::Uuid;
 
 use crate::connection::statement::with_pieces;
 use crate::event::{Delivery, DeliveryFilter, DeliveryStatus, EventType, Listener};
 use crate::job::{Job, Status};
 use crate::store::export_row::{ExportRow, skip_unreadable};
-use crate::store::{Error, Store};
+use crate::store::{Error, Store, parsed};
 
-/// The columns of [`DeliveryRow`], of a delivery `d`.
+/// The columns of a [`Delivery`] `d`.
 const DELIVERY_COLUMNS: (&str, &str) = ("deliveries/columns.sql", include_str!("deliveries/columns.sql"));
 
-/// Returns a statement with the columns of [`DeliveryRow`] in place of the line that includes them.
+/// Returns a statement with the columns of a [`Delivery`] in place of the line that includes them.
 fn with_delivery_columns(statement: &'static str) -> AssertSqlSafe<String> {
     AssertSqlSafe(with_pieces(statement, &[DELIVERY_COLUMNS]))
 }
 
-#[derive(sqlx_macros::FromRow)]
-struct DeliveryRow {
-    delivery: Uuid,
-    endpoint: String,
-    job: Uuid,
-    event: String,
-    delivery_attempt: i32,
-    run_at: Option<DateTime<Utc>>,
-    delivered_at: Option<DateTime<Utc>>,
-    dead_at: Option<DateTime<Utc>>,
-    last_status: Option<i16>,
-    last_error: Option<String>,
-    event_at: DateTime<Utc>,
-}
-
-impl TryFrom<DeliveryRow> for Delivery {
-    type Error = Error;
-
-    fn try_from(row: DeliveryRow) -> Result<Delivery, Error> {
-        let status = match (row.delivered_at, row.dead_at) {
+/// Reads the columns of `deliveries/columns.sql`.
+impl FromRow<'_, PgRow> for Delivery {
+    fn from_row(row: &PgRow) -> Result<Delivery, sqlx::Error> {
+        let (delivered_at, dead_at): (Option<_>, Option<_>) = (row.try_get("delivered_at")?, row.try_get("dead_at")?);
+        let status = match (delivered_at, dead_at) {
             (Some(_), _) => DeliveryStatus::Delivered,
             (None, Some(_)) => DeliveryStatus::Dead,
             (None, None) => DeliveryStatus::Pending,
         };
+        let run_at: Option<_> = row.try_get("run_at")?;
         Ok(Delivery {
-            id: row.delivery,
-            endpoint: row.endpoint,
-            job: row.job.into(),
-            event: EventType { end: row.event.parse()? },
+            id: row.try_get("delivery")?,
+            endpoint: row.try_get("endpoint")?,
+            job: row.try_get::<Uuid, _>("job")?.into(),
+            event: EventType { end: parsed(row, "event")? },
             status,
-            attempt: row.delivery_attempt.unsigned_abs(),
-            next_attempt_at: row.run_at.filter(|_| status == DeliveryStatus::Pending),
-            last_status: row.last_status.map(i16::unsigned_abs),
-            last_error: row.last_error,
-            created_at: row.event_at,
-            ended_at: row.delivered_at.or(row.dead_at),
+            attempt: row.try_get::<i32, _>("delivery_attempt")?.unsigned_abs(),
+            next_attempt_at: run_at.filter(|_| status == DeliveryStatus::Pending),
+            last_status: row.try_get::<Option<i16>, _>("last_status")?.map(i16::unsigned_abs),
+            last_error: row.try_get("last_error")?,
+            created_at: row.try_get("event_at")?,
+            ended_at: delivered_at.or(dead_at),
         })
     }
 }
@@ -182,16 +168,17 @@ impl Store {
         lease: Duration,
         only_manual: bool,
     ) -> Result<Vec<ClaimedDelivery>, Error> {
-        let statement = sqlx::query_as(with_delivery_columns(include_str!("deliveries/claim.sql")))
+        let statement = sqlx::query(with_delivery_columns(include_str!("deliveries/claim.sql")))
             .bind(endpoint)
             .bind(limit as i64)
             .bind(lease.as_secs_f64())
             .bind(only_manual);
-        let rows: Vec<DeliveryRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
+        let rows = self.with(async |conn| statement.fetch_all(conn).await).await?;
         if rows.is_empty() {
             return Ok(Vec::new());
         }
-        let claimed: Vec<_> = rows.into_iter().filter_map(|row| skip_unreadable(Delivery::try_from(row))).collect();
+        let read = |row: &PgRow| skip_unreadable(Delivery::from_row(row).map_err(Error::from));
+        let claimed: Vec<_> = rows.iter().filter_map(read).collect();
         let ids: Vec<_> = claimed.iter().map(|delivery| delivery.job).collect();
         let mut jobs: HashMap<_, _> = self.jobs_by_id(&ids).await?.into_iter().map(|job| (job.id(), job)).collect();
         let with_job = |delivery: Delivery| Some(ClaimedDelivery { job: jobs.remove(&delivery.job)?, delivery });
@@ -244,21 +231,18 @@ impl Store {
             .bind(filter.before.unwrap_or(Uuid::max()))
             .bind(&filter.endpoint)
             .bind(i64::from(limit));
-        let rows: Vec<DeliveryRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
-        rows.into_iter().map(Delivery::try_from).collect()
+        self.with(async |conn| statement.fetch_all(conn).await).await
     }
 
     pub async fn delivery(&self, id: Uuid) -> Result<Option<Delivery>, Error> {
         let statement = sqlx::query_as(with_delivery_columns(include_str!("deliveries/get.sql"))).bind(id);
-        let row: Option<DeliveryRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
-        row.map(Delivery::try_from).transpose()
+        self.with(async |conn| statement.fetch_optional(conn).await).await
     }
 
     /// Makes a delivery due now, with its full number of attempts, whatever its status.
     pub async fn redeliver(&self, id: Uuid) -> Result<Option<Delivery>, Error> {
         let statement = sqlx::query_as(with_delivery_columns(include_str!("deliveries/redeliver.sql"))).bind(id);
-        let row: Option<DeliveryRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
-        row.map(Delivery::try_from).transpose()
+        self.with(async |conn| statement.fetch_optional(conn).await).await
     }
 
     /// Counts the undelivered events of each of these receivers. Omits receivers without such events.

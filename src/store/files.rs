@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use sqlx::postgres::PgRow;
 use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::{AssertSqlSafe, FromRow, PgConnection, Row};
 use uuid::Uuid;
 
 use crate::connection::statement::with_pieces;
@@ -14,13 +14,13 @@ use crate::job::marker::Marker;
 use crate::job::{Continuity, FailureCode, JobId};
 use crate::store::export_row::{StoredFile, with_export_columns};
 use crate::store::transitions::Transition;
-use crate::store::{Error, Store};
+use crate::store::{Error, Store, parsed};
 use pg_rows::encoding::Encoding;
 
-/// The columns of [`FileRow`], of a completed export.
+/// The columns of [`FileRecord`], of a completed export.
 pub(super) const FILE_COLUMNS: (&str, &str) = ("files/columns.sql", include_str!("files/columns.sql"));
 
-/// Returns a statement with the columns of [`FileRow`] in place of the line that includes them.
+/// Returns a statement with the columns of [`FileRecord`] in place of the line that includes them.
 fn with_file_columns(statement: &'static str) -> AssertSqlSafe<String> {
     AssertSqlSafe(with_pieces(statement, &[FILE_COLUMNS]))
 }
@@ -51,16 +51,14 @@ impl Store {
     /// A lane has at most one such file, because a claim waits for it.
     pub async fn unpublished(&self, destination: Uuid) -> Result<Vec<FileRecord>, Error> {
         let statement = sqlx::query_as(with_file_columns(include_str!("files/unpublished.sql"))).bind(destination);
-        let rows: Vec<FileRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
-        rows.into_iter().map(FileRecord::try_from).collect()
+        self.with(async |conn| statement.fetch_all(conn).await).await
     }
 
     /// Returns the files of a job's export of a dataset. Returns `None` if there is no such export that is completed.
     pub async fn file(&self, job: JobId, dataset: &str) -> Result<Option<FileRecord>, Error> {
         let statement = sqlx::query_as(with_file_columns(include_str!("files/get.sql")));
         let statement = statement.bind(job.as_uuid()).bind(dataset);
-        let row: Option<FileRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
-        row.map(FileRecord::try_from).transpose()
+        self.with(async |conn| statement.fetch_optional(conn).await).await
     }
 
     /// Returns the files of the last completed export in the lane of `record`: `record` itself, or a later one.
@@ -68,8 +66,7 @@ impl Store {
         let statement = sqlx::query_as(with_file_columns(include_str!("files/last_of_lane.sql")))
             .bind(record.consumer.as_ref().map(|consumer| consumer.as_str()))
             .bind(&record.dataset);
-        let row: Option<FileRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
-        row.map(FileRecord::try_from).transpose()
+        self.with(async |conn| statement.fetch_optional(conn).await).await
     }
 
     /// Returns true if a marker names an earlier export of the same lane, and false if it names a later one. Returns
@@ -202,55 +199,32 @@ pub(crate) async fn names_taken(conn: &mut PgConnection, stem: &str) -> Result<i
     .await
 }
 
-/// A row with the columns of `files/columns.sql`.
-#[derive(sqlx_macros::FromRow)]
-pub(crate) struct FileRow {
-    job: Uuid,
-    consumer_id: Option<String>,
-    database: String,
-    is_own: bool,
-    dataset: String,
-    format: String,
-    compression: String,
-    marker_seen: Option<Uuid>,
-    lane_sequence: Option<i64>,
-    destination_id: Uuid,
-    finished_at: DateTime<Utc>,
-    is_published: bool,
-    awaits_standby: bool,
-    traceparent: Option<String>,
-    name: String,
-    sha256: String,
-    manifest: Option<String>,
-    files: Json<Vec<StoredFile>>,
-}
-
-impl TryFrom<FileRow> for FileRecord {
-    type Error = Error;
-
-    fn try_from(row: FileRow) -> Result<FileRecord, Error> {
-        let destination = row.destination_id;
+/// Reads the columns of `files/columns.sql`.
+impl FromRow<'_, PgRow> for FileRecord {
+    fn from_row(row: &PgRow) -> Result<FileRecord, sqlx::Error> {
+        let destination = row.try_get("destination_id")?;
+        let Json(files): Json<Vec<StoredFile>> = row.try_get("files")?;
         let part = |StoredFile { name, bytes, rows, sha256, place, .. }| {
             let identity = FileIdentity { bytes, location: place };
             Part { rows, staged: StagedFile { destination, name, sha256, identity } }
         };
         Ok(FileRecord {
-            job: row.job.into(),
-            consumer: row.consumer_id.and_then(|id| id.parse().ok()),
-            database: row.database.parse()?,
-            is_own: row.is_own,
-            dataset: row.dataset,
-            encoding: Encoding { format: row.format.parse()?, compression: row.compression.parse()? },
-            name: row.name,
-            sha256: row.sha256,
-            order: row.lane_sequence,
-            manifest: row.manifest,
-            parts: row.files.0.into_iter().map(part).collect(),
-            marker_seen: row.marker_seen.map(JobId::from),
-            finished_at: Some(row.finished_at),
-            is_published: row.is_published,
-            awaits_standby: row.awaits_standby,
-            trace: row.traceparent.and_then(|text| text.parse().ok()),
+            job: row.try_get::<Uuid, _>("job")?.into(),
+            consumer: row.try_get::<Option<&str>, _>("consumer_id")?.and_then(|id| id.parse().ok()),
+            database: parsed(row, "database")?,
+            is_own: row.try_get("is_own")?,
+            dataset: row.try_get("dataset")?,
+            encoding: Encoding { format: parsed(row, "format")?, compression: parsed(row, "compression")? },
+            name: row.try_get("name")?,
+            sha256: row.try_get("sha256")?,
+            order: row.try_get("lane_sequence")?,
+            manifest: row.try_get("manifest")?,
+            parts: files.into_iter().map(part).collect(),
+            marker_seen: row.try_get::<Option<Uuid>, _>("marker_seen")?.map(JobId::from),
+            finished_at: Some(row.try_get("finished_at")?),
+            is_published: row.try_get("is_published")?,
+            awaits_standby: row.try_get("awaits_standby")?,
+            trace: row.try_get::<Option<&str>, _>("traceparent")?.and_then(|text| text.parse().ok()),
         })
     }
 }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use sqlx::postgres::PgRow;
+use sqlx::{FromRow, Row};
 
 use crate::job::{Bounds, ConsumerId};
 use crate::key::{Grant, KeyInfo, KeyName, KeySelector, Prefix, PresentedKey, Scope, StoredKey};
@@ -27,49 +28,37 @@ pub enum Created {
     NameTaken,
 }
 
-#[derive(sqlx_macros::FromRow)]
-struct KeyRow {
-    name: String,
-    prefix: String,
-    consumers: Option<Vec<String>>,
-    datasets: Option<Vec<String>>,
-    scopes: Vec<String>,
-    created_at: DateTime<Utc>,
-    expires_at: Option<DateTime<Utc>>,
-    revoked_at: Option<DateTime<Utc>>,
-    last_used_at: Option<DateTime<Utc>>,
-}
-
-impl From<KeyRow> for KeyInfo {
-    fn from(row: KeyRow) -> KeyInfo {
-        KeyInfo {
-            name: row.name,
-            grant: grant(row.prefix, row.consumers, row.datasets, &row.scopes),
-            created_at: row.created_at,
-            expires_at: row.expires_at,
-            revoked_at: row.revoked_at,
-            last_used_at: row.last_used_at,
-        }
+impl FromRow<'_, PgRow> for KeyInfo {
+    fn from_row(row: &PgRow) -> Result<KeyInfo, sqlx::Error> {
+        Ok(KeyInfo {
+            name: row.try_get("name")?,
+            grant: Grant::from_row(row)?,
+            created_at: row.try_get("created_at")?,
+            expires_at: row.try_get("expires_at")?,
+            revoked_at: row.try_get("revoked_at")?,
+            last_used_at: row.try_get("last_used_at")?,
+        })
     }
 }
 
-#[derive(sqlx_macros::FromRow)]
-struct UsableRow {
-    prefix: String,
-    consumers: Option<Vec<String>>,
-    datasets: Option<Vec<String>>,
-    scopes: Vec<String>,
-    hash: Vec<u8>,
-    is_use_due: bool,
+impl FromRow<'_, PgRow> for StoredKey {
+    fn from_row(row: &PgRow) -> Result<StoredKey, sqlx::Error> {
+        let (hash, is_use_due) = (row.try_get("hash")?, row.try_get("is_use_due")?);
+        Ok(StoredKey { grant: Grant::from_row(row)?.into(), hash, is_use_due })
+    }
 }
 
-/// Returns the rights of a key. Ignores words that this version doesn't know.
-fn grant(prefix: String, consumers: Option<Vec<String>>, datasets: Option<Vec<String>>, scopes: &[String]) -> Grant {
-    let consumers = consumers.map(|ids| ids.iter().filter_map(|id| id.parse().ok()).collect());
-    Grant {
-        prefix: Prefix::stored(prefix),
-        bounds: Bounds { consumers, datasets },
-        scopes: scopes.iter().filter_map(|scope| scope.parse().ok()).collect(),
+/// Ignores words that this version doesn't know.
+impl FromRow<'_, PgRow> for Grant {
+    fn from_row(row: &PgRow) -> Result<Grant, sqlx::Error> {
+        let consumers: Option<Vec<String>> = row.try_get("consumers")?;
+        let consumers = consumers.map(|ids| ids.iter().filter_map(|id| id.parse().ok()).collect());
+        let scopes: Vec<String> = row.try_get("scopes")?;
+        Ok(Grant {
+            prefix: Prefix::stored(row.try_get("prefix")?),
+            bounds: Bounds { consumers, datasets: row.try_get("datasets")? },
+            scopes: scopes.iter().filter_map(|scope| scope.parse().ok()).collect(),
+        })
     }
 }
 
@@ -85,7 +74,7 @@ fn log_key(event: &str, KeyInfo { name, grant, .. }: &KeyInfo) {
 impl Store {
     /// Saves a key: its prefix, its hash and its rights.
     pub async fn create_key(&self, key: &PresentedKey, new: &NewKey) -> Result<Created, Error> {
-        let statement = sqlx::query_as::<_, KeyRow>(
+        let statement = sqlx::query_as::<_, KeyInfo>(
             "-- store.keys.create
              insert into cdc_export.keys (name, prefix, hash, consumers, scopes, expires_at, datasets)
              values ($1, $2, $3, $4, $5, clock_timestamp() + make_interval(secs => $6), $7)
@@ -99,8 +88,7 @@ impl Store {
         .bind(new.lifetime.map(|lifetime| lifetime.as_secs_f64()))
         .bind(new.bounds.datasets.as_deref());
         match self.with(async |conn| statement.fetch_one(conn).await).await {
-            Ok(row) => {
-                let info = KeyInfo::from(row);
+            Ok(info) => {
                 log_key("key_created", &info);
                 Ok(Created::Done(info))
             }
@@ -116,8 +104,7 @@ impl Store {
              select name, prefix, consumers, datasets, scopes, created_at, expires_at, revoked_at, last_used_at
              from cdc_export.keys order by created_at, prefix",
         );
-        let rows: Vec<KeyRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
-        Ok(rows.into_iter().map(KeyInfo::from).collect())
+        self.with(async |conn| statement.fetch_all(conn).await).await
     }
 
     /// Revokes a key. Returns `None` if no key has this name or prefix, or if it was revoked before.
@@ -132,8 +119,7 @@ impl Store {
              returning name, prefix, consumers, datasets, scopes, created_at, expires_at, revoked_at, last_used_at",
         )
         .bind(selector.as_str());
-        let row: Option<KeyRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
-        let info = row.map(KeyInfo::from);
+        let info = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         if let Some(info) = &info {
             log_key("key_revoked", info);
         }
@@ -151,13 +137,7 @@ impl Store {
                and revoked_at is null and (expires_at is null or expires_at > clock_timestamp())",
         )
         .bind(prefix.map(Prefix::as_str));
-        let rows: Vec<UsableRow> = self.with(async |conn| statement.fetch_all(conn).await).await?;
-        let key = |row: UsableRow| StoredKey {
-            grant: grant(row.prefix, row.consumers, row.datasets, &row.scopes).into(),
-            hash: row.hash,
-            is_use_due: row.is_use_due,
-        };
-        Ok(rows.into_iter().map(key).collect())
+        self.with(async |conn| statement.fetch_all(conn).await).await
     }
 
     pub async fn note_use(&self, prefix: &Prefix) -> Result<(), Error> {

@@ -83,20 +83,21 @@ pub enum Renewal {
 pub struct LeaseRenewer {
     options: PgConnectOptions,
     conn: Option<PgConnection>,
+    id: JobId,
+    token: LeaseToken,
+    times: Times,
 }
 
 impl LeaseRenewer {
-    /// Extends the lease of a job, and records the progress of the export of the dataset that is read.
+    pub fn job(&self) -> JobId {
+        self.id
+    }
+
+    /// Extends the lease, and records the progress of the export of the dataset that is read.
     ///
     /// # Errors
     /// If the database fails or doesn't answer in time. The lease may have been extended all the same.
-    pub async fn beat(
-        &mut self,
-        id: JobId,
-        token: LeaseToken,
-        times: Times,
-        progress: (String, Reached),
-    ) -> Result<Renewal, Error> {
+    pub async fn beat(&mut self, progress: (String, Reached)) -> Result<Renewal, Error> {
         // Puts the connection back only after an answer. A dropped statement closes its connection.
         let conn = self.conn.take();
         let beat = async {
@@ -104,10 +105,10 @@ impl LeaseRenewer {
                 Some(conn) => conn,
                 None => connection::connect(&self.options).await?,
             };
-            let beat = beat(&mut conn, id, token, times.lease, progress).await?;
+            let beat = beat(&mut conn, self.id, self.token, self.times.lease, progress).await?;
             Ok::<_, Error>((conn, beat))
         };
-        let renewed = tokio::time::timeout(times.renewal, beat).await;
+        let renewed = tokio::time::timeout(self.times.renewal, beat).await;
         let (conn, beat) = renewed.map_err(|_| Error::Unavailable(sqlx::Error::PoolTimedOut))??;
         self.conn = Some(conn);
         Ok(beat)
@@ -140,8 +141,9 @@ async fn beat(
 }
 
 impl Store {
-    pub fn lease_renewer(&self) -> LeaseRenewer {
-        LeaseRenewer { options: (*self.pool.inner().connect_options()).clone(), conn: None }
+    pub fn lease_renewer(&self, lease: &Lease, times: Times) -> LeaseRenewer {
+        let options = (*self.pool.inner().connect_options()).clone();
+        LeaseRenewer { options, conn: None, id: lease.id(), token: lease.token, times }
     }
 
     /// Extends a lease once more, before a commit that may take a while.

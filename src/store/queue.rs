@@ -20,7 +20,7 @@ use crate::job::{Export, Failure, FailureCode, LeaseToken};
 use crate::store::export_row::{EXPORT_COLUMNS, ExportRow, with_export_columns};
 use crate::store::lease::{ChainLink, Lease, LeasedExport};
 use crate::store::transitions::Transition;
-use crate::store::{Error, Store};
+use crate::store::{Error, Store, parsed};
 use crate::trace::TraceParent;
 use pg_rows::encoding::Format;
 
@@ -134,7 +134,7 @@ impl Store {
             return Ok(Claim { lease: None, has_others });
         }
         self.has_claimed.store(true, Ordering::Relaxed);
-        let (database, is_trial) = (first.try_get::<String, _>("database")?.parse()?, first.try_get("is_trial")?);
+        let (database, is_trial) = (parsed(first, "database")?, first.try_get("is_trial")?);
         let exports = rows.iter().map(LeasedExport::read).collect::<Result<_, _>>()?;
         Ok(Claim { lease: Some(Lease { exports, database, is_trial, token }), has_others })
     }

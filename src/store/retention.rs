@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::connection::statement::with_pieces;
 use crate::file::FileRecord;
 use crate::job::{JobId, Retention};
-use crate::store::files::{FILE_COLUMNS, FileRow};
+use crate::store::files::FILE_COLUMNS;
 use crate::store::{Error, Store};
 
 /// The limit on rows of one statement, so that the first clean-up of many jobs doesn't hold locks for long.
@@ -67,49 +67,21 @@ const FILES_IN_BOUNDS: (&str, &str) = ("retention/files_in_bounds.sql", include_
 const MAY_GO: (&str, &str) = ("retention/may_go.sql", include_str!("retention/may_go.sql"));
 
 /// A file that is past a retention.
-#[derive(Debug)]
+#[derive(Debug, sqlx_macros::FromRow)]
 pub struct PastFile {
+    #[sqlx(flatten)]
     pub record: FileRecord,
     /// The number of the export if its consumer acknowledges exports and has not acknowledged this one.
-    pub unacknowledged: Option<u64>,
-}
-
-#[derive(sqlx_macros::FromRow)]
-struct PastRow {
-    #[sqlx(flatten)]
-    file: FileRow,
-    unacknowledged: Option<i64>,
-}
-
-impl TryFrom<PastRow> for PastFile {
-    type Error = Error;
-
-    fn try_from(PastRow { file, unacknowledged }: PastRow) -> Result<PastFile, Error> {
-        Ok(PastFile { record: file.try_into()?, unacknowledged: unacknowledged.map(i64::unsigned_abs) })
-    }
+    pub unacknowledged: Option<i64>,
 }
 
 /// A manifest that is past the retention of jobs.
-#[derive(Debug)]
+#[derive(Debug, sqlx_macros::FromRow)]
 pub struct PastManifest {
     /// The files of its export, which are removed already.
+    #[sqlx(flatten)]
     pub record: FileRecord,
     pub text: String,
-}
-
-#[derive(sqlx_macros::FromRow)]
-struct PastManifestRow {
-    #[sqlx(flatten)]
-    file: FileRow,
-    text: String,
-}
-
-impl TryFrom<PastManifestRow> for PastManifest {
-    type Error = Error;
-
-    fn try_from(PastManifestRow { file, text }: PastManifestRow) -> Result<PastManifest, Error> {
-        Ok(PastManifest { record: file.try_into()?, text })
-    }
 }
 
 impl Store {
@@ -125,7 +97,7 @@ impl Store {
         after: &LaneCursor,
     ) -> Result<RetentionPage<Vec<PastManifest>>, Error> {
         let statement = with_pieces(include_str!("retention/manifests_past.sql"), &[BOUNDS_OF_JOBS, FILE_COLUMNS]);
-        self.read_past::<PastManifestRow, _>(statement, retention, destination, after, |statement| statement).await
+        self.read_past(statement, retention, destination, after, |statement| statement).await
     }
 
     /// Deletes the manifests of these exports, by job and dataset, from the database.
@@ -171,23 +143,22 @@ impl Store {
             Retained::Jobs => with_pieces(include_str!("retention/files_of_jobs_past.sql"), &pieces),
         };
         let more =
-            |statement: PastStatement<PastRow>| statement.bind(spare.as_secs_f64()).bind(retained == Retained::Files);
+            |statement: PastStatement<PastFile>| statement.bind(spare.as_secs_f64()).bind(retained == Retained::Files);
         self.read_past(statement, retention, destination, after, more).await
     }
 
     /// Reads what is past a retention at this destination, in the lanes after `after`. `more` binds the parameters
     /// after the first six.
-    async fn read_past<R, T>(
+    async fn read_past<R>(
         &self,
         statement: String,
         retention: &Retention,
         destination: Uuid,
         after: &LaneCursor,
         more: impl FnOnce(PastStatement<R>) -> PastStatement<R>,
-    ) -> Result<RetentionPage<Vec<T>>, Error>
+    ) -> Result<RetentionPage<Vec<R>>, Error>
     where
         R: for<'r> FromRow<'r, PgRow> + Send + Unpin,
-        T: TryFrom<R, Error = Error>,
     {
         let read = self.in_index_order(async |tx| {
             let (consumers, datasets, end) = lanes(tx, after, retention).await?;
@@ -200,9 +171,8 @@ impl Store {
                 .bind(AT_ONCE);
             Ok::<(Vec<R>, _), Error>((more(statement).fetch_all(tx).await?, end))
         });
-        let (rows, end) = read.await?;
-        let count = rows.len() as u64;
-        let found = rows.into_iter().map(T::try_from).collect::<Result<_, _>>()?;
+        let (found, end) = read.await?;
+        let count = found.len() as u64;
         Ok(RetentionPage::new(found, count, after, end))
     }
 

@@ -7,9 +7,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use sqlx::postgres::PgArguments;
+use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::Query;
-use sqlx::{Connection, PgConnection, Postgres};
+use sqlx::{Connection, FromRow, PgConnection, Postgres, Row};
 use uuid::Uuid;
 
 use crate::failpoint;
@@ -17,7 +17,7 @@ use crate::job::datasets::DatasetsRequest;
 use crate::job::{ConsumerId, Job, JobId, Request, Terms};
 use crate::schedule::{Refusal, Schedule, ScheduleState};
 use crate::store::jobs::{MadeJob, NewJob, SubmitOutcome, enter_lanes, finish};
-use crate::store::{Error, Store};
+use crate::store::{Error, Store, parsed};
 
 /// The exports that a schedule asks for at once.
 #[derive(Debug)]
@@ -39,19 +39,19 @@ pub enum RunOutcome {
     TooManyOpen,
 }
 
-#[derive(sqlx_macros::FromRow)]
-struct StateRow {
-    now: DateTime<Utc>,
-    /// `None` if no schedule has a row.
-    name: Option<String>,
-    slot: Option<DateTime<Utc>>,
-    timing: Option<String>,
-    last_job: Option<Uuid>,
-    last_run_at: Option<DateTime<Utc>>,
-    skipped: Option<i64>,
-    skipped_at: Option<DateTime<Utc>>,
-    refused: Option<String>,
-    refused_at: Option<DateTime<Utc>>,
+impl FromRow<'_, PgRow> for ScheduleState {
+    fn from_row(row: &PgRow) -> Result<ScheduleState, sqlx::Error> {
+        let refused_at: Option<_> = row.try_get("refused_at")?;
+        Ok(ScheduleState {
+            slot: row.try_get("slot")?,
+            timing: row.try_get("timing")?,
+            last_job: row.try_get::<Option<Uuid>, _>("last_job")?.map(JobId::from),
+            last_run_at: row.try_get("last_run_at")?,
+            skipped: row.try_get::<i64, _>("skipped")?.unsigned_abs(),
+            skipped_at: row.try_get("skipped_at")?,
+            refused: refused_at.map(|at| Ok::<_, sqlx::Error>((parsed(row, "refused")?, at))).transpose()?,
+        })
+    }
 }
 
 impl Store {
@@ -65,7 +65,7 @@ impl Store {
             return Ok((Utc::now(), HashMap::new()));
         }
         let names: Vec<_> = schedules.iter().map(|schedule| schedule.name.as_str()).collect();
-        let states = sqlx::query_as(
+        let states = sqlx::query(
             "-- store.schedules.states
              select clock_timestamp() as now, s.name, s.slot, s.timing, s.last_job, s.last_run_at,
                s.skipped, s.skipped_at, s.refused, s.refused_at
@@ -73,23 +73,16 @@ impl Store {
              left join cdc_export.schedules s on s.name = any($1)",
         )
         .bind(names);
-        let rows: Vec<StateRow> = self.with(async |conn| states.fetch_all(conn).await).await?;
-        let now = rows.first().map(|row| row.now).unwrap_or_default();
-        let state = |row: StateRow| {
-            let Some(name) = row.name else { return Ok(None) };
-            let refused = row.refused.map(|word| word.parse::<Refusal>()).transpose()?;
-            let state = ScheduleState {
-                slot: row.slot,
-                timing: row.timing,
-                last_job: row.last_job.map(JobId::from),
-                last_run_at: row.last_run_at,
-                skipped: row.skipped.unwrap_or(0).unsigned_abs(),
-                skipped_at: row.skipped_at,
-                refused: refused.zip(row.refused_at),
-            };
-            Ok(Some((name, state)))
-        };
-        Ok((now, rows.into_iter().filter_map(|row| state(row).transpose()).collect::<Result<_, Error>>()?))
+        let rows = self.with(async |conn| states.fetch_all(conn).await).await?;
+        let now = rows.first().ok_or(sqlx::Error::RowNotFound)?.try_get("now")?;
+        let mut states = HashMap::new();
+        for row in &rows {
+            // There is one row without a name if no schedule has a row.
+            if let Some(name) = row.try_get("name")? {
+                states.insert(name, ScheduleState::from_row(row)?);
+            }
+        }
+        Ok((now, states))
     }
 
     /// Marks all slots up to this one as used if the schedule is new or its timing changed. The new timing has no claim

@@ -6,7 +6,7 @@ use tokio::sync::broadcast;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::job::times::Times;
-use crate::job::{CurrentExport, JobId, LeaseToken};
+use crate::job::{CurrentExport, JobId};
 use crate::store::{
     Store,
     lease::{Lease, LeaseRenewer, Renewal},
@@ -36,13 +36,12 @@ impl Heartbeat {
     pub(crate) fn start(
         store: &Store,
         lease: &Lease,
-        current: CurrentExport,
         times: Times,
+        current: CurrentExport,
         cancel_hints: broadcast::Receiver<JobId>,
     ) -> Heartbeat {
-        let (lease_renewer, id, token) = (store.lease_renewer(), lease.id(), lease.token());
-        let task = HeartbeatTask { lease_renewer, id, token, current, times, cancel_hints };
-        Heartbeat { task: AbortOnDropHandle::new(tokio::spawn(task.run())) }
+        let beats = run(store.lease_renewer(lease, times), times, current, cancel_hints);
+        Heartbeat { task: AbortOnDropHandle::new(tokio::spawn(beats)) }
     }
 
     pub(crate) async fn stopped(&mut self) -> Stop {
@@ -59,35 +58,28 @@ impl Heartbeat {
     }
 }
 
-struct HeartbeatTask {
-    lease_renewer: LeaseRenewer,
-    id: JobId,
-    token: LeaseToken,
-    current: CurrentExport,
+async fn run(
+    mut lease_renewer: LeaseRenewer,
     times: Times,
-    cancel_hints: broadcast::Receiver<JobId>,
-}
+    current: CurrentExport,
+    mut cancel_hints: broadcast::Receiver<JobId>,
+) -> Stop {
+    let (job, begun) = (lease_renewer.job(), Instant::now());
+    let mut answered = begun;
+    loop {
+        // After one minute, progress is reported less often.
+        let pause = if begun.elapsed() < Duration::from_secs(60) { times.beat } else { times.slow_beat };
+        tokio::select! { () = tokio::time::sleep(pause) => {}, () = cancelled(&mut cancel_hints, job) => {} }
 
-impl HeartbeatTask {
-    async fn run(mut self) -> Stop {
-        let begun = Instant::now();
-        let mut answered = begun;
-        loop {
-            // After one minute, progress is reported less often.
-            let fast = begun.elapsed() < Duration::from_secs(60);
-            let pause = if fast { self.times.beat } else { self.times.slow_beat };
-            tokio::select! { () = tokio::time::sleep(pause) => {}, () = cancelled(&mut self.cancel_hints, self.id) => {} }
-
-            let sent = Instant::now();
-            match self.lease_renewer.beat(self.id, self.token, self.times, self.current.read()).await {
-                Ok(Renewal::Held) => answered = sent,
-                Ok(Renewal::CancelAsked) => return Stop::CancelAsked,
-                Ok(Renewal::Lost) => return Stop::LeaseLost,
-                Err(error) => tracing::warn!(event = "heartbeat_failed", jobId = %self.id, error = %error),
-            }
-            if answered.elapsed() > self.times.silence {
-                return Stop::Silence;
-            }
+        let sent = Instant::now();
+        match lease_renewer.beat(current.read()).await {
+            Ok(Renewal::Held) => answered = sent,
+            Ok(Renewal::CancelAsked) => return Stop::CancelAsked,
+            Ok(Renewal::Lost) => return Stop::LeaseLost,
+            Err(error) => tracing::warn!(event = "heartbeat_failed", jobId = %job, error = %error),
+        }
+        if answered.elapsed() > times.silence {
+            return Stop::Silence;
         }
     }
 }

@@ -1,4 +1,4 @@
--- The columns of `files::FileRow`, of a completed export `e` of a job `j`.
+-- The columns of a `FileRecord`, of a completed export `e` of a job `j`.
 e.job, e.consumer_id, e.dataset, j.format, j.compression, e.destination_id,
 e.marker_seen, e.finished_at, j.traceparent,
 e.output_filename as name, e.sha256, e.lane_sequence,
