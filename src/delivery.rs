@@ -33,13 +33,11 @@ use crate::telemetry::spans::{Kind, Span};
 use crate::telemetry::{chain, metrics};
 use crate::trace::TraceParent;
 
-/// Maximum number of events that a process sends to one receiver at the same time.
 const MAX_CONCURRENT: usize = 8;
 /// Time for which a claimed event belongs to this process: longer than a delivery and its record take.
 const LEASE: Duration = Duration::from_secs(60);
 /// Interval at which a dispatcher looks for events if nothing wakes it, and its pause after the database failed.
 const POLL: Duration = Duration::from_secs(1);
-/// Timeout of a statement.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time that a receiver has to answer after a stop. Without an answer, another process or the next start sends the
 /// event again.
@@ -53,7 +51,6 @@ const SEVERAL_DATASETS: &str = "_datasets";
 /// The same of a test event.
 const DATASET_OF_TESTS: &str = "_test";
 
-/// An event, as a transport sends it.
 #[derive(Clone, Debug)]
 pub struct Event {
     /// The event's id, the same in each attempt.
@@ -63,9 +60,7 @@ pub struct Event {
     pub dataset: String,
     /// The consumer. `None`: an ad-hoc export.
     pub consumer: Option<String>,
-    /// The type of the CloudEvent.
     pub kind: String,
-    /// The CloudEvent, as JSON.
     pub body: String,
     /// The place of the delivery, or of the export, in a trace.
     pub trace: Option<TraceParent>,
@@ -91,7 +86,6 @@ impl Event {
     }
 }
 
-/// The result of one attempt to deliver an event.
 #[derive(Clone, Debug)]
 pub enum DeliveryResult {
     /// The receiver has accepted the event. The status of its answer, if the protocol has one.
@@ -128,7 +122,6 @@ pub async fn run(transports: Vec<(Listener, Box<dyn Transport>)>, store: Store, 
     while tasks.join_next().await.is_some() {}
 }
 
-/// Delivers the events of one receiver.
 struct Dispatcher {
     listener: Listener,
     store: Store,
@@ -301,10 +294,9 @@ impl Dispatcher {
         };
         let (word, why) = match &outcome {
             AttemptOutcome::Delivered => ("delivered", None),
-            AttemptOutcome::Retry(_, why) => ("failed", Some(why)),
-            AttemptOutcome::Dead(why) => ("dead", Some(why)),
+            AttemptOutcome::Retry(_, why) => ("failed", Some(why.clone())),
+            AttemptOutcome::Dead(why) => ("dead", Some(why.clone())),
         };
-        let why = why.cloned();
         if let Some(why) = &why {
             span.fail(why.clone());
         }

@@ -84,7 +84,6 @@ impl From<Uuid> for LeaseToken {
     }
 }
 
-/// The error of a text that is not a consumer id.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a consumer id has 1 to 128 characters of A-Z a-z 0-9 . _ : @ - and begins with a letter or digit")]
 pub struct BadConsumerId;
@@ -303,7 +302,6 @@ impl FromStr for IdempotencyKey {
     }
 }
 
-/// A request for an export.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     /// `None` for an ad-hoc export, which neither reads nor moves a watermark.
@@ -328,7 +326,6 @@ pub struct Request {
 }
 
 impl Request {
-    /// Builds a request without a selection and without optional fields.
     pub fn new(consumer: Option<ConsumerId>, dataset: String, export_type: ExportType, encoding: Encoding) -> Request {
         Request {
             consumer,
@@ -417,9 +414,7 @@ pub struct Export {
     /// The job's error, if the export is open or failed.
     pub error: Option<Failure>,
     pub report: ExportReport,
-    /// The consumer's watermark before the export.
     pub watermark_from: Option<DateTime<Utc>>,
-    /// The consumer's watermark after the export.
     pub watermark_to: Option<DateTime<Utc>>,
     /// The place of the export in its lane, which grows along the lane and may have gaps. `None` for an ad-hoc export.
     pub order: Option<i64>,
@@ -437,11 +432,8 @@ pub struct Export {
     pub trace: Option<TraceParent>,
     /// The earliest time of the next attempt, while the job waits for it.
     pub next_attempt_at: Option<DateTime<Utc>>,
-    /// The time of the first request to cancel the job.
     pub cancel_requested_at: Option<DateTime<Utc>>,
-    /// The time of the request.
     pub created_at: DateTime<Utc>,
-    /// The time of the first claim by a worker.
     pub started_at: Option<DateTime<Utc>>,
     pub finished_at: Option<DateTime<Utc>>,
 }
@@ -457,7 +449,6 @@ impl Export {
     }
 }
 
-/// A job in the state that clients see.
 #[derive(Clone, Debug)]
 pub struct Job {
     /// The request, if it had `datasets`. `None` if it was for one dataset.
@@ -511,7 +502,6 @@ impl Job {
     }
 }
 
-/// A file of a completed export.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExportFile {
     pub name: String,
@@ -532,6 +522,14 @@ pub struct Failure {
     pub detail: String,
     /// The dataset whose export failed. `None` if the failure concerns all exports of the job.
     pub dataset: Option<String>,
+}
+
+/// A page of a list of jobs.
+#[derive(Clone, Debug, Default)]
+pub struct JobPage {
+    pub jobs: Vec<Job>,
+    /// True if there may be more jobs: a page of jobs with many exports has fewer.
+    pub has_more: bool,
 }
 
 /// The filter of a list of jobs. A field with `None` does not restrict the list.
@@ -555,7 +553,6 @@ pub struct Retention {
     pub count: Option<u64>,
 }
 
-/// The limits for a new job.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
     pub max_attempts: u32,

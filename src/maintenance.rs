@@ -66,7 +66,6 @@ const ANNOUNCE_PERIOD: Duration = Duration::from_secs(10);
 /// The age at which the record of a destination is renewed.
 const RECORD_AGE: Duration = Duration::from_hours(1);
 
-/// The settings that an operator can change.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub times: Times,
@@ -80,7 +79,6 @@ pub struct Settings {
     pub publisher: publisher::Settings,
 }
 
-/// The resources of the tasks.
 #[derive(Clone, Debug)]
 pub struct Maintenance {
     settings: Settings,
@@ -96,7 +94,6 @@ pub struct Maintenance {
     publish_requested: Arc<Notify>,
 }
 
-/// The error of a round.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error(transparent)]
@@ -233,7 +230,6 @@ async fn announce(Maintenance { store, destination, .. }: &Maintenance, age: Dur
     Ok(store.record_destination(id, age).await?)
 }
 
-/// Takes over the jobs of vanished workers.
 async fn reap(Maintenance { store, source, sweep_requested, .. }: &Maintenance) -> Result<(), Error> {
     store.shorten_orphaned().await?;
     let mut sessions = BTreeSet::new();
@@ -314,31 +310,34 @@ async fn every(
                 () = shutdown.cancelled() => return,
                 done = tokio::time::timeout(pace.timeout, &mut round) => done,
             };
+            let goes_on = done.is_err() && !pace.is_cut;
             if !matches!(done, Ok(Ok(Ok(())))) {
                 metrics::maintenance_failed(task);
             }
-            let goes_on = done.is_err() && !pace.is_cut;
-            let failed = match done {
-                Ok(Ok(Ok(()))) => None,
-                Ok(Ok(Err(error))) => Some(chain(&error)),
+            match done {
+                Ok(Ok(Ok(()))) => {}
+                Ok(Ok(Err(error))) => warn_throttled(&throttle, task, chain(&error)),
                 Ok(Err(_)) => {
                     if let Some(times) = throttle.should_log("panicked".to_owned()) {
                         tracing::error!(event = "maintenance_panicked", task, times);
                     }
-                    None
                 }
-                Err(_) => Some(format!("the round did not end within {} seconds", pace.timeout.as_secs())),
-            };
-            if let Some(error) = failed
-                && let Some(times) = throttle.should_log(error.clone())
-            {
-                tracing::warn!(event = "maintenance_failed", task, error, times);
+                Err(_) => {
+                    let seconds = pace.timeout.as_secs();
+                    warn_throttled(&throttle, task, format!("the round did not end within {seconds} seconds"));
+                }
             }
             if !goes_on {
                 break;
             }
         }
         tokio::select! { () = shutdown.cancelled() => {}, () = pace.rest() => {} }
+    }
+}
+
+fn warn_throttled(throttle: &LogThrottle, task: &str, error: String) {
+    if let Some(times) = throttle.should_log(error.clone()) {
+        tracing::warn!(event = "maintenance_failed", task, error, times);
     }
 }
 

@@ -23,7 +23,6 @@ use crate::source::{self, rows::Rows};
 /// The largest number of pieces that wait between the readers and the writer.
 const PIECES_AHEAD: usize = 2;
 
-/// The error of an export's pipeline.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
@@ -152,7 +151,6 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + S
     tokio::task::spawn_blocking(work).await.map_err(Error::Panicked)?
 }
 
-/// The layout of an export's rows and of its files.
 struct ExportLayout {
     rows: RowLayout,
     file: Arc<Layout>,
@@ -288,7 +286,6 @@ impl RowReceiver for PieceSender {
     }
 }
 
-/// The staged files of an export, and the statistics of all rows written so far.
 struct WrittenParts {
     parts: Vec<Part>,
     stats: RowStats,
@@ -309,7 +306,6 @@ impl WrittenParts {
     }
 }
 
-/// Writes the pieces of one file.
 struct FileWriter {
     assembler: Box<dyn FileAssembler>,
     draft: Box<dyn Draft>,
@@ -318,7 +314,6 @@ struct FileWriter {
     rows: u64,
 }
 
-/// The reason why a file gets no further piece.
 enum FileEnd {
     /// The file has reached its maximum size and is staged. This piece and the rest go into the next file.
     FileFull(WrittenParts, (Piece, RowStats), mpsc::Receiver<EncodedPiece>),

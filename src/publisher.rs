@@ -5,9 +5,9 @@
 
 use crate::failpoint;
 use crate::file::FileRecord;
+use crate::job::Status;
 use crate::job::lane::Lane;
 use crate::job::times::Times;
-use crate::job::{JobId, Status};
 use crate::manifest::signing::SigningKey;
 use crate::manifest::{Chained, Manifest};
 use crate::sink::{self, Destination, Limited, MarkerFile, Published, WrittenManifest, path_from_manifest};
@@ -35,7 +35,6 @@ pub enum Error {
     Store(#[from] store::Error),
 }
 
-/// The settings of manifests at a destination.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// True if the manifest of a consumer's export is written beside its files. The database has it in any case.
@@ -44,7 +43,6 @@ pub struct Settings {
     pub key: Option<SigningKey>,
 }
 
-/// Publishes files to one destination.
 #[derive(Clone, Debug)]
 pub struct Publisher {
     store: Store,
@@ -74,14 +72,6 @@ impl Publisher {
             store: store.clone().within(times.call),
             destination: destination.clone(),
             settings: settings.clone(),
-        }
-    }
-
-    /// Publishes the files of an export if it is committed. Leaves an export with a missing file to maintenance.
-    pub async fn publish_export(&self, job: JobId, dataset: &str) -> Result<(), Error> {
-        match self.store.file(job, dataset).await? {
-            Some(record) => self.publish(record).await.map(drop),
-            None => Ok(()),
         }
     }
 

@@ -16,7 +16,6 @@ use pg_rows::encoding::Encoding;
 /// A schedule. An export is due at each of its slots, which are the times that the operator's file defines.
 #[derive(Clone, Debug)]
 pub struct Schedule {
-    /// The schedule's name in lists, logs and metrics.
     pub name: String,
     pub consumer: ConsumerId,
     pub datasets: ScheduledDatasets,
@@ -33,10 +32,8 @@ pub struct Schedule {
     pub fresh_within: Option<Duration>,
 }
 
-/// The datasets of a schedule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ScheduledDatasets {
-    /// One dataset.
     One(String),
     /// Several datasets, in the order of their names.
     Listed(Vec<String>),
@@ -82,7 +79,6 @@ pg_rows::words! {
     }
 }
 
-/// The state of a schedule in the database.
 #[derive(Clone, Debug, Default)]
 pub struct ScheduleState {
     /// The last used slot: a job was submitted for it, or it was skipped. `None` if no slot was used.
@@ -91,11 +87,9 @@ pub struct ScheduleState {
     pub timing: Option<String>,
     /// The last job that was submitted for the schedule. Retention may have removed the job since.
     pub last_job: Option<JobId>,
-    /// The time at which that job was submitted.
     pub last_run_at: Option<DateTime<Utc>>,
     /// The number of slots that were skipped since that job, because an export of the lane was still open.
     pub skipped: u64,
-    /// The time at which the last slot was skipped.
     pub skipped_at: Option<DateTime<Utc>>,
     /// The reason why the due slot has no job yet, and the time of the first refusal.
     pub refused: Option<(Refusal, DateTime<Utc>)>,

@@ -50,6 +50,7 @@ use crate::watermark::{ConsumerLag, LogUse};
 
 pub use cached_reads::CachedRead;
 pub use followers::Subscriber;
+pub use jobs::Cancellation;
 pub use shares::{Share, Shares};
 
 #[derive(Debug, thiserror::Error)]

@@ -25,6 +25,7 @@ pub mod moments;
 pub mod queue;
 pub mod retention;
 pub mod schedules;
+mod submissions;
 pub mod tracked;
 pub mod transitions;
 pub mod watermarks;
@@ -166,7 +167,7 @@ pub struct Store {
     /// True if a worker has claimed a job since this process recorded its destination.
     has_claimed: Arc<AtomicBool>,
     begun: Instant,
-    submissions: Arc<jobs::Submissions>,
+    submissions: Arc<submissions::Submissions>,
     key_shares: Arc<key_shares::KeyShares>,
     /// The share of the caller's key. `None` if the caller has no key.
     key_share: Option<Arc<key_shares::KeyShare>>,
@@ -419,7 +420,6 @@ impl Drop for EndedOnDrop {
     }
 }
 
-/// A notification from Postgres.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notification {
     /// A job may be ready.
@@ -427,7 +427,6 @@ pub enum Notification {
     Cancel(JobId),
 }
 
-/// A stream of notifications from one listening connection.
 #[derive(Debug)]
 pub struct Notifications {
     listener: PgListener,

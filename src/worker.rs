@@ -61,7 +61,6 @@ use crate::trace::TraceParent;
 use crate::worker::error::{Error, Failed};
 use crate::worker::heartbeat::{Heartbeat, Stop};
 
-/// The pause after a database error.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// The time after which the rows of an export of changes are counted for its progress. The count takes Postgres about a
@@ -89,10 +88,8 @@ const MAX_PUBLISHING: usize = 4;
 const GAVE_WAY: &str = "a session waited for an ACCESS EXCLUSIVE lock that the export prevents, so the export ended and is tried \
      again later: the service's log names the session and its table";
 
-/// The worker's settings.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The number of concurrent exports in this process.
     pub workers: u32,
     pub times: Times,
     /// The time for which an export may keep another session waiting for a lock. `None`: it may for ever.
@@ -141,7 +138,6 @@ enum NextStep {
     Wait,
 }
 
-/// The result of a claim.
 struct Claimed {
     /// `None` if no job is ready.
     attempt: Option<(Attempt, ExportConnections)>,
@@ -156,7 +152,6 @@ struct Attempt {
     datasets: Vec<Arc<Dataset>>,
 }
 
-/// An export of an attempt.
 struct Member<'a> {
     leased: &'a LeasedExport,
     dataset: &'a Arc<Dataset>,
@@ -176,8 +171,8 @@ struct WrittenAttempt<'a> {
 
 /// The state of the job after a failed attempt.
 enum AttemptEnd {
-    /// The attempt was committed, and only the response to the commit was lost.
-    Committed,
+    /// The attempt was committed, and only the response to the commit was lost. These are the files of the exports.
+    Committed(Vec<FileRecord>),
     /// Another worker has the job, or the job was settled as pending, failed or cancelled.
     Otherwise,
 }
@@ -347,30 +342,28 @@ impl Worker {
             ),
         }
         let attempted = self.attempt(attempt, connections, shutdown).await;
-        let (connections, records) = match attempted.inspect_err(|failed| span.fail(chain(&failed.error))) {
-            Ok((connections, records)) => (connections, Some(records)),
+        let (connections, records, with_files) = match attempted.inspect_err(|failed| span.fail(chain(&failed.error))) {
+            Ok((connections, records)) => {
+                let with_files = records.len();
+                (connections, records, Some(with_files))
+            }
             Err(failed) => match self.settle(lease, failed, shutdown).await {
-                AttemptEnd::Committed => (None, None),
+                AttemptEnd::Committed(records) => (None, records, None),
                 AttemptEnd::Otherwise => return None,
             },
         };
-        let files = records.as_ref().map(Vec::len);
         // Skipped exports have nothing to publish.
-        if records.as_ref().is_none_or(|records| !records.is_empty()) {
+        if !records.is_empty() {
             failpoint!("worker.committed", None);
-            let published = match records {
-                // A job without a trace got the one of this attempt.
-                Some(records) => self.publish(records, span.place(), shutdown).await,
-                None => self.publish_all(lease, shutdown).await,
-            };
-            if let Err(error) = published {
+            // A job without a trace got the one of this attempt.
+            if let Err(error) = self.publish(records, span.place(), shutdown).await {
                 // The job is committed. Maintenance publishes the files as soon as possible.
                 tracing::error!(event = "publish_failed", jobId = %lease.id(), error);
             }
         }
         if first.is_of_datasets {
             tracing::info!(
-                event = "export_committed", jobId = %lease.id(), datasets = datasets_in_all, withFiles = files
+                event = "export_committed", jobId = %lease.id(), datasets = datasets_in_all, withFiles = with_files
             );
         }
         connections
@@ -386,36 +379,19 @@ impl Worker {
         let publisher = &self.publisher();
         let publish = async |record: FileRecord| {
             let trace = record.trace.or(place);
-            let publishing = async { publisher.publish(FileRecord { trace, ..record }).await.map(drop) };
-            self.within_lease(publishing, shutdown).await
+            let publishing = publisher.publish(FileRecord { trace, ..record });
+            let publishing = tokio::time::timeout(self.settings.times.publish, publishing);
+            match unless_stopped(shutdown, publishing).await {
+                Some(Ok(published)) => published.map(drop).map_err(|error| chain(&error)),
+                Some(Err(_)) => Err("publishing exceeded the time limit".to_owned()),
+                None => Err("the service is shutting down".to_owned()),
+            }
         };
         let mut published = pin!(stream::iter(records).map(publish).buffer_unordered(MAX_PUBLISHING));
         while let Some(done) = published.next().await {
             done?;
         }
         Ok(())
-    }
-
-    /// Publishes the exports of an attempt that was committed although the answer was lost.
-    async fn publish_all(&self, lease: &Lease, shutdown: &CancellationToken) -> Result<(), String> {
-        let publisher = self.publisher();
-        for export in lease.exports() {
-            self.within_lease(publisher.publish_export(export.job, &export.dataset), shutdown).await?;
-        }
-        Ok(())
-    }
-
-    async fn within_lease(
-        &self,
-        publishing: impl Future<Output = Result<(), publisher::Error>>,
-        shutdown: &CancellationToken,
-    ) -> Result<(), String> {
-        let publishing = tokio::time::timeout(self.settings.times.publish, publishing);
-        match unless_stopped(shutdown, publishing).await {
-            Some(Ok(published)) => published.map_err(|error| chain(&error)),
-            Some(Err(_)) => Err("publishing exceeded the time limit".to_owned()),
-            None => Err("the service is shutting down".to_owned()),
-        }
     }
 
     /// Runs one attempt: opens a snapshot, writes the rows of each export to hidden files, syncs the files, and commits
@@ -725,16 +701,20 @@ impl Worker {
     async fn committed_after_all(&self, lease: &Lease, shutdown: &CancellationToken) -> AttemptEnd {
         let token = lease.token().as_uuid().to_string();
         let ours = |record: &FileRecord| record.parts.iter().all(|part| part.staged.name.contains(&token));
+        let mut records = Vec::new();
         // Some exports of a job may be skipped. They have no file.
         for Export { job, dataset, .. } in lease.exports() {
             match self.retry_while_leased(lease, shutdown, || self.store.file(*job, dataset)).await {
-                Ok(Some(record)) if ours(&record) => return AttemptEnd::Committed,
+                Ok(Some(record)) if ours(&record) => records.push(record),
                 Ok(None) => {}
                 Ok(Some(_)) | Err(_) => break,
             }
         }
-        tracing::warn!(event = "lease_lost", jobId = %lease.id());
-        AttemptEnd::Otherwise
+        if records.is_empty() {
+            tracing::warn!(event = "lease_lost", jobId = %lease.id());
+            return AttemptEnd::Otherwise;
+        }
+        AttemptEnd::Committed(records)
     }
 
     /// Retries a statement for the duration of a lease, so that a restart of the database loses nothing. During a

@@ -28,8 +28,8 @@ use crate::http::query;
 use crate::http::schemas::DatasetName;
 use crate::job::json::AnyJobJson;
 use crate::job::lane::Lane;
-use crate::job::{ConsumerId, Export, ExportType, Filter, JobId, Status};
-use crate::service::{self, Service};
+use crate::job::{ConsumerId, Export, ExportType, Filter, JobId, JobPage, Status};
+use crate::service::{self, Cancellation, Service};
 
 /// Time after which a client reconnects to an interrupted event stream.
 const RECONNECT: Duration = Duration::from_secs(2);
@@ -180,7 +180,7 @@ pub(crate) async fn list(
         status: query::word("status", query.status)?,
         before: before.map(JobId::from),
     };
-    let (jobs, has_more) = service.jobs(&filter, limit).await?;
+    let JobPage { jobs, has_more } = service.jobs(&filter, limit).await?;
     let next_cursor = jobs.last().filter(|_| has_more).map(|last| last.id().to_string());
     Ok(Json(Page { items: jobs.into_iter().map(AnyJobJson::from).collect(), next_cursor }))
 }
@@ -276,7 +276,9 @@ pub(crate) async fn ack(
     extensions(("x-codes" = json!([Code::Committing, Code::AlreadyEnded]))),
 )]
 pub(crate) async fn cancel(service: Service, PathJob(id): PathJob) -> Result<Response, Problem> {
-    let (job, already) = service.cancel(id).await?;
-    let status = if already { StatusCode::OK } else { StatusCode::ACCEPTED };
+    let (status, job) = match service.cancel(id).await? {
+        Cancellation::Asked(job) => (StatusCode::ACCEPTED, job),
+        Cancellation::Before(job) => (StatusCode::OK, job),
+    };
     Ok((status, Json(AnyJobJson::from(job))).into_response())
 }

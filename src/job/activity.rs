@@ -7,14 +7,12 @@ use utoipa::ToSchema;
 /// The number of hours that are counted. The last one is the current hour.
 pub const HOURS: usize = 24;
 
-/// The exports of the last day by consumer and by dataset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastDay {
     /// The beginning of the first hour.
     pub since: DateTime<Utc>,
     /// The consumers that have exports. Ad-hoc exports have no consumer.
     pub consumers: Vec<HourlyExports>,
-    /// The datasets that have exports.
     pub datasets: Vec<HourlyExports>,
 }
 

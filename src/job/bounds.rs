@@ -12,7 +12,6 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// Allows everything.
     pub const NONE: Bounds = Bounds { consumers: None, datasets: None };
 
     pub fn allow_all(&self) -> bool {

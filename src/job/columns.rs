@@ -10,7 +10,6 @@ pub struct FileColumns {
     pub columns: Vec<FileColumn>,
     /// The names of the dataset's key columns. A selection can exclude them from the file.
     pub key: Vec<String>,
-    /// The table, with its schema.
     pub table: String,
     /// The snapshot from which the rows were read. `None` if the dataset uses timestamps alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -21,10 +20,8 @@ pub struct FileColumns {
     pub begins: bool,
 }
 
-/// A column of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileColumn {
-    /// The name in the file's header.
     pub name: String,
     /// The type with its length or precision, as Postgres writes it: `numeric(12,2)`.
     #[serde(rename = "type")]

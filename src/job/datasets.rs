@@ -6,7 +6,6 @@ use utoipa::ToSchema;
 
 use crate::job::ExportType;
 
-/// The largest number of datasets of a job.
 pub const MOST_DATASETS: usize = 1_000;
 
 /// A request with `datasets`, apart from what belongs to its exports. It is saved with its job in this JSON form.

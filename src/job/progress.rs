@@ -12,9 +12,7 @@ pub struct Progress(Arc<Counters>);
 pub struct Reached {
     /// The percentage, 0 to 99. Only completed jobs have 100.
     pub percent: u8,
-    /// The number of rows written.
     pub rows: u64,
-    /// The number of bytes written.
     pub bytes: u64,
     /// The number of rows that were expected, if they were counted.
     pub expected: Option<u64>,

@@ -8,7 +8,6 @@ pub struct Selection {
     /// The columns of the file. `None` selects all columns of the dataset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub columns: Option<Vec<String>>,
-    /// The conditions. A row must meet all of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub filter: Vec<Condition>,
     /// The largest number of rows, in the order of the key. `None` sets no limit.
@@ -22,19 +21,16 @@ impl Selection {
     }
 }
 
-/// The error of an invalid selection.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {why}")]
 pub struct BadSelection {
     /// The path of the invalid member, for example `filter[0].value`.
     pub field: String,
-    /// The mistake in that member.
     pub why: String,
     /// True if it would tell values of a masked column.
     pub is_masked: bool,
 }
 
-/// A condition on a column.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Condition {
     pub column: String,

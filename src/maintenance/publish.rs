@@ -32,7 +32,6 @@ type ExportKey = (JobId, String);
 /// The lane of an export, or the job of an export without a lane.
 type LaneKey = Result<(ConsumerId, String), JobId>;
 
-/// The result of publishing an export's files.
 type PublicationResult = (ExportKey, Result<Publication, publisher::Error>);
 
 impl Publish {

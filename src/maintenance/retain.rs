@@ -13,7 +13,6 @@ const ROUND_TIME: Duration = Duration::from_secs(60);
 /// The number of exports whose files are removed together, with one sync of the folder and one record.
 const REMOVED_TOGETHER: usize = 100;
 
-/// The time of a round.
 struct RoundTime {
     begun: Instant,
     /// True once the round has taken its time before it was through all lanes.

@@ -24,6 +24,13 @@ use crate::telemetry::metrics;
 /// The number of schedules that are advanced at the same time. Each takes a dozen round trips to Postgres.
 const MAX_CONCURRENT: usize = 4;
 
+/// The exports of a due slot.
+enum Wanted {
+    Exports(ScheduledExports),
+    /// They can't be submitted now.
+    Nothing(Refusal),
+}
+
 pub(super) struct Scheduling {
     maintenance: Maintenance,
     /// The timings of the schedules that the database has as this process has them.
@@ -58,8 +65,8 @@ impl Scheduling {
 
     async fn run(&self, schedule: &Schedule, slot: DateTime<Utc>) -> Result<(), Error> {
         let exports = match self.exports(schedule).await? {
-            Ok(exports) => exports,
-            Err(refusal) => return self.refuse(schedule, slot, refusal).await,
+            Wanted::Exports(exports) => exports,
+            Wanted::Nothing(refusal) => return self.refuse(schedule, slot, refusal).await,
         };
         let destination = self.destination_id().await;
         let Maintenance { store, terms, .. } = &self.maintenance;
@@ -128,20 +135,20 @@ impl Scheduling {
         Ok(())
     }
 
-    async fn exports(&self, schedule: &Schedule) -> Result<Result<ScheduledExports, Refusal>, Error> {
+    async fn exports(&self, schedule: &Schedule) -> Result<Wanted, Error> {
         let catalog = self.maintenance.catalog.get();
         let (wanted, heals) = (schedule.export_type, schedule.heals);
         let request = |name: &String| schedule.request(name, catalog.healed_type(name, wanted, heals));
         let (datasets, left_out) = match &schedule.datasets {
             ScheduledDatasets::One(dataset) => {
                 let exports = ScheduledExports { requests: vec![request(dataset)], datasets: None };
-                return Ok(self.refusal(schedule, dataset).await?.map_or(Ok(exports), Err));
+                return Ok(self.refusal(schedule, dataset).await?.map_or(Wanted::Exports(exports), Wanted::Nothing));
             }
             ScheduledDatasets::Listed(names) => {
                 let (ready, _) = self.ready(schedule, |dataset| names.contains(dataset)).await?;
                 for name in names.iter().filter(|name| !ready.contains(name)) {
                     if let Some(refusal) = self.refusal(schedule, name).await? {
-                        return Ok(Err(refusal));
+                        return Ok(Wanted::Nothing(refusal));
                     }
                 }
                 (names.clone(), Vec::new())
@@ -149,14 +156,14 @@ impl Scheduling {
             ScheduledDatasets::All => self.ready(schedule, |_| true).await?,
         };
         match datasets.len() {
-            0 => return Ok(Err(Refusal::NothingReady)),
-            count if count > MOST_DATASETS => return Ok(Err(Refusal::TooManyDatasets)),
+            0 => return Ok(Wanted::Nothing(Refusal::NothingReady)),
+            count if count > MOST_DATASETS => return Ok(Wanted::Nothing(Refusal::TooManyDatasets)),
             _ => {}
         }
         let requests = datasets.iter().map(request).collect();
         let request = json!({ "schedule": schedule.name });
         let datasets = Some(DatasetsRequest { request, export_type: wanted, datasets, left_out });
-        Ok(Ok(ScheduledExports { requests, datasets }))
+        Ok(Wanted::Exports(ScheduledExports { requests, datasets }))
     }
 
     /// Returns those of the wanted datasets that are ready, in the order of their names, and the others.

@@ -16,7 +16,6 @@ const INTERVALS: std::ops::RangeInclusive<u64> = 1..=366 * 24 * 60 * 60;
 /// Longer than the clocks of any time zone skip or repeat: Samoa skipped a day in 2011.
 const LONGEST_SHIFT: TimeDelta = TimeDelta::days(2);
 
-/// The rule by which the slots of a schedule are computed.
 #[derive(Clone, Debug)]
 pub enum Timing {
     /// Slots at the multiples of an interval since the beginning of 1970, UTC. The slots of `1h` are the full hours.
@@ -30,7 +29,6 @@ pub enum Timing {
     Cron { text: String, pattern: Box<Cron>, zone: Tz },
 }
 
-/// The error of an invalid timing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadTiming {
     #[error("a time from 1s to 366d in whole seconds is expected, such as 5m or 1h")]
@@ -45,7 +43,6 @@ pub enum BadTiming {
 }
 
 impl Timing {
-    /// Parses an interval such as `5m`.
     pub fn every(text: &str) -> Result<Timing, BadTiming> {
         // The parser of durations reads a month as 30.44 days and a year as 365.25 days.
         let mut units = text.split(|letter: char| !letter.is_ascii_alphabetic());
@@ -326,9 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn weekdays_and_leap_days_are_found() {
-        let weekdays = Timing::cron("15 2 * * 1-5", Tz::UTC).unwrap();
-        assert_eq!(slots(&weekdays, "2026-11-20T12:00", "2026-11-24T12:00"), ["23T02:15", "24T02:15"]);
+    fn leap_days_are_found() {
         let leap = Timing::cron("0 0 29 2 *", Tz::UTC).unwrap();
         assert_eq!(leap.latest(at("2026-11-22T00:00")), Some(at("2024-02-29T00:00")));
         assert_eq!(leap.next(at("2026-11-22T00:00")), Some(at("2028-02-29T00:00")));

@@ -12,7 +12,7 @@ use crate::dataset::Dataset;
 use crate::job::activity::LastDay;
 use crate::job::datasets::DatasetsRequest;
 use crate::job::lane::Lane;
-use crate::job::{ConsumerId, Export, Filter, IdempotencyKey, Job, JobId, Request, Status};
+use crate::job::{ConsumerId, Export, Filter, IdempotencyKey, Job, JobId, JobPage, Request, Status};
 use crate::service::deadline::{on_table, with_timeout};
 use crate::service::followers::{Follower, Poll, PollOutcome, Subscriber};
 use crate::service::{DIAGNOSIS_TIMEOUT, Error, Service};
@@ -27,13 +27,20 @@ use crate::store::{
 use crate::telemetry::job_event;
 use crate::trace::TraceParent;
 
+/// The result of a request to cancel a job.
+pub enum Cancellation {
+    /// The job is cancelled, or its worker was asked to stop.
+    Asked(Job),
+    /// The job was cancelled before.
+    Before(Job),
+}
+
 impl Service {
     /// Accepts a job of one export. The job is durable and survives a crash of this process.
     ///
     /// A repeated idempotency key returns the job created by the first request.
     ///
     /// # Errors
-    ///
     /// If the dataset does not exist, or its table is missing, unreadable, untracked for a consumer or unsuitable for
     /// the selection. If the key was used for another request, if too many jobs are open, or if the destination is
     /// missing.
@@ -93,7 +100,6 @@ impl Service {
     /// Accepts a job with the parameters of a failed or cancelled one.
     ///
     /// # Errors
-    ///
     /// If the job does not exist or has another status, or if the caller may not see all of it; and as
     /// [`submit`](Service::submit).
     pub async fn retry(
@@ -159,7 +165,6 @@ impl Service {
     /// Returns a job as the caller sees it: as if it had only the datasets that the caller may see.
     ///
     /// # Errors
-    ///
     /// If there is no job with this id, or if the caller may not see any of its datasets.
     pub async fn job(&self, id: JobId) -> Result<Job, Error> {
         let job = with_timeout(self.store.job(id)).await?.ok_or(Error::NoJob)?;
@@ -171,7 +176,6 @@ impl Service {
     /// Returns a job for a change of all its exports.
     ///
     /// # Errors
-    ///
     /// If there is no job with this id, or if the caller may not see all of its datasets.
     async fn whole_job(&self, id: JobId) -> Result<Job, Error> {
         let job = with_timeout(self.store.job(id)).await?.ok_or(Error::NoJob)?;
@@ -185,7 +189,6 @@ impl Service {
     /// Returns an export of a job: that of the dataset, or the only one that the caller may see.
     ///
     /// # Errors
-    ///
     /// As [`job`](Service::job). If the job has no such export, or if no dataset is given and the job has several.
     pub async fn export(&self, id: JobId, dataset: Option<&str>) -> Result<Export, Error> {
         let Job { datasets, mut exports } = self.job(id).await?;
@@ -210,12 +213,11 @@ impl Service {
         exports.into_iter().filter_map(alone).flat_map(|job| job.exports).collect()
     }
 
-    /// Cancels a job, or asks its worker to stop. The returned flag is true if the job was already cancelled.
+    /// Cancels a job, or asks its worker to stop.
     ///
     /// # Errors
-    ///
     /// If the job does not exist, is being committed, or has ended otherwise; or if the caller may not see all of it.
-    pub async fn cancel(&self, id: JobId) -> Result<(Job, bool), Error> {
+    pub async fn cancel(&self, id: JobId) -> Result<Cancellation, Error> {
         self.whole_job(id).await?;
         match with_timeout(self.store.cancel(id)).await? {
             Cancelled::Asked(job) => {
@@ -224,9 +226,9 @@ impl Service {
                 if !job.status().is_terminal() {
                     log_event("cancel_requested", &job);
                 }
-                Ok((self.visible(job)?, false))
+                Ok(Cancellation::Asked(self.visible(job)?))
             }
-            Cancelled::Already(job) => Ok((self.visible(job)?, true)),
+            Cancelled::Already(job) => Ok(Cancellation::Before(self.visible(job)?)),
             Cancelled::Committing => Err(Error::Committing),
             Cancelled::Ended(status) => Err(Error::Ended(status)),
             Cancelled::Unknown => Err(Error::NoJob),
@@ -239,7 +241,6 @@ impl Service {
     /// Has no effect in a lane in which a later export was already acknowledged.
     ///
     /// # Errors
-    ///
     /// If the job or the export does not exist or belongs to no consumer. If one of the exports has not been published,
     /// or if none has files.
     pub async fn acknowledge(&self, id: JobId, dataset: Option<&str>) -> Result<Job, Error> {
@@ -269,7 +270,6 @@ impl Service {
     /// Returns a job when it has ended or `timeout` has passed.
     ///
     /// # Errors
-    ///
     /// If there is no job with this id, or if there are too many followers.
     pub async fn ended_job(&self, id: JobId, timeout: Duration, subscriber: Subscriber) -> Result<Job, Error> {
         let deadline = Instant::now() + timeout;
@@ -290,7 +290,6 @@ impl Service {
     /// Returns a stream of a job's states: the current one, then one per detected change, up to the end of the job.
     ///
     /// # Errors
-    ///
     /// If there is no job with this id, or if there are too many followers. If the database fails later, the stream
     /// ends after some time.
     pub async fn follow(&self, id: JobId, subscriber: Subscriber) -> Result<impl Stream<Item = Job> + use<>, Error> {
@@ -312,33 +311,31 @@ impl Service {
         Ok(stream::once(std::future::ready(first)).chain(changes))
     }
 
-    /// Lists up to `limit` jobs that the caller may see and that match a filter, newest first. Returns true if there
-    /// may be more.
+    /// Lists up to `limit` jobs that the caller may see and that match a filter, newest first.
     ///
     /// # Errors
-    ///
     /// If the caller may not see the filter's dataset, or if neither the catalog nor any job has it.
-    pub async fn jobs(&self, filter: &Filter, limit: u32) -> Result<(Vec<Job>, bool), Error> {
+    pub async fn jobs(&self, filter: &Filter, limit: u32) -> Result<JobPage, Error> {
         if let Some(dataset) = &filter.dataset {
             self.require_dataset(dataset)?;
         }
-        let (jobs, has_more) = with_timeout(self.store.jobs(filter, &self.bounds, limit)).await?;
+        let JobPage { jobs, has_more } = with_timeout(self.store.jobs(filter, &self.bounds, limit)).await?;
         // Jobs are kept when their dataset is removed from the catalog.
         if let Some(dataset) = filter.dataset.as_ref().filter(|_| jobs.is_empty())
             && let Err(unknown) = self.dataset(dataset)
         {
             let any = Filter { dataset: Some(dataset.clone()), ..Filter::default() };
-            if with_timeout(self.store.jobs(&any, &self.bounds, 1)).await?.0.is_empty() {
+            if with_timeout(self.store.jobs(&any, &self.bounds, 1)).await?.jobs.is_empty() {
                 return Err(unknown);
             }
         }
-        Ok((jobs.into_iter().filter_map(|job| self.bounds.visible(job)).collect(), has_more))
+        let jobs = jobs.into_iter().filter_map(|job| self.bounds.visible(job)).collect();
+        Ok(JobPage { jobs, has_more })
     }
 
     /// Counts the exports of the last day that the caller may see and that match a filter.
     ///
     /// # Errors
-    ///
     /// If the caller may not see the filter's dataset.
     pub async fn activity(&self, filter: &Filter) -> Result<LastDay, Error> {
         if let Some(dataset) = &filter.dataset {
@@ -350,7 +347,6 @@ impl Service {
     /// Lists the lane's exports published after the job `after`, by number. `from` limits them to higher numbers.
     ///
     /// # Errors
-    ///
     /// If the lane has no completed export with this id.
     pub async fn published_after(
         &self,

@@ -10,7 +10,6 @@ use crate::service::deadline::with_timeout;
 use crate::service::{Error, Service};
 use crate::store;
 
-/// A schedule as shown in a list.
 #[derive(Clone, Debug)]
 pub struct ListedSchedule {
     pub schedule: Arc<Schedule>,
@@ -21,7 +20,6 @@ pub struct ListedSchedule {
     pub last_job: Option<Job>,
 }
 
-/// The delay of a schedule.
 pub(super) struct ScheduleAge {
     pub(super) name: String,
     /// Time since the due slot.

@@ -67,7 +67,6 @@ fn first_id(time: DateTime<Utc>) -> Uuid {
     uuid::Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()
 }
 
-/// Combines the hours of each name.
 fn by_name(rows: Vec<HourRow>) -> Vec<HourlyExports> {
     let mut names = BTreeMap::<String, HourlyExports>::new();
     for row in rows {

@@ -51,7 +51,6 @@ impl FromRow<'_, PgRow> for Delivery {
     }
 }
 
-/// A delivery that this process has claimed.
 #[derive(Debug)]
 pub struct ClaimedDelivery {
     pub delivery: Delivery,
@@ -59,7 +58,6 @@ pub struct ClaimedDelivery {
     pub job: Job,
 }
 
-/// An ended attempt at a delivery.
 #[derive(Clone, Debug)]
 pub struct Attempt {
     /// The HTTP status of the response. `None` if the receiver sent no response.
@@ -67,7 +65,6 @@ pub struct Attempt {
     pub outcome: AttemptOutcome,
 }
 
-/// The outcome of an attempt at a delivery.
 #[derive(Clone, Debug)]
 pub enum AttemptOutcome {
     Delivered,
@@ -80,7 +77,6 @@ pub enum AttemptOutcome {
 /// The numbers of undelivered events of one receiver.
 #[derive(Clone, Debug, sqlx_macros::FromRow)]
 pub struct OpenDeliveries {
-    /// The receiver's name.
     pub endpoint: String,
     /// Deliveries that wait for an attempt or are being attempted.
     pub pending: i64,

@@ -115,7 +115,6 @@ pub(super) fn skip_unreadable<T>(read: Result<T, Error>) -> Option<T> {
 /// A file of `cdc_export.export_files`.
 #[derive(Deserialize)]
 pub(super) struct StoredFile {
-    /// The hidden name.
     pub(super) name: String,
     pub(super) place: FileLocation,
     pub(super) location: Option<String>,

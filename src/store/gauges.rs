@@ -10,10 +10,8 @@ use crate::telemetry::metrics::PoolUse;
 /// The limit on consumers with a series of their own, for each metric.
 pub const MAX_CONSUMERS: usize = 100;
 
-/// The queue and the change log.
 #[derive(Clone, Copy, Debug, sqlx_macros::FromRow)]
 pub struct Backlog {
-    /// Jobs that no worker has.
     pub pending: i64,
     /// Jobs that clients see as processing.
     pub processing: i64,
@@ -25,7 +23,6 @@ pub struct Backlog {
     pub oldest_seconds: f64,
     /// The rows of the change log, estimated from the statistics of Postgres.
     pub log_rows: i64,
-    /// The bytes of the change log with its indexes.
     pub log_bytes: i64,
     /// Seconds since the oldest position was saved whose deletions are still in the change log.
     pub held_seconds: f64,
@@ -33,7 +30,6 @@ pub struct Backlog {
     pub given_up: i64,
 }
 
-/// The lag of a consumer.
 #[derive(Clone, Debug)]
 pub struct WatermarkAge {
     pub consumer: ConsumerId,

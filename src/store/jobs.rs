@@ -1,7 +1,6 @@
 //! Creates, reads and cancels jobs on behalf of clients.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::types::Json;
@@ -16,6 +15,7 @@ use crate::job::{After, Export, ExportType, Job, JobId, Request, Status, Terms};
 use crate::store::export_row::{ExportRow, JobRow, jobs_of, skip_unreadable, with_export_columns, with_job_columns};
 use crate::store::files::names_taken;
 use crate::store::lanes::{OutOfStep, out_of_step};
+use crate::store::submissions::Submission;
 use crate::store::transitions::transition;
 use crate::store::{CHANNEL, Error, Store};
 
@@ -27,7 +27,6 @@ const MAX_OPEN: i64 = 20;
 /// The distance between two turns. Turns are times only so that an empty queue goes on from the present.
 const TURN_STEP: TimeDelta = TimeDelta::microseconds(1);
 
-/// The outcome of a request for a job.
 #[derive(Debug)]
 pub enum SubmitOutcome {
     /// The request created this job.
@@ -46,36 +45,30 @@ pub enum SubmitOutcome {
     KeyFull(u32),
 }
 
-/// A job in a transaction that is not committed yet.
-pub(super) struct MadeJob<'s> {
-    pub(super) job: Job,
-    submissions: (Submission<'s>, Option<Submission<'s>>),
+/// The outcome of a submission in a transaction that is not committed yet.
+pub(super) enum Insertion<'s, R> {
+    /// The job is inserted. Its submission ends with the transaction.
+    Made(Job, (Submission<'s>, Option<Submission<'s>>)),
+    /// The transaction is to be rolled back, so that nothing is recorded.
+    Refused(R),
 }
 
-/// The number of submissions of this process, or of one of its keys, whose transactions have not ended.
-///
-/// A submission that counts the open jobs does not see the jobs of these transactions, so it adds those that came
-/// before it. So a process alone respects the limits on open jobs. Several processes together may exceed them by the
-/// jobs that they create at the same time.
-#[derive(Debug, Default)]
-pub(super) struct Submissions(AtomicU32);
-
-/// A submission whose transaction has not ended.
-struct Submission<'s> {
-    all: &'s Submissions,
-    /// The number of those that came before it.
-    ahead: u32,
+/// An export that is not inserted yet.
+struct NewExport<'a> {
+    request: &'a Request,
+    lane_sequence: Option<i64>,
+    /// The name of its file without the number.
+    stem: String,
+    number: i64,
 }
 
-impl Submissions {
-    fn enter(&self) -> Submission<'_> {
-        Submission { all: self, ahead: self.0.fetch_add(1, Ordering::SeqCst) }
-    }
-}
-
-impl Drop for Submission<'_> {
-    fn drop(&mut self) {
-        self.all.0.fetch_sub(1, Ordering::SeqCst);
+impl NewExport<'_> {
+    /// Returns the export that the caller loaded last, with its SHA-256.
+    fn after(&self) -> (Option<Uuid>, Option<String>) {
+        match &self.request.after {
+            Some(After::Export { job, sha256 }) => (Some(job.as_uuid()), sha256.clone()),
+            Some(After::Nothing) | None => (None, None),
+        }
     }
 }
 
@@ -100,7 +93,6 @@ pub(super) struct NewJob<'a> {
     pub(super) terms: Terms,
 }
 
-/// The outcome of a request to cancel a job.
 #[derive(Debug)]
 pub enum Cancelled {
     /// The job is cancelled, or its worker was asked to stop.
@@ -150,8 +142,8 @@ impl Store {
         self.with(async |conn| {
             let mut tx = conn.begin().await?;
             let lane_sequences = enter_lanes(&mut tx, new.requests).await?;
-            let made = self.insert(&mut tx, new, &lane_sequences).await?;
-            finish(tx, made, SubmitOutcome::Accepted).await
+            let insertion = self.insert(&mut tx, new, &lane_sequences).await?;
+            finish(tx, insertion, SubmitOutcome::Accepted).await
         })
         .await
     }
@@ -162,10 +154,10 @@ impl Store {
         tx: &mut PgConnection,
         new: NewJob<'_>,
         lane_sequences: &[Option<i64>],
-    ) -> Result<Result<MadeJob<'s>, SubmitOutcome>, Error> {
+    ) -> Result<Insertion<'s, SubmitOutcome>, Error> {
         let NewJob { requests, datasets, terms, .. } = new;
         if let Some(job) = self.sent_before_in(tx, &requests[0]).await? {
-            return Ok(Err(match requests[0].asks_for(datasets, &job) {
+            return Ok(Insertion::Refused(match requests[0].asks_for(datasets, &job) {
                 true => SubmitOutcome::Before(job),
                 false => SubmitOutcome::KeyTaken(Box::new(job)),
             }));
@@ -174,26 +166,26 @@ impl Store {
         for request in requests.iter().filter(|request| request.export_type != ExportType::Full) {
             let Request { consumer: Some(consumer), dataset, after: Some(after), .. } = request else { continue };
             if let Some(why) = out_of_step(tx, Lane { consumer, dataset }, after).await? {
-                return Ok(Err(SubmitOutcome::OutOfStep(dataset.clone(), why)));
+                return Ok(Insertion::Refused(SubmitOutcome::OutOfStep(dataset.clone(), why)));
             }
         }
         let submission = self.submissions.enter();
         let of_key = self.key_share.as_ref().map(|share| share.submissions.enter());
         let state = self.lane_state(tx, requests, terms.max_open).await?;
         if state.open_in_lane >= MAX_OPEN {
-            return Ok(Err(SubmitOutcome::TooManyOpen(MAX_OPEN)));
+            return Ok(Insertion::Refused(SubmitOutcome::TooManyOpen(MAX_OPEN)));
         }
         let open = state.open_jobs.unsigned_abs() + submission.ahead;
         if open >= terms.max_open {
-            return Ok(Err(SubmitOutcome::QueueFull(terms.max_open)));
+            return Ok(Insertion::Refused(SubmitOutcome::QueueFull(terms.max_open)));
         }
         let max_of_key = (terms.max_open - open).div_ceil(2);
         if of_key.as_ref().is_some_and(|of_key| state.open_of_key.unsigned_abs() + of_key.ahead >= max_of_key) {
-            return Ok(Err(SubmitOutcome::KeyFull(max_of_key)));
+            return Ok(Insertion::Refused(SubmitOutcome::KeyFull(max_of_key)));
         }
         let turn = self.turn(state.current_turn, state.last_turn);
         let job = self.insert_named(tx, new, lane_sequences, state.now, turn).await?;
-        Ok(Ok(MadeJob { job, submissions: (submission, of_key) }))
+        Ok(Insertion::Made(job, (submission, of_key)))
     }
 
     /// Inserts a job with its exports, each with a name for its file that no other has.
@@ -206,24 +198,23 @@ impl Store {
         turn: DateTime<Utc>,
     ) -> Result<Job, Error> {
         let (id, first) = (JobId::random(), &requests[0]);
-        let stems: Vec<_> = requests.iter().map(|request| stem(request, now)).collect();
-        let mut numbers = vec![1; requests.len()];
+        let new_export = |(request, lane_sequence): (_, &Option<i64>)| NewExport {
+            request,
+            lane_sequence: *lane_sequence,
+            stem: stem(request, now),
+            number: 1,
+        };
+        let mut missing: Vec<_> = requests.iter().zip(lane_sequences).map(new_export).collect();
         let mut exports: Vec<Export> = Vec::new();
-        let mut missing: Vec<usize> = (0..requests.len()).collect();
+        let mut is_inserted = false;
         while !missing.is_empty() {
-            let is_first = missing.len() == requests.len() && numbers.iter().all(|number| *number == 1);
-            let of = |at: &usize| &requests[*at];
-            let after = |at: &usize| match &requests[*at].after {
-                Some(After::Export { job, sha256 }) => (Some(job.as_uuid()), sha256.clone()),
-                Some(After::Nothing) | None => (None, None),
-            };
-            let (after_jobs, after_sha256s): (Vec<_>, Vec<_>) = missing.iter().map(after).unzip();
+            let (after_jobs, after_sha256s): (Vec<_>, Vec<_>) = missing.iter().map(NewExport::after).unzip();
             let rows: Vec<ExportRow> = sqlx::query_as(with_export_columns(include_str!("jobs/insert.sql")))
                 .bind(id.as_uuid())
                 .bind(first.consumer.as_ref().map(|consumer| consumer.as_str()))
                 .bind(datasets.map_or(first.export_type, |asked| asked.export_type).as_str())
                 .bind(datasets.map(Json))
-                .bind(is_first.then_some(requests.len() as i32))
+                .bind((!is_inserted).then_some(requests.len() as i32))
                 .bind(first.encoding.format.as_str())
                 .bind(first.encoding.compression.as_str())
                 .bind(first.max_file_bytes.map(|bytes| bytes as i64))
@@ -239,22 +230,23 @@ impl Store {
                 .bind(destination)
                 .bind(now)
                 .bind(CHANNEL)
-                .bind(missing.iter().map(|at| &*of(at).dataset).collect::<Vec<_>>())
-                .bind(missing.iter().map(|&at| lane_sequences[at]).collect::<Vec<_>>())
-                .bind(missing.iter().map(|at| of(at).export_type.as_str()).collect::<Vec<_>>())
-                .bind(missing.iter().map(|&at| numbered(&stems[at], numbers[at], first.encoding)).collect::<Vec<_>>())
+                .bind(missing.iter().map(|new| &*new.request.dataset).collect::<Vec<_>>())
+                .bind(missing.iter().map(|new| new.lane_sequence).collect::<Vec<_>>())
+                .bind(missing.iter().map(|new| new.request.export_type.as_str()).collect::<Vec<_>>())
+                .bind(missing.iter().map(|new| numbered(&new.stem, new.number, first.encoding)).collect::<Vec<_>>())
                 .bind(first.encoding.extension())
-                .bind(missing.iter().map(|at| of(at).after.is_some()).collect::<Vec<_>>())
+                .bind(missing.iter().map(|new| new.request.after.is_some()).collect::<Vec<_>>())
                 .bind(after_jobs)
                 .bind(after_sha256s)
                 .fetch_all(&mut *tx)
                 .await?;
+            is_inserted = true;
             let made = rows.into_iter().map(Export::try_from).collect::<Result<Vec<_>, _>>()?;
-            missing.retain(|at| !made.iter().any(|export| export.dataset == requests[*at].dataset));
+            missing.retain(|new| !made.iter().any(|export| export.dataset == new.request.dataset));
             exports.extend(made);
-            for &at in &missing {
-                numbers[at] = match numbers[at] {
-                    1 => names_taken(tx, &stems[at]).await?.max(1) + 1,
+            for new in &mut missing {
+                new.number = match new.number {
+                    1 => names_taken(tx, &new.stem).await?.max(1) + 1,
                     number => number + 1,
                 };
             }
@@ -363,16 +355,16 @@ impl Store {
 /// Commits the transaction if it has a job. Otherwise rolls it back, so that nothing is recorded. Returns the outcome.
 pub(super) async fn finish<T>(
     tx: Transaction<'_, Postgres>,
-    made: Result<MadeJob<'_>, T>,
+    insertion: Insertion<'_, T>,
     outcome: impl FnOnce(Job) -> T,
 ) -> Result<T, Error> {
-    match made {
-        Ok(MadeJob { job, submissions }) => {
+    match insertion {
+        Insertion::Made(job, submissions) => {
             tx.commit().await?;
             drop(submissions);
             Ok(outcome(job))
         }
-        Err(refused) => {
+        Insertion::Refused(refused) => {
             tx.rollback().await?;
             Ok(refused)
         }

@@ -8,12 +8,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::key::Prefix;
 use crate::store::Store;
-use crate::store::jobs::Submissions;
+use crate::store::submissions::Submissions;
 
 /// The shares of all keys that were used. An operator created each key, so their number needs no limit.
 pub(super) type KeyShares = Mutex<HashMap<Prefix, Arc<KeyShare>>>;
 
-/// The share of one key.
 #[derive(Debug)]
 pub(super) struct KeyShare {
     pub(super) prefix: Prefix,

@@ -10,7 +10,6 @@ use crate::key::{Grant, KeyInfo, KeyName, KeySelector, Prefix, PresentedKey, Sco
 use crate::store::{Error, Store};
 use crate::telemetry::KEYS;
 
-/// The properties of a key to be created.
 #[derive(Clone, Debug)]
 pub struct NewKey {
     pub name: KeyName,
@@ -20,7 +19,6 @@ pub struct NewKey {
     pub lifetime: Option<Duration>,
 }
 
-/// The outcome of creating a key.
 #[derive(Debug)]
 pub enum Created {
     Done(KeyInfo),
@@ -72,7 +70,6 @@ fn log_key(event: &str, KeyInfo { name, grant, .. }: &KeyInfo) {
 }
 
 impl Store {
-    /// Saves a key: its prefix, its hash and its rights.
     pub async fn create_key(&self, key: &PresentedKey, new: &NewKey) -> Result<Created, Error> {
         let statement = sqlx::query_as::<_, KeyInfo>(
             "-- store.keys.create

@@ -23,7 +23,6 @@ pub struct Lease {
     pub(super) token: LeaseToken,
 }
 
-/// An export of an attempt.
 #[derive(Debug)]
 pub struct LeasedExport {
     /// The export as of the claim.
@@ -50,7 +49,6 @@ impl Lease {
         self.exports.iter().map(|leased| &leased.export)
     }
 
-    /// Returns the id of the job.
     pub fn id(&self) -> JobId {
         self.first().job
     }
@@ -65,10 +63,8 @@ impl Lease {
     }
 }
 
-/// The outcome of a renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Renewal {
-    /// The lease is extended.
     Held,
     /// The lease is extended, and a client requested the cancellation of the job.
     CancelAsked,

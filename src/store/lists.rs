@@ -11,7 +11,7 @@ use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use crate::connection::statement::with_pieces;
-use crate::job::{Bounds, ConsumerId, ExportType, Filter, Job, Status};
+use crate::job::{Bounds, ConsumerId, ExportType, Filter, JobPage, Status};
 use crate::store::export_row::{EXPORT_COLUMNS, JOB_COLUMNS, JobRow, jobs_of};
 use crate::store::{Error, Store};
 
@@ -19,12 +19,11 @@ use crate::store::{Error, Store};
 const MAX_EXPORTS: i64 = 1_000;
 
 impl Store {
-    /// Returns up to `limit` jobs that have an export within the bounds and match a filter, newest first. Returns true
-    /// if there may be more: a page of jobs with many exports has fewer jobs.
-    pub async fn jobs(&self, filter: &Filter, bounds: &Bounds, limit: u32) -> Result<(Vec<Job>, bool), Error> {
+    /// Returns up to `limit` jobs that have an export within the bounds and match a filter, newest first.
+    pub async fn jobs(&self, filter: &Filter, bounds: &Bounds, limit: u32) -> Result<JobPage, Error> {
         let keys = keys(filter, bounds);
         if keys.is_empty() {
-            return Ok((Vec::new(), false));
+            return Ok(JobPage::default());
         }
         let pieces = [("list", &*list(filter, bounds)), JOB_COLUMNS, EXPORT_COLUMNS];
         let statement = sqlx::query_as(AssertSqlSafe(with_pieces(include_str!("lists/jobs.sql"), &pieces)))
@@ -37,7 +36,7 @@ impl Store {
         let mut jobs = jobs_of(rows).collect::<Result<Vec<_>, _>>()?;
         let has_more = jobs.len() > limit as usize || exports >= MAX_EXPORTS;
         jobs.truncate(limit as usize);
-        Ok((jobs, has_more))
+        Ok(JobPage { jobs, has_more })
     }
 }
 

@@ -15,7 +15,6 @@ use crate::store::export_row::{ExportRow, with_export_columns};
 use crate::store::lease::{Lease, LeasedExport};
 use crate::store::{Error, Store};
 
-/// A manifest that is not published yet.
 #[derive(Debug)]
 pub enum Planned {
     /// The text is saved. The fields are its number and its text.

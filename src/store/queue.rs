@@ -46,7 +46,6 @@ fn retry_pause(attempts: u32) -> Duration {
     Duration::from_secs(seconds.min(600))
 }
 
-/// A process that claims jobs.
 #[derive(Clone, Copy, Debug)]
 pub struct Claimant<'a> {
     /// The name of the process in `lease_owner`, for people.
@@ -84,7 +83,6 @@ pub struct EndedAttempt {
     pub is_removable: bool,
 }
 
-/// The result of a claim.
 #[derive(Debug)]
 pub struct Claim {
     /// `None` if no job is ready.

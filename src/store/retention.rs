@@ -22,10 +22,8 @@ const AT_ONCE: i64 = 1_000;
 /// The limit on the newest jobs that one call counts, of all its lanes together. Counting them takes about 20 ms.
 const COUNTED: u64 = 50_000;
 
-/// The objects that a retention counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retained {
-    /// Files that are at the destination.
     Files,
     /// Ended jobs, with or without a file.
     Jobs,
@@ -66,7 +64,6 @@ const FILES_IN_BOUNDS: (&str, &str) = ("retention/files_in_bounds.sql", include_
 /// The condition that no acknowledgement of an export is awaited, which the statements above have twice.
 const MAY_GO: (&str, &str) = ("retention/may_go.sql", include_str!("retention/may_go.sql"));
 
-/// A file that is past a retention.
 #[derive(Debug, sqlx_macros::FromRow)]
 pub struct PastFile {
     #[sqlx(flatten)]
@@ -75,7 +72,6 @@ pub struct PastFile {
     pub unacknowledged: Option<i64>,
 }
 
-/// A manifest that is past the retention of jobs.
 #[derive(Debug, sqlx_macros::FromRow)]
 pub struct PastManifest {
     /// The files of its export, which are removed already.

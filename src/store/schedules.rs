@@ -16,10 +16,9 @@ use crate::failpoint;
 use crate::job::datasets::DatasetsRequest;
 use crate::job::{ConsumerId, Job, JobId, Request, Terms};
 use crate::schedule::{Refusal, Schedule, ScheduleState};
-use crate::store::jobs::{MadeJob, NewJob, SubmitOutcome, enter_lanes, finish};
+use crate::store::jobs::{Insertion, NewJob, SubmitOutcome, enter_lanes, finish};
 use crate::store::{Error, Store, parsed};
 
-/// The exports that a schedule asks for at once.
 #[derive(Debug)]
 pub struct ScheduledExports {
     /// The request for each, in the order of their datasets.
@@ -28,13 +27,11 @@ pub struct ScheduledExports {
     pub datasets: Option<DatasetsRequest>,
 }
 
-/// The outcome of running a schedule.
 #[derive(Debug)]
 pub enum RunOutcome {
     Job(Job),
     /// Another process was first, or nothing is due any more.
     Settled,
-    /// An export of the lane is open.
     Busy,
     TooManyOpen,
 }
@@ -118,7 +115,7 @@ impl Store {
         self.with(async |conn| {
             let mut tx = conn.begin().await?;
             let inserted = match statement.execute(&mut *tx).await?.rows_affected() {
-                0 => Err(RunOutcome::Settled),
+                0 => Insertion::Refused(RunOutcome::Settled),
                 _ => self.insert_scheduled(&mut tx, schedule, exports, destination, terms).await?,
             };
             failpoint!("schedules.claimed");
@@ -135,22 +132,22 @@ impl Store {
         ScheduledExports { requests, datasets }: &ScheduledExports,
         destination: Option<Uuid>,
         terms: Terms,
-    ) -> Result<Result<MadeJob<'s>, RunOutcome>, Error> {
+    ) -> Result<Insertion<'s, RunOutcome>, Error> {
         let lane_sequences = enter_lanes(tx, requests).await?;
         if is_any_busy(tx, requests).await? {
-            return Ok(Err(RunOutcome::Busy));
+            return Ok(Insertion::Refused(RunOutcome::Busy));
         }
         let new = NewJob { requests, datasets: datasets.as_ref(), destination, terms };
         Ok(match self.insert(tx, new, &lane_sequences).await? {
-            Ok(made) => {
-                record_last_job(tx, schedule, made.job.id()).await?;
-                Ok(made)
+            Insertion::Made(job, submissions) => {
+                record_last_job(tx, schedule, job.id()).await?;
+                Insertion::Made(job, submissions)
             }
-            Err(SubmitOutcome::TooManyOpen(_) | SubmitOutcome::QueueFull(_) | SubmitOutcome::KeyFull(_)) => {
-                Err(RunOutcome::TooManyOpen)
-            }
+            Insertion::Refused(
+                SubmitOutcome::TooManyOpen(_) | SubmitOutcome::QueueFull(_) | SubmitOutcome::KeyFull(_),
+            ) => Insertion::Refused(RunOutcome::TooManyOpen),
             // Unreachable: the request has no idempotency key and no `after`.
-            Err(_) => Err(RunOutcome::Settled),
+            Insertion::Refused(_) => Insertion::Refused(RunOutcome::Settled),
         })
     }
 

@@ -18,7 +18,6 @@ pub enum Tracking {
     Tracked,
 }
 
-/// A reason why a table can't be exported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Obstacle {
     NoTable,

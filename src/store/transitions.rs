@@ -24,7 +24,6 @@ use crate::telemetry::metrics::{self, Completed, ExportLabels};
 /// A committed change of the status of an export.
 #[derive(Clone, Debug)]
 pub struct Transition {
-    /// The status before the transition, as clients saw it.
     pub from: Status,
     /// The export after the transition, as clients see it. A committed one is still `processing` until its file is
     /// published.
@@ -37,7 +36,6 @@ pub struct Transition {
 /// columns `was` and `job_status` and those of the export.
 #[derive(sqlx_macros::FromRow)]
 pub(super) struct TransitionRow {
-    /// The status before the transition, as clients saw it.
     was: String,
     /// The status of the whole job after it. The job ends once, so it is a terminal one in the rows of one transition.
     job_status: String,
@@ -165,7 +163,6 @@ impl Store {
     }
 }
 
-/// Returns the seconds from the start of the first attempt to the commit.
 fn seconds(export: &Export) -> f64 {
     let time = export.started_at.zip(export.finished_at).map(|(started, finished)| finished - started);
     time.and_then(|time| time.to_std().ok()).unwrap_or_default().as_secs_f64()

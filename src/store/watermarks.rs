@@ -29,7 +29,6 @@ pub struct ConsumerPosition {
     pub is_saved: bool,
 }
 
-/// The result of removing a watermark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatermarkRemoval {
     /// The consumer has no watermark now.
@@ -147,7 +146,6 @@ impl Store {
     }
 }
 
-/// The result of removing a consumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConsumerRemoval {
     Done,

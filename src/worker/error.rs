@@ -28,7 +28,6 @@ pub(super) enum Error {
     LaneRaised,
 }
 
-/// An attempt that ended without files.
 #[derive(Debug, thiserror::Error)]
 #[error("{error}")]
 pub(super) struct Failed {

@@ -12,7 +12,6 @@ use crate::store::{
     lease::{Lease, LeaseRenewer, Renewal},
 };
 
-/// The reason why an attempt must stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Stop {
     #[error("the job was cancelled")]
