@@ -9,6 +9,7 @@ pub mod input;
 
 mod alter;
 mod connections;
+mod line_counter;
 mod load;
 mod lock;
 mod merge;
@@ -32,28 +33,20 @@ pub use connections::TargetConnections;
 pub use position::TargetPosition;
 pub use transaction::{MemberExport, TransactionFailure, apply};
 
-/// The settings of a target.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The target table. `None` means the name of the source table.
     pub table: Option<Table>,
-    /// True if the table gets the columns of `meta`, too.
     pub keeps_meta: bool,
     /// True if a full export of another database may replace the rows.
     pub adopts: bool,
 }
 
-/// The errors of applying an export.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The target or the export doesn't fulfill a requirement.
     #[error("{code}: {why}")]
-    Refused {
-        code: &'static str,
-        /// The reason and a remedy.
-        why: String,
-    },
-    /// A later attempt may succeed.
+    Refused { code: &'static str, why: String },
     #[error("the target database is not available")]
     Unavailable(#[source] sqlx::Error),
     #[error("locked: {holder} holds a lock that was waited for ({action}): try again once that session has ended")]
@@ -85,12 +78,10 @@ impl Error {
         }
     }
 
-    /// Returns true if the table has exports of another lane.
     pub fn is_of_another_lane(&self) -> bool {
         matches!(self, Error::Refused { code: "another_lane", .. })
     }
 
-    /// Returns true if a later attempt may succeed.
     pub fn may_pass(&self) -> bool {
         matches!(self, Error::Unavailable(_))
     }
@@ -102,7 +93,6 @@ const INSPECT_TABLE: &str = "to read the table's definition";
 const BEGIN: &str = "to begin a transaction";
 const COMMIT: &str = "to commit";
 
-/// Adds the refused action to an error of sqlx.
 trait During<T> {
     fn during(self, action: &'static str) -> Result<T, Error>;
 }
@@ -113,7 +103,6 @@ impl<T> During<T> for Result<T, sqlx::Error> {
     }
 }
 
-/// The outcome of applying an export.
 #[derive(Debug)]
 pub enum Applied {
     /// The export is applied. The remarks name differences between the table and the source.
@@ -124,10 +113,8 @@ pub enum Applied {
     NeedsFullExport(String),
 }
 
-/// The numbers of rows that an export has changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// The number of inserted or updated rows.
     pub written: u64,
     /// The number of deleted rows. A full export deletes all rows of before.
     pub deleted: u64,
@@ -147,7 +134,6 @@ pub struct Target {
 }
 
 impl Target {
-    /// Creates a target without connecting to it.
     pub fn new(
         connections: Arc<TargetConnections>,
         settings: Settings,
@@ -162,10 +148,6 @@ impl Target {
     }
 
     /// Reads the table's position. Returns `None` if no export of the lane was applied to it.
-    ///
-    /// # Errors
-    /// If the database can't be read, several tables have exports of the lane and the settings name none, or the table
-    /// isn't the one that has the exports.
     pub async fn position(&mut self) -> Result<Option<TargetPosition>, Error> {
         let mut conn = self.connections.take().await?;
         let mut tx = conn.begin().await.during(BEGIN)?;
@@ -183,10 +165,8 @@ impl Target {
     }
 
     async fn position_in(&self, tx: &mut PgConnection) -> Result<Option<TargetPosition>, Error> {
-        let found = match &self.settings.table {
-            Some(table) => position::read_for_table(tx, &position::target_name(table)).await?,
-            None => position::read_for_lane(tx, &self.consumer, &self.dataset).await?,
-        };
+        let table = self.settings.table.as_ref().map(position::target_name);
+        let found = position::read(tx, table.as_deref(), &self.consumer, &self.dataset).await?;
         if let Some(found) = &found {
             found.require_lane(&self.consumer, &self.dataset)?;
             table::require_own(tx, &found.table()?, Some(found)).await?;

@@ -37,7 +37,6 @@ pub struct Exported {
 /// A file of an export. An export has one or several, and each of them is a complete file of its format.
 #[derive(Clone, Debug)]
 pub struct Part {
-    /// The number of rows, without the header.
     pub rows: u64,
     pub staged: StagedFile,
 }
@@ -61,7 +60,6 @@ pub fn content_sha256(parts: &[Part]) -> String {
 pub struct StagedFile {
     /// The id of the destination that stores the file.
     pub destination: Uuid,
-    /// The hidden name of the file at the destination.
     pub name: String,
     /// The SHA-256 of the file, in hexadecimal.
     pub sha256: String,
@@ -82,7 +80,6 @@ pub struct FileIdentity {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum FileLocation {
-    /// A file in a folder.
     #[serde(rename_all = "camelCase")]
     Folder {
         #[serde(with = "text")]
@@ -99,7 +96,6 @@ pub enum FileLocation {
         /// The object store's ids of the parts, in order.
         parts: Vec<String>,
     },
-    /// An object in a bucket.
     Object {
         key: String,
         /// The ETag of the object. `None` if the object store returned none.
@@ -125,13 +121,11 @@ mod text {
     }
 }
 
-/// The record of a completed export's files.
 #[derive(Clone, Debug)]
 pub struct FileRecord {
     pub job: JobId,
     /// The consumer of the export's lane. `None` for an ad-hoc export.
     pub consumer: Option<ConsumerId>,
-    /// The database that this record was read from.
     pub database: DatabaseId,
     /// True if a service on that database wrote the files. A service on a copy of the database must not rename or
     /// remove the files of the original.
@@ -144,7 +138,6 @@ pub struct FileRecord {
     pub sha256: String,
     /// The place of the export in its lane. `None` for an ad-hoc export.
     pub order: Option<i64>,
-    /// The files, in the order of their parts.
     pub parts: Vec<Part>,
     /// The text of the manifest, if it is recorded and the files are perhaps not published yet.
     pub manifest: Option<String>,
@@ -152,7 +145,6 @@ pub struct FileRecord {
     pub marker_seen: Option<JobId>,
     /// The time of the commit. `None` in the process that has just committed.
     pub finished_at: Option<DateTime<Utc>>,
-    /// True if the files have their final names.
     pub is_published: bool,
     /// True if Postgres has a synchronous standby, which may lack the commit.
     pub awaits_standby: bool,
@@ -165,7 +157,6 @@ impl FileRecord {
         Marker { job: self.job, sha256: self.sha256.clone(), order: self.order.unwrap_or_default() }
     }
 
-    /// Returns the files with their final names.
     pub fn files(&self) -> impl Iterator<Item = (String, &StagedFile)> {
         let names = file_names(&self.name, self.parts.len());
         names.zip(&self.parts).map(|(name, part)| (name, &part.staged))

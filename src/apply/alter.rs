@@ -11,7 +11,6 @@ use crate::connection::quoted;
 use crate::dataset::Table;
 use crate::manifest::{Chained, ManifestColumn};
 
-/// Creates the schema if it is missing.
 pub(super) async fn create_schema(conn: &mut PgConnection, schema: &str) -> Result<(), Error> {
     let there: bool = sqlx::query_scalar("-- apply.alter.schema\n select to_regnamespace(quote_ident($1)) is not null")
         .bind(schema)
@@ -100,7 +99,6 @@ pub(super) async fn add_missing_key(
     run(conn, "alter.add_key", &add).await.map(drop).during("the primary key")
 }
 
-/// Returns the name of the primary key's constraint.
 async fn primary_key(conn: &mut PgConnection, table: i64) -> Result<String, Error> {
     let name = sqlx::query_scalar(
         "-- apply.alter.primary_key

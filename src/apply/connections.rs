@@ -25,7 +25,6 @@ pub struct TargetConnections {
 }
 
 impl TargetConnections {
-    /// Creates the connections of a database without connecting to it.
     pub fn new(options: PgConnectOptions, limit: Duration) -> TargetConnections {
         TargetConnections { options, limit, idle: Mutex::default(), observer: tokio::sync::Mutex::default() }
     }
@@ -40,7 +39,6 @@ impl TargetConnections {
         Ok(found)
     }
 
-    /// Takes an idle connection, or connects.
     pub(super) async fn take(&self) -> Result<PgConnection, Error> {
         while let Some(mut conn) = self.take_idle() {
             if conn.ping().await.is_ok() {

@@ -1,12 +1,12 @@
 //! Unpacks the bytes of an exported file, and verifies their SHA-256.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 
 use flate2::read::MultiGzDecoder;
 use ring::digest::{Context, SHA256};
 
+use crate::apply::line_counter::LineCounter;
 use crate::manifest::ManifestFile;
-use crate::manifest::line_counter::{LineCounter, UnpackLimits};
 
 /// The unpacked bytes of a file. The last read fails if the file is not the exported one.
 pub type Input = Box<dyn Read + Send>;
@@ -20,7 +20,7 @@ pub fn unpacked<F: Read + Send + 'static>(
     compression: &str,
     expected: &ManifestFile,
 ) -> Input {
-    let counter = LineCounter::new(UnpackLimits::from_manifest(expected));
+    let counter = LineCounter::new(expected);
     let (compression, expected) = (compression.to_owned(), expected.clone());
     let open = Box::new(move || decoder(open()?, &compression, expected));
     Box::new(LazyReader { open: Some(open), opened: None, counter })
@@ -44,7 +44,7 @@ impl Read for LazyReader {
         if read == 0 && !buffer.is_empty() {
             self.opened = None;
         }
-        self.counter.write_all(&buffer[..read])?;
+        self.counter.count(&buffer[..read])?;
         Ok(read)
     }
 }
@@ -64,7 +64,6 @@ fn decoder(file: impl Read + Send + 'static, compression: &str, expected: Manife
 
 struct ChecksumReader<R> {
     file: R,
-    /// The number of bytes that the file still has.
     left: u64,
     hash: Context,
     sha256: String,
@@ -92,6 +91,8 @@ impl<R: Read> Read for ChecksumReader<R> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use ring::digest::digest;
 
     use super::*;

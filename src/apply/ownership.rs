@@ -8,7 +8,6 @@ use sqlx::PgConnection;
 use crate::apply::{During, Error, INSPECT_TABLE};
 use crate::dataset::Table;
 
-/// A relation that belongs to the current role.
 pub(super) struct OwnRelation {
     pub(super) oid: i64,
     /// The reason why the role may not write to it.
@@ -17,7 +16,6 @@ pub(super) struct OwnRelation {
 
 #[derive(sqlx_macros::FromRow)]
 struct FoundRelation {
-    /// The oid of the relation. `None` if there is none.
     oid: Option<i64>,
     /// The owner of the schema or of the relation, if it is another role that isn't trusted.
     other_owner: Option<String>,

@@ -23,7 +23,6 @@ const ACTION: &str = "the table cdc_apply.positions";
 pub struct TargetPosition {
     /// The schema and name of the table.
     target: String,
-    /// The export's id.
     pub job: Uuid,
     number: i64,
     /// The digest of the export. The manifest of the next export names it as its predecessor.
@@ -50,7 +49,6 @@ pub(super) struct Details {
 }
 
 impl TargetPosition {
-    /// Returns the number of the export in its lane.
     pub fn number(&self) -> u64 {
         self.number.unsigned_abs()
     }
@@ -86,7 +84,6 @@ impl TargetPosition {
     }
 }
 
-/// Returns the table with the default schema if it has none.
 pub(super) fn with_schema(table: Table) -> Table {
     Table { schema: table.schema.or_else(|| Some(SCHEMA.to_owned())), ..table }
 }
@@ -149,7 +146,6 @@ pub(super) async fn lock(
     }
 }
 
-/// Creates the table of the positions if it is missing.
 pub(super) async fn create_table(conn: &mut PgConnection) -> Result<(), Error> {
     if exists(conn).await? {
         return Ok(());
@@ -177,21 +173,6 @@ pub(super) async fn create_table(conn: &mut PgConnection) -> Result<(), Error> {
     run_unless_exists(conn, create.to_owned()).await.during("to make the table cdc_apply.positions")
 }
 
-/// Needs a transaction.
-pub(super) async fn read_for_table(conn: &mut PgConnection, target: &str) -> Result<Option<TargetPosition>, Error> {
-    if !lock_table(conn, "access share").await? {
-        return Ok(None);
-    }
-    sqlx::query_as(
-        "-- apply.position.of_table
-         select target, job, number, digest, consumer, dataset, source, oid, details from cdc_apply.positions where target = $1",
-    )
-    .bind(target)
-    .fetch_optional(conn)
-    .await
-    .during(ACTION)
-}
-
 /// Lists the datasets of a consumer that have tables. Needs a transaction.
 pub(super) async fn datasets(conn: &mut PgConnection, consumer: &ConsumerId) -> Result<Vec<String>, Error> {
     if !lock_table(conn, "access share").await? {
@@ -204,26 +185,24 @@ pub(super) async fn datasets(conn: &mut PgConnection, consumer: &ConsumerId) -> 
         .during(ACTION)
 }
 
-/// Reads the position of the only table with exports of a lane. Returns an error if there are several. Needs a
-/// transaction.
-pub(super) async fn read_for_lane(
+/// Reads the position of a table, or that of the only table with exports of a lane. Returns an error if there are
+/// several. Needs a transaction.
+pub(super) async fn read(
     conn: &mut PgConnection,
+    target: Option<&str>,
     consumer: &ConsumerId,
     dataset: &str,
 ) -> Result<Option<TargetPosition>, Error> {
     if !lock_table(conn, "access share").await? {
         return Ok(None);
     }
-    let mut positions: Vec<TargetPosition> = sqlx::query_as(
-        "-- apply.position.of_lane
+    let found = sqlx::query_as(
+        "-- apply.position.read
          select target, job, number, digest, consumer, dataset, source, oid, details from cdc_apply.positions
-         where consumer = $1 and dataset = $2",
-    )
-    .bind(consumer.as_str())
-    .bind(dataset)
-    .fetch_all(conn)
-    .await
-    .during(ACTION)?;
+         where case when $1::text is null then consumer = $2 and dataset = $3 else target = $1 end",
+    );
+    let found = found.bind(target).bind(consumer.as_str()).bind(dataset).fetch_all(conn).await;
+    let mut positions: Vec<TargetPosition> = found.during(ACTION)?;
     if positions.len() > 1 {
         return Err(Error::refused("table_name", "several tables have these exports: use --table to name one"));
     }

@@ -21,7 +21,6 @@ pub(super) struct TargetTable {
     pub(super) key: Vec<String>,
 }
 
-/// A column of the table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct TargetColumn {
     /// The attribute number. A column that is removed and added again has another number.
@@ -82,7 +81,6 @@ impl TargetTable {
         Ok(target_table)
     }
 
-    /// Reads the columns and the key again.
     pub(super) async fn refresh(&mut self, conn: &mut PgConnection) -> Result<(), Error> {
         let mut found: Vec<FoundColumn> = sqlx::query_as(
             "-- apply.table.columns

@@ -50,6 +50,11 @@ struct PreparedExport<'m> {
     changes: Changes,
 }
 
+enum Preparation<'m> {
+    Ready(Box<PreparedExport<'m>>),
+    NotApplied(Applied),
+}
+
 /// Applies the exports, unless their tables have them already. All members have the same connections and settings.
 /// Returns the outcome of each.
 ///
@@ -113,7 +118,6 @@ async fn prepare_schemas(
     Ok(())
 }
 
-/// Applies the exports within a transaction, and moves the positions.
 async fn apply_in(
     tx: &mut PgConnection,
     members: Vec<MemberExport<'_>>,
@@ -128,8 +132,8 @@ async fn apply_in(
     position::lock_table(tx, "row exclusive").await?;
     for (at, (member, table)) in members {
         match prepare(tx, member, table).await.map_err(|error| of_member(at, error))? {
-            Ok(member) => prepared.push((at, member)),
-            Err(obstacle) => outcomes[at] = Some(obstacle),
+            Preparation::Ready(member) => prepared.push((at, member)),
+            Preparation::NotApplied(outcome) => outcomes[at] = Some(outcome),
         }
     }
     if outcomes.iter().any(Option::is_some) {
@@ -147,7 +151,7 @@ async fn apply_in(
             return Ok(outcomes);
         }
         loaded.map_err(|error| of_member(at, error))?;
-        let PreparedExport { target_table, manifest, target, remarks, changes, .. } = member;
+        let PreparedExport { target_table, manifest, target, remarks, changes, .. } = *member;
         let written = position::write(tx, &target, manifest, &target_table, &settings).await;
         written.map_err(|error| of_member(at, error))?;
         outcomes[at] = Some(Applied::Done(changes, remarks));
@@ -156,11 +160,7 @@ async fn apply_in(
 }
 
 /// Locks the position and the table, or creates the table. Returns an outcome instead if the export can't be applied.
-async fn prepare<'m>(
-    tx: &mut PgConnection,
-    member: MemberExport<'m>,
-    table: &Table,
-) -> Result<Result<PreparedExport<'m>, Applied>, Error> {
+async fn prepare<'m>(tx: &mut PgConnection, member: MemberExport<'m>, table: &Table) -> Result<Preparation<'m>, Error> {
     let MemberExport { target: Target { settings, consumer, dataset, read_digest, .. }, manifest, files } = member;
     let export = &manifest.export;
     if export.columns.is_empty() || export.key.is_empty() && export.export_type != "full" {
@@ -180,10 +180,10 @@ async fn prepare<'m>(
     // COMMIT.
     let at = before.as_ref().map(|position| &position.digest);
     if at != read_digest.as_ref() || at == Some(&manifest.digest) {
-        return Ok(Err(Applied::PositionMoved));
+        return Ok(Preparation::NotApplied(Applied::PositionMoved));
     }
     if let Some(why) = export_obstacle(export, before.as_ref(), settings) {
-        return Ok(Err(Applied::NeedsFullExport(why)));
+        return Ok(Preparation::NotApplied(Applied::NeedsFullExport(why)));
     }
     let mut remarks = Vec::new();
     let target_table = match TargetTable::lock(tx, table, before.as_ref()).await? {
@@ -193,7 +193,7 @@ async fn prepare<'m>(
     if let Some(before) = before.as_ref().filter(|_| export.export_type != "full")
         && let Some(why) = target_table.obstacle(export, before)
     {
-        return Ok(Err(Applied::NeedsFullExport(format!("full_export_needed: {why}"))));
+        return Ok(Preparation::NotApplied(Applied::NeedsFullExport(format!("full_export_needed: {why}"))));
     }
     let is_gone = |name: &&String| !export.columns.iter().any(|column| column.name == **name);
     let had = before.iter().flat_map(|before| before.details.table.keys());
@@ -202,7 +202,8 @@ async fn prepare<'m>(
             .push(format!("the source has no column {name} any more: the table keeps it, and new rows have no value"));
     }
     let changes = Changes::default();
-    Ok(Ok(PreparedExport { target_table, before, manifest, files, target, remarks, changes }))
+    let ready = PreparedExport { target_table, before, manifest, files, target, remarks, changes };
+    Ok(Preparation::Ready(Box::new(ready)))
 }
 
 impl PreparedExport<'_> {

@@ -18,7 +18,6 @@ pub struct HiddenFile {
     pub token: LeaseToken,
     /// The place of the export among those of its job, from 1. A marker has 1.
     export: u32,
-    /// The number of the file within the export, from 1.
     pub part: u32,
 }
 
@@ -29,7 +28,6 @@ impl HiddenFile {
         file.with_part(1)
     }
 
-    /// Returns another file of the same export.
     pub fn with_part(&self, part: u32) -> HiddenFile {
         let HiddenFile { database, job, token, export, .. } = self;
         let name = format!(".{database}.{job}.{}.{export}.{part}{DRAFT_ENDING}", token.as_uuid());

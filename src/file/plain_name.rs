@@ -6,7 +6,6 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The longest name that file systems accept, in bytes.
 const MAX_BYTES: usize = 255;
 
 /// The names of devices on Windows, with any extension. A folder may be on a disk that Windows also uses.
@@ -19,7 +18,6 @@ const DEVICES: [&str; 6] = ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"];
 #[serde(try_from = "String", into = "String")]
 pub struct PlainName(String);
 
-/// The error of a name that isn't a [`PlainName`].
 #[derive(Debug, thiserror::Error)]
 #[error("`{}` is no name of a file", .0.escape_debug())]
 pub struct NotPlain(String);
@@ -102,11 +100,8 @@ mod tests {
             ".",
             "..",
             "../a.csv",
-            "/etc/a.csv",
             "a/b.csv",
-            "a/",
             "a\\b.csv",
-            "..\\a.csv",
             ".profile.csv",
             " a.csv",
             "a.csv ",

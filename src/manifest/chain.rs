@@ -19,7 +19,6 @@ use uuid::Uuid;
 
 use crate::manifest::Manifest;
 
-/// The bytes of a manifest's digest.
 pub type Digest = [u8; 32];
 
 /// Parses a digest of 64 hexadecimal digits. Returns `None` if the text is not one.
@@ -42,11 +41,8 @@ pub fn request_time(job: Uuid) -> RequestTime {
 /// The last export that a reader of a lane has.
 #[derive(Clone, Copy, Debug)]
 pub struct ReaderPosition {
-    /// The digest of the export.
     pub digest: Digest,
-    /// The number of the export.
     pub number: u64,
-    /// The time at which the export was requested.
     pub requested: RequestTime,
 }
 
@@ -71,7 +67,6 @@ impl LaneName {
     }
 }
 
-/// A lane at the destination.
 #[derive(Debug)]
 pub(super) struct LaneEntry {
     pub(super) name: LaneName,
@@ -85,9 +80,7 @@ pub struct Link {
     pub previous: Option<Digest>,
     /// The number of the export. If copies of the manifest have different numbers, the smallest one.
     pub number: u64,
-    /// The time at which the export was requested.
     pub requested: RequestTime,
-    /// The index of the export's lane.
     pub(super) lane: u32,
     /// True if the export has all rows, so that a reader can begin with it.
     pub is_base: bool,
@@ -106,7 +99,6 @@ pub struct Link {
 #[derive(Debug, Default)]
 pub struct Chains {
     pub(super) lanes: Vec<LaneEntry>,
-    /// The index of each lane.
     ids: HashMap<LaneName, u32>,
     /// The links by the digest of their content. A hash map doubles its memory when it is full; a tree does not.
     pub(super) links: BTreeMap<Digest, Link>,

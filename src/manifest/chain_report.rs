@@ -43,7 +43,6 @@ pub struct Seen {
 }
 
 impl ChainReport {
-    /// Follows the chains and records their faults.
     pub fn new(mut chains: Chains) -> ChainReport {
         let numbers = numbers_of_lanes(&chains);
         let faults = faults(&chains, &numbers);
@@ -87,7 +86,6 @@ impl ChainReport {
     }
 }
 
-/// The numbers of a lane's exports.
 #[derive(Default)]
 struct Numbers {
     sorted: Vec<u64>,
@@ -175,23 +173,23 @@ fn mark_required(chains: &mut Chains, numbers: &[Numbers]) {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-    use proptest::sample::Index;
-
     use super::*;
-    use crate::manifest::{Chained, Manifest, ManifestJob, VERSION};
+    use crate::manifest::tests::chained;
+    use crate::manifest::{Chained, Manifest, ManifestJob, ManifestSource};
 
     /// Builds the exports of a lane, numbered from `first`. `fulls` has one element for each: true for a full export.
     fn lane(source: &str, consumer: &str, first: u64, fulls: &[bool], previous: Option<String>) -> Vec<Manifest> {
         let mut previous = previous;
         let export = |(full, number): (&bool, u64)| {
-            let export = serde_json::json!({
-                "version": VERSION, "job": format!("job {number} of {source}"), "consumer": consumer, "dataset": "orders", "table": null,
-                "source": {"cluster": source, "database": "1"}, "type": if *full { "full" } else { "delta" }, "key": [], "columns": [],
-                "format": "csv", "compression": "none", "snapshot": null, "continuity": null, "watermarkFrom": "2026-11-20T10:14:58Z",
-                "watermarkTo": null, "rows": "0", "files": [], "previous": previous,
-            });
-            let export: Chained = serde_json::from_value(export).unwrap();
+            let export = Chained {
+                job: ManifestJob::One(format!("job {number} of {source}")),
+                source: ManifestSource { cluster: source.to_owned(), database: "1".to_owned() },
+                consumer: consumer.to_owned(),
+                export_type: if *full { "full" } else { "delta" }.to_owned(),
+                watermark_from: Some("2026-11-20T10:14:58Z".to_owned()),
+                previous: previous.clone(),
+                ..chained()
+            };
             let manifest = Manifest::new(number, export, Vec::new());
             previous = Some(manifest.digest.clone());
             manifest
@@ -199,107 +197,64 @@ mod tests {
         fulls.iter().zip(first..).map(export).collect()
     }
 
-    fn chains<'m>(manifests: impl IntoIterator<Item = &'m Manifest>) -> Chains {
-        let mut chains = Chains::default();
-        manifests.into_iter().for_each(|manifest| chains.add(manifest, &manifest.export.digest()));
-        chains
+    /// Returns another export with the same number.
+    fn another(manifest: &Manifest) -> Manifest {
+        let export = Chained { rows: "1".to_owned(), ..manifest.export.clone() };
+        Manifest::new(manifest.number, export, Vec::new())
     }
 
     fn report<'m>(manifests: impl IntoIterator<Item = &'m Manifest>) -> ChainReport {
-        ChainReport::new(chains(manifests))
+        let mut chains = Chains::default();
+        manifests.into_iter().for_each(|manifest| chains.add(manifest, &manifest.export.digest()));
+        ChainReport::new(chains)
     }
 
     fn see(report: &ChainReport, manifest: &Manifest) -> Option<Seen> {
         report.see(&manifest.export.digest())
     }
 
-    /// Returns the consumer, number and fault of each faulty export.
-    fn faults(report: &ChainReport) -> Vec<(String, u64, ChainFault)> {
-        let faults = report.faults.iter().flat_map(|(digest, faults)| faults.iter().map(move |fault| (digest, *fault)));
-        let mut faults: Vec<_> = faults
-            .map(|(digest, fault)| {
-                let link = &report.chains.links[digest];
-                (report.chains.lanes[link.lane as usize].name.consumer.clone(), link.number, fault)
-            })
-            .collect();
-        faults.sort_by_key(|(consumer, number, _)| (consumer.clone(), *number));
+    /// Returns the number and the fault of each faulty export.
+    fn faults(report: &ChainReport) -> Vec<String> {
+        let number = |digest| report.chains.links[digest].number;
+        let faults = report.faults.iter().flat_map(|(digest, faults)| faults.iter().map(move |fault| (digest, fault)));
+        let mut faults: Vec<_> = faults.map(|(digest, fault)| format!("{}: {fault}", number(digest))).collect();
+        faults.sort();
         faults
     }
 
-    /// Returns the numbers of a consumer's exports whose files are needed.
-    fn required(report: &ChainReport, consumer: &str) -> Vec<u64> {
-        let is_its = |link: &Link| report.chains.lanes[link.lane as usize].name.consumer == consumer;
-        let links = report.chains.links.values().filter(|link| link.is_required && is_its(link));
+    /// Returns the numbers of the exports whose files are needed.
+    fn required(report: &ChainReport) -> Vec<u64> {
+        let links = report.chains.links.values().filter(|link| link.is_required);
         let mut numbers: Vec<_> = links.map(|link| link.number).collect();
         numbers.sort_unstable();
         numbers
     }
 
-    fn fulls() -> impl Strategy<Value = Vec<bool>> {
-        prop::collection::vec(prop::bool::weighted(0.3), 3..12).prop_map(|mut fulls| {
-            fulls[0] = true;
-            fulls
-        })
-    }
-
-    proptest! {
-        #[test]
-        fn one_change_causes_at_most_one_fault(lanes in prop::collection::vec(fulls(), 1..4), which: Index, at: Index, what in 0..8) {
-            let names = ["a", "b", "c"];
-            let mut all: Vec<Vec<Manifest>> =
-                lanes.iter().zip(names).map(|(fulls, name)| lane("s", name, 1, fulls, None)).collect();
-            let whole = report(all.iter().rev().flat_map(|lane| lane.iter().rev()));
-            prop_assert_eq!(faults(&whole), []);
-            for (fulls, name) in lanes.iter().zip(names) {
-                let base = fulls.iter().rposition(|full| *full).unwrap();
-                prop_assert_eq!(required(&whole, name), (base as u64 + 1..=fulls.len() as u64).collect::<Vec<_>>());
-            }
-
-            let which = which.index(all.len());
-            let (name, lane) = (names[which].to_owned(), &mut all[which]);
-            let middle = 1 + at.index(lane.len() - 2);
-            let number = middle as u64 + 1;
-            let expected = match what {
-                0 => {
-                    lane.remove(middle);
-                    vec![(name, number + 1, ChainFault::GapAfter(number - 1))]
-                }
-                // A lane may begin with any export before a full one.
-                1 => {
-                    lane.remove(0);
-                    if lane.iter().any(|manifest| manifest.export.is_base()) { vec![] } else { vec![(name, 2, ChainFault::GapBefore(2))] }
-                }
-                // No other manifest names the last one, so its absence can't be detected.
-                2 => {
-                    lane.pop();
-                    vec![]
-                }
-                3 => {
-                    let export = Chained { rows: "1".to_owned(), ..lane[middle].export.clone() };
-                    lane.push(Manifest::new(number, export, Vec::new()));
-                    vec![(name, number, ChainFault::ForkedAt(number)); 2]
-                }
-                // The digest reveals the change of a manifest. The chain continues through the changed manifest.
-                4 => {
-                    lane[middle].export.previous = None;
-                    vec![]
-                }
-                5 => {
-                    lane[middle].digest = "00".repeat(32);
-                    vec![]
-                }
-                // Another export with the same number: the count is unchanged, and each number occurs once.
-                6 => {
-                    let export = Chained { rows: "1".to_owned(), ..lane[middle].export.clone() };
-                    lane[middle] = Manifest::new(number, export, Vec::new());
-                    vec![(name, number + 1, ChainFault::GapAfter(number))]
-                }
-                _ => {
-                    lane[middle].number = 99;
-                    vec![(name, number + 1, ChainFault::NotAbove(99))]
-                }
-            };
-            prop_assert_eq!(faults(&report(all.iter().flatten())), expected);
+    #[test]
+    fn one_change_causes_at_most_one_fault() {
+        let whole = lane("s", "a", 1, &[true, false, true, false, false], None);
+        assert_eq!(faults(&report(whole.iter().rev())), [""; 0]);
+        assert_eq!(required(&report(&whole)), [3, 4, 5]);
+        type Change = fn(&mut Vec<Manifest>);
+        let changes: [(Change, &[&str]); 9] = [
+            (|it| _ = it.remove(1), &["3: gap after 1"]),
+            // A lane may begin with any export before a full one.
+            (|it| _ = it.remove(0), &[]),
+            (|it| _ = it.drain(..3), &["4: gap before 4"]),
+            // No other manifest names the last one, so its absence can't be detected.
+            (|it| _ = it.pop(), &[]),
+            (|it| it.push(another(&it[1])), &["2: forked at 2"; 2]),
+            // The digest reveals the change of a manifest. The chain continues through the changed manifest.
+            (|it| it[1].export.previous = None, &[]),
+            (|it| it[1].digest = "00".repeat(32), &[]),
+            // The count is unchanged, and each number occurs once.
+            (|it| it[1] = another(&it[1]), &["3: gap after 2"]),
+            (|it| it[1].number = 99, &["3: changed (its number is not above 99, which it follows)"]),
+        ];
+        for (at, (change, expected)) in changes.into_iter().enumerate() {
+            let mut changed = whole.clone();
+            change(&mut changed);
+            assert_eq!(faults(&report(&changed)), expected, "{at}");
         }
     }
 
@@ -308,8 +263,8 @@ mod tests {
         let mut renumbered = lane("s", "a", 1, &[true, false, false], None);
         let originals = renumbered.clone();
         renumbered.iter_mut().for_each(|manifest| manifest.number = manifest.number * 10 + 3);
-        assert_eq!(faults(&report(&renumbered)), []);
-        assert_eq!(faults(&report(renumbered.iter().chain(&originals))), []);
+        assert_eq!(faults(&report(&renumbered)), [""; 0]);
+        assert_eq!(faults(&report(renumbered.iter().chain(&originals))), [""; 0]);
         assert_eq!(report(originals.iter().chain(&originals)).exports(), 3);
     }
 
@@ -318,40 +273,32 @@ mod tests {
         let original = lane("s", "a", 1, &[true, true, false, false], None);
         let copy = lane("t", "a", 4, &[false, false], Some(original[2].digest.clone()));
         let both = report(original.iter().chain(&copy));
-        assert_eq!(faults(&both), []);
-        assert_eq!((both.lanes(), required(&both, "a")), (2, vec![2, 3, 4, 4, 5]));
+        assert_eq!(faults(&both), [""; 0]);
+        assert_eq!((both.lanes(), required(&both)), (2, vec![2, 3, 4, 4, 5]));
         // The copy's lane has a gap if the export that it follows is missing.
-        let alone = report(&copy);
-        assert_eq!(faults(&alone), [("a".to_owned(), 4, ChainFault::GapBefore(4))]);
+        assert_eq!(faults(&report(&copy)), ["4: gap before 4"]);
         // The copy builds on exports before the newest full one of the original.
         let full = lane("s", "a", 5, &[true], Some(original[3].digest.clone()));
         let more = report(original.iter().chain(&full).chain(&copy));
-        assert_eq!((faults(&more), required(&more, "a")), (vec![], vec![2, 3, 4, 5, 5]));
-        // A restored database reuses the numbers or continues to count.
+        assert_eq!((faults(&more), required(&more)), (vec![], vec![2, 3, 4, 5, 5]));
+        // A restored database reuses the numbers or continues to count. Both exports are named.
         for first in [4, 5] {
-            let mut again = lane("s", "a", first, &[false], Some(original[2].digest.clone()));
-            again[0] = Manifest::new(
-                first,
-                Chained { job: ManifestJob::One("x".to_owned()), ..again[0].export.clone() },
-                Vec::new(),
-            );
-            let found = faults(&report(original.iter().chain(&again)));
-            // Both are named.
-            assert_eq!(found, [4, first].map(|number| ("a".to_owned(), number, ChainFault::ForkedAt(4))));
+            let again = lane("s", "a", first, &[false], Some(original[2].digest.clone()));
+            let found = faults(&report(original.iter().chain([&another(&again[0])])));
+            assert_eq!(found, [4, first].map(|number| format!("{number}: forked at 4")));
         }
     }
 
     #[test]
     fn lane_without_a_full_export_at_its_start_is_whole_from_its_first_full_export() {
         // The service exported before it wrote manifests.
-        let begun = lane("s", "a", 5, &[false, false], None);
-        assert_eq!(faults(&report(&begun)), [("a".to_owned(), 5, ChainFault::GapBefore(5))]);
+        assert_eq!(faults(&report(&lane("s", "a", 5, &[false, false], None))), ["5: gap before 5"]);
         let healed = lane("s", "a", 5, &[false, true, false], None);
-        assert_eq!(faults(&report(&healed)), []);
-        assert_eq!(required(&report(&healed), "a"), [6, 7]);
+        assert_eq!(faults(&report(&healed)), [""; 0]);
+        assert_eq!(required(&report(&healed)), [6, 7]);
         // A lane that was restarted and names no previous export.
         let again = lane("s", "a", 8, &[true], None);
-        assert_eq!(faults(&report(healed.iter().chain(&again))), [("a".to_owned(), 8, ChainFault::ForkedAt(8))]);
+        assert_eq!(faults(&report(healed.iter().chain(&again))), ["8: forked at 8"]);
     }
 
     #[test]
@@ -359,8 +306,7 @@ mod tests {
         let all = lane("s", "a", 1, &[true, false, false, false], None);
         let other = lane("s", "b", 1, &[true], None);
         let first = report([&all[0], &all[2]]);
-        assert_eq!(faults(&first), [("a".to_owned(), 3, ChainFault::GapAfter(1))]);
-        assert!(!first.is_whole());
+        assert_eq!((faults(&first), first.is_whole()), (vec!["3: gap after 1".to_owned()], false));
         // The service publishes the fourth export during the second listing, which contains the fifth and misses the
         // fourth.
         let fifth = &lane("s", "a", 5, &[false], Some("00".repeat(32)))[0];
@@ -368,33 +314,29 @@ mod tests {
         [&all[0], &all[1], &all[2], &other[0], fifth].into_iter().for_each(|one| chains.add_missed(one, &one.digest));
         let report = ChainReport::new(chains);
         assert_eq!((faults(&report), report.exports()), (vec![], 3));
-        assert!(
-            see(&report, &all[2]).is_some() && see(&report, &all[3]).is_none() && see(&report, &other[0]).is_none()
-        );
+        assert_eq!([&all[2], &all[3], &other[0]].map(|one| see(&report, one).is_some()), [true, false, false]);
     }
 
     #[test]
     fn export_missing_from_the_second_reading_is_listed() {
         let all = lane("s", "a", 4, &[true, false, false], None);
-        let broken = lane("s", "b", 1, &[true, false], None).split_off(1);
-        let not_seen_of = |all: &[Manifest], seen: &[&Manifest]| {
-            let report = report(all.iter().chain(&broken));
-            let seen = seen.iter().filter(|manifest| see(&report, manifest).is_some()).count();
-            let mut not_seen: Vec<_> =
-                report.not_seen().map(|(_, consumer, number)| format!("{consumer} {number}")).collect();
-            not_seen.sort();
-            (seen, not_seen)
-        };
-        let not_seen = |seen: &[&Manifest]| not_seen_of(&all, seen);
-        assert_eq!(not_seen(&[&all[0], &all[1], &all[2], &all[1], &broken[0]]), (5, vec![]));
-        assert_eq!(not_seen(&[&all[0], &all[2]]), (2, vec!["a 5".to_owned(), "b 2".to_owned()]));
-        // Another export with the same number and another digest.
-        let export = Chained { rows: "1".to_owned(), ..all[1].export.clone() };
-        let other = Manifest::new(5, export, Vec::new());
-        assert_eq!(not_seen(&[&all[0], &other, &all[2], &broken[0]]), (3, vec!["a 5".to_owned()]));
-        // A manifest that was changed before the chains were followed is seen like the others.
+        let broken = lane("s", "b", 1, &[true, false], None).remove(1);
         let mut changed = all.clone();
         changed[2].digest = "00".repeat(32);
-        assert_eq!(not_seen_of(&changed, &[&changed[0], &changed[1], &changed[2], &broken[0]]), (4, vec![]));
+        for (first, second, count, missing) in [
+            (&all, &[&all[0], &all[1], &all[2], &all[1], &broken][..], 5, &[][..]),
+            (&all, &[&all[0], &all[2]], 2, &["a 5", "b 2"]),
+            // Another export with the same number and another digest.
+            (&all, &[&all[0], &another(&all[1]), &all[2], &broken], 3, &["a 5"]),
+            // A manifest that was changed before the chains were followed is seen like the others.
+            (&changed, &[&changed[0], &changed[1], &changed[2], &broken], 4, &[]),
+        ] {
+            let report = report(first.iter().chain([&broken]));
+            assert_eq!(second.iter().filter(|manifest| see(&report, manifest).is_some()).count(), count);
+            let not_seen = report.not_seen().map(|(_, consumer, number)| format!("{consumer} {number}"));
+            let mut not_seen: Vec<_> = not_seen.collect();
+            not_seen.sort();
+            assert_eq!(not_seen, missing);
+        }
     }
 }

@@ -8,7 +8,6 @@ use serde::Serialize;
 
 use crate::manifest::{Manifest, SignedLocation};
 
-/// The version of the form that is signed.
 pub const VERSION: &str = "2";
 
 /// The signed form. The bytes are its canonical JSON (RFC 8785).
@@ -32,7 +31,6 @@ pub(super) fn signed_bytes(manifest: &Manifest) -> Option<Vec<u8>> {
     Some(serde_json_canonicalizer::to_vec(&signed).expect("texts and lists have a canonical form"))
 }
 
-/// The private key that signs manifests.
 #[derive(Clone, Debug)]
 pub struct SigningKey(Arc<Ed25519KeyPair>);
 

@@ -561,29 +561,6 @@ fn files_of_a_manifest_without_the_keys_signature_are_not_opened() {
     assert_eq!((code, BTreeSet::from_iter(lines)), (1, BTreeSet::from(expected)));
 }
 
-#[test]
-fn number_and_locations_are_signed() {
-    use cdc_export::manifest::signing::SigningKey;
-
-    let key = SigningKey::read(&"07".repeat(32)).unwrap();
-    let mut lane = lane("a", &[(true, vec![1]), (false, vec![1])], "");
-    lane.iter_mut().for_each(|export| key.sign(&mut export.manifest));
-    let options = ["--public-key", &key.public_key()];
-    assert_eq!(verify(folder_of(&lane).path(), &options).0, 0);
-    let changed = |export: &Export| vec![export.line(&export.name(), "changed (its signature is not by this key)")];
-    let faults = |lane: &[Export]| {
-        let mut lines = verify(folder_of(lane).path(), &options).1;
-        lines.pop();
-        lines
-    };
-    let mut other = lane.clone();
-    other[1].manifest.number = 7;
-    assert_eq!(faults(&other), changed(&other[1]));
-    let mut other = lane.clone();
-    other[1].manifest.entries[0].url = other[1].manifest.entries[0].url.replace("/srv/", "/elsewhere/");
-    assert_eq!(faults(&other), changed(&other[1]));
-}
-
 /// A file of 16 MB that a manifest named 10,000 times took hours.
 #[test]
 fn a_file_is_read_once_however_often_it_is_named() {
