@@ -30,7 +30,7 @@ use crate::job::{Retention, Terms};
 use crate::maintenance::publish::Publish;
 use crate::maintenance::schedule::Scheduling;
 use crate::publisher;
-use crate::sink::{self, Destination, Limited, Limits};
+use crate::sink::{self, Destination, Limited};
 use crate::source::capture::functions::Removals;
 use crate::source::purge::{Caps, PURGE_ROWS};
 use crate::source::{self, Source};
@@ -196,7 +196,7 @@ impl Maintenance {
     /// Returns a copy that runs so many operations at the destination at once. On a dead network it occupies as many
     /// threads.
     fn with_concurrent(&self, max_concurrent: usize) -> Maintenance {
-        let destination = self.destination.limited(Limits { max_concurrent, timeout: None });
+        let destination = self.destination.limited(max_concurrent, None);
         Maintenance { destination, ..self.clone() }
     }
 }

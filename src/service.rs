@@ -42,7 +42,7 @@ use crate::service::deadline::{call_timeout, on_table, with_timeout};
 use crate::service::followers::Followers;
 use crate::service::keys::Keyring;
 use crate::service::scrape::ReadCache;
-use crate::sink::{self, Destination, Limited, Limits};
+use crate::sink::{self, Destination, Limited};
 use crate::source::{self, Source};
 use crate::store::{self, OtherProcesses, Store};
 use crate::telemetry::metrics;
@@ -382,7 +382,7 @@ impl Service {
     ) -> Service {
         let Settings { destination, catalog, terms, redirects_downloads, log_max_bytes } = settings;
         // The destination has the same time limit as a call.
-        let limited = |max_concurrent| destination.limited(Limits { max_concurrent, timeout: Some(call_timeout()) });
+        let limited = |max_concurrent| destination.limited(max_concurrent, Some(call_timeout()));
         let (destination, checked_destination) = (limited(MAX_DESTINATION_OPERATIONS), limited(1));
         let Stores { api, probe, control } = stores;
         let followers = Arc::new(Followers::new(api.clone()));

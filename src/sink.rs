@@ -18,19 +18,21 @@ mod lookup;
 mod marker_file;
 mod published_file;
 mod settings;
+mod small_file;
 mod stall;
 
 pub use archive::Archive;
 #[cfg(feature = "buckets")]
-pub use bucket::{BadAddress, Bucket, BucketAddress, Settings as BucketSettings};
+pub use bucket::{BucketAddress, Settings as BucketSettings};
 pub use destination::{Destination, Prepared, Published, WrittenManifest, path_from_manifest};
 pub use drafts::{Draft, Drafts};
 pub use error::Error;
-pub use limited::{Limited, Limits};
+pub use limited::Limited;
 pub use lookup::Lookup;
 pub use marker_file::MarkerFile;
 pub use published_file::PublishedFile;
 pub use settings::Settings;
+pub use small_file::SmallFile;
 pub use stall::{StallWatch, stall_limit};
 
 /// The file or object that holds the id of a destination, beside the export files.

@@ -23,16 +23,12 @@ pub trait Archive: fmt::Debug + Send + Sync {
     /// Converts an error of a file's reader.
     fn failure(&self, error: io::Error) -> Error;
 
-    /// Lists the names of the manifests, in no order.
     fn manifests(&self) -> Result<Box<dyn Iterator<Item = Result<String, Error>> + '_>, Error>;
 
     /// Opens the file with this name. Follows no link out of the folder.
     fn open_file(&self, name: &str) -> Result<Lookup<Box<dyn Read + Send>>, Error>;
 
     /// Reads the text of a manifest. Returns `None` if the manifest is gone.
-    ///
-    /// # Errors
-    /// If the manifest is not a plain file, or is too long.
     fn text(&self, name: &str) -> Result<Option<Vec<u8>>, Error> {
         let mut text = Vec::new();
         match self.open_file(name)? {
@@ -75,50 +71,25 @@ pub trait Archive: fmt::Debug + Send + Sync {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::file::MOST_FILES;
+    use crate::manifest::tests::chained;
+    use crate::manifest::{Chained, Manifest, ManifestColumn, ManifestFile};
     use crate::sink::folder::archive::FolderArchive;
 
     #[test]
     fn the_longest_manifest_of_an_export_is_read() {
-        use crate::file::MOST_FILES;
-        use crate::manifest::{
-            Chained, Manifest, ManifestColumn, ManifestDatasets, ManifestFile, ManifestJob, ManifestSource, VERSION,
-        };
-
         let text = |length: usize| "x".repeat(length);
-        let file = ManifestFile {
-            sha256: text(64),
-            bytes: u64::MAX.to_string(),
-            rows: u64::MAX.to_string(),
-            path: Some(text(255)),
-        };
+        let number = || u64::MAX.to_string();
+        let file = ManifestFile { sha256: text(64), bytes: number(), rows: number(), path: Some(text(255)) };
         // A name of 63 bytes, each of which JSON writes as six; a type's name with its schema's, in quotes.
-        let column = ManifestColumn {
-            name: "\u{1}".repeat(63),
-            type_name: text(150),
-            base: Some(text(150)),
-            mask: None,
-            meta: None,
-        };
+        let (name, type_name, base) = ("\u{1}".repeat(63), text(150), Some(text(150)));
+        let column = ManifestColumn { name, type_name, base, mask: None, meta: None };
         let export = Chained {
-            version: VERSION.to_owned(),
-            job: ManifestJob::OfSeveral(ManifestDatasets { id: text(36), datasets: "1000".to_owned() }),
-            source: ManifestSource { cluster: text(16), database: text(10) },
-            consumer: text(128),
-            dataset: text(63),
-            table: Some(text(150)),
-            export_type: "incremental".to_owned(),
             key: vec![text(63); 32],
             columns: vec![column; 1600],
-            format: "csv".to_owned(),
-            compression: "none".to_owned(),
             snapshot: Some(text(1 << 16)),
-            continuity: Some(text(100)),
-            watermark_from: Some(text(30)),
-            watermark_to: Some(text(30)),
-            rows: u64::MAX.to_string(),
             files: vec![file; MOST_FILES],
-            previous: Some(text(64)),
-            order: Some(u64::MAX.to_string()),
+            ..chained()
         };
         // The longest key of an object, and its bucket's name.
         let longest = Manifest::new(u64::MAX, export, vec![text(1024 + 100); MOST_FILES]).text().len() as u64;

@@ -22,7 +22,7 @@ use async_trait::async_trait;
 use futures_util::TryStreamExt;
 use object_store::multipart::PartId;
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode};
+use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt};
 use tokio::io::AsyncRead;
 use tokio_util::io::StreamReader;
 use tokio_util::sync::CancellationToken;
@@ -34,10 +34,10 @@ use crate::file::name::FileName;
 use crate::file::{FileLocation, StagedFile};
 use crate::sink::bucket::draft::Upload;
 use crate::sink::bucket::failure::{is_no_object, is_no_such_upload};
-use crate::sink::bucket::objects::{Objects, path};
+use crate::sink::bucket::objects::{Objects, SMALL_BYTES, path};
 use crate::sink::{DESTINATION_ID_FILE, Error, Prepared, Published, PublishedFile};
 
-pub use address::{BadAddress, BucketAddress};
+pub use address::BucketAddress;
 pub use objects::Settings;
 
 /// The time for which the id of the bucket is not read again.
@@ -52,27 +52,20 @@ const ATTEMPT: &str = "cdc-export-attempt";
 /// A bucket, or the part of it below a prefix. Each function does what the [`Destination`](super::Destination)'s
 /// function does.
 #[derive(Debug)]
-pub struct Bucket {
+pub(super) struct Bucket {
     objects: Arc<Objects>,
     id: Mutex<Option<(Uuid, Instant)>>,
 }
 
 impl Bucket {
-    /// Returns the bucket of these settings. Sends no request yet.
-    pub fn new(settings: Settings) -> Result<Bucket, Error> {
+    pub(super) fn new(settings: Settings) -> Result<Bucket, Error> {
         Ok(Bucket { objects: Arc::new(Objects::new(settings)?), id: Mutex::default() })
     }
 
     async fn make_id(&self) -> Result<Prepared, Error> {
-        let text = format!("{}\n", Uuid::new_v4());
-        let key = self.objects.key(DESTINATION_ID_FILE);
-        match self.objects.store.put_opts(&key, text.into(), PutMode::Create.into()).await {
-            // If two processes start at once, one writes the id and both read it.
-            Ok(_) | Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
-                Ok(Prepared::New)
-            }
-            Err(error) => Err(self.objects.cannot("write", &key)(error)),
-        }
+        // If two processes start at once, one writes the id and both read it.
+        self.objects.put(&self.objects.key(DESTINATION_ID_FILE), &format!("{}\n", Uuid::new_v4()), None).await?;
+        Ok(Prepared::New)
     }
 
     /// Checks that an object can be written and removed. The object always has the same name, so the next start removes
@@ -113,9 +106,10 @@ impl Bucket {
     }
 
     async fn read_id(&self) -> Result<Option<Uuid>, Error> {
-        let Some(text) = self.objects.small(&self.objects.key(DESTINATION_ID_FILE)).await? else { return Ok(None) };
-        let id = std::str::from_utf8(&text).ok().and_then(|text| text.trim().parse().ok());
-        id.map(Some).ok_or_else(|| Error::Io(std::io::Error::other(format!("{DESTINATION_ID_FILE} holds no id"))))
+        let key = self.objects.key(DESTINATION_ID_FILE);
+        let Some(found) = self.objects.read(&key, SMALL_BYTES).await? else { return Ok(None) };
+        let no_id = || Error::Io(std::io::Error::other(format!("{DESTINATION_ID_FILE} holds no id")));
+        found.id().map(Some).ok_or_else(no_id)
     }
 
     async fn begin_upload(
@@ -144,9 +138,6 @@ impl Bucket {
     }
 
     /// Completes a committed file's upload.
-    ///
-    /// # Errors
-    /// If the bucket's answer proves nothing.
     async fn complete_upload(&self, file: &StagedFile) -> Result<Published, Error> {
         self.require(file).await?;
         let (key, etag) = match &file.identity.location {
@@ -234,7 +225,6 @@ impl Bucket {
     }
 }
 
-/// A published file of a bucket.
 #[derive(Debug)]
 struct Object {
     objects: Arc<Objects>,

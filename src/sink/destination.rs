@@ -4,15 +4,22 @@ use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::failpoint;
 use crate::file::hidden::HiddenFile;
 use crate::file::name::FileName;
 use crate::file::{FileLocation, FileRecord, StagedFile};
 use crate::job::JobId;
 use crate::job::marker::Marker;
-use crate::sink::{Draft, Error, MarkerFile, PublishedFile};
+use crate::manifest::{self, Manifest};
+use crate::sink::marker_file::MARKER_MAX_BYTES;
+use crate::sink::{Draft, Error, MarkerFile, PublishedFile, SmallFile};
+
+/// The number of tries to write a marker, if other processes replace it in between.
+const MARK_TRIES: u32 = 6;
 
 /// The state of a destination before [`Destination::prepare`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,12 +30,10 @@ pub enum Prepared {
     New,
 }
 
-/// The result of a publication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Published {
     /// The file has its final name, by this call or an earlier one. Its location is now the one given here.
     Done(FileLocation),
-    /// Another file has that name.
     Taken,
     /// The file has another final name, under which a client may already have seen it.
     Misnamed,
@@ -36,12 +41,10 @@ pub enum Published {
     Gone,
 }
 
-/// The result of writing a manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WrittenManifest {
     /// The manifest has its name, by this call or an earlier one.
     Done,
-    /// Another manifest has that name.
     Taken,
 }
 
@@ -90,7 +93,6 @@ pub trait Destination: fmt::Debug + Send + Sync {
         None
     }
 
-    /// Checks that a file can be written now.
     async fn require_room(&self) -> Result<(), Error>;
 
     /// Creates the hidden file of an attempt. `name` is the name that the file gets later, as far as it is known now.
@@ -117,14 +119,9 @@ pub trait Destination: fmt::Debug + Send + Sync {
     /// Opens a published file. Returns `None` if the file is gone, or another file has its name.
     async fn open(&self, file: &StagedFile, name: &str) -> Result<Option<Box<dyn PublishedFile>>, Error>;
 
-    /// Removes those of the published files, with their names, that are still the recorded ones.
-    ///
-    /// # Errors
-    /// If a file could not be removed. All, some or none of the files may be gone then.
+    /// Removes files, each with its final name. A file that is published is removed only if it is still the recorded
+    /// one. A file that can't be removed does not prevent the removal of the others.
     async fn remove(&self, files: &[(String, StagedFile)]) -> Result<(), Error>;
-
-    /// Removes a file that nobody may publish any more, under its hidden name and under its final one.
-    async fn discard_file(&self, file: &StagedFile, name: &str) -> Result<(), Error>;
 
     /// Lists the hidden files, including those of running attempts and of other databases.
     async fn hidden_files(&self) -> Result<Vec<HiddenFile>, Error>;
@@ -133,12 +130,30 @@ pub trait Destination: fmt::Debug + Send + Sync {
     /// more recently.
     async fn sweep(&self, hidden: &HiddenFile, unwritten_for: Option<Duration>) -> Result<bool, Error>;
 
-    /// Reads the marker of a lane. Returns `None` if there is none, and [`Marker::unreadable`] if something else has
-    /// its name, or the service has no right to read it.
-    async fn lane_marker(&self, file: &MarkerFile) -> Result<Option<Marker>, Error>;
+    /// Reads the small file with this name, if it has at most so many bytes. Returns `None` if nothing has the name.
+    async fn read_small(&self, name: &str, most: u64) -> Result<Option<SmallFile>, Error>;
+
+    /// Makes it durable that the small file with this name has this text. Returns false, and changes nothing, if the
+    /// name doesn't have `before` any more. `draft` is the hidden name under which a folder has the text before.
+    async fn put_small(&self, draft: &str, name: &str, text: &str, before: Option<&SmallFile>) -> Result<bool, Error>;
+
+    async fn remove_small(&self, name: &str) -> Result<(), Error>;
+
+    /// Returns true if the name of a manifest has the number of its export, and not the name of its file.
+    fn numbers_manifests(&self) -> bool;
+
+    /// Returns the largest number of a manifest in the file's lane, and 0 if there is none or the names of manifests
+    /// have no numbers.
+    async fn last_manifest(&self, record: &FileRecord) -> Result<u64, Error>;
 
     /// Reads the markers of several lanes. A marker that can't be read now is `None`.
     async fn lane_markers(&self, files: &[MarkerFile]) -> Result<Vec<Option<Marker>>, Error>;
+
+    /// Reads the marker of a lane. Returns `None` if there is none, and [`Marker::unreadable`] if something else has
+    /// its name, or the service has no right to read it.
+    async fn lane_marker(&self, file: &MarkerFile) -> Result<Option<Marker>, Error> {
+        file.read(self.read_small(file.name(), MARKER_MAX_BYTES).await)
+    }
 
     /// Makes it durable that `marker` names the last export of its lane. Called before the export's files get their
     /// names.
@@ -150,21 +165,62 @@ pub trait Destination: fmt::Debug + Send + Sync {
         file: &MarkerFile,
         marker: &Marker,
         replaced: Option<JobId>,
-    ) -> Result<Option<Marker>, Error>;
+    ) -> Result<Option<Marker>, Error> {
+        failpoint!("sink.mark", Err(Error::Io(Errno::IO.into())));
+        let (name, draft, text) = (file.name(), file.draft(marker), file.text(marker)?);
+        for _ in 0..MARK_TRIES {
+            let found = self.read_small(name, MARKER_MAX_BYTES).await?;
+            let present = found.as_ref().map(|found| file.parse(found));
+            if let Some(other) = present.filter(|present| present != marker && Some(present.job) != replaced) {
+                return Ok(Some(other));
+            }
+            if self.put_small(&draft.name, name, &text, found.as_ref()).await? {
+                return Ok(None);
+            }
+        }
+        Err(Error::Unavailable(std::io::Error::other(format!("other processes replace {name} each time"))))
+    }
+
+    /// Returns the name of an export's manifest. Returns `None` if it can have none here: an ad-hoc export in a bucket.
+    fn manifest_name(&self, record: &FileRecord, number: u64) -> Option<String> {
+        if !self.numbers_manifests() {
+            return Some(manifest::name_in_folder(&record.name));
+        }
+        Some(manifest::key(&record.dataset, record.consumer.as_ref()?, number))
+    }
 
     /// Makes a manifest durable under its name, unless something else has that name.
-    async fn write_manifest(&self, record: &FileRecord, number: u64, text: &str) -> Result<WrittenManifest, Error>;
+    async fn write_manifest(&self, record: &FileRecord, number: u64, text: &str) -> Result<WrittenManifest, Error> {
+        let Some(name) = self.manifest_name(record, number) else { return Ok(WrittenManifest::Done) };
+        failpoint!("sink.manifest", Err(Error::Io(Errno::IO.into())));
+        let draft = HiddenFile::of_marker(&record.database, record.job);
+        let is_new = self.put_small(&draft.name, &name, text, None).await?;
+        failpoint!("sink.manifest.renamed", Err(Error::Io(Errno::IO.into())));
+        if is_new {
+            return Ok(WrittenManifest::Done);
+        }
+        // Written by an earlier call whose answer was lost, by another process, or before the database was restored.
+        let found = self.read_small(&name, text.len() as u64).await?;
+        let is_it = found.is_some_and(|found| found.has(text));
+        Ok(if is_it { WrittenManifest::Done } else { WrittenManifest::Taken })
+    }
 
-    /// Returns true if something other than this text has the manifest's name. Returns false if the name depends on the
-    /// manifest's number, as it does in a bucket.
-    async fn is_manifest_name_taken(&self, record: &FileRecord, text: &str) -> Result<bool, Error>;
+    /// Returns true if something other than this text has the manifest's name. Returns false if the name has the
+    /// manifest's number: another number can be tried.
+    async fn is_manifest_name_taken(&self, record: &FileRecord, text: &str) -> Result<bool, Error> {
+        if self.numbers_manifests() {
+            return Ok(false);
+        }
+        let found = self.read_small(&manifest::name_in_folder(&record.name), text.len() as u64).await?;
+        Ok(found.is_some_and(|found| !found.has(text)))
+    }
 
-    /// Removes a manifest if it has this text.
-    async fn remove_manifest(&self, record: &FileRecord, text: &str) -> Result<(), Error>;
-
-    /// Returns the largest number of a manifest in the file's lane, and 0 if there is none or the names of manifests
-    /// have no numbers.
-    async fn last_manifest(&self, record: &FileRecord) -> Result<u64, Error>;
+    async fn remove_manifest(&self, record: &FileRecord, text: &str) -> Result<(), Error> {
+        let number = Manifest::read(text.as_bytes()).map_or(0, |manifest| manifest.number);
+        let Some(name) = self.manifest_name(record, number) else { return Ok(()) };
+        let found = self.read_small(&name, text.len() as u64).await?;
+        if found.is_some_and(|found| found.has(text)) { self.remove_small(&name).await } else { Ok(()) }
+    }
 
     /// Removes the drafts of an attempt that has ended. `first` is the hidden file of its first part, which may be
     /// missing.
@@ -178,17 +234,12 @@ pub trait Destination: fmt::Debug + Send + Sync {
         Ok(())
     }
 
-    /// Removes the files of an export that nobody may publish any more, and its manifest. A file that can't be removed
-    /// does not prevent the removal of the others.
+    /// Removes the files of an export that nobody may publish any more, and its manifest.
     async fn discard(&self, record: &FileRecord) -> Result<(), Error> {
         if let Some(text) = &record.manifest {
             self.remove_manifest(record, text).await?;
         }
-        let mut outcome = Ok(());
-        for (name, file) in record.files() {
-            outcome = self.discard_file(file, &name).await.and(outcome);
-        }
-        outcome
+        self.remove(&record.owned_files()).await
     }
 }
 

@@ -25,9 +25,6 @@ impl Drafts {
     }
 
     /// Creates the draft of a part. The caller creates the parts in order, from 1.
-    ///
-    /// # Errors
-    /// If the destination fails or has no room, or this part was created before.
     pub async fn create(&self, part: u32) -> Result<Box<dyn Draft>, Error> {
         let hidden = if part == 1 { self.hidden.clone() } else { self.hidden.with_part(part) };
         let call = self.stalls.begin();
@@ -37,7 +34,6 @@ impl Drafts {
     }
 }
 
-/// A draft whose calls are watched.
 struct WatchedDraft {
     draft: Box<dyn Draft>,
     stalls: StallWatch,
@@ -70,7 +66,6 @@ pub trait Draft: Send {
     /// use then.
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error>;
 
-    /// Returns the number of bytes written so far.
     fn size(&self) -> u64;
 
     /// Makes the bytes durable. Nobody sees the file until it is published.

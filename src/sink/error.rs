@@ -10,7 +10,6 @@ use rustix::io::Errno;
 
 use crate::sink::DESTINATION_ID_FILE;
 
-/// An error of a destination.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The disk is full, or a quota or size limit is reached.
@@ -33,7 +32,6 @@ pub enum Error {
     Replaced(&'static str),
     #[error("the file is in another output folder or bucket")]
     Elsewhere,
-    /// The variables for a bucket are wrong.
     #[error("its variables can't be used")]
     Settings(#[source] io::Error),
     /// The object store doesn't answer, is too busy, or fails in a way that may pass.
@@ -42,7 +40,6 @@ pub enum Error {
     /// A call did not return for so many seconds. Its thread may never end.
     #[error("the output folder has not taken a write for {0} seconds")]
     Stalled(u64),
-    /// The file was removed or replaced since it was opened.
     #[error("the file was removed or replaced")]
     Gone,
     /// The file needs more parts of the configured size than a store takes.
@@ -50,7 +47,6 @@ pub enum Error {
     TooLarge(u64),
     #[error("the export was stopped")]
     Stopped,
-    /// Any other error of the system.
     #[error("the output folder or bucket failed")]
     Io(#[source] io::Error),
 }
@@ -96,7 +92,6 @@ impl From<Errno> for Error {
     }
 }
 
-/// A failed operation and its path.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {verb} {path}: {cause}")]
 struct FailedOperation {

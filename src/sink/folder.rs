@@ -1,6 +1,6 @@
 //! A folder as a destination. Files are written there under hidden names, and renamed when they are committed.
 //!
-//! After `stage` of a draft the bytes are on disk. After [`Folder::publish`] the name is too. Every path is one name
+//! After `stage` of a draft the bytes are on disk. After [`Folder::give_name`] the name is too. Every path is one name
 //! below the folder's own descriptor, and symbolic links are not followed. All functions block; [`destination`] runs
 //! them on threads.
 
@@ -9,9 +9,8 @@ pub(super) mod destination;
 mod draft;
 mod entries;
 mod id;
-mod manifest;
-mod marker;
 mod preparation;
+mod small_file;
 
 use std::fs::File;
 use std::io;
@@ -40,7 +39,6 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    /// Returns the folder at `path`. Touches nothing yet.
     pub(super) fn new(path: PathBuf) -> Folder {
         Folder { path, id: OnceLock::new() }
     }
@@ -76,14 +74,6 @@ impl Folder {
         require_room(&dir.fd)?;
         let file = dir.create(&hidden.name)?;
         Ok(FolderDraft::new(id, dir, hidden.name.clone(), file))
-    }
-
-    fn publish(&self, file: &StagedFile, name: &str) -> Result<Published, Error> {
-        self.give_name(file, name, false)
-    }
-
-    fn rename(&self, file: &StagedFile, name: &str) -> Result<Published, Error> {
-        self.give_name(file, name, true)
     }
 
     /// Renames a staged file and puts the name on disk. `moves` allows to take the file from another final name.
@@ -140,25 +130,29 @@ impl Folder {
         }
     }
 
-    /// Removes published files, with one sync of the folder for all of them.
-    fn remove<'a>(&self, files: impl Iterator<Item = (&'a str, &'a StagedFile)>) -> Result<(), Error> {
-        let mut removed_from = None;
+    /// Removes files, with one sync of the folder for all that were published.
+    fn remove(&self, files: &[(String, StagedFile)]) -> Result<(), Error> {
+        let (mut removed_from, mut outcome) = (None, Ok(()));
         for (name, file) in files {
-            let dir = self.open_for(file)?;
-            if is_own_name(name) && dir.identity(name)?.as_ref() == Some(&file.identity) {
-                dir.remove(name)?;
-                removed_from = Some(dir);
+            match self.remove_file(file, name) {
+                Ok(dir) => removed_from = dir.or(removed_from),
+                Err(error) => outcome = Err(error),
             }
         }
-        removed_from.map_or(Ok(()), |dir| dir.sync())
+        removed_from.map_or(Ok(()), |dir| dir.sync()).and(outcome)
     }
 
-    fn discard(&self, file: &StagedFile, name: &str) -> Result<(), Error> {
+    /// Removes a file under its hidden name, and under its final one. Returns the folder if it had a final name.
+    fn remove_file(&self, file: &StagedFile, name: &str) -> Result<Option<Dir>, Error> {
         let dir = self.open_for(file)?;
         if HiddenFile::read(&file.name).is_some() {
             dir.remove(&file.name)?;
         }
-        self.remove([(name, file)].into_iter())
+        if !is_own_name(name) || dir.identity(name)?.as_ref() != Some(&file.identity) {
+            return Ok(None);
+        }
+        dir.remove(name)?;
+        Ok(Some(dir))
     }
 
     fn hidden_files(&self) -> Result<Vec<HiddenFile>, Error> {
@@ -239,16 +233,16 @@ mod tests {
             "a\\b",
             "\u{e9}",
         ] {
-            assert!(folder.publish(&file, name).is_err(), "{name:?}");
+            assert!(folder.give_name(&file, name, false).is_err(), "{name:?}");
         }
         std::fs::write(outer.path().join("out"), "theirs").unwrap();
         let identity = identity(&File::open(outer.path().join("out")).unwrap()).unwrap();
         let out = StagedFile { name: "../out".to_owned(), identity, ..file.clone() };
         assert!(folder.publish(&out, "a.csv").is_err());
         assert!(folder.open(&out, "../out").unwrap().is_none());
-        folder.remove([("../out", &out)].into_iter()).unwrap();
+        folder.remove(&[("../out".to_owned(), out)]).unwrap();
         assert!(outer.path().join("out").exists());
-        assert_eq!(folder.publish(&file, "a.csv").unwrap(), Published::Done(file.identity.location.clone()));
+        assert_eq!(folder.give_name(&file, "a.csv", false).unwrap(), Published::Done(file.identity.location.clone()));
     }
 
     #[test]
@@ -278,29 +272,9 @@ mod tests {
             let identity = FileIdentity { bytes: found.size(), location };
             let destination = folder.destination_id().unwrap();
             let file = StagedFile { destination, name: hidden().name, sha256: String::new(), identity };
-            assert_eq!(folder.publish(&file, "a.csv").unwrap(), Published::Gone, "{name}");
-            folder.remove([("link", &file)].into_iter()).unwrap();
+            assert_eq!(folder.give_name(&file, "a.csv", false).unwrap(), Published::Gone, "{name}");
+            folder.remove(&[("link".to_owned(), file)]).unwrap();
             assert!(dir.path().join(name).symlink_metadata().is_ok(), "{name}");
-        }
-    }
-
-    fn visible(dir: &tempfile::TempDir) -> Vec<String> {
-        let names = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| name != DESTINATION_ID_FILE).collect()
-    }
-
-    #[test]
-    fn only_the_recorded_file_is_removed() {
-        let (dir, folder) = folder();
-        let file = staged(&folder, "abc");
-        folder.publish(&file, "a.csv").unwrap();
-        let location = FileLocation::Folder { inode: 0, modified_ns: 0 };
-        let identity = FileIdentity { location, ..file.identity };
-        folder.remove([("a.csv", &StagedFile { identity, ..file.clone() })].into_iter()).unwrap();
-        assert_eq!(visible(&dir), ["a.csv"]);
-        for _ in 0..2 {
-            folder.remove([("a.csv", &file)].into_iter()).unwrap();
-            assert!(visible(&dir).is_empty());
         }
     }
 }

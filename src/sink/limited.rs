@@ -15,23 +15,12 @@ use uuid::Uuid;
 use crate::file::hidden::HiddenFile;
 use crate::file::name::FileName;
 use crate::file::{FileLocation, FileRecord, StagedFile};
-use crate::job::JobId;
 use crate::job::marker::Marker;
-use crate::sink::{Destination, Draft, Error, MarkerFile, Prepared, Published, PublishedFile, WrittenManifest};
+use crate::sink::{Destination, Draft, Error, MarkerFile, Prepared, Published, PublishedFile, SmallFile};
 
 /// The number of operations that the workers of a process have under way: twice as many as there may be workers,
 /// because an operation that hangs keeps its permit after its attempt has ended.
 const MAX_CONCURRENT: usize = 128;
-
-/// The limits of one caller of a destination.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// The number of operations under way at once. A further operation waits for a permit. Bytes that are written to a
-    /// draft or read from an open file are not operations.
-    pub max_concurrent: usize,
-    /// The longest wait for an operation, including its permit. `None` waits without a limit.
-    pub timeout: Option<Duration>,
-}
 
 /// The permits of one caller. Clones share them.
 #[derive(Clone, Debug)]
@@ -46,8 +35,8 @@ tokio::task_local! {
 }
 
 impl ConcurrencyLimit {
-    fn new(limits: Limits) -> ConcurrencyLimit {
-        ConcurrencyLimit { permits: Arc::new(Semaphore::new(limits.max_concurrent)), timeout: limits.timeout }
+    fn new(max_concurrent: usize, timeout: Option<Duration>) -> ConcurrencyLimit {
+        ConcurrencyLimit { permits: Arc::new(Semaphore::new(max_concurrent)), timeout }
     }
 
     /// Runs an operation under a permit.
@@ -94,13 +83,14 @@ impl Limited {
     /// Limits a destination for the workers of a process, who are one caller together. They wait as long as an
     /// operation takes.
     pub fn new(destination: Arc<dyn Destination>) -> Limited {
-        let limits = Limits { max_concurrent: MAX_CONCURRENT, timeout: None };
-        Limited { destination, limit: ConcurrencyLimit::new(limits) }
+        Limited { destination, limit: ConcurrencyLimit::new(MAX_CONCURRENT, None) }
     }
 
-    /// Returns the same destination for another caller, within these limits instead.
-    pub fn limited(&self, limits: Limits) -> Limited {
-        Limited { limit: ConcurrencyLimit::new(limits), ..self.clone() }
+    /// Returns the same destination for another caller, within other limits: the number of operations under way at
+    /// once, and the longest wait for one, including that for its permit. Bytes that are written to a draft or read
+    /// from an open file are not operations.
+    pub fn limited(&self, max_concurrent: usize, timeout: Option<Duration>) -> Limited {
+        Limited { limit: ConcurrencyLimit::new(max_concurrent, timeout), ..self.clone() }
     }
 }
 
@@ -151,10 +141,6 @@ impl Destination for Limited {
         self.limit.run(self.destination.remove(files)).await
     }
 
-    async fn discard_file(&self, file: &StagedFile, name: &str) -> Result<(), Error> {
-        self.limit.run(self.destination.discard_file(file, name)).await
-    }
-
     async fn hidden_files(&self) -> Result<Vec<HiddenFile>, Error> {
         self.limit.run(self.destination.hidden_files()).await
     }
@@ -163,33 +149,24 @@ impl Destination for Limited {
         self.limit.run(self.destination.sweep(hidden, unwritten_for)).await
     }
 
-    async fn lane_marker(&self, file: &MarkerFile) -> Result<Option<Marker>, Error> {
-        self.limit.run(self.destination.lane_marker(file)).await
+    async fn read_small(&self, name: &str, most: u64) -> Result<Option<SmallFile>, Error> {
+        self.limit.run(self.destination.read_small(name, most)).await
+    }
+
+    async fn put_small(&self, draft: &str, name: &str, text: &str, before: Option<&SmallFile>) -> Result<bool, Error> {
+        self.limit.run(self.destination.put_small(draft, name, text, before)).await
+    }
+
+    async fn remove_small(&self, name: &str) -> Result<(), Error> {
+        self.limit.run(self.destination.remove_small(name)).await
+    }
+
+    fn numbers_manifests(&self) -> bool {
+        self.destination.numbers_manifests()
     }
 
     async fn lane_markers(&self, files: &[MarkerFile]) -> Result<Vec<Option<Marker>>, Error> {
         self.limit.run(self.destination.lane_markers(files)).await
-    }
-
-    async fn write_lane_marker(
-        &self,
-        file: &MarkerFile,
-        marker: &Marker,
-        replaced: Option<JobId>,
-    ) -> Result<Option<Marker>, Error> {
-        self.limit.run(self.destination.write_lane_marker(file, marker, replaced)).await
-    }
-
-    async fn write_manifest(&self, record: &FileRecord, number: u64, text: &str) -> Result<WrittenManifest, Error> {
-        self.limit.run(self.destination.write_manifest(record, number, text)).await
-    }
-
-    async fn is_manifest_name_taken(&self, record: &FileRecord, text: &str) -> Result<bool, Error> {
-        self.limit.run(self.destination.is_manifest_name_taken(record, text)).await
-    }
-
-    async fn remove_manifest(&self, record: &FileRecord, text: &str) -> Result<(), Error> {
-        self.limit.run(self.destination.remove_manifest(record, text)).await
     }
 
     async fn last_manifest(&self, record: &FileRecord) -> Result<u64, Error> {
@@ -205,7 +182,7 @@ mod tests {
 
     #[tokio::test]
     async fn blocked_work_keeps_its_permit_and_its_caller_waits_no_longer_than_the_timeout() {
-        let limit = ConcurrencyLimit::new(Limits { max_concurrent: 1, timeout: Some(Duration::from_millis(50)) });
+        let limit = ConcurrencyLimit::new(1, Some(Duration::from_millis(50)));
         let (release, held) = mpsc::channel::<()>();
         let hangs = limit.run(blocking(move || Ok(held.recv().is_ok()))).await;
         assert!(matches!(hangs, Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::TimedOut));
@@ -218,7 +195,7 @@ mod tests {
         let behind = limit.run(blocking(begin)).await;
         assert!(behind.is_err() && begun.available_permits() == 0, "no second thread");
         // Another caller has permits of its own. The first one gets its permit back when the work returns.
-        let other = ConcurrencyLimit::new(Limits { max_concurrent: 1, timeout: None });
+        let other = ConcurrencyLimit::new(1, None);
         assert_eq!(other.run(blocking(|| Ok(1))).await.unwrap(), 1);
         release.send(()).unwrap();
         let patient = ConcurrencyLimit { timeout: None, ..limit };

@@ -1,14 +1,19 @@
 //! The file of a lane's marker: its name and its content, which are the same in a folder and in a bucket.
 
 use ring::digest;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::database::DatabaseId;
+use crate::failpoint;
 use crate::file::hidden::HiddenFile;
-use crate::job::JobId;
 use crate::job::lane::Lane;
 use crate::job::marker::Marker;
+use crate::sink::{Error, SmallFile};
+
+/// A marker has a few hundred bytes.
+pub(super) const MARKER_MAX_BYTES: u64 = 4096;
 
 /// The largest place in a lane, far below what the database can count on from.
 const MOST_ORDER: i64 = 1 << 53;
@@ -23,7 +28,6 @@ struct Content {
     order: i64,
 }
 
-/// The file of the marker of a database's lane.
 #[derive(Clone, Debug)]
 pub struct MarkerFile {
     name: String,
@@ -49,10 +53,15 @@ impl MarkerFile {
         &self.name
     }
 
+    pub(super) fn read(&self, found: Result<Option<SmallFile>, Error>) -> Result<Option<Marker>, Error> {
+        failpoint!("sink.marker", Err(Error::Io(Errno::IO.into())));
+        Ok(found?.map(|found| self.parse(&found)))
+    }
+
     /// Parses the content. Returns [`Marker::unreadable`] if the content is damaged or belongs to another lane. The
     /// content is never incomplete, because a destination gives the file its name after writing it.
-    pub(super) fn parse(&self, text: &[u8]) -> Marker {
-        let content: Option<Content> = serde_json::from_slice(text).ok();
+    pub(super) fn parse(&self, found: &SmallFile) -> Marker {
+        let content: Option<Content> = found.text.as_ref().and_then(|text| serde_json::from_slice(text).ok());
         let is_ours = |read: &Content| read.consumer == self.consumer && read.dataset == self.dataset;
         let content = content.filter(|read| is_ours(read) && (0..=MOST_ORDER).contains(&read.order));
         let marker = content.map(|Content { job, sha256, order, .. }| Marker { job: job.into(), sha256, order });
@@ -70,10 +79,4 @@ impl MarkerFile {
     pub(super) fn draft(&self, marker: &Marker) -> HiddenFile {
         HiddenFile::of_marker(&self.database, marker.job)
     }
-}
-
-/// Returns the present marker if it must be kept: it is not `marker` and does not name the job `replaced`. Such a
-/// marker may name an export that the database has lost.
-pub(super) fn to_keep(present: Option<&Marker>, marker: &Marker, replaced: Option<JobId>) -> Option<Marker> {
-    present.filter(|present| *present != marker && Some(present.job) != replaced).cloned()
 }

@@ -13,14 +13,8 @@ use crate::sink::Error;
 #[async_trait]
 pub trait PublishedFile: fmt::Debug + Send + Sync {
     /// Returns a URL at which anybody can fetch the file for this long, or `None` if the destination has no such URLs.
-    ///
-    /// # Errors
-    /// If the credentials can't sign a URL.
     async fn url(&self, lifetime: Duration) -> Result<Option<String>, Error>;
 
     /// Reads `length` bytes from the offset `from`.
-    ///
-    /// # Errors
-    /// If the file can't be read there, or was replaced since it was opened.
     async fn part(self: Box<Self>, from: u64, length: u64) -> Result<Pin<Box<dyn AsyncRead + Send>>, Error>;
 }

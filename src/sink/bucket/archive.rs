@@ -34,7 +34,6 @@ impl BucketArchive {
         }
     }
 
-    /// Lists the keys below the prefix.
     fn list(&self) -> impl Iterator<Item = Result<String, Error>> + use<> {
         let objects = &self.bucket.objects;
         let prefix = &objects.settings.address.prefix;
@@ -92,7 +91,6 @@ impl Archive for BucketArchive {
     }
 }
 
-/// An object whose bytes are arriving.
 struct ObjectReader {
     runtime: Handle,
     body: BoxStream<'static, io::Result<Bytes>>,

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures_util::TryStreamExt;
 use futures_util::future::join_all;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode};
+use object_store::{ObjectStore, ObjectStoreExt};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -16,20 +15,14 @@ use crate::failpoint;
 use crate::file::hidden::HiddenFile;
 use crate::file::name::FileName;
 use crate::file::{FileLocation, FileRecord, StagedFile};
-use crate::job::JobId;
 use crate::job::marker::Marker;
-use crate::manifest::{self, Manifest};
+use crate::manifest;
 use crate::sink::bucket::note::{NOTES, Note};
 use crate::sink::bucket::objects::{SMALL_BYTES, path};
 use crate::sink::bucket::{Bucket, Object};
-use crate::sink::marker_file::to_keep;
-use crate::sink::{Destination, Draft, Error, MarkerFile, Prepared, Published, PublishedFile, WrittenManifest};
+use crate::sink::{Destination, Draft, Error, MarkerFile, Prepared, Published, PublishedFile, SmallFile};
 
-/// The limit on concurrent removals of one call.
 const CONCURRENT_REMOVALS: usize = 8;
-
-/// The number of further tries to write a marker after other processes have replaced it in between.
-const MARK_TRIES: u32 = 5;
 
 #[async_trait]
 impl Destination for Bucket {
@@ -92,10 +85,6 @@ impl Destination for Bucket {
         outcome
     }
 
-    async fn discard_file(&self, file: &StagedFile, _name: &str) -> Result<(), Error> {
-        self.remove_object(file).await
-    }
-
     async fn hidden_files(&self) -> Result<Vec<HiddenFile>, Error> {
         failpoint!("sink.sweep", Err(Error::Unavailable(std::io::ErrorKind::BrokenPipe.into())));
         let folder = self.objects.key(NOTES);
@@ -108,7 +97,7 @@ impl Destination for Bucket {
     /// Aborts the upload that a note names, and removes the note. Compares `unwritten_for` with the age of the note.
     async fn sweep(&self, hidden: &HiddenFile, unwritten_for: Option<Duration>) -> Result<bool, Error> {
         let key = self.objects.note_key(&hidden.name);
-        let Some(text) = self.objects.small(&key).await? else { return Ok(false) };
+        let Some(SmallFile { text, .. }) = self.objects.read(&key, SMALL_BYTES).await? else { return Ok(false) };
         if let Some(time) = unwritten_for {
             let age = match self.objects.store.head(&key).await {
                 Ok(found) => chrono::Utc::now() - found.last_modified,
@@ -120,85 +109,35 @@ impl Destination for Bucket {
             }
         }
         // A damaged note names no upload to abort.
-        if let Ok(note) = serde_json::from_slice::<Note>(&text) {
+        if let Some(note) = text.and_then(|text| serde_json::from_slice::<Note>(&text).ok()) {
             self.objects.abort(&note).await?;
         }
         self.objects.forget(&hidden.name).await?;
         Ok(true)
     }
 
-    async fn lane_marker(&self, file: &MarkerFile) -> Result<Option<Marker>, Error> {
-        failpoint!("sink.marker", Err(Error::Unavailable(std::io::ErrorKind::BrokenPipe.into())));
-        let text = self.objects.small(&self.objects.key(file.name())).await?;
-        Ok(text.map(|text| file.parse(&text)))
+    async fn read_small(&self, name: &str, most: u64) -> Result<Option<SmallFile>, Error> {
+        self.objects.read(&self.objects.key(name), most).await
+    }
+
+    async fn put_small(&self, _draft: &str, name: &str, text: &str, before: Option<&SmallFile>) -> Result<bool, Error> {
+        if before.is_some_and(|before| before.has(text)) {
+            return Ok(true);
+        }
+        self.objects.put(&self.objects.key(name), text, before).await
+    }
+
+    async fn remove_small(&self, name: &str) -> Result<(), Error> {
+        self.objects.delete(&self.objects.key(name)).await
+    }
+
+    fn numbers_manifests(&self) -> bool {
+        true
     }
 
     async fn lane_markers(&self, files: &[MarkerFile]) -> Result<Vec<Option<Marker>>, Error> {
         let markers = join_all(files.iter().map(|file| self.lane_marker(file))).await;
         Ok(markers.into_iter().map(|marker| marker.unwrap_or(None)).collect())
-    }
-
-    async fn write_lane_marker(
-        &self,
-        file: &MarkerFile,
-        marker: &Marker,
-        replaced: Option<JobId>,
-    ) -> Result<Option<Marker>, Error> {
-        failpoint!("sink.mark", Err(Error::Unavailable(std::io::ErrorKind::BrokenPipe.into())));
-        let key = self.objects.key(file.name());
-        let text = Bytes::from(file.text(marker)?);
-        let mut tries = 0..MARK_TRIES;
-        loop {
-            let found = self.objects.versioned(&key, SMALL_BYTES).await?;
-            let present = found.as_ref().map(|(text, _)| file.parse(text));
-            let kept = to_keep(present.as_ref(), marker, replaced);
-            if kept.is_some() || present.as_ref() == Some(marker) {
-                return Ok(kept);
-            }
-            // Another process may publish while a PUT is under way, so the PUT is conditional.
-            let mode = found.map_or(PutMode::Create, |(_, version)| PutMode::Update(version));
-            match self.objects.store.put_opts(&key, text.clone().into(), mode.into()).await {
-                Ok(_) => return Ok(None),
-                Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. })
-                    if tries.next().is_some() => {}
-                Err(error) => return Err(self.objects.cannot("write", &key)(error)),
-            }
-        }
-    }
-
-    async fn write_manifest(&self, record: &FileRecord, number: u64, text: &str) -> Result<WrittenManifest, Error> {
-        let Some(consumer) = &record.consumer else { return Ok(WrittenManifest::Done) };
-        failpoint!("sink.manifest", Err(Error::Unavailable(std::io::ErrorKind::BrokenPipe.into())));
-        let key = self.objects.key(&manifest::key(&record.dataset, consumer, number));
-        let put = self.objects.store.put_opts(&key, text.to_owned().into(), PutMode::Create.into()).await;
-        failpoint!("sink.manifest.renamed", Err(Error::Unavailable(std::io::ErrorKind::BrokenPipe.into())));
-        match put {
-            Ok(_) => Ok(WrittenManifest::Done),
-            // Written by an earlier call whose answer was lost, by another process, or before the database was
-            // restored.
-            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
-                let found = self.objects.whole(&key, text.len() as u64).await?;
-                let is_it = found.is_some_and(|found| found == text.as_bytes());
-                Ok(if is_it { WrittenManifest::Done } else { WrittenManifest::Taken })
-            }
-            Err(error) => Err(self.objects.cannot("write", &key)(error)),
-        }
-    }
-
-    /// Returns false, because the key of a manifest has a number that is not known before the manifest is.
-    async fn is_manifest_name_taken(&self, _record: &FileRecord, _text: &str) -> Result<bool, Error> {
-        Ok(false)
-    }
-
-    async fn remove_manifest(&self, record: &FileRecord, text: &str) -> Result<(), Error> {
-        let number = Manifest::read(text.as_bytes()).map_or(0, |manifest| manifest.number);
-        let Some(consumer) = &record.consumer else { return Ok(()) };
-        let key = self.objects.key(&manifest::key(&record.dataset, consumer, number));
-        let found = self.objects.whole(&key, text.len() as u64).await?;
-        if found.is_some_and(|found| found == text.as_bytes()) {
-            self.objects.delete(&key).await?;
-        }
-        Ok(())
     }
 
     async fn last_manifest(&self, record: &FileRecord) -> Result<u64, Error> {

@@ -22,7 +22,6 @@ use crate::sink::{Draft, Error, stall_limit};
 /// The number of parts that every store takes.
 const MOST_PARTS: usize = 10_000;
 
-/// The pauses between the tries to upload a part.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(15));
 
 /// A file that is being uploaded. If it is dropped before it is staged, the sweep aborts the upload.
@@ -69,7 +68,6 @@ impl Upload {
         }
     }
 
-    /// Begins to upload the gathered bytes as the next part.
     fn send(&mut self) -> Result<(), Error> {
         if self.begun == MOST_PARTS {
             return Err(Error::TooLarge(self.size));
@@ -83,7 +81,6 @@ impl Upload {
         Ok(())
     }
 
-    /// Waits until at most this number of parts are being uploaded.
     fn wait_for(&mut self, most: usize) -> Result<(), Error> {
         let Upload { on_their_way, arrived, stopped, .. } = self;
         Handle::current().block_on(async {
@@ -189,43 +186,26 @@ mod tests {
         Box::new(Upload::new(objects, Uuid::nil(), "hidden".to_owned(), note, CancellationToken::new()))
     }
 
-    async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-        tokio::task::spawn_blocking(work).await.unwrap()
-    }
-
     #[tokio::test]
-    async fn parts_have_one_size_and_their_order() {
-        let mut draft = draft(4).await;
-        let staged = blocking(move || {
-            draft.write(b"0123456").unwrap();
-            draft.write(b"789").unwrap();
-            draft.stage().unwrap()
-        });
-        let staged = staged.await;
-        let FileLocation::Upload { parts, .. } = staged.identity.location else { panic!("it is uploaded") };
-        assert_eq!(staged.identity.bytes, 10);
-        let numbers: Vec<_> = parts.iter().map(|part| part.split('&').next().unwrap()).collect();
-        assert_eq!(numbers, ["partNumber=1", "partNumber=2", "partNumber=3"]);
-    }
-
-    #[tokio::test]
-    async fn a_file_has_as_many_parts_as_a_store_takes_and_not_one_more() {
-        for (bytes, fits) in [(8, true), (9, false)] {
+    async fn parts_have_one_size_and_their_order_and_are_as_many_as_a_store_takes() {
+        let numbers = |first: usize| (first..).map(|number| format!("partNumber={number}"));
+        for (begun, bytes, sent) in [(0, 10, Some(3)), (MOST_PARTS - 2, 8, Some(2)), (MOST_PARTS - 2, 9, None)] {
             let mut draft = draft(4).await;
-            // As it is after 9,998 parts.
-            draft.begun = MOST_PARTS - 2;
-            draft.size = 4 * draft.begun as u64;
-            let staged = blocking(move || {
-                draft.write(&b"012345678"[..bytes])?;
+            (draft.begun, draft.size) = (begun, 4 * begun as u64);
+            let staged = tokio::task::spawn_blocking(move || {
+                draft.write(&b"0123456"[..])?;
+                draft.write(&b"789"[..bytes - 7])?;
                 draft.stage()
             });
-            match staged.await {
-                Ok(staged) => {
-                    assert!(fits && staged.identity.bytes == 4 * MOST_PARTS as u64);
+            match (staged.await.unwrap(), sent) {
+                (Ok(staged), Some(sent)) => {
+                    assert_eq!(staged.identity.bytes, (4 * begun + bytes) as u64);
                     let FileLocation::Upload { parts, .. } = staged.identity.location else { panic!("it is uploaded") };
-                    assert!(parts[1].starts_with("partNumber=10000&"), "{parts:?}");
+                    let found = parts.iter().map(|part| part.split('&').next().unwrap());
+                    assert!(found.eq(numbers(begun + 1).take(sent)), "{parts:?}");
                 }
-                Err(error) => assert!(!fits && matches!(error, Error::TooLarge(_)), "{error}"),
+                (Err(error), None) => assert!(matches!(error, Error::TooLarge(_)), "{error}"),
+                (other, _) => panic!("{begun} {bytes}: {:?}", other.map(drop)),
             }
         }
     }

@@ -29,12 +29,10 @@ pub(super) fn is_no_such_upload(error: &object_store::Error) -> bool {
     has_code(error, &NO_SUCH_UPLOAD)
 }
 
-/// Returns true if the store says by its code that it has no such object.
 pub(super) fn is_no_object(error: &object_store::Error) -> bool {
     has_code(error, &NO_OBJECT)
 }
 
-/// Returns true if the same request may succeed later.
 pub(super) fn may_pass(error: &object_store::Error) -> bool {
     match error {
         object_store::Error::Generic { .. } => {

@@ -13,7 +13,6 @@ use crate::sink::bucket::objects::{Objects, path};
 /// The folder of the notes, below the prefix.
 pub(super) const NOTES: &str = ".uploads";
 
-/// An upload that is not completed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Note {
     pub(super) key: String,
@@ -22,7 +21,6 @@ pub(super) struct Note {
 }
 
 impl Objects {
-    /// Writes the note of an attempt's upload.
     pub(super) async fn leave(&self, hidden: &HiddenFile, note: &Note) -> Result<(), Error> {
         let text = serde_json::to_vec(note).map_err(std::io::Error::other)?;
         let key = self.note_key(&hidden.name);
@@ -30,7 +28,6 @@ impl Objects {
         Ok(())
     }
 
-    /// Removes a note.
     pub(super) async fn forget(&self, hidden_name: &str) -> Result<(), Error> {
         self.delete(&self.note_key(hidden_name)).await
     }

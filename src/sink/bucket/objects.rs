@@ -3,15 +3,14 @@
 use std::fmt;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
 use futures_util::TryStreamExt;
 use object_store::path::Path;
-use object_store::{ClientOptions, GetOptions, GetRange, GetResult, ObjectStoreExt, UpdateVersion};
+use object_store::{ClientOptions, GetOptions, GetRange, GetResult, ObjectStoreExt, PutMode, UpdateVersion};
 
 use crate::sink::bucket::address::{BucketAddress, Client};
 use crate::sink::bucket::connector::Connector;
 use crate::sink::bucket::failure::{cannot, cause, is_no_object};
-use crate::sink::{Error, stall_limit};
+use crate::sink::{Error, SmallFile, stall_limit};
 
 const SMALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// The timeout of the request for a part, unless the part is large.
@@ -19,23 +18,18 @@ const PART_TIMEOUT: Duration = Duration::from_secs(120);
 /// The longest silence of a store while it completes an upload or sends an object.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The number of parts of one file that are uploaded at once.
 pub(super) const UPLOADS: usize = 2;
 
-/// The largest size of a small object.
 pub(super) const SMALL_BYTES: u64 = 64 << 10;
 
-/// The settings of a bucket.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub address: BucketAddress,
     pub part_bytes: usize,
 }
 
-/// The objects of a bucket.
 pub(super) struct Objects {
     pub(super) settings: Settings,
-    /// The client for small requests.
     pub(super) store: Client,
     pub(super) parts: Client,
     /// The client for requests that may take minutes: completions, and the bodies of objects.
@@ -97,45 +91,49 @@ impl Objects {
         }
     }
 
-    /// Returns the content of a small object, no bytes of a larger one, or `None` if there is no object.
-    pub(super) async fn small(&self, key: &Path) -> Result<Option<Bytes>, Error> {
-        self.whole(key, SMALL_BYTES).await
-    }
-
-    /// Returns the content of an object of up to `most` bytes, no bytes of a larger one, or `None` if there is no
-    /// object.
-    pub(super) async fn whole(&self, key: &Path, most: u64) -> Result<Option<Bytes>, Error> {
-        Ok(self.versioned(key, most).await?.map(|(content, _)| content))
-    }
-
-    /// Returns the same as [`Objects::whole`], and the version that a conditional PUT replaces.
-    pub(super) async fn versioned(&self, key: &Path, most: u64) -> Result<Option<(Bytes, UpdateVersion)>, Error> {
+    /// Reads an object of at most `most` bytes, with the version that a conditional PUT replaces.
+    pub(super) async fn read(&self, key: &Path, most: u64) -> Result<Option<SmallFile>, Error> {
         let found = match self.store.get_opts(key, GetOptions::default()).await {
             Ok(found) => found,
             Err(error) if is_no_object(&error) => return Ok(None),
             Err(error) => return Err(self.cannot("read", key)(error)),
         };
-        let version = UpdateVersion { e_tag: found.meta.e_tag.clone(), version: found.meta.version.clone() };
+        let (e_tag, version) = (found.meta.e_tag.clone(), found.meta.version.clone());
         // Anybody who may write to the bucket can put a large object there.
-        let content = up_to(found, most).await.map_err(self.cannot("read", key))?;
-        Ok(Some((content.unwrap_or_default(), version)))
+        let text = up_to(found, most).await.map_err(self.cannot("read", key))?;
+        Ok(Some(SmallFile { text, e_tag, version }))
+    }
+
+    /// Writes an object if the key has what was read before, or nothing. Returns false if it has something else.
+    pub(super) async fn put(&self, key: &Path, text: &str, before: Option<&SmallFile>) -> Result<bool, Error> {
+        let mode = match before {
+            None => PutMode::Create,
+            Some(SmallFile { e_tag, version, .. }) => {
+                PutMode::Update(UpdateVersion { e_tag: e_tag.clone(), version: version.clone() })
+            }
+        };
+        match self.store.put_opts(key, text.to_owned().into(), mode.into()).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(false),
+            Err(error) => Err(self.cannot("write", key)(error)),
+        }
     }
 }
 
 /// Returns the content of an answer, or `None` if it has more than `most` bytes. The store announces the size of an
 /// object, and may send another one.
-async fn up_to(found: GetResult, most: u64) -> object_store::Result<Option<Bytes>> {
+async fn up_to(found: GetResult, most: u64) -> object_store::Result<Option<Vec<u8>>> {
     if found.range.end - found.range.start > most {
         return Ok(None);
     }
-    let (mut content, mut pieces) = (BytesMut::new(), found.into_stream());
+    let (mut content, mut pieces) = (Vec::new(), found.into_stream());
     while let Some(piece) = pieces.try_next().await? {
         if (content.len() + piece.len()) as u64 > most {
             return Ok(None);
         }
         content.extend_from_slice(&piece);
     }
-    Ok(Some(content.freeze()))
+    Ok(Some(content))
 }
 
 /// Returns the error for settings from which no client can be made, with the variable to blame. The client's own

@@ -13,7 +13,6 @@ use crate::sink::{Archive, Error, Lookup};
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-/// A folder that is open for reading.
 #[derive(Debug)]
 pub(in crate::sink) struct FolderArchive(OwnedFd);
 

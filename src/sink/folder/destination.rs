@@ -14,20 +14,16 @@ use uuid::Uuid;
 use crate::file::hidden::HiddenFile;
 use crate::file::name::FileName;
 use crate::file::{FileLocation, FileRecord, StagedFile};
-use crate::job::JobId;
 use crate::job::marker::Marker;
-use crate::manifest;
 use crate::sink::error::cannot;
 use crate::sink::folder::Folder;
 use crate::sink::limited::blocking;
-use crate::sink::{
-    Destination, Draft, Error, MarkerFile, Prepared, Published, PublishedFile, WrittenManifest, stall_limit,
-};
+use crate::sink::marker_file::MARKER_MAX_BYTES;
+use crate::sink::{Destination, Draft, Error, MarkerFile, Prepared, Published, PublishedFile, SmallFile, stall_limit};
 
 /// The bytes of a file that are read ahead for a client. By default tokio keeps up to 2 MiB.
 const READ_BYTES: usize = 64 * 1024;
 
-/// A folder as a destination.
 #[derive(Debug)]
 pub(in crate::sink) struct FolderDestination(Arc<Folder>);
 
@@ -84,11 +80,11 @@ impl Destination for FolderDestination {
     }
 
     async fn publish(&self, file: &StagedFile, name: &str) -> Result<Published, Error> {
-        self.run_on(file, name, Folder::publish).await
+        self.run_on(file, name, |folder, file, name| folder.give_name(file, name, false)).await
     }
 
     async fn rename(&self, file: &StagedFile, name: &str) -> Result<Published, Error> {
-        self.run_on(file, name, Folder::rename).await
+        self.run_on(file, name, |folder, file, name| folder.give_name(file, name, true)).await
     }
 
     fn location(&self, _file: &FileLocation, name: &str) -> Option<String> {
@@ -102,11 +98,7 @@ impl Destination for FolderDestination {
 
     async fn remove(&self, files: &[(String, StagedFile)]) -> Result<(), Error> {
         let files = files.to_vec();
-        self.run(move |folder| folder.remove(files.iter().map(|(name, file)| (&**name, file)))).await
-    }
-
-    async fn discard_file(&self, file: &StagedFile, name: &str) -> Result<(), Error> {
-        self.run_on(file, name, Folder::discard).await
+        self.run(move |folder| folder.remove(&files)).await
     }
 
     async fn hidden_files(&self) -> Result<Vec<HiddenFile>, Error> {
@@ -118,49 +110,36 @@ impl Destination for FolderDestination {
         self.run(move |folder| folder.sweep(&hidden, unwritten_for)).await
     }
 
-    async fn lane_marker(&self, file: &MarkerFile) -> Result<Option<Marker>, Error> {
-        let file = file.clone();
-        self.run(move |folder| folder.lane_marker(&file)).await
+    async fn read_small(&self, name: &str, most: u64) -> Result<Option<SmallFile>, Error> {
+        let name = name.to_owned();
+        self.run(move |folder| folder.read_small(&name, most)).await
+    }
+
+    async fn put_small(&self, draft: &str, name: &str, text: &str, before: Option<&SmallFile>) -> Result<bool, Error> {
+        let (draft, name, text, before) = (draft.to_owned(), name.to_owned(), text.to_owned(), before.cloned());
+        self.run(move |folder| folder.put_small(&draft, &name, &text, before.as_ref())).await
+    }
+
+    async fn remove_small(&self, name: &str) -> Result<(), Error> {
+        let name = name.to_owned();
+        self.run(move |folder| folder.remove_small(&name)).await
+    }
+
+    fn numbers_manifests(&self) -> bool {
+        false
     }
 
     async fn lane_markers(&self, files: &[MarkerFile]) -> Result<Vec<Option<Marker>>, Error> {
         let files = files.to_vec();
-        self.run(move |folder| Ok(files.iter().map(|file| folder.lane_marker(file).unwrap_or(None)).collect())).await
+        let read = |folder: &Folder, file: &MarkerFile| file.read(folder.read_small(file.name(), MARKER_MAX_BYTES));
+        self.run(move |folder| Ok(files.iter().map(|file| read(folder, file).unwrap_or(None)).collect())).await
     }
 
-    async fn write_lane_marker(
-        &self,
-        file: &MarkerFile,
-        marker: &Marker,
-        replaced: Option<JobId>,
-    ) -> Result<Option<Marker>, Error> {
-        let (file, marker) = (file.clone(), marker.clone());
-        self.run(move |folder| folder.write_lane_marker(&file, &marker, replaced)).await
-    }
-
-    async fn write_manifest(&self, record: &FileRecord, _number: u64, text: &str) -> Result<WrittenManifest, Error> {
-        let (database, job) = (record.database.clone(), record.job);
-        let (name, text) = (manifest::name_in_folder(&record.name), text.to_owned());
-        self.run(move |folder| folder.write_manifest(&database, job, &name, &text)).await
-    }
-
-    async fn is_manifest_name_taken(&self, record: &FileRecord, text: &str) -> Result<bool, Error> {
-        let (name, text) = (manifest::name_in_folder(&record.name), text.to_owned());
-        self.run(move |folder| folder.is_in_the_way(&name, &text)).await
-    }
-
-    async fn remove_manifest(&self, record: &FileRecord, text: &str) -> Result<(), Error> {
-        let (name, text) = (manifest::name_in_folder(&record.name), text.to_owned());
-        self.run(move |folder| folder.remove_manifest(&name, &text)).await
-    }
-
-    /// Returns 0, because the names of manifests in a folder have no numbers.
     async fn last_manifest(&self, _record: &FileRecord) -> Result<u64, Error> {
         Ok(0)
     }
 }
 
-/// A published file of a folder.
 #[derive(Debug)]
 struct OpenFile {
     file: File,

@@ -27,7 +27,6 @@ const BLOCK_BYTES: usize = 1 << 20;
 const ALIGNMENT: usize = 4096;
 /// The bytes that are written through the page cache between two syncs.
 const SYNC_EVERY_BYTES: u64 = 16 << 20;
-/// The bytes that are written between two checks of the free room.
 const CHECK_EVERY_BYTES: u64 = 8 << 20;
 
 /// A hidden file that is being written. Removed if it is dropped before it is staged.
@@ -37,7 +36,6 @@ pub(super) struct FolderDraft {
     file: File,
     sha256: digest::Context,
     size: u64,
-    /// The bytes that are not written yet.
     block: FileBlock,
     /// Writes full blocks. `None` before the first one.
     writer: Option<BlockWriter>,
@@ -51,7 +49,6 @@ struct StagedPath {
     name: String,
 }
 
-/// A block of a file, aligned in memory.
 struct FileBlock {
     bytes: Vec<u8>,
     /// The place of the aligned bytes that are used.
@@ -110,7 +107,6 @@ fn set_direct(file: &File, is_direct: bool) -> Result<(), Errno> {
 
 /// Writes full blocks, on a thread if there is one to spare.
 struct BlockWriter {
-    /// True if blocks go around the page cache.
     is_direct: bool,
     thread: Option<WriterThread>,
 }
@@ -118,7 +114,6 @@ struct BlockWriter {
 struct WriterThread {
     full: mpsc::Sender<FileBlock>,
     written: mpsc::Receiver<io::Result<FileBlock>>,
-    /// True if the thread has a block.
     is_busy: bool,
 }
 

@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::failpoint;
 use crate::file::hidden::HiddenFile;
 use crate::file::{FileIdentity, FileLocation};
 use crate::sink::error::cannot;
-use crate::sink::{Error, Lookup};
+use crate::sink::{Error, Lookup, SmallFile};
 
 /// The mode of a new file, from which the umask takes rights.
 const OPEN_TO_ALL: Mode = Mode::from_raw_mode(0o666);
@@ -22,7 +22,6 @@ const OPEN_TO_ALL: Mode = Mode::from_raw_mode(0o666);
 /// The bytes that an export leaves free on its disk. Postgres may be on the same disk, and stops when it can't write.
 const FREE_MIN_BYTES: u64 = 32 << 20;
 
-/// An open folder.
 #[derive(Debug)]
 pub(super) struct Dir {
     pub(super) fd: OwnedFd,
@@ -73,29 +72,46 @@ impl Dir {
         Ok(file.into())
     }
 
-    /// Writes a small file: puts its text on disk under a hidden name, then calls `give_name` to rename it.
+    pub(super) fn read_small(&self, name: &str, most: u64) -> Result<Option<SmallFile>, Error> {
+        let file = match open_at(&self.fd, name).map_err(self.cannot("open", name))? {
+            Lookup::File(_, file) => file,
+            Lookup::Nothing => return Ok(None),
+            Lookup::NoFile => return Ok(Some(SmallFile::default())),
+        };
+        let mut text = Vec::new();
+        file.take(most + 1).read_to_end(&mut text).map_err(self.cannot("read", name))?;
+        let text = Some(text).filter(|text| text.len() as u64 <= most);
+        Ok(Some(SmallFile { text, ..SmallFile::default() }))
+    }
+
+    /// Writes a small file: puts its text on disk under a hidden name, calls `give_name` to rename it, and syncs the
+    /// folder, also if something else has the name: its writer may have died before the sync.
     ///
     /// Removes the hidden name in the end, unless the process dies or the disk fails.
     ///
     /// # Errors
     /// If a step fails. The new name may not survive a crash then.
-    pub(super) fn write_small<T>(
+    pub(super) fn write_small(
         &self,
-        hidden: &HiddenFile,
+        draft: &str,
         text: &str,
-        give_name: impl FnOnce() -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        let mut file = self.create(&hidden.name)?;
-        let named = (|| {
-            let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
-            written.map_err(self.cannot("write", &hidden.name))?;
-            failpoint!("sink.drafted", Err(Error::Io(Errno::IO.into())));
-            give_name()
-        })();
-        self.remove(&hidden.name)?;
+        give_name: impl FnOnce() -> Result<bool, Error>,
+    ) -> Result<bool, Error> {
+        let mut file = self.create(draft)?;
+        let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+        let named = written.map_err(self.cannot("write", draft)).and_then(|()| give_name());
+        self.remove(draft)?;
         let named = named?;
         self.sync()?;
         Ok(named)
+    }
+
+    /// Renames a draft. Returns false if something has the name.
+    pub(super) fn name_draft(&self, draft: &str, name: &str) -> Result<bool, Error> {
+        match self.rename_without_replacing(draft, name) {
+            Err(Errno::EXIST) => Ok(false),
+            renamed => renamed.map(|()| true).map_err(self.cannot("rename", draft)),
+        }
     }
 
     /// Returns the identity of the file with this name, even if the process may not read it. Returns `None` if there is

@@ -38,7 +38,6 @@ impl Folder {
     }
 }
 
-/// Checks that a file can be created.
 fn probe(dir: &Dir) -> Result<(), Error> {
     let name = format!("{DESTINATION_ID_FILE}.{}", Uuid::new_v4());
     dir.create(&name)?;
