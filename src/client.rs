@@ -31,13 +31,10 @@ use crate::file::plain_name::NotPlain;
 use crate::manifest::{self, seal};
 use crate::sink;
 
-/// The errors of a client.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// A call of the API failed.
     #[error(transparent)]
     Call(#[from] CallError),
-    /// The service refused to create an export.
     #[error(transparent)]
     ExportRefused(#[from] RefusedExport),
     /// An argument is invalid, regardless of the exports in the service or the place.
@@ -46,45 +43,34 @@ pub(crate) enum Error {
     /// The exports don't fit the data at their destination, or are invalid.
     #[error("{0}")]
     Refused(String),
-    /// The target of `apply` refused an export, or is unavailable.
     #[error(transparent)]
     Apply(#[from] apply::Error),
-    /// Another export of the same job can't be applied.
     #[error("its job is not applied, because of another dataset")]
     JobStopped,
     /// An export's job was requested after the round began. The next round applies it.
     #[error("its job is newer than this round")]
     NextRound,
-    /// The service gives a file a name that isn't the name of one visible file.
     #[error(transparent)]
     Name(#[from] NotPlain),
-    /// A folder or bucket of exports can't be read.
     #[error(transparent)]
     Archive(#[from] sink::Error),
-    /// A file is not a manifest.
     #[error(transparent)]
     Manifest(#[from] manifest::InvalidManifest),
-    /// A manifest was changed after it was published.
     #[error(transparent)]
     Changed(#[from] seal::Broken),
-    /// A text is not JSON of the expected form.
     #[error(transparent)]
     Json(#[from] serde_json::Error),
-    /// The system refused to read or write a file.
     #[error(transparent)]
     Io(#[from] io::Error),
     /// A result can't be printed.
     #[error(transparent)]
     Output(io::Error),
-    /// A thread panicked.
     #[error(transparent)]
     Thread(#[from] JoinError),
     /// An error with the file, folder or export that it concerns.
     #[error("{subject}")]
     About {
-        /// The path or the name.
         subject: String,
-        /// The cause.
         #[source]
         cause: Box<Error>,
     },
@@ -108,12 +94,10 @@ impl Error {
         matches!(self.root(), Error::Apply(apply::Error::Sql { .. }))
     }
 
-    /// Returns true if the target's table belongs to another lane.
     fn is_of_another_lane(&self) -> bool {
         matches!(self.root(), Error::Apply(error) if error.is_of_another_lane())
     }
 
-    /// Returns true if the service has removed the file.
     fn is_gone(&self) -> bool {
         matches!(self.root(), Error::Call(CallError::Refused { status: 410, .. }))
     }

@@ -20,31 +20,23 @@ use crate::tls;
 
 /// The maximum size of a JSON answer in bytes. A job of a thousand datasets has about 1.5 MB.
 const MAX_BYTES: usize = 16 << 20;
-/// The timeout of reading a JSON answer.
 const BODY_TIMEOUT: Duration = Duration::from_secs(45);
 
-/// The errors of a call.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CallError {
     /// The call contains a part that HTTP doesn't allow.
     #[error(transparent)]
     Invalid(#[from] http::Error),
-    /// The service didn't answer.
     #[error("{server} can't be reached: {why}; is a service running there?")]
     Unreachable { server: String, why: String },
-    /// The connection broke before the end of a file.
     #[error("the connection to {server} broke: {why}")]
     Broken { server: String, why: String },
-    /// The service refused the call.
     #[error("{detail}{}", next_step(.code))]
     Refused { status: u16, code: PlainText, detail: PlainText, jobs: Vec<NamedJob>, retry_after: Option<Duration> },
-    /// The bucket to which the service redirects a download doesn't answer with the file.
     #[error("the bucket at {host}, to which the service redirects downloads, answers {status}")]
     Bucket { host: String, status: u16 },
-    /// The service redirects a download to an address that is not safe to call.
     #[error("{server} redirects a download to an address that isn't https://HOST, has a password, or is local")]
     UnsafeRedirect { server: String },
-    /// The answer doesn't have the form of this product's API.
     #[error("{server} answers {status}, and is not a cdc-export service: is the address right?")]
     Foreign { server: String, status: u16 },
 }
@@ -69,12 +61,10 @@ impl CallError {
         matches!(self, CallError::Refused { status: 409, .. })
     }
 
-    /// Returns true if the service refused the call with this code.
     pub(crate) fn has_code(&self, word: &str) -> bool {
         matches!(self, CallError::Refused { code, .. } if &**code == word)
     }
 
-    /// Returns true if the same call may succeed later.
     pub(crate) fn may_pass(&self) -> bool {
         match self {
             CallError::Invalid(_) | CallError::UnsafeRedirect { .. } => false,
@@ -122,7 +112,6 @@ struct RefusalBody {
     jobs: Vec<NamedJob>,
 }
 
-/// An export that a refusal names.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct NamedJob {
@@ -130,9 +119,7 @@ pub(crate) struct NamedJob {
     pub(crate) status: PlainText,
 }
 
-/// An answer of the API.
 pub(crate) struct ApiAnswer {
-    /// The name of the server that gave it.
     pub(crate) server: String,
     pub(crate) response: Response,
 }
@@ -156,7 +143,6 @@ impl ApiAnswer {
         Err(CallError::Refused { status, code, detail, jobs, retry_after: retry_after.map(Duration::from_secs) })
     }
 
-    /// Reads the JSON of the answer.
     pub(crate) async fn json<T: DeserializeOwned>(self) -> Result<T, CallError> {
         let answer = self.accepted().await?;
         let foreign = answer.foreign();

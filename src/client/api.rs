@@ -19,19 +19,20 @@ use crate::client::observer::Observer;
 use crate::client::remote::RemoteService;
 use crate::client::{About, Error};
 use crate::http::in_process::InProcess;
-use crate::job::{After, ConsumerId, Filter, JobId, Request, Status};
+use crate::job::lane::Lane;
+use crate::job::{After, ConsumerId, ExportType, JobId, Request, Status};
 use crate::manifest::Manifest;
 use crate::manifest::seal::PublicKey;
 use crate::tls;
 
-/// The number of items that one call of a list requests.
 pub(crate) const PAGE_ITEMS: u32 = 200;
 /// The number of jobs that one call requests of a long list. Each may have the exports of a thousand datasets.
 const PAGE_JOBS: u32 = 5;
 /// The time between two polls of a job in this process.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// The filter of a list for completed exports.
+const COMPLETED: (&str, &str) = ("status", Status::Completed.as_str());
 
-/// The API of a service.
 #[derive(Clone)]
 pub(crate) struct Api {
     transport: Arc<ApiTransport>,
@@ -40,31 +41,26 @@ pub(crate) struct Api {
     keys: Arc<[PublicKey]>,
 }
 
-/// The transport of the calls to a service.
 pub(crate) enum ApiTransport {
     InProcess(InProcess),
     Http(RemoteService),
 }
 
-/// The refusal of an export.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
 pub(crate) struct RefusedExport {
-    /// The error code of the API.
     pub(crate) code: String,
     /// The open exports that must end before this one can be submitted.
     pub(crate) open: Vec<JobId>,
     text: String,
 }
 
-/// The answer to a submission.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct SubmittedJob {
     job_id: JobId,
 }
 
-/// A page of a list.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ItemPage {
@@ -72,7 +68,6 @@ struct ItemPage {
     next_cursor: Option<String>,
 }
 
-/// A dataset of the service.
 #[derive(Deserialize)]
 pub(crate) struct DatasetView {
     pub(crate) name: String,
@@ -82,7 +77,6 @@ pub(crate) struct DatasetView {
     pub(crate) ready: bool,
     /// The main reason why an export could not start now, as a word.
     pub(crate) reason: Option<String>,
-    /// The reasons why an export could not start now.
     pub(crate) problems: Vec<String>,
 }
 
@@ -112,7 +106,6 @@ fn submission(request: &Request, body: &Value) -> Result<http::Request<String>, 
     Ok(call.body(body.to_string())?)
 }
 
-/// Builds a call without a body.
 fn call(method: Method, path: &str) -> Result<http::Request<String>, CallError> {
     Ok(http::Request::builder().method(method).uri(path).body(String::new())?)
 }
@@ -127,7 +120,6 @@ impl Api {
         Api { keys: keys.into(), ..self }
     }
 
-    /// Returns true if manifests must be signed.
     pub(super) fn requires_signature(&self) -> bool {
         !self.keys.is_empty()
     }
@@ -137,7 +129,6 @@ impl Api {
         Api { observer, ..self.clone() }
     }
 
-    /// Returns the observer that shows the work of this client to the user.
     pub(crate) fn observer(&self) -> &dyn Observer {
         &*self.observer
     }
@@ -171,7 +162,6 @@ impl Api {
         Ok(job_id)
     }
 
-    /// Reads a job whose request had `datasets`.
     pub(super) async fn job_of_datasets(&self, id: JobId) -> Result<JobOfDatasets, CallError> {
         self.get(&format!("/exports/{id}")).await
     }
@@ -196,7 +186,6 @@ impl Api {
         Ok(ended.numbers())
     }
 
-    /// Submits an export.
     pub(crate) async fn submit(&self, request: &Request) -> Result<JobId, Error> {
         let mut body = body_of(request);
         // Without a name, the service uses its default dataset.
@@ -270,22 +259,26 @@ impl Api {
         Ok(())
     }
 
-    /// Returns the newest export of a lane that matches a filter.
-    pub(super) async fn newest_export(&self, filter: &Filter) -> Result<Option<ExportView>, Error> {
-        let path = path_with("/exports", &query_of(filter));
-        Ok(self.page(&path, filter.dataset.as_deref(), 1, None).await?.0.into_iter().next())
+    pub(super) async fn newest_export(
+        &self,
+        lane: Lane<'_>,
+        export_type: Option<ExportType>,
+    ) -> Result<Option<ExportView>, Error> {
+        let export_type = export_type.map(|export_type| ("exportType", export_type.as_str()));
+        let filter: Vec<_> = export_type.into_iter().chain([COMPLETED]).collect();
+        Ok(self.page(&lane_path(lane, &filter), Some(lane.dataset), 1, None).await?.0.into_iter().next())
     }
 
-    /// Lists the oldest exports of a lane that match a filter, oldest first: those of the last page. Reads the pages
-    /// one at a time, so a long list takes no more memory than a short one.
+    /// Lists the oldest completed exports of a lane, oldest first: those of the last page. Reads the pages one at a
+    /// time, so a long list takes no more memory than a short one.
     ///
     /// # Errors
     /// Also if the ids of the jobs don't descend: a page comes again, and the list has no end.
-    pub(super) async fn oldest_exports(&self, filter: &Filter) -> Result<Vec<ExportView>, Error> {
-        let (path, dataset) = (path_with("/exports", &query_of(filter)), filter.dataset.as_deref());
+    pub(super) async fn oldest_exports(&self, lane: Lane<'_>) -> Result<Vec<ExportView>, Error> {
+        let path = lane_path(lane, &[COMPLETED]);
         let (mut oldest, mut cursor, mut above) = (Vec::new(), None::<String>, None::<Uuid>);
         loop {
-            let (exports, next) = self.page(&path, dataset, PAGE_JOBS, cursor.as_deref()).await?;
+            let (exports, next) = self.page(&path, Some(lane.dataset), PAGE_JOBS, cursor.as_deref()).await?;
             for id in exports.iter().map(|export| export.job.id.as_uuid()) {
                 if above.is_some_and(|above| id >= above) {
                     return Err(Error::refused("the list of exports repeats: the service doesn't list them in order"));
@@ -326,7 +319,6 @@ impl Api {
         Ok((exports.collect::<Result<_, _>>()?, next_cursor))
     }
 
-    /// Returns the consumer's newest job.
     pub(crate) async fn newest_job(&self, consumer: &ConsumerId) -> Result<Option<Uuid>, CallError> {
         let ItemPage { items, .. } = self.get(&format!("/exports?consumer={consumer}&limit=1")).await?;
         Ok(items.first().and_then(|job| job["jobId"].as_str()?.parse().ok()))
@@ -339,19 +331,11 @@ impl Api {
     }
 
     /// Lists the exports of a lane that were published after `after`, oldest first: at most [`PAGE_ITEMS`] of them.
-    pub(crate) async fn published_after(
-        &self,
-        consumer: &ConsumerId,
-        dataset: &str,
-        after: JobId,
-    ) -> Result<Vec<ExportView>, Error> {
-        let after = after.to_string();
-        let query = [("consumer", consumer.as_str()), ("dataset", dataset), ("after", &after)];
-        let path = path_with("/exports", &query.map(|(name, value)| (name, Some(value))));
-        Ok(self.page(&path, Some(dataset), PAGE_ITEMS, None).await?.0)
+    pub(crate) async fn published_after(&self, lane: Lane<'_>, after: JobId) -> Result<Vec<ExportView>, Error> {
+        let path = lane_path(lane, &[("after", &after.to_string())]);
+        Ok(self.page(&path, Some(lane.dataset), PAGE_ITEMS, None).await?.0)
     }
 
-    /// Lists the datasets and the other tables that a pattern matches.
     pub(crate) async fn datasets(&self) -> Result<Vec<DatasetView>, Error> {
         Ok(self.dataset_items().await?.into_iter().map(serde_json::from_value).collect::<Result<_, _>>()?)
     }
@@ -430,29 +414,15 @@ impl Api {
     }
 }
 
-/// Returns the query of a list of jobs.
-fn query_of(filter: &Filter) -> [(&str, Option<&str>); 4] {
-    let Filter { consumer, dataset, export_type, status, .. } = filter;
-    [
-        ("consumer", consumer.as_ref().map(|it| it.as_str())),
-        ("dataset", dataset.as_deref()),
-        ("exportType", export_type.map(|it| it.as_str())),
-        ("status", status.map(|it| it.as_str())),
-    ]
+fn lane_path(Lane { consumer, dataset }: Lane<'_>, filter: &[(&str, &str)]) -> String {
+    path_with("/exports", &[&[("consumer", consumer.as_str()), ("dataset", dataset)], filter].concat())
 }
 
-/// Builds the path of a call about one export of a job.
 pub(super) fn export_path(id: JobId, call: &str, dataset: &str) -> String {
-    path_with(&format!("/exports/{id}/{call}"), &[("dataset", Some(dataset))])
+    path_with(&format!("/exports/{id}/{call}"), &[("dataset", dataset)])
 }
 
-/// Builds a path with its query.
-fn path_with(path: &str, query: &[(&str, Option<&str>)]) -> String {
+fn path_with(path: &str, query: &[(&str, &str)]) -> String {
     let mut serialized = form_urlencoded::Serializer::for_suffix(format!("{path}?"), path.len() + 1);
-    for (name, value) in query {
-        if let Some(value) = value {
-            serialized.append_pair(name, value);
-        }
-    }
-    serialized.finish()
+    serialized.extend_pairs(query).finish()
 }

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use crate::client::answer::CallError;
 use crate::client::api::{Api, export_path};
-use crate::client::job_view::{ExportView, FileView, ServedName};
+use crate::client::job_view::{ExportView, FileView};
 use crate::client::observer::Observer;
 use crate::client::{About, Error, own_file};
 use crate::file::plain_name::PlainName;
@@ -24,10 +24,8 @@ use crate::telemetry::chain;
 
 /// The time without a received byte after which a download fails.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
-/// The pause between two attempts.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The destination of downloaded files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Output {
     Stdout,
@@ -67,13 +65,12 @@ pub(crate) async fn save(api: &Api, export: &ExportView, output: Option<&Output>
         if !(several && file.is_downloaded_to(&path)) {
             save_file(api, export.job.id, file, &path).await?;
         }
-        api.observer().file(&path, file.rows).map_err(Error::Output)?;
+        api.observer().file(&path, file.view.rows).map_err(Error::Output)?;
     }
     Ok(())
 }
 
-/// Downloads one file.
-async fn save_file(api: &Api, id: JobId, file: &ServedFile, path: &Path) -> Result<(), Error> {
+async fn save_file(api: &Api, id: JobId, file: &ServedFile<'_>, path: &Path) -> Result<(), Error> {
     let already_exists =
         || Error::Refused(format!("{} is there already: --output names another place", path.display()));
     let replaced = |path: &Path| Error::Refused(format!("{}: another process replaced this file", path.display()));
@@ -104,7 +101,7 @@ async fn save_file(api: &Api, id: JobId, file: &ServedFile, path: &Path) -> Resu
 }
 
 /// Downloads the missing bytes of a file into the hidden file `part`, verifies the whole file, and syncs it to disk.
-pub(super) async fn fetch_part(api: &Api, file: &ServedFile, part: &Path) -> Result<fs::Metadata, Error> {
+pub(super) async fn fetch_part(api: &Api, file: &ServedFile<'_>, part: &Path) -> Result<fs::Metadata, Error> {
     let at_part = || part.display();
     let opened = open_part(part).about(at_part)?;
     let ours = opened.metadata().about(at_part)?;
@@ -126,10 +123,10 @@ pub(super) async fn fetch_part(api: &Api, file: &ServedFile, part: &Path) -> Res
 }
 
 /// Returns an error if the rest of a file is larger than the free space of its disk.
-fn require_room(part: &File, file: &ServedFile) -> Result<(), Error> {
+fn require_room(part: &File, file: &ServedFile<'_>) -> Result<(), Error> {
     let disk = rustix::fs::fstatvfs(part).map_err(io::Error::from)?;
     let (needed, free) =
-        (file.bytes.saturating_sub(part.metadata()?.len()), disk.f_bavail.saturating_mul(disk.f_frsize));
+        (file.view.bytes.saturating_sub(part.metadata()?.len()), disk.f_bavail.saturating_mul(disk.f_frsize));
     if needed <= free {
         return Ok(());
     }
@@ -147,42 +144,34 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
 }
 
 /// A file of an export, as the service describes it.
-pub(super) struct ServedFile {
+pub(super) struct ServedFile<'e> {
     /// The path of the call that downloads it.
     pub(super) path: String,
-    pub(super) name: ServedName,
-    pub(super) bytes: u64,
-    pub(super) rows: u64,
-    pub(super) sha256: String,
+    pub(super) view: &'e FileView,
 }
 
-/// Lists the files of a completed export.
-pub(super) fn export_files(export: &ExportView) -> Result<Vec<ServedFile>, Error> {
+pub(super) fn export_files(export: &ExportView) -> Result<Vec<ServedFile<'_>>, Error> {
     let several = export.files.len() > 1;
     let call = |part: u32| if several { format!("files/{part}/download") } else { "download".to_owned() };
-    let file = |file: &FileView| ServedFile {
-        path: export_path(export.job.id, &call(file.part), &export.dataset),
-        name: file.name.clone(),
-        bytes: file.bytes,
-        rows: file.rows,
-        sha256: file.sha256.to_string(),
-    };
-    let files: Vec<_> = export.files.iter().map(file).collect();
-    let are_known = !files.is_empty() && files.iter().all(|file| After::is_sha256(&file.sha256));
+    let path = |file: &FileView| export_path(export.job.id, &call(file.part), &export.dataset);
+    let files: Vec<_> = export.files.iter().map(|view| ServedFile { path: path(view), view }).collect();
+    let are_known = !files.is_empty() && export.files.iter().all(|file| After::is_sha256(&file.sha256));
     if are_known { Ok(files) } else { Err(Error::refused("the export has no SHA-256")) }
 }
 
-impl ServedFile {
+impl ServedFile<'_> {
     /// Returns the file's name. Refuses a name that could choose the folder.
     fn plain_name(&self) -> Result<PlainName, Error> {
-        self.name.plain().map_err(|why| Error::Refused(format!("{why}: --output names one")))
+        self.view.name.plain().map_err(|why| Error::Refused(format!("{why}: --output names one")))
     }
 
     /// Returns true if the path contains the exported file already.
     fn is_downloaded_to(&self, path: &Path) -> bool {
-        let is_file = fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.len() == self.bytes);
+        let is_file = fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.len() == self.view.bytes);
         is_file
-            && File::open(path).and_then(sha256_of).is_ok_and(|(_, found)| hex::encode(found.finish()) == self.sha256)
+            && File::open(path)
+                .and_then(sha256_of)
+                .is_ok_and(|(_, found)| hex::encode(found.finish()) == *self.view.sha256)
     }
 }
 
@@ -212,7 +201,6 @@ pub(super) fn part_path(path: &Path, id: JobId) -> PathBuf {
     folder_of(path).join(format!(".{name}.{id}.part"))
 }
 
-/// Renames a file without replacing another one.
 pub(super) fn rename_without_replacing(part: &Path, path: &Path) -> io::Result<()> {
     // A hard link, unlike a rename, never replaces a file.
     let Err(error) = fs::hard_link(part, path) else { return Ok(()) };
@@ -246,20 +234,23 @@ enum Storage {
 
 /// A file that is partly downloaded. Received bytes are written to it.
 struct PartialFile<'w> {
-    wanted: &'w ServedFile,
+    wanted: &'w ServedFile<'w>,
     storage: Storage,
     have: u64,
     hash: digest::Context,
-    /// Shows the progress.
     observer: &'w dyn Observer,
 }
 
 impl<'w> PartialFile<'w> {
     /// Resumes a download: the bytes in the hidden file count as the first bytes of the wanted file.
-    fn new(mut storage: Storage, wanted: &'w ServedFile, observer: &'w dyn Observer) -> Result<PartialFile<'w>, Error> {
+    fn new(
+        mut storage: Storage,
+        wanted: &'w ServedFile<'w>,
+        observer: &'w dyn Observer,
+    ) -> Result<PartialFile<'w>, Error> {
         let (mut have, mut hash) = (0, digest::Context::new(&SHA256));
         if let Storage::File(file) = &mut storage {
-            if file.metadata()?.len() > wanted.bytes {
+            if file.metadata()?.len() > wanted.view.bytes {
                 file.set_len(0)?;
             }
             file.seek(SeekFrom::Start(0))?;
@@ -269,16 +260,16 @@ impl<'w> PartialFile<'w> {
     }
 
     fn is_whole(&self) -> bool {
-        self.have == self.wanted.bytes
+        self.have == self.wanted.view.bytes
     }
 
     /// Downloads the missing bytes, then verifies the SHA-256 of the whole file.
     async fn fetch_rest(&mut self, api: &Api) -> Result<(), Error> {
-        self.observer.bytes(self.have, self.wanted.bytes);
+        self.observer.bytes(self.have, self.wanted.view.bytes);
         let fetched = self.fetch_bytes(api).await;
         self.observer.end();
         fetched?;
-        if hex::encode(self.hash.clone().finish()) != self.wanted.sha256 {
+        if hex::encode(self.hash.clone().finish()) != *self.wanted.view.sha256 {
             let why = "the download is not the file that was exported: download it again";
             return Err(Error::refused(why));
         }
@@ -294,7 +285,7 @@ impl<'w> PartialFile<'w> {
         let mut last_progress = Instant::now();
         while !self.is_whole() {
             let had = self.have;
-            let fetched = api.fetch(&wanted.path, &wanted.sha256, had, self).await;
+            let fetched = api.fetch(&wanted.path, &wanted.view.sha256, had, self).await;
             if self.have > had {
                 last_progress = Instant::now();
             }
@@ -303,7 +294,7 @@ impl<'w> PartialFile<'w> {
                 // The answer ended too early.
                 Ok(()) if last_progress.elapsed() < RETRY_TIMEOUT => tokio::time::sleep(PAUSE).await,
                 Ok(()) => {
-                    let why = format!("the file ends after {} of {} bytes", self.have, wanted.bytes);
+                    let why = format!("the file ends after {} of {} bytes", self.have, wanted.view.bytes);
                     return Err(Error::Refused(why));
                 }
                 Err(Error::Call(cause @ CallError::Broken { .. })) if last_progress.elapsed() < RETRY_TIMEOUT => {
@@ -331,7 +322,7 @@ fn closed_stdout_error(error: io::Error) -> io::Error {
 
 impl Write for PartialFile<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if bytes.len() as u64 > self.wanted.bytes - self.have {
+        if bytes.len() as u64 > self.wanted.view.bytes - self.have {
             return Err(io::Error::other("the service sends more bytes than the exported file has"));
         }
         let written = match &mut self.storage {
@@ -340,7 +331,7 @@ impl Write for PartialFile<'_> {
         };
         self.hash.update(&bytes[..written]);
         self.have += written as u64;
-        self.observer.bytes(self.have, self.wanted.bytes);
+        self.observer.bytes(self.have, self.wanted.view.bytes);
         Ok(written)
     }
 

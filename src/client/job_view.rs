@@ -34,7 +34,6 @@ pub(crate) struct JobOfDatasets {
     exports: Vec<ExportState>,
 }
 
-/// An export of such a job.
 #[derive(Deserialize)]
 struct ExportState {
     dataset: PlainText,
@@ -87,7 +86,6 @@ impl Display for ServedName {
     }
 }
 
-/// A file of an export.
 #[derive(Clone, Deserialize)]
 pub(crate) struct FileView {
     pub(crate) part: u32,
@@ -106,7 +104,6 @@ impl FileView {
     }
 }
 
-/// The reason why a job failed.
 #[derive(Clone, Deserialize)]
 pub(crate) struct FailureView {
     pub(crate) code: PlainText,
@@ -141,7 +138,6 @@ impl JobView {
 }
 
 impl JobOfDatasets {
-    /// Returns the number of each published export in its lane, by dataset.
     pub(super) fn numbers(&self) -> BTreeMap<String, u64> {
         self.exports.iter().filter_map(|export| Some((export.dataset.to_string(), export.number?))).collect()
     }
@@ -162,7 +158,6 @@ impl JobOfDatasets {
         completed.map(|export| &*export.dataset).collect()
     }
 
-    /// Returns the dataset whose export failed.
     pub(crate) fn failed_dataset(&self) -> Option<&str> {
         self.job.error.as_ref()?.dataset.as_deref()
     }

@@ -69,7 +69,6 @@ pub(super) struct SharedJob {
     pub(super) spool: Spool,
 }
 
-/// An export that waits for others.
 struct WaitingExport {
     export: ReadyExport,
     outcome: oneshot::Sender<Result<Applied, Error>>,
@@ -90,7 +89,6 @@ impl LaneGroup {
         }
     }
 
-    /// Returns the datasets of the lanes.
     pub(super) fn datasets(&self) -> &BTreeSet<String> {
         &self.datasets
     }
@@ -108,7 +106,6 @@ impl LaneGroup {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the turn of a lane.
     pub(crate) async fn turn(&self) -> Turn {
         Arc::clone(&self.turns).acquire_owned().await.expect("the semaphore is never closed")
     }
@@ -142,7 +139,6 @@ impl LaneGroup {
         .await;
     }
 
-    /// Removes a lane whose table belongs to another lane.
     pub(super) async fn leave(&self, dataset: &str) {
         self.change(|lanes| _ = lanes.running.remove(dataset)).await;
     }

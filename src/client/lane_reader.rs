@@ -11,7 +11,8 @@ use crate::client::answer::CallError;
 use crate::client::api::{Api, RefusedExport};
 use crate::client::download::export_files;
 use crate::client::job_view::ExportView;
-use crate::job::{After, ConsumerId, ExportType, FailureCode, Filter, JobId, Request, Status};
+use crate::job::lane::Lane;
+use crate::job::{After, ConsumerId, ExportType, FailureCode, JobId, Request, Status};
 use crate::manifest::{Manifest, ManifestSource};
 use crate::telemetry::chain;
 
@@ -23,7 +24,6 @@ const MAX_SUBMISSIONS: u32 = 5;
 #[serde(rename_all = "camelCase")]
 pub(crate) struct LanePosition {
     pub(super) job_id: Uuid,
-    /// Its number in the lane.
     pub(super) number: u64,
     /// Its digest, which the manifest of the next export names.
     pub(super) digest: String,
@@ -50,7 +50,6 @@ impl LanePosition {
 
 /// A sink of the exports of one lane. It writes them in order, and stores its position.
 pub(crate) trait ExportSink {
-    /// Returns the last export that the sink has written.
     fn last(&self) -> Option<&LanePosition>;
 
     /// Returns the database that the exports are from. Returns `None` if it is unknown.
@@ -64,7 +63,6 @@ pub(crate) trait ExportSink {
     async fn write(&mut self, api: &Api, export: &ExportView, manifest: Manifest) -> Result<SinkOutcome, Error>;
 }
 
-/// The outcome of writing an export to its sink.
 #[derive(Debug)]
 pub(crate) enum SinkOutcome {
     Written,
@@ -72,24 +70,20 @@ pub(crate) enum SinkOutcome {
     NeedsFullExport(String),
 }
 
-/// Reads one lane of a service.
 pub(crate) struct LaneReader<'b> {
     pub(crate) api: &'b Api,
     pub(crate) consumer: ConsumerId,
     pub(crate) dataset: String,
     /// The type of export to submit if there is nothing to write. `None` submits nothing.
     pub(crate) request: Option<ExportType>,
-    /// The encoding of the exports that are submitted.
     pub(crate) encoding: Encoding,
     /// True if an export of the type was submitted for this round already, in a job of several datasets.
     pub(crate) is_submitted: bool,
-    /// True if each written export is acknowledged.
     pub(crate) acks: bool,
     /// True if the sink goes on from another or a restored database, by a full export.
     pub(crate) adopts: bool,
 }
 
-/// The outcome of a submission.
 enum SubmissionOutcome {
     Completed,
     /// Another client's export came first.
@@ -98,7 +92,6 @@ enum SubmissionOutcome {
     NeedsFullExport(String),
 }
 
-/// The exports that can be written next.
 enum NextExports {
     Found(Vec<ExportView>),
     /// Only a full export can come next, for this reason.
@@ -266,7 +259,8 @@ impl LaneReader<'_> {
         let id = export.job.id;
         let manifest = self.api.manifest(id, &self.dataset).await?;
         let chained = &manifest.export;
-        let served = export_files(export)?.into_iter().map(|file| (file.bytes.to_string(), file.sha256));
+        let served =
+            export_files(export)?.into_iter().map(|file| (file.view.bytes.to_string(), file.view.sha256.to_string()));
         let is_same = served.eq(chained.files.iter().map(|file| (file.bytes.clone(), file.sha256.clone())))
             && export.digest.as_deref() == Some(&manifest.digest)
             && export.number == Some(manifest.number)
@@ -293,11 +287,10 @@ impl LaneReader<'_> {
         }
     }
 
-    /// Lists the exports after the sink's position.
     async fn next(&self, last: Option<&LanePosition>) -> Result<NextExports, Error> {
         let Some(last) = last else { return self.first().await };
         let after = last.job_id.into();
-        match self.api.published_after(&self.consumer, &self.dataset, after).await {
+        match self.api.published_after(self.lane(), after).await {
             Ok(exports) => Ok(NextExports::Found(exports)),
             Err(Error::Call(error @ CallError::Refused { .. })) if error.has_code("database_restored") => {
                 Ok(NextExports::NeedsFullExport(error.to_string()))
@@ -312,7 +305,7 @@ impl LaneReader<'_> {
         if let Some(full) = self.newest_full().await? {
             return Ok(NextExports::Found(vec![full]));
         }
-        let oldest = self.api.oldest_exports(&self.completed(None)).await?;
+        let oldest = self.api.oldest_exports(self.lane()).await?;
         match oldest.first() {
             Some(first) if first.number != Some(1) => Ok(NextExports::NeedsFullExport(
                 "the first exports of the lane were removed, and it has no full export".to_owned(),
@@ -327,17 +320,11 @@ impl LaneReader<'_> {
 
     /// Returns the newest completed export of the lane.
     async fn newest(&self, export_type: Option<ExportType>) -> Result<Option<ExportView>, Error> {
-        self.api.newest_export(&self.completed(export_type)).await
+        self.api.newest_export(self.lane(), export_type).await
     }
 
-    fn completed(&self, export_type: Option<ExportType>) -> Filter {
-        Filter {
-            consumer: Some(self.consumer.clone()),
-            dataset: Some(self.dataset.clone()),
-            status: Some(Status::Completed),
-            export_type,
-            ..Filter::default()
-        }
+    fn lane(&self) -> Lane<'_> {
+        Lane { consumer: &self.consumer, dataset: &self.dataset }
     }
 
     /// Submits an export that follows `last`, and waits until it ends.
@@ -366,7 +353,6 @@ impl LaneReader<'_> {
         Err(Error::refused("other exports of the consumer came first each time: try again later"))
     }
 
-    /// Waits for the end of a submitted export, and returns its outcome.
     async fn outcome(&self, id: JobId) -> Result<SubmissionOutcome, Error> {
         let job = self.wait(id).await?.job;
         let failure = job.error.as_ref().filter(|_| job.has_status(Status::Failed));
@@ -380,7 +366,6 @@ impl LaneReader<'_> {
         }
     }
 
-    /// Waits until the lane's export of a job has ended.
     async fn wait(&self, id: JobId) -> Result<ExportView, Error> {
         let observer = self.api.observer();
         observer.begin_job(id);

@@ -53,7 +53,6 @@ impl ManifestFolder {
         }
     }
 
-    /// Reads the manifests of the place for the lanes of these datasets.
     async fn index(&self, datasets: &BTreeSet<String>) -> Result<ManifestIndex, Error> {
         let (place, consumer, keys) = (self.place.clone(), self.consumer.clone(), self.keys.clone());
         let (datasets, runtime) = (datasets.clone(), Handle::current());
@@ -162,50 +161,50 @@ impl ManifestFolder {
         ))
     }
 
-    /// Applies the export whose manifest has this name.
     async fn apply(&self, index: &ManifestIndex, name: &str, mirror: &mut TableMirror) -> Result<SinkOutcome, Error> {
         let archive = &index.archive;
-        let (read_from, manifest_name, keys) = (Arc::clone(archive), name.to_owned(), self.keys.clone());
-        let checked = move || {
-            let manifest = read_manifest(&*read_from, &manifest_name)?;
-            manifest.iter().try_for_each(|manifest| manifest.check(&manifest_name, &keys)).about(|| &manifest_name)?;
-            Ok::<_, Error>(manifest)
-        };
-        let manifest = spawn_blocking(checked).await??;
-        let manifest = Arc::new(manifest.ok_or_else(|| Error::Refused(format!("{name} is gone")))?);
-        let (checked_archive, of, manifest_name) = (Arc::clone(archive), Arc::clone(&manifest), name.to_owned());
-        let missing = spawn_blocking(move || missing_file(&*checked_archive, &of, &manifest_name)).await??;
+        let (read_from, name, keys) = (Arc::clone(archive), name.to_owned(), self.keys.clone());
+        let checked = spawn_blocking(move || CheckedExport::read(&*read_from, &name, &keys)).await??;
+        let CheckedExport { manifest, paths, missing } = checked;
         if let Some(why) = missing.or_else(|| index.missing_exports(&manifest)) {
             return Ok(SinkOutcome::NeedsFullExport(why));
         }
-        let paths = manifest.export.files.iter().map(|file| path_of(&**archive, name, file));
-        let paths = paths.collect::<Result<Vec<_>, _>>()?;
         let numbers = |id| ready(Ok(index.numbers_of_job(id)));
         let job = mirror.group().job(&manifest.export.job, mirror.observer(), numbers).await?.map(|(id, _)| id);
-        let (archive, of) = (Arc::clone(archive), Arc::clone(&manifest));
+        let (archive, manifest) = (Arc::clone(archive), Arc::new(manifest));
+        let of = Arc::clone(&manifest);
         mirror.apply(manifest, job, move || files(&archive, &of, &paths)).await
     }
 }
 
-/// Returns the reason if a file of the export is missing. Retention removes files and keeps the manifest.
-fn missing_file(archive: &dyn Archive, manifest: &Manifest, name: &str) -> Result<Option<String>, Error> {
-    let mut paths = HashSet::new();
-    for file in &manifest.export.files {
-        let path = path_of(archive, name, file)?;
-        if !paths.insert(path.clone()) {
-            return Err(Error::Refused(format!("changed: {name} names {path} more than once")));
-        }
-        if !matches!(archive.open_file(&path).about(|| &path)?, Lookup::File(..)) {
-            return Ok(Some(format!("gap: {path}, which {name} names, is missing")));
-        }
-    }
-    Ok(None)
+/// An export at the place, whose manifest is checked.
+struct CheckedExport {
+    manifest: Manifest,
+    /// The paths of its files at the place, up to the first one that is missing.
+    paths: Vec<String>,
+    /// The reason if a file is missing. Retention removes files and keeps the manifest.
+    missing: Option<String>,
 }
 
-/// Returns the path of a file in a manifest with this name.
-fn path_of(archive: &dyn Archive, name: &str, file: &manifest::ManifestFile) -> Result<String, Error> {
-    let path = file.path.as_deref().unwrap_or_default();
-    archive.name_of(name, path).ok_or_else(|| Error::Refused(format!("{name} names a file outside of its place")))
+impl CheckedExport {
+    fn read(archive: &dyn Archive, name: &str, keys: &[PublicKey]) -> Result<CheckedExport, Error> {
+        let manifest = read_manifest(archive, name)?.ok_or_else(|| Error::Refused(format!("{name} is gone")))?;
+        manifest.check(name, keys).about(|| name)?;
+        let (mut paths, mut named) = (Vec::new(), HashSet::new());
+        for file in &manifest.export.files {
+            let outside = || Error::Refused(format!("{name} names a file outside of its place"));
+            let path = archive.name_of(name, file.path.as_deref().unwrap_or_default()).ok_or_else(outside)?;
+            if !named.insert(path.clone()) {
+                return Err(Error::Refused(format!("changed: {name} names {path} more than once")));
+            }
+            if !matches!(archive.open_file(&path).about(|| &path)?, Lookup::File(..)) {
+                let missing = Some(format!("gap: {path}, which {name} names, is missing"));
+                return Ok(CheckedExport { manifest, paths, missing });
+            }
+            paths.push(path);
+        }
+        Ok(CheckedExport { manifest, paths, missing: None })
+    }
 }
 
 /// Returns the files of an export, in their order. Each is opened when it is read.

@@ -31,7 +31,6 @@ pub(super) struct ManifestIndex {
     consumer: ConsumerId,
     /// If there are any, one of them must have signed each manifest.
     keys: Vec<PublicKey>,
-    /// The lanes that are read, by dataset.
     lanes: BTreeMap<String, LaneManifests>,
     /// The number of each export of a job of several datasets, by dataset. Empty if only one lane is read.
     jobs: HashMap<Uuid, BTreeMap<String, u64>>,
@@ -41,12 +40,10 @@ pub(super) struct ManifestIndex {
     unreadable: Vec<(String, String)>,
 }
 
-/// The manifests of one lane.
 #[derive(Default)]
 pub(super) struct LaneManifests {
     /// The chains of the intact manifests. There are several if a copy of the database exported to the same place.
     pub(super) chains: Chains,
-    /// The name of each manifest in the chains.
     pub(super) names: HashMap<Digest, String>,
     /// The numbers of the other manifests, each with the reason why it can't be used.
     broken: Vec<(u64, String)>,
@@ -142,7 +139,6 @@ impl ManifestIndex {
         }
     }
 
-    /// Returns the manifests of a dataset that is read.
     pub(super) fn lane(&self, dataset: &str) -> &LaneManifests {
         &self.lanes[dataset]
     }

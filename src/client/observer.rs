@@ -12,21 +12,14 @@ pub(crate) trait Observer: Send + Sync {
     fn draws_progress(&self) -> bool;
 
     /// Prints a result on its own line: an applied export.
-    ///
-    /// # Errors
-    /// If the line can't be written.
     fn result(&self, line: &str) -> io::Result<()>;
 
     /// Prints the path of a downloaded file and the number of its rows on their own line.
-    ///
-    /// # Errors
-    /// If the line can't be written.
     fn file(&self, path: &Path, rows: u64) -> io::Result<()>;
 
     /// Shows a fact that may require action, such as a service that doesn't answer.
     fn notice(&self, text: &str);
 
-    /// Starts the progress display of a job.
     fn begin_job(&self, id: JobId);
 
     /// Updates the progress of the job that was started last: of one of its exports.
@@ -35,9 +28,7 @@ pub(crate) trait Observer: Send + Sync {
     /// Shows how many of `all` bytes are downloaded or checked.
     fn bytes(&self, done: u64, all: u64);
 
-    /// Shows how many manifests have been read.
     fn manifests(&self, count: u64);
 
-    /// Ends the progress display.
     fn end(&self);
 }

@@ -30,7 +30,6 @@ use crate::job::ConsumerId;
 use crate::job::lane::Lane;
 use crate::manifest::{self, Chained, Manifest, ManifestSource};
 
-/// The version of the format of [`FolderState`].
 const VERSION: u32 = 1;
 const STATE: &str = ".cdc-export-pull.json";
 const LOCK: &str = ".cdc-export-pull.lock";
@@ -63,7 +62,6 @@ struct PendingNames {
 pub(crate) struct PullFolder {
     folder: PathBuf,
     state: FolderState,
-    /// The lanes that are pulled in the same round.
     group: Arc<LaneGroup>,
     /// The format that the user expects, if they named one.
     expected: Option<Format>,
@@ -74,7 +72,6 @@ pub(crate) struct PullFolder {
 /// The reaction to a folder that another process has locked.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WhenLocked {
-    /// Wait until that process ends.
     Wait,
     /// Return an error, so that other folders don't wait for this one.
     Refuse,
@@ -163,7 +160,6 @@ impl PullFolder {
         sync_folder_of(&path)
     }
 
-    /// Gives their final names to the files of the export in `naming`.
     fn name_files(&mut self) -> Result<(), Error> {
         let Some(PendingNames { position, name, files }) = &self.state.naming else { return Ok(()) };
         for name in final_names(name, *files)? {
@@ -277,8 +273,10 @@ impl ExportSink for PullFolder {
         let named = export.output_filename.as_ref();
         let name = named.ok_or_else(|| Error::refused(format!("the export {id} has no file")))?.plain()?;
         let names = final_names(&name, files.len())?;
-        if let Some((file, _)) = files.iter().zip(&names).find(|(file, name)| file.name.as_str() != name.as_str()) {
-            let why = format!("the export {id} is called {name}, and none of its files can be called `{}`", file.name);
+        if let Some((file, _)) = files.iter().zip(&names).find(|(file, name)| file.view.name.as_str() != name.as_str())
+        {
+            let why =
+                format!("the export {id} is called {name}, and none of its files can be called `{}`", file.view.name);
             return Err(Error::Refused(why));
         }
         let part = |name: &PlainName| part_path(&name.within(&self.folder), id);
@@ -297,7 +295,7 @@ impl ExportSink for PullFolder {
         let mut rows = Vec::new();
         for (file, name) in files.iter().zip(&names) {
             fetch_part(api, file, &part(name)).await?;
-            rows.push(file.rows);
+            rows.push(file.view.rows);
         }
         manifest.copied_exports = self.group.copied_exports(&manifest.export.job, api).await?;
         let manifest_name = names.last().expect("the manifest has the last name");

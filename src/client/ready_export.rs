@@ -11,7 +11,6 @@ use crate::client::observer::Observer;
 use crate::manifest::Manifest;
 use crate::telemetry::chain;
 
-/// The time for which a call of the target is retried.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(500);
 

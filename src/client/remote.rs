@@ -14,7 +14,7 @@ use axum::body::Body;
 use axum::response::Response;
 use hyper::http::{Request, Uri, header};
 use tokio::time::{Instant, sleep};
-use url::{Host, Url};
+use url::{Host, Position, Url};
 
 use crate::client::answer::{ApiAnswer, CallError};
 use crate::client::observer::Observer;
@@ -23,7 +23,6 @@ use crate::duration::Backoff;
 use crate::key::SecretKeyText;
 use crate::tls;
 
-/// The time for which one call is retried.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSES: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(5));
 /// The time that a call waits for the next byte. The service answers within 2 seconds, even if the answer is an error.
@@ -31,7 +30,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The address of a service: `http://host:port`, and the path prefix of a proxy.
 #[derive(Clone, Debug)]
-pub(crate) struct ServiceAddress(String);
+pub(crate) struct ServiceAddress {
+    text: String,
+    url: Url,
+}
 
 pub(crate) const INVALID_ADDRESS: &str = "not the address of a service, such as http://127.0.0.1:8080";
 
@@ -46,11 +48,11 @@ impl FromStr for ServiceAddress {
             let port = authority.as_str().trim_start_matches(authority.host());
             !authority.as_str().contains('@') && (port.is_empty() || authority.port_u16().is_some())
         });
-        if is_web && is_plain && !text.contains(['?', '#']) {
-            Ok(ServiceAddress(text.trim_end_matches('/').to_owned()))
-        } else {
-            Err(INVALID_ADDRESS)
+        if !is_web || !is_plain || text.contains(['?', '#']) {
+            return Err(INVALID_ADDRESS);
         }
+        let url = text.parse().map_err(|_| INVALID_ADDRESS)?;
+        Ok(ServiceAddress { text: text.trim_end_matches('/').to_owned(), url })
     }
 }
 
@@ -61,26 +63,24 @@ impl ServiceAddress {
     }
 
     fn is_unencrypted(&self) -> bool {
-        self.0.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http:"))
+        self.url.scheme() == "http"
     }
 
     /// Makes a client for calls to this address. It follows no redirect, because another server must not get the key.
     fn builder(&self) -> reqwest::ClientBuilder {
-        let client = tls::client(&self.0).connect_timeout(ANSWER_TIMEOUT).read_timeout(ANSWER_TIMEOUT);
+        let client = tls::client(&self.text).connect_timeout(ANSWER_TIMEOUT).read_timeout(ANSWER_TIMEOUT);
         // A proxy can't reach this machine.
         if self.is_loopback_address() { client.no_proxy() } else { client }
     }
 
     /// Returns the addresses of the host. Returns none if they aren't known here.
     async fn resolve(&self) -> Vec<SocketAddr> {
-        let Ok(url) = Url::parse(&self.0) else { return Vec::new() };
-        let found = tokio::net::lookup_host((self.host(), url.port_or_known_default().unwrap_or_default())).await;
-        found.map_or(Vec::new(), Iterator::collect)
+        let port = self.url.port_or_known_default().unwrap_or_default();
+        tokio::net::lookup_host((self.host(), port)).await.map_or(Vec::new(), Iterator::collect)
     }
 
-    fn host(&self) -> String {
-        let uri = self.0.parse::<Uri>().ok();
-        uri.and_then(|uri| uri.host().map(|host| host.trim_matches(['[', ']']).to_owned())).unwrap_or_default()
+    fn host(&self) -> &str {
+        self.url.host_str().unwrap_or_default().trim_matches(['[', ']'])
     }
 
     /// Returns the address of a URL to which the service redirects, without the query, which has a signature. Returns
@@ -94,28 +94,24 @@ impl ServiceAddress {
 
     /// Returns true if the address is a loopback or link-local one, in any notation of URLs. Doesn't resolve names.
     fn is_local(&self) -> bool {
-        match Url::parse(&self.0).as_ref().map(Url::host) {
-            Ok(Some(Host::Domain(name))) => name.trim_end_matches('.').rsplit('.').next() == Some("localhost"),
-            Ok(Some(Host::Ipv4(ip))) => is_local(ip.into()),
-            Ok(Some(Host::Ipv6(ip))) => is_local(ip.into()),
-            Ok(None) | Err(_) => false,
+        match self.url.host() {
+            Some(Host::Domain(name)) => name.trim_end_matches('.').rsplit('.').next() == Some("localhost"),
+            Some(Host::Ipv4(ip)) => is_local(ip.into()),
+            Some(Host::Ipv6(ip)) => is_local(ip.into()),
+            None => false,
         }
     }
 
-    /// Returns the host and the port.
-    fn authority(&self) -> String {
-        let uri = self.0.parse::<Uri>().ok();
-        uri.and_then(|uri| Some(uri.authority()?.to_string())).unwrap_or_default()
+    fn authority(&self) -> &str {
+        &self.url[Position::BeforeHost..Position::AfterPort]
     }
 
-    /// Returns true if the address is a loopback address.
     fn is_loopback_address(&self) -> bool {
         let host = self.host();
-        host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
     }
 }
 
-/// Returns true for loopback, link-local and unspecified addresses.
 fn is_local(ip: IpAddr) -> bool {
     match ip.to_canonical() {
         IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local() || ip.is_unspecified(),
@@ -125,11 +121,10 @@ fn is_local(ip: IpAddr) -> bool {
 
 impl Display for ServiceAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 
-/// A service at an address.
 pub(crate) struct RemoteService {
     http: reqwest::Client,
     server: ServiceAddress,
@@ -159,7 +154,6 @@ impl RemoteService {
         &self.server
     }
 
-    /// Makes a call, and reads the answer with `read`.
     pub(crate) async fn call<T>(
         &self,
         call: &Request<String>,
@@ -174,7 +168,7 @@ impl RemoteService {
     pub(crate) async fn file_at(&self, url: &str, from: u64) -> Result<ApiAnswer, CallError> {
         let unsafe_redirect = || CallError::UnsafeRedirect { server: self.server.to_string() };
         let address = self.server.redirection(url).ok_or_else(unsafe_redirect)?;
-        let host = address.authority();
+        let host = address.authority().to_owned();
         let unreachable =
             |cause: &reqwest::Error| CallError::Unreachable { server: host.clone(), why: tls::reason(cause) };
         let client = match self.bucket.get() {
@@ -187,7 +181,7 @@ impl RemoteService {
                     if resolved.iter().any(|found| is_local(found.ip())) {
                         return Err(unsafe_redirect());
                     }
-                    client = client.resolve_to_addrs(&address.host(), &resolved);
+                    client = client.resolve_to_addrs(address.host(), &resolved);
                 }
                 let client = client.build().map_err(|cause| unreachable(&cause))?;
                 self.bucket.get_or_init(|| client)
@@ -284,7 +278,7 @@ mod tests {
             ("http://127.0.0.1:8080", "http://localhost:9000/a", Some("localhost:9000")),
         ] {
             let redirection = server.parse::<ServiceAddress>().unwrap().redirection(url);
-            assert_eq!(redirection.map(|address| address.authority()).as_deref(), host, "{server} {url}");
+            assert_eq!(redirection.as_ref().map(ServiceAddress::authority), host, "{server} {url}");
         }
     }
 

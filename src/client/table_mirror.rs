@@ -34,7 +34,6 @@ impl TableMirror {
         TableMirror { target, last: None, source: None, observer, group, turn: Some(turn) }
     }
 
-    /// Returns the observer that shows the work on this table to the user.
     pub(super) fn observer(&self) -> &dyn Observer {
         &*self.observer
     }
@@ -56,7 +55,6 @@ impl TableMirror {
         Ok(())
     }
 
-    /// Returns the group of lanes that are read side by side.
     pub(super) fn group(&self) -> &LaneGroup {
         &self.group
     }

@@ -26,12 +26,10 @@ use crate::manifest::seal::{Broken, PublicKey};
 use crate::manifest::{Manifest, ManifestFile};
 use crate::sink::{self, Archive, Lookup};
 
-/// The number of bytes of a file that are read at once.
 const READ_BYTES: usize = 256 << 10;
 /// The maximum number of readings of a file if a bucket stops sending its bytes.
 const TRIES: u32 = 3;
 
-/// A check of a folder or bucket.
 pub(crate) struct Verifier {
     archive: Box<dyn Archive>,
     readers: usize,
@@ -49,12 +47,10 @@ type NameHash = [u8; 16];
 
 /// The properties with which a manifest has named a file.
 struct QueuedFile {
-    /// The first bytes of the SHA-256 of the properties.
     properties: [u8; 8],
     is_required: bool,
 }
 
-/// The result of a second look at a queued file.
 enum Queuing {
     First,
     /// It is queued already, with the same properties.
@@ -66,7 +62,6 @@ enum Queuing {
 /// Reports a fault to the user. Several threads call it.
 pub(crate) type Report = Box<dyn Fn(&Finding<'_>) -> io::Result<()> + Send + Sync>;
 
-/// A fault of a file or manifest.
 pub(crate) struct Finding<'f> {
     /// The export, if it is known.
     pub(crate) export: Option<&'f ExportId>,
@@ -84,7 +79,6 @@ pub(crate) struct ExportId {
     pub(crate) number: u64,
 }
 
-/// The result of a check.
 pub(crate) struct Verification {
     pub(crate) lanes: usize,
     pub(crate) exports: usize,
@@ -98,7 +92,6 @@ pub(crate) struct Verification {
 
 #[derive(Default)]
 struct Counts {
-    /// The number of manifests that were read.
     manifests: AtomicU64,
     /// The number of bytes that were checked or aren't required, and the number of all bytes.
     read: AtomicU64,
@@ -109,7 +102,6 @@ struct Counts {
     faults: AtomicU64,
 }
 
-/// The reason why a manifest isn't read.
 enum UnreadManifest {
     /// This process has no right to read it.
     Refused(String),
@@ -117,7 +109,6 @@ enum UnreadManifest {
     Unreadable(String),
 }
 
-/// A file that a manifest names.
 struct NamedFile {
     export: ExportId,
     name: String,
@@ -125,7 +116,6 @@ struct NamedFile {
     is_required: bool,
 }
 
-/// The result of the check of a file.
 enum FileState {
     Whole(u64),
     Missing,
@@ -168,13 +158,11 @@ impl Verifier {
     }
 
     /// Checks all manifests and files, and reports each fault.
-    ///
-    /// # Errors
-    /// If the place can't be read, or a fault can't be reported.
     pub(crate) fn run(&self) -> Result<Verification, Error> {
-        let mut chains = ChainReport::new(self.first_reading()?);
+        let mut chains = ChainReport::new(self.reading(Chains::default(), Chains::add)?);
         if !chains.is_whole() {
-            chains = ChainReport::new(self.second_reading(chains.into_chains())?);
+            // The service may have published during the first reading.
+            chains = ChainReport::new(self.reading(chains.into_chains(), Chains::add_missed)?);
         }
         in_parallel(
             self.readers,
@@ -209,22 +197,20 @@ impl Verifier {
         self.observer.bytes(read, self.counts.all.load(Ordering::Relaxed));
     }
 
-    fn count_manifest(&self) {
-        self.observer.manifests(self.counts.manifests.fetch_add(1, Ordering::Relaxed) + 1);
-    }
-
-    /// Reads all manifests, and returns their chains.
-    fn first_reading(&self) -> Result<Chains, Error> {
-        let chains = Mutex::new(Chains::default());
+    /// Reads all manifests, and adds them to the chains.
+    fn reading(&self, chains: Chains, add: fn(&mut Chains, &Manifest, &str)) -> Result<Chains, Error> {
+        let chains = Mutex::new(chains);
         let (is_readable, refused) = (AtomicBool::new(false), Mutex::new((0, String::new())));
+        self.counts.manifests.store(0, Ordering::Relaxed);
+        self.counts.all.store(0, Ordering::Relaxed);
         self.each_manifest(|name, read| {
-            self.count_manifest();
+            self.observer.manifests(self.counts.manifests.fetch_add(1, Ordering::Relaxed) + 1);
             is_readable.fetch_or(!matches!(read, Err(UnreadManifest::Refused(_))), Ordering::Relaxed);
             match read {
                 Ok(manifest) => {
                     self.counts.all.fetch_add(manifest.meta.content_length, Ordering::Relaxed);
                     let digest = manifest.export.digest();
-                    locked(&chains).add(&manifest, &digest);
+                    add(&mut locked(&chains), &manifest, &digest);
                 }
                 Err(UnreadManifest::Refused(why)) => {
                     let mut refused = locked(&refused);
@@ -239,21 +225,6 @@ impl Verifier {
         if count > 0 && !is_readable.into_inner() {
             return Err(Error::Usage(format!("no manifest can be read ({count} tried): {one}")));
         }
-        Ok(chains.into_inner().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Reads all manifests again, to find those that the service published during the first reading.
-    fn second_reading(&self, chains: Chains) -> Result<Chains, Error> {
-        let chains = Mutex::new(chains);
-        self.counts.manifests.store(0, Ordering::Relaxed);
-        self.each_manifest(|_, read| {
-            self.count_manifest();
-            let Ok(manifest) = read else { return Ok(()) };
-            let digest = manifest.export.digest();
-            locked(&chains).add_missed(&manifest, &digest);
-            Ok(())
-        })?;
-        self.observer.end();
         Ok(chains.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -402,7 +373,6 @@ impl Verifier {
         self.fault(Some(&named.export), &named.name, &fault)
     }
 
-    /// Compares a file with its manifest.
     fn file_state(&self, named: &NamedFile) -> Result<FileState, sink::Error> {
         let NamedFile { name, file: expected, .. } = named;
         let (bytes, mut file) = match self.archive.open_file(name)? {
@@ -429,7 +399,6 @@ impl Verifier {
     }
 }
 
-/// Returns the first bytes of the SHA-256 of a text.
 fn first_bytes<const N: usize>(text: &str) -> [u8; N] {
     let hash = digest::digest(&SHA256, text.as_bytes());
     *hash.as_ref().first_chunk().expect("a SHA-256 has 32 bytes")
@@ -444,7 +413,6 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Returns the error message of the system or the object store.
 fn cause(error: &sink::Error) -> String {
     error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }

@@ -7,10 +7,8 @@ use std::thread;
 
 use crate::client::Error;
 
-/// The maximum number of queued pieces.
 const MAX_WAITING: usize = 64;
 
-/// The queue of the pieces that wait for a thread.
 pub(super) struct WorkQueue<'f, T> {
     sender: SyncSender<T>,
     is_stopped: &'f AtomicBool,
@@ -37,14 +35,11 @@ pub(super) fn in_parallel<T: Send>(
     let next = || receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
     let run = || {
         let mut done = Ok(());
-        // A failed thread discards further pieces. Otherwise `find` would block on the full queue.
+        // After a failure, all threads discard further pieces. Otherwise `find` would block on the full queue.
         while let Ok(piece) = next() {
             if !is_stopped.load(Ordering::Relaxed) {
                 done = work(piece);
                 is_stopped.fetch_or(done.is_err(), Ordering::Relaxed);
-            }
-            if done.is_err() {
-                while next().is_ok() {}
             }
         }
         done
