@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::apply::{Settings, Target, TargetConnections};
 use crate::config::Environment;
 use crate::dataset::Table;
-use crate::job::ExportType;
+use crate::job::{ExportType, Request};
 use anyhow::Context;
 use clap::{ArgGroup, Args};
 use pg_rows::encoding::{Encoding, Format};
@@ -17,7 +17,7 @@ use crate::client::observer::Observer;
 use crate::client::remote::ServiceAddress;
 use crate::client::table_mirror::TableMirror;
 use crate::command::BadUsage;
-use crate::command::lanes::{LaneOptions, LaneTask, RoundRequest};
+use crate::command::lanes::{LaneOptions, LaneTask};
 use crate::command::server::{AddressParser, remote_api};
 use crate::command::start::{arm, block_on};
 use crate::command::terminal::Terminal;
@@ -59,7 +59,6 @@ pub(crate) struct Apply {
 }
 
 impl Apply {
-    /// Applies the exports that are available, and submits more.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let environment = Environment::read()?;
         let named = environment.target(&self.to).map_err(|why| BadUsage(format!("--to: {why}")))?;
@@ -101,7 +100,8 @@ impl Apply {
             let lane = LaneReader { api, consumer, dataset, request, encoding, is_submitted, acks, adopts };
             Ok(lane.round(&mut mirror).await?)
         };
-        let wanted = request.map(|export_type| RoundRequest { export_type, encoding });
-        block_on(self.lanes.run(api.as_ref(), wanted, &terminal, implied, recorded, read))
+        let of_round = |export_type| Request::new(Some(consumer.clone()), String::new(), export_type, encoding);
+        let wanted = request.map(of_round);
+        block_on(self.lanes.run(api.as_ref(), wanted.as_ref(), &terminal, implied, recorded, read))
     }
 }

@@ -43,7 +43,6 @@ async fn expanded(catalog: &Catalog, database: &Database) -> anyhow::Result<(Cat
     Ok((catalog.expanded(&relations, &used), relations))
 }
 
-/// Refuses a catalog of a file whose blocks don't fit their tables.
 pub(super) async fn check_blocks(file: &Path, catalog: &Catalog, database: &Database) -> anyhow::Result<()> {
     let found = catalog_check::check(&database.pool(1), &catalog.of_blocks()).await?;
     refuse_faults(catalog, file, found.faults)
@@ -53,7 +52,6 @@ pub(super) fn named_dataset(config: &Config, name: &str) -> Result<Arc<Dataset>,
     config.catalog.get().named(name).cloned().map_err(|why| BadUsage(format!("{name}: {why}")))
 }
 
-/// Returns the datasets with these names, each once.
 pub(super) fn named_datasets(config: &Config, names: &[String]) -> Result<Vec<Arc<Dataset>>, BadUsage> {
     let mut datasets: Vec<Arc<Dataset>> = Vec::new();
     for name in names {

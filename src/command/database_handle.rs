@@ -30,14 +30,8 @@ pub(super) enum CreateMissing {
     Server,
 }
 
-/// The alternatives to `DATABASE_URL` that an error suggests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Alternatives {
-    /// The private server in `DATA_DIR`.
-    DataDir,
-    /// The private server in `DATA_DIR`, or a service at `--server`.
-    DataDirOrServer,
-}
+/// Ends the error of a missing database, for a command that has the option.
+pub(super) const OR_SERVER: &str = ", or give --server";
 
 /// Runs a short command on a migrated database.
 pub(super) async fn with_database(
@@ -45,7 +39,7 @@ pub(super) async fn with_database(
     create: CreateMissing,
     command: impl AsyncFnOnce(&Database) -> anyhow::Result<()>,
 ) -> anyhow::Result<ExitCode> {
-    let handle = DatabaseHandle::open(config, create, Alternatives::DataDir).await?;
+    let handle = DatabaseHandle::open(config, create, "").await?;
     let done = command(&handle.database).await;
     handle.close().await;
     done.map(|()| ExitCode::SUCCESS)
@@ -58,7 +52,7 @@ pub(super) async fn with_tables_after_check(
     config: &Config,
     command: impl AsyncFnOnce(&Database) -> anyhow::Result<()>,
 ) -> anyhow::Result<ExitCode> {
-    let handle = DatabaseHandle::reach(config, CreateMissing::Tables, Alternatives::DataDir).await?;
+    let handle = DatabaseHandle::reach(config, CreateMissing::Tables, "").await?;
     let done = async {
         let database = &handle.database;
         match postgres::require_migrated(database).await {
@@ -93,7 +87,6 @@ pub(super) struct DatabaseHandle {
 }
 
 impl From<Database> for DatabaseHandle {
-    /// Wraps a database whose server another process runs.
     fn from(database: Database) -> DatabaseHandle {
         DatabaseHandle { database, server: None }
     }
@@ -105,69 +98,49 @@ impl DatabaseHandle {
     pub(super) async fn open(
         config: &Config,
         create: CreateMissing,
-        alternatives: Alternatives,
+        or_server: &str,
     ) -> anyhow::Result<DatabaseHandle> {
-        let handle = DatabaseHandle::reach(config, create, alternatives).await?;
-        let prepared = match create {
-            CreateMissing::NothingWithPreview => return handle.or_preview().await?.expanding(config, Ok(())).await,
-            CreateMissing::Nothing => {
-                postgres::require_migrated(&handle.database).await.with_context(|| handle.database.to_string())
-            }
-            CreateMissing::Tables | CreateMissing::Server => prepare(config, &handle.database).await,
-        };
-        handle.expanding(config, prepared).await
-    }
-
-    /// Expands the patterns of the catalog, if all is well so far.
-    async fn expanding(self, config: &Config, prepared: anyhow::Result<()>) -> anyhow::Result<DatabaseHandle> {
-        let expanded = match prepared {
-            Ok(()) => expand(config, &self.database).await,
-            failed => failed,
-        };
-        match expanded {
-            Ok(()) => Ok(self),
+        let mut handle = DatabaseHandle::reach(config, create, or_server).await?;
+        match handle.prepare(config, create).await {
+            Ok(()) => Ok(handle),
             Err(error) => {
-                self.close().await;
+                handle.close().await;
                 Err(error)
             }
         }
     }
 
-    async fn reach(
-        config: &Config,
-        create: CreateMissing,
-        alternatives: Alternatives,
-    ) -> anyhow::Result<DatabaseHandle> {
+    /// Migrates the database, or requires that it is migrated. Then expands the patterns of the catalog.
+    async fn prepare(&mut self, config: &Config, create: CreateMissing) -> anyhow::Result<()> {
+        match create {
+            CreateMissing::NothingWithPreview => {
+                let found = match postgres::require_migrated(&self.database).await {
+                    Err(postgres::Error::NotMigrated) => postgres::preview_of(&self.database).await,
+                    found => found.map(|()| self.database.clone()),
+                };
+                self.database = found.with_context(|| self.database.to_string())?;
+            }
+            CreateMissing::Nothing => {
+                postgres::require_migrated(&self.database).await.with_context(|| self.database.to_string())?;
+            }
+            CreateMissing::Tables | CreateMissing::Server => prepare(config, &self.database).await?,
+        }
+        expand(config, &self.database).await
+    }
+
+    async fn reach(config: &Config, create: CreateMissing, or_server: &str) -> anyhow::Result<DatabaseHandle> {
         if let Some(database) = &config.database {
             return Ok(database.clone().into());
         }
         if create != CreateMissing::Server {
             let Location { data_dir, has_server } = private_postgres::locate(&config.embedded)?;
             if !has_server {
-                return Err(no_database(&data_dir, alternatives).into());
+                return Err(no_database(&data_dir, or_server).into());
             }
             // If DATABASE_URL was lost by accident, the user would mistake this database for another one.
             eprintln!("cdc-export: DATABASE_URL is unset: using the private Postgres in {}", data_dir.display());
         }
         join_or_start(&config.embedded).await
-    }
-
-    /// Returns the database if it is migrated, else a preview of the migrated database.
-    async fn or_preview(mut self) -> anyhow::Result<DatabaseHandle> {
-        let found = match postgres::require_migrated(&self.database).await {
-            Err(postgres::Error::NotMigrated) => postgres::preview_of(&self.database).await,
-            found => found.map(|()| self.database.clone()),
-        };
-        match found.with_context(|| self.database.to_string()) {
-            Ok(database) => {
-                self.database = database;
-                Ok(self)
-            }
-            Err(error) => {
-                self.close().await;
-                Err(error)
-            }
-        }
     }
 
     pub(super) async fn close(self) {
@@ -178,13 +151,9 @@ impl DatabaseHandle {
 }
 
 /// Returns the error of a missing database. An answer from a new, empty database would hide that a variable was lost.
-fn no_database(data_dir: &Path, alternatives: Alternatives) -> BadUsage {
-    let server = match alternatives {
-        Alternatives::DataDir => "",
-        Alternatives::DataDirOrServer => ", or give --server",
-    };
+fn no_database(data_dir: &Path, or_server: &str) -> BadUsage {
     BadUsage(format!(
-        "DATABASE_URL is unset, and there is no private Postgres in {}: set DATABASE_URL, or DATA_DIR to the folder of one{server}",
+        "DATABASE_URL is unset, and there is no private Postgres in {}: set DATABASE_URL, or DATA_DIR to the folder of one{or_server}",
         data_dir.display()
     ))
 }
@@ -201,7 +170,6 @@ async fn prepare_for(purpose: RequiredGrants, config: &Config, database: &Databa
     Ok(tracking::restore(&pool).await?)
 }
 
-/// Returns true if a test requires that no installed Postgres is found.
 fn ignores_installed() -> bool {
     failpoint!("postgres.installed", true);
     false

@@ -1,7 +1,6 @@
 //! `datasets`: checks the catalog against the tables, lists it, and adds a block to its file.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +16,7 @@ use pg_rows::column::ColumnType;
 
 use crate::dataset::{Capture, Dataset, Description, Table, TableColumn, TableSchema};
 use crate::postgres::Database;
+use crate::service::Service;
 use crate::source::catalog_check::{self, Findings};
 use crate::source::relations;
 use crate::store::Store;
@@ -32,7 +32,6 @@ use crate::command::start::{Logs, block_on, settings};
 use crate::command::wiring::wire_service;
 use crate::command::words::dataset_name;
 
-/// The number of names that a line lists.
 const LISTED_NAMES: usize = 5;
 
 /// The actions on datasets.
@@ -66,7 +65,6 @@ pub(crate) struct AddDatasets {
 }
 
 impl AddDatasets {
-    /// Returns the tables with the names of their datasets.
     fn named(&self) -> Result<Vec<(String, Table)>, BadUsage> {
         if self.name.is_some() && self.tables.len() > 1 {
             return Err(BadUsage("--name: it names one dataset, and several tables are given".to_owned()));
@@ -92,84 +90,81 @@ impl DatasetsCommand {
 
 async fn datasets(config: &Config, database: &Database, command: DatasetsCommand) -> anyhow::Result<()> {
     match command {
-        DatasetsCommand::Check => {
-            let file = config.catalog_file.as_deref().context(
-                "DATASETS names no file, so there is the demo's `users` alone: set DATASETS to a file, and `cdc-export datasets add TABLE` writes it",
-            )?;
-            let catalog = config.catalog.get();
-            let found = catalog_check::check(&database.pool(1), &catalog).await?;
-            let Findings {
-                faults: Faults(mut faults),
-                unreadable,
-                untracked,
-                broken,
-                stalling,
-                remarks,
-                without_dataset,
-            } = found;
-            faults.extend(unreadable.into_iter().chain(broken));
-            stalling.iter().for_each(|fault| eprintln!("cdc-export: {fault}"));
-            let track = if let [name] = &*untracked { name.as_str() } else { "--all" };
-            let why = format!("the changes are not captured: `cdc-export track {track}` comes before exports");
-            print_by_cause(untracked.iter().map(|name| (name.clone(), why.clone())));
-            print_by_cause(remarks.into_iter().map(|Fault { dataset, why, .. }| (dataset, why)));
-            for table in &without_dataset {
-                eprintln!("cdc-export: {table}: {}", untrack_hint(table));
-            }
-            for pattern in catalog.idle_patterns() {
-                eprintln!("cdc-export: no table matches the pattern {}", plain(pattern));
-            }
-            // The rows of a partition are in the dataset of its table.
-            let left_out = catalog.left_out().iter().filter(|it| it.reason != Reason::Partition);
-            let why = |it: &LeftOut| format!("no dataset: {}", plain(&it.to_string()));
-            print_by_cause(left_out.map(|it| (plain(&it.table.to_string()), why(it))));
-            for schedule in catalog.schedules() {
-                for dataset in schedule.datasets.names().iter().filter(|name| catalog.get(name).is_none()) {
-                    eprintln!(
-                        "cdc-export: schedule {}: there is no dataset `{dataset}`, unless a pattern makes it later",
-                        schedule.name
-                    );
-                }
-            }
-            let left = Store::new(database.pool(1)).positions_without_dataset(catalog.dataset_names()).await?;
-            faults.extend(left.into_iter().map(|(dataset, table)| {
-                let why = format!(
-                    "consumers have positions in it, and it is no dataset any more: {}. Add a [[dataset]] of this name, or \
-                     forget each position by DELETE /exports/watermark?dataset={dataset}",
-                    catalog.why_gone(&dataset, table.as_ref())
-                );
-                Fault { dataset, member: "positions", item: None, why }
-            }));
-            let names = catalog.iter().map(|dataset| dataset.name.as_str());
-            let is_ready = |name: &&str| {
-                untracked.iter().all(|other| other != name) && faults.iter().all(|fault| fault.dataset != *name)
-            };
-            let ready: Vec<_> = names.filter(is_ready).collect();
-            match ready.as_slice() {
-                [] => {}
-                [one] => outln!("1 dataset fits its table: {one}")?,
-                all => outln!("{} datasets fit their tables: {}", all.len(), all.join(", "))?,
-            }
-            let schedules = catalog.schedules().iter().map(|schedule| schedule.name.as_str()).collect::<Vec<_>>();
-            for (command, names) in [("schedules", schedules)].into_iter().chain(config.receivers.names()) {
-                if !names.is_empty() {
-                    outln!("{command}: {}", names.join(", "))?;
-                }
-            }
-            let missing = config.missing_secrets();
-            if !faults.is_empty() {
-                missing.iter().for_each(|why| eprintln!("cdc-export: {why}"));
-            }
-            refuse_faults(&catalog, file, Faults(faults))?;
-            // The service doesn't start without its secrets.
-            if missing.is_empty() { Ok(()) } else { Err(config::Error::no_secrets(file, &missing).into()) }
-        }
+        DatasetsCommand::Check => check(config, database).await,
         DatasetsCommand::List { json: false } => list(config, database).await,
         DatasetsCommand::List { json: true } => {
             let all = local_api(wire_service(config, database)?).dataset_items().await?;
             all.iter().try_for_each(|dataset| outln!("{dataset}"))
         }
         DatasetsCommand::Add(add) => self::add(config, database, &add).await,
+    }
+}
+
+async fn check(config: &Config, database: &Database) -> anyhow::Result<()> {
+    let file = config.catalog_file.as_deref().context(
+        "DATASETS names no file, so there is the demo's `users` alone: set DATASETS to a file, and `cdc-export datasets add TABLE` writes it",
+    )?;
+    let catalog = config.catalog.get();
+    let found = catalog_check::check(&database.pool(1), &catalog).await?;
+    print_remarks(&catalog, &found);
+    let Findings { faults: Faults(mut faults), unreadable, untracked, broken, .. } = found;
+    faults.extend(unreadable.into_iter().chain(broken));
+    let left = Store::new(database.pool(1)).positions_without_dataset(catalog.dataset_names()).await?;
+    faults.extend(left.into_iter().map(|(dataset, table)| {
+        let why = format!(
+            "consumers have positions in it, and it is no dataset any more: {}. Add a [[dataset]] of this name, or \
+             forget each position by DELETE /exports/watermark?dataset={dataset}",
+            catalog.why_gone(&dataset, table.as_ref())
+        );
+        Fault { dataset, member: "positions", item: None, why }
+    }));
+    let names = catalog.iter().map(|dataset| dataset.name.as_str());
+    let is_ready =
+        |name: &&str| untracked.iter().all(|other| other != name) && faults.iter().all(|fault| fault.dataset != *name);
+    let ready: Vec<_> = names.filter(is_ready).collect();
+    match ready.as_slice() {
+        [] => {}
+        [one] => outln!("1 dataset fits its table: {one}")?,
+        all => outln!("{} datasets fit their tables: {}", all.len(), all.join(", "))?,
+    }
+    let schedules = catalog.schedules().iter().map(|schedule| schedule.name.as_str()).collect::<Vec<_>>();
+    for (command, names) in [("schedules", schedules)].into_iter().chain(config.receivers.names()) {
+        if !names.is_empty() {
+            outln!("{command}: {}", names.join(", "))?;
+        }
+    }
+    let missing = config.missing_secrets();
+    if !faults.is_empty() {
+        missing.iter().for_each(|why| eprintln!("cdc-export: {why}"));
+    }
+    refuse_faults(&catalog, file, Faults(faults))?;
+    // The service doesn't start without its secrets.
+    if missing.is_empty() { Ok(()) } else { Err(config::Error::no_secrets(file, &missing).into()) }
+}
+
+/// Prints the findings that are no faults.
+fn print_remarks(catalog: &Catalog, found: &Findings) {
+    let Findings { untracked, stalling, remarks, without_dataset, .. } = found;
+    stalling.iter().for_each(|fault| eprintln!("cdc-export: {fault}"));
+    let track = if let [name] = &**untracked { name.as_str() } else { "--all" };
+    let why = format!("the changes are not captured: `cdc-export track {track}` comes before exports");
+    print_by_cause(untracked.iter().map(|name| (name.clone(), why.clone())));
+    print_by_cause(remarks.iter().map(|Fault { dataset, why, .. }| (dataset.clone(), why.clone())));
+    for table in without_dataset {
+        eprintln!("cdc-export: {table}: {}", untrack_hint(table));
+    }
+    for pattern in catalog.idle_patterns() {
+        eprintln!("cdc-export: no table matches the pattern {}", plain(pattern));
+    }
+    // The rows of a partition are in the dataset of its table.
+    let left_out = catalog.left_out().iter().filter(|it| it.reason != Reason::Partition);
+    let why = |it: &LeftOut| format!("no dataset: {}", plain(&it.to_string()));
+    print_by_cause(left_out.map(|it| (plain(&it.table.to_string()), why(it))));
+    for schedule in catalog.schedules() {
+        for dataset in schedule.datasets.names().iter().filter(|name| catalog.get(name).is_none()) {
+            let name = &schedule.name;
+            eprintln!("cdc-export: schedule {name}: there is no dataset `{dataset}`, unless a pattern makes it later");
+        }
     }
 }
 
@@ -190,9 +185,9 @@ fn print_by_cause(causes: impl Iterator<Item = (String, String)>) {
 async fn add(config: &Config, database: &Database, add: &AddDatasets) -> anyhow::Result<()> {
     let (mut blocks, mut captured) = (Vec::new(), Vec::new());
     for (name, table) in add.named()? {
-        let (block, is_captured) = draft(config, database, Dataset::new(name.clone(), table)).await?;
-        blocks.push(block);
-        captured.extend(Some(name).filter(|_| is_captured));
+        let block = draft(config, database, Dataset::new(name.clone(), table)).await?;
+        captured.extend(Some(name).filter(|_| block.is_captured));
+        blocks.push(block.text);
     }
     for schema in &add.schema {
         blocks.push(draft_pattern(config, database, schema).await?);
@@ -240,13 +235,12 @@ async fn draft_pattern(config: &Config, database: &Database, schema: &str) -> an
         relations.iter().any(|relation| relation.schema == schema),
         "nothing was added: there is no table in a schema that is called {schema}"
     );
-    let quoted = |text: String| toml::Value::String(text).to_string();
     let escaped = Table { schema: Some(schema.to_owned()), name: "*".to_owned() };
     Ok(format!(
         "[[tables]]\nmatch = [{}]\n# exclude = [{}]\n# updated_at = \"updated_at\"  # of the tables that have it, with an index\n\
          # deleted = \"is_deleted\"  # of the tables that have it; left out, marked rows are live\n",
-        quoted(escaped.to_string()),
-        quoted(Table { name: "tmp_*".to_owned(), ..escaped }.to_string()),
+        quoted(&escaped.to_string()),
+        quoted(&Table { name: "tmp_*".to_owned(), ..escaped }.to_string()),
     ))
 }
 
@@ -295,9 +289,15 @@ fn derived_name(table: &Table) -> String {
     if name.starts_with(|c: char| c.is_ascii_lowercase()) { name } else { "dataset".to_owned() }
 }
 
-/// Drafts a block for the file, and returns whether triggers are to capture its changes. Some members are guessed from
-/// the names of columns: the operator has to check them.
-async fn draft(config: &Config, database: &Database, dataset: Dataset) -> anyhow::Result<(String, bool)> {
+/// A block for the file.
+struct BlockDraft {
+    text: String,
+    /// True if triggers are to capture the changes.
+    is_captured: bool,
+}
+
+/// Drafts a block for the file. Some members are guessed from the names of columns: the operator has to check them.
+async fn draft(config: &Config, database: &Database, dataset: Dataset) -> anyhow::Result<BlockDraft> {
     let service = wire_service(config, database)?;
     let mut described = service.describe(&Arc::new(dataset.clone())).await?;
     let mut obstacles = None;
@@ -308,67 +308,83 @@ async fn draft(config: &Config, database: &Database, dataset: Dataset) -> anyhow
             described = uncaptured;
         }
     }
-    let Description { dataset, schema, unreadable, .. } = described;
-    let schema = match (schema, &unreadable) {
+    let schema = match (&described.schema, &described.unreadable) {
         (Ok(schema), _) => schema,
         (Err(_), Some(hidden)) => anyhow::bail!("nothing was added: {hidden}"),
         (Err(faults), None) => anyhow::bail!("nothing was added: {faults}"),
     };
-    let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
-    let names =
-        |columns: &[&TableColumn]| columns.iter().map(|column| quoted(&column.name)).collect::<Vec<_>>().join(", ");
+    let names = |columns: &[&TableColumn]| columns.iter().map(|it| quoted(&it.name)).collect::<Vec<_>>().join(", ");
     let key: Vec<_> = schema.key.iter().map(|part| &part.column).collect();
-    // Writing to a string can't fail.
-    let mut text = "[[dataset]]\n".to_owned();
-    let _ = writeln!(text, "name = {}", quoted(&dataset.name));
-    let _ = writeln!(text, "table = {}", quoted(&dataset.table.to_string()));
+    let Dataset { name, table, .. } = &*described.dataset;
+    let mut lines = vec!["[[dataset]]".to_owned(), format!("name = {}", quoted(name))];
+    lines.push(format!("table = {}", quoted(&table.to_string())));
     if let Some(Faults(faults)) = &obstacles {
-        for Fault { why, .. } in faults {
-            let _ = writeln!(text, "# {}", plain(why));
-        }
-        let _ = writeln!(text, "capture = \"none\"");
+        lines.extend(faults.iter().map(|fault| format!("# {}", plain(&fault.why))));
+        lines.push("capture = \"none\"".to_owned());
     }
     if !key.is_empty() {
-        let _ = writeln!(text, "# key = [{}]", names(&key));
+        lines.push(format!("# key = [{}]", names(&key)));
     }
-    let _ = writeln!(text, "# columns = [{}]", names(&schema.columns.iter().collect::<Vec<_>>()));
-    let is_time = |column: &TableColumn| matches!(column.kind, ColumnType::Timestamptz | ColumnType::Timestamp);
-    let is_time_or_flag = |column: &TableColumn| is_time(column) || column.kind == ColumnType::Bool;
+    lines.push(format!("# columns = [{}]", names(&schema.columns.iter().collect::<Vec<_>>())));
+    if obstacles.is_none() {
+        lines.extend(guessed_times(&service, schema).await?);
+    }
+    lines.extend(guessed_deletion(&service, &described, schema).await?);
+    Ok(BlockDraft { text: lines.join("\n") + "\n", is_captured: obstacles.is_none() })
+}
+
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+fn is_time(column: &TableColumn) -> bool {
+    matches!(column.kind, ColumnType::Timestamptz | ColumnType::Timestamp)
+}
+
+/// Finds the column with the first of these names that fits.
+fn find<'s>(schema: &'s TableSchema, words: &[&str], fits: impl Fn(&TableColumn) -> bool) -> Option<&'s TableColumn> {
+    let named = |word: &&str| schema.columns.iter().find(|column| column.name.eq_ignore_ascii_case(word));
+    words.iter().filter_map(named).find(|column| fits(column))
+}
+
+/// Drafts the members for the times of a row's changes.
+async fn guessed_times(service: &Service, schema: &TableSchema) -> anyhow::Result<Vec<String>> {
     let updated = ["updated_at", "modified_at", "last_update", "changed_at", "updated", "modified", "last_modified"];
     let created = ["created_at", "inserted_at", "create_date", "created", "made_at"];
-    let deleted = ["is_deleted", "deleted_at", "deleted"];
-    let find = |words: &[&str], fits: &dyn Fn(&TableColumn) -> bool| {
-        let named = |word: &&str| schema.columns.iter().find(|column| column.name.eq_ignore_ascii_case(word));
-        words.iter().filter_map(named).find(|column| fits(column))
+    let Some(updated_at) = find(schema, &updated, is_time) else { return Ok(Vec::new()) };
+    let (comment, remark) = match service.has_index(&schema.table, updated_at).await? {
+        true => ("", ""),
+        false => ("# ", "  # no index begins with it: each incremental and delta would read the whole table"),
     };
-    if let Some(updated_at) = find(&updated, &is_time).filter(|_| obstacles.is_none()) {
-        let (comment, remark) = match service.has_index(&schema.table, updated_at).await? {
-            true => ("", ""),
-            false => ("# ", "  # no index begins with it: each incremental and delta would read the whole table"),
-        };
-        let _ = writeln!(text, "{comment}updated_at = {}{remark}", quoted(&updated_at.name));
-        if let Some(created_at) = find(&created, &is_time) {
-            let _ = writeln!(text, "{comment}created_at = {}", quoted(&created_at.name));
-            let _ = writeln!(text, "# operation = \"timestamps\"");
-        }
+    let mut lines = vec![format!("{comment}updated_at = {}{remark}", quoted(&updated_at.name))];
+    if let Some(created_at) = find(schema, &created, is_time) {
+        lines.push(format!("{comment}created_at = {}", quoted(&created_at.name)));
+        lines.push("# operation = \"timestamps\"".to_owned());
     }
-    // Written as a comment: with this member, full exports leave these rows out, which the operator may not notice.
-    if let Some(deleted) = find(&deleted, &is_time_or_flag) {
-        let schema = TableSchema { deleted: Some(deleted.clone()), ..schema.clone() };
-        let counted = match unreadable {
-            Some(_) => None,
-            None => service.count_deleted(&dataset, &schema).await?,
-        };
-        let rows = match counted {
-            Some(1) => "1 row".to_owned(),
-            Some(rows) => format!("{rows} rows"),
-            None => "rows that could not be counted".to_owned(),
-        };
-        let name = quoted(&deleted.name);
-        let _ = writeln!(
-            text,
-            "# deleted = {name}  # would leave {rows} out of full exports, and make them a delta's DELETE"
-        );
-    }
-    Ok((text, obstacles.is_none()))
+    Ok(lines)
+}
+
+/// Drafts the member for the mark of a deleted row as a comment: with this member, full exports leave these rows out,
+/// which the operator may not notice.
+async fn guessed_deletion(
+    service: &Service,
+    described: &Description,
+    schema: &TableSchema,
+) -> anyhow::Result<Option<String>> {
+    let is_time_or_flag = |column: &TableColumn| is_time(column) || column.kind == ColumnType::Bool;
+    let Some(deleted) = find(schema, &["is_deleted", "deleted_at", "deleted"], is_time_or_flag) else {
+        return Ok(None);
+    };
+    let schema = TableSchema { deleted: Some(deleted.clone()), ..schema.clone() };
+    let counted = match described.unreadable {
+        Some(_) => None,
+        None => service.count_deleted(&described.dataset, &schema).await?,
+    };
+    let rows = match counted {
+        Some(1) => "1 row".to_owned(),
+        Some(rows) => format!("{rows} rows"),
+        None => "rows that could not be counted".to_owned(),
+    };
+    let name = quoted(&deleted.name);
+    Ok(Some(format!("# deleted = {name}  # would leave {rows} out of full exports, and make them a delta's DELETE")))
 }

@@ -7,7 +7,6 @@ use clap::Args;
 
 use crate::client::api::Api;
 use crate::client::download::{self, Output};
-use crate::command::BadUsage;
 use crate::command::output::{check, output};
 use crate::command::server::ServerOption;
 use crate::command::words::job_id;
@@ -32,15 +31,12 @@ pub(crate) struct Download {
 }
 
 impl Download {
-    /// Downloads the files of a completed export, and prints their paths.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         self.at.run(CatalogFile::Unread, async |api| self.fetch(api).await)
     }
 
     async fn fetch(&self, api: &Api) -> anyhow::Result<()> {
-        if let Some(output) = &self.output {
-            check(output).map_err(|why| BadUsage(format!("--output: {why}")))?;
-        }
+        check(self.output.as_ref())?;
         let export = api.export(self.job, self.dataset.as_deref()).await?;
         let job = &export.job;
         if !job.has_ended() {

@@ -22,13 +22,13 @@ use crate::client::download::{self, Output};
 use crate::client::job_view::{ExportView, FileView};
 use crate::command::BadUsage;
 use crate::command::catalog::named_or_implied;
-use crate::command::database_handle::{Alternatives, CreateMissing, DatabaseHandle};
+use crate::command::database_handle::{CreateMissing, DatabaseHandle, OR_SERVER};
 use crate::command::output::{check, output};
 use crate::command::server::{ServerOption, local_api};
 use crate::command::signals::stop_on_signal;
 use crate::command::start::{Logs, block_on, settings};
 use crate::command::wiring::{PreparedOutput, Wired, wire};
-use crate::command::words::words;
+use crate::command::words::{compressions, words};
 
 /// The time after which this process runs the job itself if no worker has claimed it.
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(1);
@@ -49,9 +49,8 @@ pub(crate) struct ExportArguments {
     /// The format of the file
     #[arg(long, default_value = "csv", value_parser = words::<Format>(Format::ALL.iter().map(|it| it.as_str())))]
     format: Format,
-    /// The compression of the file: none, gzip or zstd of csv and ndjson; zstd, snappy, lz4 or none of
-    /// parquet [default: the first of these]
-    #[arg(long, value_parser = words::<Compression>(Compression::ALL.iter().map(|it| it.as_str())))]
+    #[arg(long, help = format!("The compression of the file: {} [default: the first of these]", compressions()))]
+    #[arg(value_parser = words::<Compression>(Compression::ALL.iter().map(|it| it.as_str())))]
     compression: Option<Compression>,
     /// The size in bytes from which on further rows go into another file [default: the setting of the dataset, or one
     /// file]
@@ -78,7 +77,6 @@ pub(crate) struct ExportArguments {
     at: ServerOption,
 }
 
-/// Parses the export that the user loaded last.
 fn last_loaded(text: &str) -> Result<After, &'static str> {
     if text == "none" {
         return Ok(After::Nothing);
@@ -96,7 +94,7 @@ impl ExportArguments {
         let config = settings(CatalogFile::Read, Logs::Errors)?;
         block_on(async {
             let request = self.request(self.dataset.as_deref().unwrap_or_default())?;
-            let handle = DatabaseHandle::open(&config, CreateMissing::Nothing, Alternatives::DataDirOrServer).await?;
+            let handle = DatabaseHandle::open(&config, CreateMissing::Nothing, OR_SERVER).await?;
             let done = self.run_locally(&config, &handle.database, request).await;
             handle.close().await;
             done
@@ -107,9 +105,7 @@ impl ExportArguments {
     fn request(&self, dataset: &str) -> Result<Request, BadUsage> {
         let encoding = Encoding::new(self.format, self.compression).map_err(|why| BadUsage(why.to_string()))?;
         let after = self.after()?;
-        if let Some(output) = &self.output {
-            check(output).map_err(|why| BadUsage(format!("--output: {why}")))?;
-        }
+        check(self.output.as_ref())?;
         let request = Request::new(self.consumer.clone(), dataset.to_owned(), self.export_type, encoding);
         let skip_empty = self.skip_empty.then_some(true);
         Ok(Request { max_file_bytes: self.max_file_bytes, skip_empty, after, ..request })

@@ -152,15 +152,8 @@ async fn list(store: &Store, json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     outln!(
-        "{:<12}  {:<24} {:<24} {:<24} {:<26} {:<8} {:<20}  {:<20}  LAST USED",
-        "PREFIX",
-        "NAME",
-        "CONSUMERS",
-        "DATASETS",
-        "SCOPES",
-        "STATUS",
-        "CREATED",
-        "EXPIRES"
+        "PREFIX        NAME                     CONSUMERS                DATASETS                 \
+         SCOPES                     STATUS   CREATED               EXPIRES               LAST USED"
     )?;
     for key in &keys {
         let (consumers, scopes) = (consumers(key).map_or("all".to_owned(), |ids| ids.join(",")), scopes(key).join(","));

@@ -21,9 +21,8 @@ use crate::command::signals::stop_on_signal;
 use crate::command::terminal::{Terminal, is_closed_stdout};
 use crate::command::words::pause;
 use crate::file::plain_name::PlainName;
-use crate::job::{ConsumerId, ExportType, Request};
+use crate::job::{ConsumerId, Request};
 use crate::telemetry::chain;
-use pg_rows::encoding::Encoding;
 
 /// The number of jobs that a round submits if the export of one dataset ends each of them.
 const MAX_JOBS: u32 = 10;
@@ -54,9 +53,7 @@ pub(super) struct LaneOptions {
     pub(super) every: Option<Duration>,
 }
 
-/// The datasets of a round.
 struct RoundDatasets {
-    /// The datasets to read.
     ready: BTreeSet<String>,
     /// The datasets that are left out and have copies, which get older.
     stale: BTreeSet<String>,
@@ -71,7 +68,6 @@ struct RoundJob {
     apart: BTreeSet<String>,
 }
 
-/// A lane that is to be read once.
 pub(super) struct LaneTask {
     pub(super) dataset: String,
     pub(super) terminal: Arc<Terminal>,
@@ -79,17 +75,9 @@ pub(super) struct LaneTask {
     pub(super) is_one_of_several: bool,
     /// True if the lane's export was submitted already, in the job of the round.
     pub(super) is_submitted: bool,
-    /// All lanes of the round.
     pub(super) group: Arc<LaneGroup>,
     /// The right to read the lane now.
     pub(super) turn: Turn,
-}
-
-/// The exports that each round submits.
-#[derive(Clone, Copy)]
-pub(super) struct RoundRequest {
-    pub(super) export_type: ExportType,
-    pub(super) encoding: Encoding,
 }
 
 impl LaneTask {
@@ -107,7 +95,6 @@ impl LaneTask {
 }
 
 impl LaneOptions {
-    /// Returns true if there may be several lanes.
     pub(super) fn are_several(&self) -> bool {
         self.all_datasets || self.dataset.iter().any(|name| *name != self.dataset[0])
     }
@@ -118,7 +105,7 @@ impl LaneOptions {
     pub(super) async fn run(
         self,
         api: Option<&Api>,
-        request: Option<RoundRequest>,
+        request: Option<&Request>,
         terminal: &Arc<Terminal>,
         implied: impl AsyncFnOnce() -> anyhow::Result<String>,
         recorded: impl AsyncFn() -> anyhow::Result<BTreeSet<String>>,
@@ -178,13 +165,11 @@ impl LaneOptions {
     async fn submit_job(
         &self,
         api: &Api,
-        request: RoundRequest,
+        request: &Request,
         ready: &BTreeSet<String>,
         job: &mut RoundJob,
     ) -> anyhow::Result<()> {
-        let RoundRequest { export_type, encoding } = request;
-        let wanted = Request::new(Some(self.consumer.clone()), String::new(), export_type, encoding);
-        let wanted = Request { skip_empty: Some(true), ..wanted };
+        let wanted = Request { skip_empty: Some(true), ..request.clone() };
         job.datasets = ready.difference(&job.apart).cloned().collect();
         for _ in 0..MAX_JOBS {
             if job.datasets.len() < 2 {
@@ -277,9 +262,6 @@ impl LaneOptions {
     /// Returns the datasets that are ready. Warns of the others, unless `unready` has their problems from the last
     /// call. Of those are the datasets of `recorded`, which have copies, and are no datasets any more. Such a copy is
     /// stale only if all copies are to go on from another database.
-    ///
-    /// # Errors
-    /// If no dataset is ready.
     async fn ready_datasets(
         &self,
         api: &Api,

@@ -5,9 +5,15 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use crate::client::download::{Output, folder_of};
+use crate::command::BadUsage;
 
 /// Checks that the destination can be written, before an export is made for it. Creates nothing.
-pub(super) fn check(output: &Output) -> Result<(), String> {
+pub(super) fn check(output: Option<&Output>) -> Result<(), BadUsage> {
+    let wrong = |why: String| BadUsage(format!("--output: {why}"));
+    output.map_or(Ok(()), |output| obstacle(output).map_err(wrong))
+}
+
+fn obstacle(output: &Output) -> Result<(), String> {
     let folder = match output {
         Output::Stdout => return Ok(()),
         Output::File(path) | Output::Folder(path) if path.as_os_str().is_empty() => {

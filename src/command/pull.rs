@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use crate::job::ExportType;
 use crate::job::lane::Lane;
+use crate::job::{ExportType, Request};
 use clap::Args;
 use pg_rows::encoding::{Compression, Encoding, Format};
 use tokio::task::spawn_blocking;
@@ -15,11 +15,11 @@ use crate::client::observer::Observer;
 use crate::client::pull_folder::{PullFolder, WhenLocked, read_dataset, read_datasets};
 use crate::client::remote::ServiceAddress;
 use crate::command::BadUsage;
-use crate::command::lanes::{LaneOptions, LaneTask, RoundRequest};
+use crate::command::lanes::{LaneOptions, LaneTask};
 use crate::command::server::{AddressParser, remote_api};
 use crate::command::start::block_on;
 use crate::command::terminal::Terminal;
-use crate::command::words::words;
+use crate::command::words::{compressions, words};
 use crate::manifest::seal::PublicKey;
 
 /// The consumer, the service and the folder.
@@ -43,9 +43,9 @@ pub(crate) struct Pull {
     /// is downloaded too, and a line says so
     #[arg(long, value_parser = words::<Format>(Format::ALL.iter().map(|it| it.as_str())))]
     format: Option<Format>,
-    /// The compression of the submitted exports: none, gzip or zstd of csv and ndjson; zstd, snappy, lz4 or none of
-    /// parquet [default: the first of these]
-    #[arg(long, value_parser = words::<Compression>(Compression::ALL.iter().map(|it| it.as_str())))]
+    #[arg(long)]
+    #[arg(help = format!("The compression of the submitted exports: {} [default: the first of these]", compressions()))]
+    #[arg(value_parser = words::<Compression>(Compression::ALL.iter().map(|it| it.as_str())))]
     compression: Option<Compression>,
     /// Acknowledge each downloaded export to the service. Retention keeps exports that are not acknowledged
     #[arg(long)]
@@ -57,7 +57,6 @@ pub(crate) struct Pull {
 }
 
 impl Pull {
-    /// Downloads the exports that are available, prints their paths, and submits more.
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let Pull { lanes, server, into, request, format, compression, ack, public_key } = self;
         let request = ExportType::ALL.iter().copied().find(|export_type| export_type.as_str() == request);
@@ -87,7 +86,8 @@ impl Pull {
             let lane = LaneReader { api, consumer, dataset, request, encoding, is_submitted, acks, adopts };
             Ok(lane.round(&mut folder).await?)
         };
-        let wanted = request.map(|export_type| RoundRequest { export_type, encoding });
-        block_on(lanes.run(Some(&api), wanted, &terminal, implied, recorded, read))
+        let of_round = |export_type| Request::new(Some(consumer.clone()), String::new(), export_type, encoding);
+        let wanted = request.map(of_round);
+        block_on(lanes.run(Some(&api), wanted.as_ref(), &terminal, implied, recorded, read))
     }
 }

@@ -23,7 +23,6 @@ use crate::source::capture::{self, new_tables, tracking};
 use crate::store::Store;
 use crate::telemetry::{chain, metrics};
 
-/// The pause between two readings of the file.
 const FILE_PERIOD: Duration = Duration::from_secs(5);
 
 /// The time for which a changed file must stay the same. An editor may write it in pieces.
@@ -32,7 +31,6 @@ const QUIET_TIME: Duration = Duration::from_secs(1);
 /// The pause between two looks for tables of patterns.
 const TABLES_PERIOD: Duration = Duration::from_secs(60);
 
-/// The most names in a line of the log.
 const MAX_NAMED: usize = 10;
 
 /// The file and the database of a catalog in force.
@@ -62,7 +60,6 @@ impl Reload {
         Ok(reload)
     }
 
-    /// Keeps the catalog current until `shutdown`.
     pub(super) async fn run(mut self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let mut hangup = signal(SignalKind::hangup())?;
         let (file_period, tables_period) =

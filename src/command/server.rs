@@ -11,7 +11,7 @@ use clap::error::ErrorKind;
 use crate::client::api::{Api, ApiTransport};
 use crate::client::observer::Observer;
 use crate::client::remote::{INVALID_ADDRESS, RemoteService, ServiceAddress};
-use crate::command::database_handle::{Alternatives, CreateMissing, DatabaseHandle};
+use crate::command::database_handle::{CreateMissing, DatabaseHandle, OR_SERVER};
 use crate::command::start::{Logs, arm, block_on, settings};
 use crate::command::terminal::{Terminal, print_notice};
 use crate::command::wiring::wire_service;
@@ -66,7 +66,7 @@ impl ServerOption {
         }
         let config = settings(catalog, Logs::Errors)?;
         block_on(async {
-            let handle = DatabaseHandle::open(&config, CreateMissing::Nothing, Alternatives::DataDirOrServer).await?;
+            let handle = DatabaseHandle::open(&config, CreateMissing::Nothing, OR_SERVER).await?;
             let service = wire_service(&config, &handle.database)?;
             let done = command(&local_api(service)).await;
             handle.close().await;

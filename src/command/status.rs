@@ -65,22 +65,14 @@ fn show(status: &Value, json: bool, clear: bool) -> anyhow::Result<()> {
     }
     let items = |name: &str| status[name].as_array().into_iter().flatten();
     let mut text = String::from(if clear { "\x1b[2J\x1b[H" } else { "" });
-    writeln!(
-        text,
-        "{:<24} {:<16} {:<12} {:>10}  {:<20} LAST JOB",
-        "CONSUMER", "DATASET", "STATE", "BEHIND", "CONTINUITY"
-    )?;
+    text += "CONSUMER                 DATASET          STATE            BEHIND  CONTINUITY           LAST JOB\n";
     for consumer in items("consumers") {
         writeln!(text, "{}", consumer_line(consumer))?;
     }
     if items("consumers").count() >= PAGE_ITEMS as usize {
         writeln!(text, "… and perhaps more: GET /consumers has all of them")?;
     }
-    writeln!(
-        text,
-        "\n{:<37} {:<24} {:<16} {:<12} {:<11} {:>4}",
-        "OPEN JOB", "CONSUMER", "DATASET", "TYPE", "STATUS", "%"
-    )?;
+    text += "\nOPEN JOB                              CONSUMER                 DATASET          TYPE         STATUS         %\n";
     for job in items("openJobs") {
         let dataset = match job["exports"].as_array().map(Vec::as_slice) {
             None => cell(job, "/dataset"),

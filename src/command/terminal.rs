@@ -24,12 +24,10 @@ pub(super) struct Terminal {
     prefix: String,
     /// The end of a line that begins with a path: the same name, or nothing.
     suffix: String,
-    /// All progress bars of the process.
     bars: MultiProgress,
     progress: Mutex<Option<ProgressDisplay>>,
 }
 
-/// The progress that is currently displayed.
 struct ProgressDisplay {
     /// Draws nothing if standard error is not a terminal.
     bar: ProgressBar,
@@ -57,7 +55,6 @@ impl Terminal {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a progress bar to those of the process.
     fn begin(&self, bar: ProgressBar) -> ProgressDisplay {
         let bar = self.bars.add(bar.with_prefix(self.prefix.clone()));
         ProgressDisplay { bar, printed_at: Instant::now() }
@@ -122,7 +119,6 @@ impl Observer for Terminal {
     }
 }
 
-/// Returns true if the reader of standard output has closed it.
 pub(super) fn is_closed_stdout(error: &anyhow::Error) -> bool {
     let cause = match error.downcast_ref() {
         Some(client::Error::Output(cause)) => Some(cause),

@@ -7,6 +7,7 @@ use crate::dataset::name::is_name;
 use crate::duration;
 use crate::job::JobId;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use pg_rows::encoding::{Compression, Format};
 use pg_rows::words::UnknownWord;
 use uuid::Uuid;
 
@@ -20,7 +21,6 @@ pub(super) fn dataset_name(text: &str) -> Result<String, String> {
     is_name(text).then(|| text.to_owned()).ok_or_else(why)
 }
 
-/// Parses the pause between two rounds.
 pub(super) fn pause(text: &str) -> Result<Duration, &'static str> {
     let pause = duration::parse(text).filter(|pause| *pause >= Duration::from_millis(100));
     pause.ok_or("not a duration of at least 100ms, such as 1s, 5m or 1h")
@@ -32,4 +32,22 @@ where
     T: FromStr<Err = UnknownWord> + Clone + Send + Sync + 'static,
 {
     PossibleValuesParser::new(all).try_map(|word| word.parse())
+}
+
+/// Returns the compressions of each format, for a help text.
+pub(super) fn compressions() -> String {
+    let mut formats_by_compressions = Vec::<(&[Compression], String)>::new();
+    for format in Format::ALL {
+        let compressions = format.spec().compressions;
+        match formats_by_compressions.iter_mut().find(|(known, _)| *known == compressions) {
+            Some((_, formats)) => *formats += &format!(" and {format}"),
+            None => formats_by_compressions.push((compressions, format.to_string())),
+        }
+    }
+    let texts = formats_by_compressions.iter().map(|(compressions, formats)| {
+        let words: Vec<_> = compressions.iter().map(|compression| compression.as_str()).collect();
+        let (last, others) = words.split_last().expect("each format has a compression");
+        format!("{} or {last} of {formats}", others.join(", "))
+    });
+    texts.collect::<Vec<_>>().join("; ")
 }

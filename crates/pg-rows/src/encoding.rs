@@ -4,7 +4,7 @@
 
 crate::words! {
     /// The format of a file.
-    Format, "a format: csv, ndjson, parquet" {
+    Format, "a format:" {
         /// RFC 4180, as `COPY … FROM … CSV HEADER` reads it.
         Csv = "csv",
         /// A JSON object on each line.
@@ -16,7 +16,7 @@ crate::words! {
 
 crate::words! {
     /// The compression of a file: around it, or of the pages inside a Parquet file.
-    Compression, "a compression: none, gzip, zstd, snappy, lz4" {
+    Compression, "a compression:" {
         /// Nothing.
         None = "none",
         /// Members by RFC 1952.

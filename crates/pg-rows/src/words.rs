@@ -5,13 +5,14 @@
 #[error("`{word}` is not {expected}")]
 pub struct UnknownWord {
     word: String,
-    expected: &'static str,
+    expected: String,
 }
 
 impl UnknownWord {
-    /// Names the word, and the words that are expected instead.
-    pub fn new(word: &str, expected: &'static str) -> UnknownWord {
-        UnknownWord { word: word.to_owned(), expected }
+    /// Names the word. If `expected` ends with a colon, names all words that are expected instead.
+    pub fn new(word: &str, expected: &str, all: &[&str]) -> UnknownWord {
+        let list = if expected.ends_with(':') { format!(" {}", all.join(", ")) } else { String::new() };
+        UnknownWord { word: word.to_owned(), expected: format!("{expected}{list}") }
     }
 }
 
@@ -20,7 +21,7 @@ impl UnknownWord {
 /// ```
 /// pg_rows::words! {
 ///     /// The size of a shirt.
-///     Size, "a size: small, large" {
+///     Size, "a size:" {
 ///         /// For children.
 ///         Small = "small",
 ///         /// For adults.
@@ -81,7 +82,7 @@ macro_rules! words {
             fn from_str(word: &str) -> Result<Self, $crate::words::UnknownWord> {
                 match word {
                     $($word => Ok(Self::$variant),)+
-                    _ => Err($crate::words::UnknownWord::new(word, $expected)),
+                    _ => Err($crate::words::UnknownWord::new(word, $expected, &[$($word),+])),
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 import { exportPath, hasKey, jobPath } from "./api.js";
 import { el, say, text } from "./dom.js";
-import { COMPRESSIONS } from "./words.js";
+import { COMPRESSIONS } from "./compressions.js";
 
 export function quoted(word) {
   return `'${String(word).replaceAll("'", "'\\''")}'`;

@@ -2,11 +2,12 @@
 
 import { get, submission } from "./api.js";
 import { complaints } from "./actions.js";
+import { COMPRESSIONS } from "./compressions.js";
 import { copying, starting } from "./curl.js";
 import { dialog, el, say, set, show, text } from "./dom.js";
 import { wake } from "./pulse.js";
 import { mayMove } from "./question.js";
-import { COMPRESSIONS, CONSUMER_ID, TYPES, isConsumerId, isDataset, needsFull } from "./words.js";
+import { CONSUMER_ID, TYPES, isConsumerId, isDataset, needsFull } from "./words.js";
 
 // `lane`: whose export it is at first, and in which dataset; of the same kind as its last one.
 export function askForExport(onStarted, lane = null) {

@@ -38,13 +38,6 @@ export function continuity(word) {
   return { weight, label: word, meaning: `${meaning} ${EXACT[needs]}`.trim(), needs };
 }
 
-// The formats and the compressions of each, the default first. Those of Parquet are inside the file.
-export const COMPRESSIONS = {
-  csv: ["none", "gzip", "zstd"],
-  ndjson: ["none", "gzip", "zstd"],
-  parquet: ["zstd", "snappy", "lz4", "none"],
-};
-
 const FULL_ONLY = { weight: "notice", label: "full only", meaning: "Nothing looks for changes: each export is a full one." };
 
 // Each state of a lane, the least urgent first.
