@@ -46,7 +46,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use tempfile::TempDir;
 
 use crate::bucket::Bucket;
@@ -143,7 +143,7 @@ async fn apply(arguments: &Arguments) -> Result<bool> {
 async fn torture(arguments: &Arguments, store: Option<Bucket>) -> Result<bool> {
     let Arguments { seed, secs, keep, debug, .. } = *arguments;
     controls::require_applicable(builds::tree())?;
-    let mut moves = arguments.moves.clone().unwrap_or(Move::ALL.to_vec());
+    let mut moves = arguments.moves.clone().unwrap_or_else(|| Move::value_variants().to_vec());
     println!("seed {seed}, {secs} s, {moves:?}");
     let length = Duration::from_secs(secs);
     let folder = reachable_folder()?;

@@ -13,8 +13,7 @@ use uuid::Uuid;
 
 use crate::cluster::SERVICE;
 use crate::patience::eventually;
-use crate::plan::{Act, Blow, Plan, Planned, Quake, StoreBlow};
-use crate::proxy::Link;
+use crate::plan::{Act, Blow, Plan, Planned, Quake};
 use crate::random::Random;
 use crate::replica::{LEASE, Replica, Stopped};
 use crate::report::{EXPIRE, locked};
@@ -49,7 +48,10 @@ pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Res
                 }
                 // On a machine that is busy a start takes longer than the plan thinks. Blow upon blow nothing would
                 // ever run, and crash upon crash no replica would ever start.
-                let may_be_left_out = matches!(act, Act::Blow(..) | Act::Quake(_));
+                let may_be_left_out = match act {
+                    Act::Blow(_, Blow::Store(_)) => false,
+                    _ => matches!(act, Act::Blow(..) | Act::Quake(_)),
+                };
                 if !may_be_left_out || begun.elapsed() <= at + LATE {
                     perform(&world, act, &binary).await?;
                 }
@@ -64,15 +66,10 @@ pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Res
 }
 
 pub(crate) async fn perform(world: &World, act: Act, binary: &Path) -> Result<()> {
-    world.report.announce(&act.to_string());
+    world.report.announce(&format!("{act:?}"));
     let from = Utc::now();
     match act {
         Act::Blow(index, blow) => hit(world, &world.replicas[index], blow).await?,
-        Act::StoreBlow(index, blow) => {
-            if let Some(link) = &world.replicas[index].store_link {
-                hit_store(link, blow).await;
-            }
-        }
         Act::Quake(quake) => shake(world, quake).await?,
         Act::Shaping(shaping) => ddl::make(world, shaping, binary).await?,
         Act::Upheaval(upheaval) => upheavals::turn_over(world, upheaval).await?,
@@ -87,7 +84,8 @@ pub(crate) async fn perform(world: &World, act: Act, binary: &Path) -> Result<()
         Act::DeadStandby(time) => world.cluster.without_standby(time).await?,
     }
     if let Some(harm) = act.harm() {
-        world.report.acted(act.replica(), harm, from);
+        let met = if let Act::Blow(index, _) = act { Some(index) } else { None };
+        world.report.acted(met, harm, from);
     }
     match act {
         Act::Blow(index, Blow::Kill) => world.replicas[index].start(binary, None, &world.report).await,
@@ -145,24 +143,17 @@ async fn hit(world: &World, replica: &Replica, blow: Blow) -> Result<()> {
             until_busy(world, replica).await;
             stop_for(world, replica, time).await?;
         }
-        Blow::Hole(time) => replica.link.swallow(time).await,
-        Blow::Slow(by) => replica.link.slow_down(by, 2 * LEASE).await,
-        Blow::Reset => replica.link.reset(),
+        Blow::Link(fault) => replica.link.suffer(fault).await,
+        Blow::Store(fault) => {
+            if let Some(link) = &replica.store_link {
+                link.suffer(fault).await;
+            }
+        }
         // An act lasts until it is over, but not for ever if nobody commits.
         Blow::LoseAnswer => replica.link.lost_answers().bring_about(2 * LEASE).await,
         Blow::SilenceReader => replica.link.silent_readers().bring_about(2 * LEASE).await,
     }
     Ok(())
-}
-
-/// Does it on a replica's way to its bucket.
-async fn hit_store(link: &Link, blow: StoreBlow) {
-    match blow {
-        StoreBlow::Hole(time) => link.swallow(time).await,
-        StoreBlow::Slow(by) => link.slow_down(by, 2 * LEASE).await,
-        StoreBlow::Reset => link.reset(),
-        StoreBlow::Refuse(time) => link.refuse_completions(time).await,
-    }
 }
 
 /// Waits until a replica works on a job, for two leases at most. A stop of an idle process shows nothing.

@@ -1,6 +1,5 @@
 //! The nemesis's plan. The seed decides it before the run begins.
 
-use std::fmt;
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -17,19 +16,31 @@ use crate::upheavals::{Timeline, Upheaval};
 /// A reader that hears nothing is given up after five seconds: nothing else shall meet its replica meanwhile.
 const SILENT: Duration = Duration::from_secs(8);
 
+/// What is done to one replica.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Blow {
     Kill,
     /// SIGSTOP, and SIGCONT after so long.
     Stop(Duration),
-    /// Nothing gets through to Postgres and back for so long; it comes afterwards.
-    Hole(Duration),
-    /// Every piece takes so much longer, for two leases.
-    Slow(Duration),
-    Reset,
+    /// To its way to Postgres.
+    Link(LinkFault),
+    /// To its way to its bucket.
+    Store(LinkFault),
     LoseAnswer,
     /// A reader hears nothing any more, while all other connections live.
     SilenceReader,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum LinkFault {
+    /// Nothing gets through for so long; it comes afterwards.
+    Hole(Duration),
+    /// Every piece takes so much longer, for two leases.
+    Slow(Duration),
+    /// Its connections are reset.
+    Reset,
+    /// No upload can be completed for so long.
+    Refuse(Duration),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -39,16 +50,6 @@ pub(crate) enum Quake {
     /// Every lease has run out, as after a jump of the database's clock: its workers live, and don't know.
     Expire,
     Crash,
-}
-
-/// What is done to one replica's way to its bucket.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum StoreBlow {
-    Hole(Duration),
-    /// Every piece takes so much longer, for two leases.
-    Slow(Duration),
-    Reset,
-    Refuse(Duration),
 }
 
 /// Beside kills and cuts. A run has some or all of them.
@@ -69,19 +70,14 @@ pub(crate) enum Move {
     Locks,
 }
 
-impl Move {
-    pub(crate) const ALL: [Move; 6] =
-        [Move::Ddl, Move::Subscription, Move::Restores, Move::Clock, Move::Backfill, Move::Locks];
-}
-
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Act {
     /// To the replica of this number.
     Blow(usize, Blow),
-    StoreBlow(usize, StoreBlow),
     Quake(Quake),
     Shaping(Shaping),
     Upheaval(Upheaval),
+    /// How many seconds the database's is off.
     Clock(i64),
     Subscribing(Subscribing),
     Backfill(Backfill),
@@ -91,46 +87,18 @@ pub(crate) enum Act {
     Overtaking(Duration),
 }
 
-impl fmt::Display for Act {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Act::Blow(replica, blow) => write!(f, "replica {replica}: {blow:?}"),
-            Act::StoreBlow(replica, blow) => write!(f, "replica {replica}, store: {blow:?}"),
-            Act::Quake(quake) => write!(f, "all: {quake:?}"),
-            Act::Shaping(shaping) => write!(f, "owner: {shaping:?}"),
-            Act::Upheaval(upheaval) => write!(f, "all: {upheaval:?}"),
-            Act::Clock(seconds) => write!(f, "clock: {seconds:+} s"),
-            Act::Subscribing(subscribing) => write!(f, "subscriber: {subscribing:?}"),
-            Act::Backfill(backfill) => write!(f, "owner: {backfill:?}"),
-            Act::DeadStandby(time) => write!(f, "standby: dead for {time:?}"),
-            Act::Overtaking(time) => write!(f, "all: taken over for {time:?}"),
-        }
-    }
-}
-
 impl Act {
-    /// The replica that it meets; `None`: all of them.
-    pub(crate) fn replica(self) -> Option<usize> {
-        match self {
-            Act::Blow(replica, _) | Act::StoreBlow(replica, _) => Some(replica),
-            _ => None,
-        }
-    }
-
     /// What attempts that it ends have died of; `None`: none dies of it.
     pub(crate) fn harm(self) -> Option<&'static str> {
         Some(match self {
             Act::Blow(_, Blow::Kill) => "kill",
             Act::Blow(_, Blow::Stop(_)) => "stop",
-            Act::Blow(_, Blow::Hole(_)) => "black hole",
-            Act::Blow(_, Blow::Slow(_)) => "slow link",
-            Act::Blow(_, Blow::Reset) => "reset",
+            Act::Blow(_, Blow::Link(LinkFault::Hole(_))) => "black hole",
+            Act::Blow(_, Blow::Link(LinkFault::Slow(_))) => "slow link",
+            Act::Blow(_, Blow::Link(LinkFault::Reset | LinkFault::Refuse(_))) => "reset",
             Act::Blow(_, Blow::LoseAnswer) => "lost answer",
             Act::Blow(_, Blow::SilenceReader) => "silent reader",
-            Act::StoreBlow(_, StoreBlow::Hole(_)) => "black hole before the store",
-            Act::StoreBlow(_, StoreBlow::Slow(_)) => "slow store",
-            Act::StoreBlow(_, StoreBlow::Reset) => "reset by the store",
-            Act::StoreBlow(_, StoreBlow::Refuse(_)) => "no completions",
+            Act::Blow(_, Blow::Store(_)) => "fault before the store",
             Act::Quake(Quake::Terminate(_)) => "termination",
             Act::Quake(Quake::Crash) => "crash",
             Act::Quake(Quake::Expire) | Act::Clock(_) => EXPIRE,
@@ -157,8 +125,8 @@ impl Plan {
         // A stream of its own for each list: leaving one away leaves the others as they are.
         let random = |of| Random::new(seed, of);
         let blows = (0..replicas).map(|replica| blows(replica, &mut random(300 + replica as u64), length));
-        let moves = Move::ALL.into_iter().filter(|kind| moves.contains(kind));
-        let moves = moves.map(|kind| acts_of(kind, &mut random(600 + 50 * kind as u64), length));
+        let moves = Move::value_variants().iter().filter(|kind| moves.contains(kind));
+        let moves = moves.map(|kind| acts_of(*kind, &mut random(600 + 50 * *kind as u64), length));
         Plan { lists: blows.chain([quakes(&mut random(400), length)]).chain(moves).collect() }
     }
 
@@ -200,8 +168,8 @@ impl Plan {
         let begins = (0..).map(|n| second(1 + 34 * n)).take_while(|begin| *begin + second(34) < length);
         let mut acts = vec![(4, Act::Upheaval(Upheaval::Copy)), (16, Act::Upheaval(Upheaval::PutBack(Timeline::New)))];
         for replica in 0..replicas {
-            acts.push((0, Act::StoreBlow(replica, StoreBlow::Hole(second(5)))));
-            acts.push((16, Act::StoreBlow(replica, StoreBlow::Refuse(second(16)))));
+            acts.push((0, Act::Blow(replica, Blow::Store(LinkFault::Hole(second(5))))));
+            acts.push((16, Act::Blow(replica, Blow::Store(LinkFault::Refuse(second(16))))));
         }
         let again = |(at, act)| begins.clone().map(|begin| Planned { at: begin + second(at), act }).collect();
         Plan { lists: acts.into_iter().map(again).collect() }
@@ -209,7 +177,7 @@ impl Plan {
 
     pub(crate) fn text(&self) -> String {
         let mut lines: Vec<_> =
-            self.lists.iter().flatten().map(|planned| (planned.at, planned.act.to_string())).collect();
+            self.lists.iter().flatten().map(|planned| (planned.at, format!("{:?}", planned.act))).collect();
         lines.sort();
         lines.iter().map(|(at, line)| format!("{:8.3} {line}\n", at.as_secs_f64())).collect()
     }
@@ -236,9 +204,9 @@ fn blows(replica: usize, random: &mut Random, length: Duration) -> Vec<Planned> 
         let (what, lasts) = match random.below(100) {
             0..48 => (Blow::Kill, Duration::from_millis(200)),
             48..70 => lasting(Blow::Stop, random.millis(1_500, 3 * LEASE.as_millis() as u64)),
-            70..78 => lasting(Blow::Hole, random.millis(400, 2_500)),
-            78..84 => (Blow::Slow(random.millis(30, 150)), 2 * LEASE),
-            84..90 => (Blow::Reset, Duration::ZERO),
+            70..78 => lasting(|time| Blow::Link(LinkFault::Hole(time)), random.millis(400, 2_500)),
+            78..84 => (Blow::Link(LinkFault::Slow(random.millis(30, 150))), 2 * LEASE),
+            84..90 => (Blow::Link(LinkFault::Reset), Duration::ZERO),
             90..96 => (Blow::LoseAnswer, Duration::ZERO),
             _ => (Blow::SilenceReader, SILENT),
         };
@@ -249,12 +217,12 @@ fn blows(replica: usize, random: &mut Random, length: Duration) -> Vec<Planned> 
 fn store_blows(replica: usize, random: &mut Random, length: Duration) -> Vec<Planned> {
     spread(random.millis(500, 2_000), length, || {
         let (what, lasts) = match random.below(100) {
-            0..35 => (StoreBlow::Reset, Duration::ZERO),
-            35..60 => lasting(StoreBlow::Hole, random.millis(400, 2_500)),
-            60..75 => (StoreBlow::Slow(random.millis(30, 150)), 2 * LEASE),
-            _ => lasting(StoreBlow::Refuse, random.millis(300, 4_000)),
+            0..35 => (LinkFault::Reset, Duration::ZERO),
+            35..60 => lasting(LinkFault::Hole, random.millis(400, 2_500)),
+            60..75 => (LinkFault::Slow(random.millis(30, 150)), 2 * LEASE),
+            _ => lasting(LinkFault::Refuse, random.millis(300, 4_000)),
         };
-        (Act::StoreBlow(replica, what), lasts + random.millis(1_000, 4_000))
+        (Act::Blow(replica, Blow::Store(what)), lasts + random.millis(1_000, 4_000))
     })
 }
 

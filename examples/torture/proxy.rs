@@ -12,6 +12,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+use crate::plan::LinkFault;
+use crate::replica::LEASE;
+
 /// How long each piece takes one way when nothing is wrong: attempts last long enough to be hit.
 const LATENCY: u64 = 6;
 /// Bytes a millisecond from Postgres, for the same reason.
@@ -60,26 +63,27 @@ impl Link {
         Ok(link)
     }
 
-    pub(crate) async fn swallow(&self, time: Duration) {
-        self.state.hole.send_replace(true);
-        tokio::time::sleep(time).await;
-        self.state.hole.send_replace(false);
-    }
-
-    pub(crate) async fn slow_down(&self, by: Duration, time: Duration) {
-        self.state.latency.store(LATENCY + by.as_millis() as u64, Ordering::Relaxed);
-        tokio::time::sleep(time).await;
-        self.state.latency.store(LATENCY, Ordering::Relaxed);
-    }
-
-    pub(crate) fn reset(&self) {
-        self.state.epoch.send_modify(|epoch| *epoch += 1);
-    }
-
-    pub(crate) async fn refuse_completions(&self, time: Duration) {
-        self.state.refuses_completions.store(true, Ordering::Relaxed);
-        tokio::time::sleep(time).await;
-        self.state.refuses_completions.store(false, Ordering::Relaxed);
+    /// Returns when it is over.
+    pub(crate) async fn suffer(&self, fault: LinkFault) {
+        let state = &self.state;
+        match fault {
+            LinkFault::Hole(time) => {
+                state.hole.send_replace(true);
+                tokio::time::sleep(time).await;
+                state.hole.send_replace(false);
+            }
+            LinkFault::Slow(by) => {
+                state.latency.store(LATENCY + by.as_millis() as u64, Ordering::Relaxed);
+                tokio::time::sleep(2 * LEASE).await;
+                state.latency.store(LATENCY, Ordering::Relaxed);
+            }
+            LinkFault::Reset => state.epoch.send_modify(|epoch| *epoch += 1),
+            LinkFault::Refuse(time) => {
+                state.refuses_completions.store(true, Ordering::Relaxed);
+                tokio::time::sleep(time).await;
+                state.refuses_completions.store(false, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Loses the answer to a COMMIT, and the connection with it.
