@@ -9,18 +9,16 @@
 //! For each format it prints the processor time of a million rows, on the threads and on the one that is serial, and
 //! from these what a machine of 16 processors would need, by Amdahl's law. That figure is calculated, not measured.
 
-mod rows;
-
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use bytes::BufMut;
+use pg_rows::column::{Column, ColumnType};
 use pg_rows::encoding::{Compression, Encoding, Format};
-use pg_rows::row::Fields;
+use pg_rows::row::{BinaryRows, Fields};
 use pg_rows::{Encoder, Layout, Piece};
 use ring::digest;
 use rustix::time::{ClockId, clock_gettime};
-
-use crate::rows::{columns_of_users, put_user};
 
 /// Rows of one case, by all threads together.
 const ROWS: usize = 1_000_000;
@@ -29,11 +27,33 @@ const BLOCK_ROWS: usize = 10_000;
 /// As many pieces wait for the writer in an export.
 const PIECES_AHEAD: usize = 2;
 
+/// The columns of the demo's table `users`.
+fn columns_of_users() -> Vec<Column> {
+    [
+        ("id", ColumnType::Int8),
+        ("name", ColumnType::Text),
+        ("email", ColumnType::Text),
+        ("created_at", ColumnType::Timestamptz),
+        ("updated_at", ColumnType::Timestamptz),
+        ("is_deleted", ColumnType::Bool),
+    ]
+    .map(|(name, kind)| Column::new(name, kind))
+    .into()
+}
+
 /// One message for each row, as COPY sends them.
 fn messages() -> Vec<Vec<u8>> {
     let message = |id: i64| {
+        let (name, email) = (format!("Ada {} Lovelace", id * 7919 % 9973), format!("user.{id}@example.com"));
+        let made = 825_000_000_000_000 + id * 2_592_000_017;
+        let (id, made, changed) = (id.to_be_bytes(), made.to_be_bytes(), (made + 86_400_123_456).to_be_bytes());
+        let fields: [&[u8]; 6] = [&id, name.as_bytes(), email.as_bytes(), &made, &changed, &[0]];
         let mut row = Vec::new();
-        put_user(id, &format!("Ada {} Lovelace", id * 7919 % 9973), &mut row);
+        row.put_i16(fields.len() as i16);
+        for field in fields {
+            row.put_i32(field.len() as i32);
+            row.put_slice(field);
+        }
         row
     };
     (0..BLOCK_ROWS as i64).map(message).collect()
@@ -53,7 +73,11 @@ fn read(layout: &Arc<Layout>, messages: &[Vec<u8>], count: usize, pieces: &mpsc:
         pieces.send(piece).expect("the writer goes on to the end");
     };
     for message in messages.iter().cycle().take(count) {
-        rows::encode(&mut encoder, &mut room, message);
+        let (mut rows, mut fields) = (BinaryRows::new(message), room.take());
+        while rows.next_into(&mut fields).expect("the rows are whole") {
+            encoder.row(&fields).expect("the rows are of these columns");
+        }
+        room.put_back(fields);
         if encoder.is_full() {
             pass_on(&mut encoder);
         }
