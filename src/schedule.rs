@@ -105,8 +105,8 @@ impl Schedule {
     /// Returns the slot that is due now: the latest that passed, if it is later than `last`, the last used one. Missed
     /// earlier slots are skipped.
     ///
-    /// After the clock was set back, a schedule waits for it, so that no slot is used twice. A start of the service ends
-    /// a wait of more than an hour.
+    /// After the clock was set back, a schedule waits for it, so that no slot is used twice. A start of the service
+    /// ends a wait of more than an hour.
     pub fn due(&self, last: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
         self.timing.latest(now).filter(|latest| last.is_none_or(|last| *latest > last))
     }

@@ -26,6 +26,7 @@ pub mod queue;
 pub mod retention;
 pub mod schedules;
 mod submissions;
+mod submissions;
 pub mod tracked;
 pub mod transitions;
 pub mod watermarks;

@@ -140,13 +140,13 @@ enum NextStep {
 
 struct Claimed {
     /// `None` if no job is ready.
-    attempt: Option<(Attempt, ExportConnections)>,
+    attempt: Option<(ClaimedAttempt, ExportConnections)>,
     /// True if another job waits.
     has_others: bool,
 }
 
 /// An attempt that this worker has claimed.
-struct Attempt {
+struct ClaimedAttempt {
     lease: Lease,
     /// The datasets of its exports as the catalog had them at the claim.
     datasets: Vec<Arc<Dataset>>,
@@ -318,14 +318,14 @@ impl Worker {
         let dataset =
             |export: &Export| Arc::clone(catalog.get(&export.dataset).expect("jobs of other datasets are not claimed"));
         let datasets = lease.exports().map(dataset).collect();
-        Ok(Claimed { attempt: Some((Attempt { lease, datasets }, ready)), has_others })
+        Ok(Claimed { attempt: Some((ClaimedAttempt { lease, datasets }, ready)), has_others })
     }
 
     /// Runs one attempt to its end. Returns the connections if they can be reused.
     async fn export(
         &self,
         span: &Span,
-        attempt: &Attempt,
+        attempt: &ClaimedAttempt,
         connections: ExportConnections,
         shutdown: &CancellationToken,
     ) -> Option<ExportConnections> {
@@ -398,7 +398,7 @@ impl Worker {
     /// them with the watermarks.
     async fn attempt(
         &self,
-        attempt: &Attempt,
+        attempt: &ClaimedAttempt,
         connections: ExportConnections,
         shutdown: &CancellationToken,
     ) -> Result<(Option<ExportConnections>, Vec<FileRecord>), Failed> {
@@ -483,7 +483,7 @@ impl Worker {
     /// Takes a snapshot and writes the rows of each export, one after the other.
     async fn write_files<'a>(
         &self,
-        Attempt { lease, datasets }: &'a Attempt,
+        ClaimedAttempt { lease, datasets }: &'a ClaimedAttempt,
         connections: ExportConnections,
         current: &CurrentExport,
     ) -> Result<WrittenAttempt<'a>, Failed> {
@@ -746,8 +746,8 @@ impl Worker {
 }
 
 impl<'a> Member<'a> {
-    /// Returns the dataset, and the place of the marker's export, if this export comes before that one: the database was
-    /// restored.
+    /// Returns the dataset, and the place of the marker's export, if this export doesn't come after that one: the
+    /// database was restored.
     fn behind_marker(&self) -> Option<(&'a str, i64)> {
         let marked = self.marker.as_ref()?.order;
         let export = &self.leased.export;

@@ -15,7 +15,7 @@ use crate::job::{After, Export, ExportType, Job, JobId, Request, Status, Terms};
 use crate::store::export_row::{ExportRow, JobRow, jobs_of, skip_unreadable, with_export_columns, with_job_columns};
 use crate::store::files::names_taken;
 use crate::store::lanes::{OutOfStep, out_of_step};
-use crate::store::submissions::Submission;
+use crate::store::submissions::OpenSubmission;
 use crate::store::transitions::transition;
 use crate::store::{CHANNEL, Error, Store};
 
@@ -48,13 +48,13 @@ pub enum SubmitOutcome {
 /// The outcome of a submission in a transaction that is not committed yet.
 pub(super) enum Insertion<'s, R> {
     /// The job is inserted. Its submission ends with the transaction.
-    Made(Job, (Submission<'s>, Option<Submission<'s>>)),
+    Made(Job, (OpenSubmission<'s>, Option<OpenSubmission<'s>>)),
     /// The transaction is to be rolled back, so that nothing is recorded.
     Refused(R),
 }
 
 /// An export that is not inserted yet.
-struct NewExport<'a> {
+struct MissingExport<'a> {
     request: &'a Request,
     lane_sequence: Option<i64>,
     /// The name of its file without the number.
@@ -62,7 +62,7 @@ struct NewExport<'a> {
     number: i64,
 }
 
-impl NewExport<'_> {
+impl MissingExport<'_> {
     /// Returns the export that the caller loaded last, with its SHA-256.
     fn after(&self) -> (Option<Uuid>, Option<String>) {
         match &self.request.after {
@@ -148,7 +148,7 @@ impl Store {
         .await
     }
 
-    /// Creates a job in a transaction that has entered its lanes. The caller keeps the result until the transaction ends.
+    /// Creates a job in a transaction that has entered its lanes.
     pub(super) async fn insert<'s>(
         &'s self,
         tx: &mut PgConnection,
@@ -198,7 +198,7 @@ impl Store {
         turn: DateTime<Utc>,
     ) -> Result<Job, Error> {
         let (id, first) = (JobId::random(), &requests[0]);
-        let new_export = |(request, lane_sequence): (_, &Option<i64>)| NewExport {
+        let new_export = |(request, lane_sequence): (_, &Option<i64>)| MissingExport {
             request,
             lane_sequence: *lane_sequence,
             stem: stem(request, now),
@@ -208,7 +208,7 @@ impl Store {
         let mut exports: Vec<Export> = Vec::new();
         let mut is_inserted = false;
         while !missing.is_empty() {
-            let (after_jobs, after_sha256s): (Vec<_>, Vec<_>) = missing.iter().map(NewExport::after).unzip();
+            let (after_jobs, after_sha256s): (Vec<_>, Vec<_>) = missing.iter().map(MissingExport::after).unzip();
             let rows: Vec<ExportRow> = sqlx::query_as(with_export_columns(include_str!("jobs/insert.sql")))
                 .bind(id.as_uuid())
                 .bind(first.consumer.as_ref().map(|consumer| consumer.as_str()))

@@ -223,8 +223,8 @@ impl Store {
         self.execute(statement).await.map(drop)
     }
 
-    /// Repairs times of jobs, schedules and deliveries that lie in the future because the database's clock was set back:
-    /// nothing waits for the clock to get there again.
+    /// Repairs times of jobs, schedules and deliveries that lie in the future: the database's clock was set back.
+    /// So nothing waits until the clock gets there again.
     pub async fn repair_future_timestamps(&self, lease: Duration) -> Result<(), Error> {
         let statement = sqlx::query(include_str!("queue/repair_future_timestamps.sql")).bind(lease.as_secs_f64());
         self.execute(statement).await.map(drop)

@@ -12,19 +12,19 @@ pub(super) struct Submissions(AtomicU32);
 
 /// A submission whose transaction has not ended.
 #[derive(Debug)]
-pub(super) struct Submission<'s> {
+pub(super) struct OpenSubmission<'s> {
     all: &'s Submissions,
     /// The number of those that came before it.
     pub(super) ahead: u32,
 }
 
 impl Submissions {
-    pub(super) fn enter(&self) -> Submission<'_> {
-        Submission { all: self, ahead: self.0.fetch_add(1, Ordering::SeqCst) }
+    pub(super) fn enter(&self) -> OpenSubmission<'_> {
+        OpenSubmission { all: self, ahead: self.0.fetch_add(1, Ordering::SeqCst) }
     }
 }
 
-impl Drop for Submission<'_> {
+impl Drop for OpenSubmission<'_> {
     fn drop(&mut self) {
         self.all.0.fetch_sub(1, Ordering::SeqCst);
     }

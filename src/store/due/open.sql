@@ -1,6 +1,6 @@
 -- store.due.open
--- Returns if a worker can claim a job, and if a lease or a session of a lease has ended. The statements that do the work
--- have the same conditions.
+-- Returns if a worker can claim a job, and if a lease or a session of a lease has ended. The statements that do the
+-- work have the same conditions.
 -- $1 text[]: the formats that the process knows
 -- $2 text[]: the datasets in its catalog
 -- $3 uuid: its destination

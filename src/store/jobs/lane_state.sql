@@ -45,7 +45,8 @@ select
         where coalesce(key_prefix, '') = $4 and status in ('pending', 'processing') limit $5) open)
     else 0 end as open_of_key,
   -- The turn of the jobs that were claimed last. Between two claims no job runs: then the turn of the next one. With an
-  -- empty queue, the time. A job that was never claimed, of a dataset that is gone, doesn't keep the turns back for ever.
+  -- empty queue, the time. A job that was never claimed, of a dataset that is gone, doesn't keep the turns back for
+  -- ever.
   greatest(
     case when waiting.turn is null then clock_timestamp()
       else coalesce((select max(turn) from cdc_export.jobs where status = 'processing'), waiting.turn) end,
