@@ -57,9 +57,6 @@ pub use shares::{Share, Shares};
 pub enum Error {
     #[error("the database is not available")]
     DatabaseUnavailable(#[source] store::Error),
-    /// Postgres responds but cannot write to the service's tables.
-    #[error("{0}")]
-    DatabaseSetBack(store::Error),
     /// Commits wait for a synchronous standby that is not there.
     #[error("{0}")]
     StandbyMissing(store::Error),
@@ -217,7 +214,6 @@ impl From<store::Error> for Error {
     fn from(error: store::Error) -> Error {
         match error {
             store::Error::Unavailable(_) | store::Error::LockConflict(_) => Error::DatabaseUnavailable(error),
-            store::Error::XidsSetBack(_) => Error::DatabaseSetBack(error),
             store::Error::StandbyMissing => Error::StandbyMissing(error),
             store::Error::Denied(_) => Error::DatabaseDenied(error),
             store::Error::Sql(_) | store::Error::Unknown(_) | store::Error::Identity(_) => Error::Database(error),

@@ -196,10 +196,6 @@ impl From<Arc<service::Error>> for Problem {
         use service::Error;
         let detail = error.to_string();
         let problem = match &*error {
-            Error::DatabaseSetBack(_) => {
-                tracing::error!(event = "transaction_ids_set_back", error = detail);
-                Problem::new(Code::DatabaseUnavailable, detail)
-            }
             Error::StandbyMissing(_) => {
                 tracing::error!(event = "standby_missing", error = detail);
                 Problem::new(Code::DatabaseUnavailable, detail)

@@ -358,16 +358,14 @@ impl Service {
         with_timeout(self.store.published_after(lane, after, from, limit)).await?.ok_or(Error::Restored)
     }
 
-    /// Returns [`Error::DatabaseSetBack`] if a write timed out because Postgres's transaction ids were set back, and
-    /// [`Error::StandbyMissing`] if no synchronous standby confirms its commit.
-    ///
-    /// Such a write may wait for a transaction that never began, or may have been done.
+    /// Returns [`Error::StandbyMissing`] if a write timed out because no synchronous standby confirms its commit. Such
+    /// a write may have been done.
     async fn diagnose_timeout<T>(&self, written: Result<T, Error>) -> Result<T, Error> {
         if !matches!(&written, Err(Error::DatabaseUnavailable(cause)) if cause.is_wait_timeout()) {
             return written;
         }
         match tokio::time::timeout(DIAGNOSIS_TIMEOUT, self.probe.other_processes()).await {
-            Ok(Err(cause @ (store::Error::XidsSetBack(_) | store::Error::StandbyMissing))) => Err(cause.into()),
+            Ok(Err(cause @ store::Error::StandbyMissing)) => Err(cause.into()),
             _ => written,
         }
     }

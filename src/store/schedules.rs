@@ -111,7 +111,6 @@ impl Store {
              where s.slot is null or s.slot < excluded.slot",
         );
         let statement = bind_slot(statement, schedule, slot);
-        self.require_xids().await?;
         self.with(async |conn| {
             let mut tx = conn.begin().await?;
             let inserted = match statement.execute(&mut *tx).await?.rows_affected() {

@@ -96,10 +96,7 @@ impl Error {
             Error::Stopped(Stop::Silence) => retry(FailureCode::SourceUnavailable),
             Error::WatermarkChanged => retry(FailureCode::WatermarkChanged),
             Error::Store(
-                store::Error::Unavailable(_)
-                | store::Error::LockConflict(_)
-                | store::Error::XidsSetBack(_)
-                | store::Error::StandbyMissing,
+                store::Error::Unavailable(_) | store::Error::LockConflict(_) | store::Error::StandbyMissing,
             ) => retry(FailureCode::SourceUnavailable),
             Error::Store(store::Error::Denied(_)) => fail(FailureCode::PermissionDenied),
             Error::Store(store::Error::Sql(_) | store::Error::Unknown(_) | store::Error::Identity(_)) => {

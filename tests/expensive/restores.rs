@@ -7,13 +7,10 @@ mod deliveries;
 
 use serde_json::{Value, json};
 
-use crate::catalog::Catalog;
 use crate::continuity::{full_heals, passes, refused};
-use crate::harness::{Service, Start, eventually, needs_full, refusal, server_lacks, until};
-use crate::programs::{output, program};
+use crate::harness::{Service, Start, needs_full, refusal, server_lacks};
 use crate::restores::cluster::{Cluster, timeline};
 use crate::restores::deliveries::{delivered_afterwards, exported, markers, what_was_delivered_is_missed};
-use crate::schedules::users::{USERS, schedule};
 
 /// A service on the cluster's database, with the folder of another.
 fn on(cluster: &Cluster, service: &Service) -> Start {
@@ -216,54 +213,6 @@ async fn a_job_that_had_no_name_when_the_database_was_copied_hides_nothing_after
     }
     assert_eq!(service.events("marker_left")[0]["jobId"], json!(id));
     full_heals(&database, &service, "a", "database_restored").await;
-    service.stop().await;
-    cluster.stop().await;
-}
-
-#[tokio::test]
-async fn transaction_ids_that_were_set_back_are_named() {
-    if server_lacks("pg_resetwal").await {
-        return;
-    }
-    let mut cluster = Cluster::new().await;
-    let mut service = exported(&cluster, &["a"]).await;
-    let database = cluster.database();
-    let mut reset = program(&database.options, "pg_resetwal", &cluster.data()).await;
-    let back: String = database.one("select pg_current_xact_id()::text").await;
-    for _ in 0..300 {
-        database.run("select pg_current_xact_id()").await;
-    }
-    passes(&service, "delta", "a", None).await;
-    // After a claim it records that it lives, within ten seconds.
-    let seen = format!("select exists (select from cdc_export.destinations where xmin::text::bigint > {back})");
-    until("it was seen", async || database.one::<bool>(&seen).await).await;
-    service.end().await;
-    cluster.stop().await;
-    output(reset.args(["-x", &back, "-D"]).arg(cluster.data())).await;
-    cluster.start().await;
-
-    let database = cluster.database();
-    let catalog = Catalog::of(&(USERS.to_owned() + &schedule("nightly", "b", "type = \"full\"")));
-    let service = catalog.start(&database).sharing_output(&service).service().await;
-    let answer = service.call("GET", "/health", &[]).await;
-    assert_eq!(answer.status(), 503);
-    let said = answer.json::<Value>().await.unwrap()["checks"]["postgres"].as_str().unwrap().to_owned();
-    assert!(said.starts_with("Postgres's transaction ids were set back"), "{said}");
-    let answer = service.call("POST", "/exports/delta", &[("X-Consumer-ID", "a")]).await;
-    assert_eq!(answer.status(), 503);
-    let problem: Value = answer.json().await.unwrap();
-    assert_eq!((&problem["code"], &problem["detail"]), (&json!("database_unavailable"), &json!(said)));
-    let logged = service.events("announce_failed");
-    assert!(logged[0]["error"].as_str().unwrap().contains(&said), "{logged:?}");
-    eventually("the schedule's export is refused", async || {
-        let failed = service.events("maintenance_failed");
-        let is_refused = |line: &Value| line["task"] == "schedule" && line["error"].as_str().unwrap().contains(&said);
-        failed.iter().any(is_refused).then_some(())
-    })
-    .await;
-    assert!(!database.one::<bool>("select exists (select from exports where consumer_id = 'b')").await);
-    // Reading goes on.
-    assert_eq!(service.call("GET", "/exports", &[]).await.status(), 200);
     service.stop().await;
     cluster.stop().await;
 }
