@@ -34,7 +34,6 @@ macro_rules! failpoint {
     };
 }
 
-/// The error of an invalid list of failpoints.
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` is not a failpoint: NAME=kill|error|hold|sleep:MS|time:MS, then @N for the Nth hit")]
 pub struct BadSpec(String);
@@ -57,7 +56,6 @@ mod armed {
 
     use super::BadSpec;
 
-    /// The interval at which a held task checks for its file.
     const HELD_POLL: Duration = Duration::from_millis(5);
 
     enum Action {

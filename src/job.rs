@@ -266,9 +266,7 @@ pub const FILE_BYTES: RangeInclusive<u64> = 16 << 20..=5 << 30;
 /// an export that a restored database does not know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum After {
-    /// The caller has loaded no export.
     Nothing,
-    /// The caller loaded this export last.
     Export {
         job: JobId,
         /// The SHA-256 of the loaded file in lower-case hexadecimal, if the caller sent it.
@@ -409,7 +407,6 @@ pub struct Export {
     /// The digest of the export's manifest, which covers the digest of the previous export of the lane. `None` if the
     /// export is not published or is ad hoc.
     pub digest: Option<String>,
-    /// The number of times that a worker claimed the job.
     pub attempt: u32,
     /// The job's error, if the export is open or failed.
     pub error: Option<Failure>,
@@ -524,7 +521,6 @@ pub struct Failure {
     pub dataset: Option<String>,
 }
 
-/// A page of a list of jobs.
 #[derive(Clone, Debug, Default)]
 pub struct JobPage {
     pub jobs: Vec<Job>,
@@ -540,7 +536,6 @@ pub struct Filter {
     pub export_type: Option<ExportType>,
     /// Selects jobs with this status, as clients see it.
     pub status: Option<Status>,
-    /// Selects jobs older than this one.
     pub before: Option<JobId>,
 }
 

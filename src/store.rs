@@ -31,14 +31,13 @@ pub mod transitions;
 pub mod watermarks;
 
 use std::collections::HashMap;
-use std::str::FromStr;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::{PgArguments, PgListener, PgPoolOptions, PgRow};
+use sqlx::postgres::{PgArguments, PgListener, PgPoolOptions};
 use sqlx::query::Query;
-use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, Row};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, broadcast};
 use uuid::Uuid;
@@ -105,7 +104,7 @@ impl From<sqlx::Error> for Error {
     /// Classifies an error by the action that it calls for.
     fn from(error: sqlx::Error) -> Error {
         let error = match error {
-            // The error of `parsed`.
+            // The error of `export_row::parsed`.
             sqlx::Error::Decode(cause) => match cause.downcast() {
                 Ok(error) => return *error,
                 Err(cause) => sqlx::Error::Decode(cause),
@@ -127,12 +126,6 @@ impl From<sqlx::Error> for Error {
             _ => Error::Sql(error),
         }
     }
-}
-
-/// Returns the value of a text column.
-fn parsed<T: FromStr<Err: Into<Error>>>(row: &PgRow, column: &str) -> Result<T, sqlx::Error> {
-    let value = row.try_get::<&str, _>(column)?.parse();
-    value.map_err(|cause: T::Err| sqlx::Error::Decode(Box::new(cause.into())))
 }
 
 impl Error {

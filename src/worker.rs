@@ -145,7 +145,6 @@ struct Claimed {
     has_others: bool,
 }
 
-/// An attempt that this worker has claimed.
 struct ClaimedAttempt {
     lease: Lease,
     /// The datasets of its exports as the catalog had them at the claim.
@@ -163,7 +162,6 @@ struct Member<'a> {
     exported: Exported,
 }
 
-/// An attempt whose files have been written.
 struct WrittenAttempt<'a> {
     snapshot: Snapshot,
     members: Vec<Member<'a>>,

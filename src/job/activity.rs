@@ -9,7 +9,6 @@ pub const HOURS: usize = 24;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastDay {
-    /// The beginning of the first hour.
     pub since: DateTime<Utc>,
     /// The consumers that have exports. Ad-hoc exports have no consumer.
     pub consumers: Vec<HourlyExports>,

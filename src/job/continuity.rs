@@ -86,7 +86,6 @@ impl Continuity {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ExportReport {
-    /// The guard's verdict.
     #[serde(skip_serializing_if = "is_default")]
     pub continuity: Option<Continuity>,
     /// The number of rows that the timestamps alone would have missed: deleted rows, and changed rows with a time at or

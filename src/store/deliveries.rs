@@ -14,8 +14,8 @@ use uuid::Uuid;
 use crate::connection::statement::with_pieces;
 use crate::event::{Delivery, DeliveryFilter, DeliveryStatus, EventType, Listener};
 use crate::job::{Job, Status};
-use crate::store::export_row::{ExportRow, skip_unreadable};
-use crate::store::{Error, Store, parsed};
+use crate::store::export_row::{ExportRow, parsed, skip_unreadable};
+use crate::store::{Error, Store};
 
 /// The columns of a [`Delivery`] `d`.
 const DELIVERY_COLUMNS: (&str, &str) = ("deliveries/columns.sql", include_str!("deliveries/columns.sql"));

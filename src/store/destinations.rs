@@ -38,7 +38,6 @@ impl Store {
         self.execute(statement).await.map(drop)
     }
 
-    /// Deletes the destinations that no process has used for a day.
     pub async fn forget_destinations(&self) -> Result<(), Error> {
         let statement = sqlx::query(
             "-- store.destinations.forget

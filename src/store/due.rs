@@ -14,9 +14,7 @@ use crate::store::{Error, Store};
 /// The work that waits for a process. Each field may also be true for a moment although nothing waits.
 #[derive(Debug, sqlx_macros::FromRow)]
 pub struct DueWork {
-    /// A job waits or runs.
     has_open: bool,
-    /// A worker can claim a job.
     #[sqlx(skip)]
     pub has_jobs: bool,
     /// A lease has ended, or the session of a lease.

@@ -1,10 +1,13 @@
 //! Converts rows of `cdc_export.exports` and `cdc_export.jobs` into exports and jobs as clients see them.
 
+use std::str::FromStr;
+
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::Value;
-use sqlx::AssertSqlSafe;
+use sqlx::postgres::PgRow;
 use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
 use crate::connection::statement::with_pieces;
@@ -31,6 +34,12 @@ pub(super) fn with_export_columns(statement: &'static str) -> AssertSqlSafe<Stri
 /// Returns a statement with the columns of [`JobRow`] in place of the line that includes them.
 pub(super) fn with_job_columns(statement: &'static str) -> AssertSqlSafe<String> {
     AssertSqlSafe(with_pieces(statement, &[JOB_COLUMNS, EXPORT_COLUMNS]))
+}
+
+/// Returns the value of a text column.
+pub(super) fn parsed<T: FromStr<Err: Into<Error>>>(row: &PgRow, column: &str) -> Result<T, sqlx::Error> {
+    let value = row.try_get::<&str, _>(column)?.parse();
+    value.map_err(|cause: T::Err| sqlx::Error::Decode(Box::new(cause.into())))
 }
 
 /// A row with the columns of `job_columns.sql`: an export of a job.

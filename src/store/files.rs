@@ -12,9 +12,9 @@ use crate::file::name::{numbered, stem_and_number, stem_of};
 use crate::file::{FileIdentity, FileRecord, Part, StagedFile};
 use crate::job::marker::Marker;
 use crate::job::{Continuity, FailureCode, JobId};
-use crate::store::export_row::{StoredFile, with_export_columns};
+use crate::store::export_row::{StoredFile, parsed, with_export_columns};
 use crate::store::transitions::Transition;
-use crate::store::{Error, Store, parsed};
+use crate::store::{Error, Store};
 use pg_rows::encoding::Encoding;
 
 /// The columns of [`FileRecord`], of a completed export.

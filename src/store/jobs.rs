@@ -29,9 +29,7 @@ const TURN_STEP: TimeDelta = TimeDelta::microseconds(1);
 
 #[derive(Debug)]
 pub enum SubmitOutcome {
-    /// The request created this job.
     Accepted(Job),
-    /// The request was sent before and created this job.
     Before(Job),
     /// The idempotency key belongs to another request, which created this job.
     KeyTaken(Box<Job>),

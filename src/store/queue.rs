@@ -17,10 +17,10 @@ use crate::connection::statement::with_pieces;
 use crate::duration;
 use crate::file::hidden::HiddenFile;
 use crate::job::{Export, Failure, FailureCode, LeaseToken};
-use crate::store::export_row::{EXPORT_COLUMNS, ExportRow, with_export_columns};
+use crate::store::export_row::{EXPORT_COLUMNS, ExportRow, parsed, with_export_columns};
 use crate::store::lease::{ChainLink, Lease, LeasedExport};
 use crate::store::transitions::Transition;
-use crate::store::{Error, Store, parsed};
+use crate::store::{Error, Store};
 use crate::trace::TraceParent;
 use pg_rows::encoding::Format;
 

@@ -16,8 +16,9 @@ use crate::failpoint;
 use crate::job::datasets::DatasetsRequest;
 use crate::job::{ConsumerId, Job, JobId, Request, Terms};
 use crate::schedule::{Refusal, Schedule, ScheduleState};
+use crate::store::export_row::parsed;
 use crate::store::jobs::{Insertion, NewJob, SubmitOutcome, enter_lanes, finish};
-use crate::store::{Error, Store, parsed};
+use crate::store::{Error, Store};
 
 #[derive(Debug)]
 pub struct ScheduledExports {

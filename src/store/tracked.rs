@@ -37,7 +37,6 @@ impl Tracking {
     }
 }
 
-/// The result of [`Store::check_table`].
 #[derive(Clone, Copy, Debug)]
 pub struct TableCheck {
     pub tracking: Tracking,

@@ -31,7 +31,6 @@ pub struct ConsumerPosition {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatermarkRemoval {
-    /// The consumer has no watermark now.
     Done,
     /// The watermark stays, because an export of that consumer is being committed.
     Committing,
@@ -158,7 +157,6 @@ pub enum ConsumerRemoval {
 pub(crate) struct Advance<'a> {
     pub(crate) lane: Lane<'a>,
     pub(crate) export_type: ExportType,
-    /// The position at the start of the export.
     pub(crate) position: &'a Position,
     pub(crate) new_position: &'a NewPosition,
     /// The new watermark. `None` if no exported row had a time that can be a watermark.

@@ -7,7 +7,6 @@ use crate::store::queue::Settlement;
 use crate::worker::heartbeat::Stop;
 use crate::{pipeline, sink, source, store};
 
-/// The reasons why an attempt ended without a file.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error(transparent)]

@@ -51,7 +51,8 @@ e as (
       manifest = case when lane.next_number = input.number then input.manifest end,
       digest = case when lane.next_number = input.number then input.digest end,
       report = input.report || case
-        when input.sha256 is not null and last.columns_hash <> md5(input.signature) then '{"schemaChanged": true}'::jsonb
+        when input.sha256 is not null and last.columns_hash <> md5(input.signature)
+          then '{"schemaChanged": true}'::jsonb
         else '{}' end
   from j
   cross join input

@@ -46,8 +46,8 @@ j as (
 e as (
   insert into cdc_export.exports (
     job, consumer_id, dataset, lane_sequence, export_type, output_filename, has_after, after_job, after_sha256)
-  select j.id, j.consumer_id, input.dataset, input.lane_sequence, input.export_type, input.name, input.has_after, input.after_job,
-    input.after_sha256
+  select j.id, j.consumer_id, input.dataset, input.lane_sequence, input.export_type, input.name, input.has_after,
+    input.after_job, input.after_sha256
   from j
   cross join unnest($21, $22, $23, $24, $26, $27, $28)
     as input (dataset, lane_sequence, export_type, name, has_after, after_job, after_sha256)

@@ -22,8 +22,10 @@ insert into watermarks (
   table_oid, relfilenode, table_columns_hash, cluster_id, definition_hash, column_types, guard_state)
 select
   $1, input.dataset, input.last_exported_at, input.last_exported_at, clock_timestamp(), 1,
-  input.live::pg_snapshot, input.deletions::pg_snapshot, clock_timestamp(), log.sequence, clock_timestamp(), log.sequence,
-  input.table_oid, input.relfilenode, input.columns_hash, input.cluster_id, md5(input.definition), input.types, input.guard_state
+  input.live::pg_snapshot, input.deletions::pg_snapshot, clock_timestamp(), log.sequence, clock_timestamp(),
+  log.sequence,
+  input.table_oid, input.relfilenode, input.columns_hash, input.cluster_id, md5(input.definition), input.types,
+  input.guard_state
 from (
     select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'sequence')::regclass), 0)
       as sequence) log
