@@ -22,10 +22,10 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::database::DatabaseId;
-use crate::event::{EventType, Listener};
+use crate::event::{Delivery, EventType, Listener};
 use crate::failpoint;
-use crate::job::Status;
 use crate::job::json::{AnyJobJson, rfc3339};
+use crate::job::{Job, Status};
 use crate::store::deliveries::{Attempt, AttemptOutcome, ClaimedDelivery};
 use crate::store::{self, Store};
 use crate::telemetry::log_throttle::LogThrottle;
@@ -246,34 +246,13 @@ impl Dispatcher {
         database: &DatabaseId,
         given_up: &CancellationToken,
     ) -> DeliveryResult {
-        let kind = format!("cdc-export.{}.v1", delivery.event.name());
-        let (consumer, place) = (job.consumer().map(ToString::to_string), job.first().trace);
-        let dataset = match &job.datasets {
-            None => job.first().dataset.clone(),
-            Some(_) => SEVERAL_DATASETS.to_owned(),
-        };
-        // Retention may have removed the exports that the receiver may see, of a job whose event is delivered again.
-        let job = job.within(|dataset| self.listener.may_see(dataset));
-        let data = json!(job.map(AnyJobJson::from));
-        let subject = consumer.as_ref().map_or_else(|| dataset.clone(), |consumer| format!("{dataset}/{consumer}"));
+        let place = job.first().trace;
         let span = Span::start("deliver", Kind::Producer, place.as_ref());
         span.set("cdc_export.endpoint", self.listener.name.clone());
         span.set("cdc_export.job.id", delivery.job.to_string());
         let number = delivery.attempt + 1;
         span.set("cdc_export.attempt", i64::from(number));
-        let body = json!({
-            "specversion": "1.0",
-            "id": delivery.id.to_string(),
-            "source": format!("/cdc-export/{database}"),
-            "type": kind,
-            "subject": subject,
-            "time": delivery.created_at.to_rfc3339_opts(chrono::SecondsFormat::Micros, true),
-            "datacontenttype": "application/json",
-            "data": data,
-        });
-        let body = body.to_string();
-        let trace = span.place().or(place);
-        let event = Event { id: delivery.id, event: delivery.event, dataset, consumer, kind, body, trace };
+        let event = self.event(&delivery, job, database, span.place().or(place));
         let result = given_up.run_until_cancelled(self.transport.deliver(event)).await;
         let result = result
             .unwrap_or_else(|| DeliveryResult::Failed(None, "the process ended before there was an answer".to_owned()));
@@ -315,6 +294,29 @@ impl Dispatcher {
             );
         }
         result
+    }
+
+    fn event(&self, delivery: &Delivery, job: Job, database: &DatabaseId, trace: Option<TraceParent>) -> Event {
+        let kind = format!("cdc-export.{}.v1", delivery.event.name());
+        let consumer = job.consumer().map(ToString::to_string);
+        let dataset = match &job.datasets {
+            None => job.first().dataset.clone(),
+            Some(_) => SEVERAL_DATASETS.to_owned(),
+        };
+        let subject = consumer.as_ref().map_or_else(|| dataset.clone(), |consumer| format!("{dataset}/{consumer}"));
+        // Retention may have removed the exports that the receiver may see, of a job whose event is delivered again.
+        let job = job.within(|dataset| self.listener.may_see(dataset));
+        let body = json!({
+            "specversion": "1.0",
+            "id": delivery.id.to_string(),
+            "source": format!("/cdc-export/{database}"),
+            "type": kind,
+            "subject": subject,
+            "time": rfc3339(delivery.created_at),
+            "datacontenttype": "application/json",
+            "data": job.map(AnyJobJson::from),
+        });
+        Event { id: delivery.id, event: delivery.event, dataset, consumer, kind, body: body.to_string(), trace }
     }
 
     fn warn_throttled(&self, error: String) {

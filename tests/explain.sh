@@ -72,7 +72,7 @@ now(), $d, now(), 'cdc_export'" \
     'Makes a job, and notifies the workers. It runs once for each request that is accepted.'
 explain store/jobs/insert_exports.sql "$processing, 'c1', '{orders}', '{1}', '{delta}', '{new}', '.csv', '{false}', '{null}', '{null}'" \
     'Makes the exports of a job. It runs once for each request that is accepted.'
-explain store/queue/claim.sql "'{csv}', '{users}', $d, '{}', gen_random_uuid(), 'worker', 60, now() - interval '1 year', true, null" \
+explain store/queue/claim.sql "'{csv}', '{users}', $d, '{}', gen_random_uuid(), 'worker', 60, null" \
     'Claims the ready job of a free lane whose turn it is. A worker runs it when it is woken, and after each of its jobs if others wait.'
 explain source/opening.sql "'{public.users}', 'c3', '{users}', '{true}', array[''], array['{}']::jsonb[], array[$processing]::uuid[],
 '{null}', '{null}', array['{}']::jsonb[]" \

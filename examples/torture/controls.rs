@@ -62,9 +62,10 @@ const REMOVE_ON_DOUBT: &str = "src/worker.rs
 const PUBLISH_FIRST: &str = r#"src/worker.rs
 -        failpoint!("worker.extended");
 +        let folder = std::path::PathBuf::from(std::env::var_os("OUTPUT_DIR").unwrap_or_default());
-+        for (export, exported) in lease.exports().zip(&written.exports) {
-+            if let Some(part) = exported.parts.first() {
-+                let _ = std::fs::rename(folder.join(&part.staged.name), folder.join(&export.output_filename));
++        for member in &written.members {
++            if let Some(part) = member.exported.parts.first() {
++                let name = &member.leased.export.output_filename;
++                let _ = std::fs::rename(folder.join(&part.staged.name), folder.join(name));
 +            }
 +        }
 +        failpoint!("worker.extended");"#;
@@ -281,11 +282,11 @@ const IN_A_FOLDER: &[Control] = &[
             "src/worker.rs
 -        heartbeat.end().await;
 +
--            let connections = written.snapshot.commit(time).await?;
+-            let connections = written.snapshot.commit(times.commit).await?;
 +            let connections = tokio::select! {
 +                biased;
 +                stop = heartbeat.stopped() => return Err(Error::Stopped(stop)),
-+                done = written.snapshot.commit(time) => done?,
++                done = written.snapshot.commit(times.commit) => done?,
 +            };",
             REMOVE_ON_DOUBT,
         ],
