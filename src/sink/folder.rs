@@ -238,7 +238,7 @@ mod tests {
         std::fs::write(outer.path().join("out"), "theirs").unwrap();
         let identity = identity(&File::open(outer.path().join("out")).unwrap()).unwrap();
         let out = StagedFile { name: "../out".to_owned(), identity, ..file.clone() };
-        assert!(folder.publish(&out, "a.csv").is_err());
+        assert!(folder.give_name(&out, "a.csv", false).is_err());
         assert!(folder.open(&out, "../out").unwrap().is_none());
         folder.remove(&[("../out".to_owned(), out)]).unwrap();
         assert!(outer.path().join("out").exists());
