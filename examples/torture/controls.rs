@@ -225,20 +225,22 @@ const IN_A_FOLDER: &[Control] = &[
 -pub(super) struct Import(String);
 +pub(super) struct Import(pub(super) String);",
             r#"src/source/reading.rs
--        table.import.join(self.reader, &table.dataset.table).await?;
-+        if at > 0 {
-+            table.import.0 = table.import.0.replace("set transaction snapshot", "--");
-+        }
-+        table.import.join(self.reader, &table.dataset.table).await?;
-+        if at > 0 {
-+            let now: String = sqlx::query_scalar("select pg_current_snapshot()::text")
-+                .fetch_one(&mut *self.reader)
-+                .await
-+                .map_err(&failed)?;
-+            table.new_position.snapshot = Some(now);
-+            // No further reader, which would import the leader's.
-+            table.blocks = None;
-+        }"#,
+-            let import = Import::new(&table.imported, &table.dataset, &table.schema, leaf);
+-            import.join(self.reader, &table.dataset.table).await?;
++            let mut import = Import::new(&table.imported, &table.dataset, &table.schema, leaf);
++            if at > 0 {
++                import.0 = import.0.replace("set transaction snapshot", "--");
++            }
++            import.join(self.reader, &table.dataset.table).await?;
++            if at > 0 {
++                let now: String = sqlx::query_scalar("select pg_current_snapshot()::text")
++                    .fetch_one(&mut *self.reader)
++                    .await
++                    .map_err(&failed)?;
++                table.new_position.snapshot = Some(now);
++                // No further reader, which would import the leader's.
++                table.blocks = None;
++            }"#,
         ],
     },
     // Each export of a job is committed by itself. A worker that dies in between leaves the rest undone.
