@@ -25,8 +25,7 @@ const STATEMENTS: [&str; 4] = [
     "select from users where id = 1",
 ];
 
-/// Postgres's errors of a statement that met a deadlock, or found no place in the lock table. An end of the connection
-/// is the nemesis's.
+/// Postgres's errors of a deadlock and of a full lock table. An end of the connection is the nemesis's.
 const HARMS: [&str; 2] = ["40P01", "53200"];
 
 /// Sends statements until the writers are told to stop. Returns how many were answered.

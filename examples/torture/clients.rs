@@ -120,8 +120,7 @@ impl<'w> Caller<'w> {
         Some((status, answer))
     }
 
-    /// Asks for an export of a lane; mostly, if its consumer has several datasets, for some of these in one job, or for
-    /// all that are ready.
+    /// Asks for an export of a lane; mostly, if its consumer has several datasets, for a job of some or all of these.
     async fn ask_for(&self, lane: &'static Lane, random: &mut Random) {
         let is_of_several = lane.asked_by == AskedBy::Datasets && random.percent(75);
         let is_of_all = is_of_several && random.percent(20);
@@ -162,8 +161,7 @@ impl<'w> Caller<'w> {
         }
     }
 
-    /// Asks twice with one key, as a client does that isn't sure of the first answer: it is one job, of the same
-    /// exports. Returns its id.
+    /// Asks twice with one key, as a client that isn't sure of the first answer: it is one job. Returns its id.
     pub(crate) async fn submit(&self, kind: &str, consumer: &str, body: &Value) -> Option<String> {
         let (path, key) = (format!("/exports/{kind}"), uuid::Uuid::new_v4().to_string());
         let once = async || self.post(&path, consumer, Some(&key), body).await?.2;
@@ -290,8 +288,7 @@ impl<'w> Caller<'w> {
         }
     }
 
-    /// Downloads a completed export's file: all of it or an error, never a part that looks like all. A skipped one has
-    /// none.
+    /// Downloads a completed export's file: all of it or an error, never a part. A skipped one has none.
     async fn fetch(&self, random: &mut Random) {
         let done: Vec<Value> = {
             let ledger = locked(&self.world.ledger);

@@ -25,8 +25,7 @@ struct Control {
     breaks: Option<&'static str>,
     /// `None`: one export, of which strace writes down the file operations.
     scenario: Option<Scenario>,
-    /// The texts that are replaced: a file's name, and below it lines that begin with `-`, and the ones in their place,
-    /// which begin with `+`.
+    /// A file's name, below it texts that begin with `-`, and behind each the one in its place, with `+`.
     edits: &'static [&'static str],
 }
 
@@ -214,8 +213,7 @@ const IN_A_FOLDER: &[Control] = &[
 -    if spec.skips_empty && written.stats.rows == 0 {
 +    if spec.skips_empty && written.stats.rows <= 3 {"],
     },
-    // Each export of a job but the first is read at a snapshot of its own, and its position says so. So each lane by
-    // itself is right.
+    // Each export of a job but the first is read at a snapshot of its own. So each lane by itself is right.
     Control {
         name: "a-moment-each",
         breaks: Some("12"),
@@ -311,8 +309,7 @@ const IN_A_FOLDER: &[Control] = &[
 +        .await?;
 +        remember_masks(conn, commits).await?;"#],
     },
-    // The delivery is inserted in a transaction of its own. A process that dies between the two, or doesn't learn of
-    // the first commit, loses the delivery.
+    // The delivery is inserted in a transaction of its own, which a process that dies in between doesn't make.
     Control {
         name: "told-apart",
         breaks: Some("11"),
@@ -427,16 +424,14 @@ pub(crate) fn require_applicable(tree: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds the service without the control's protection. One folder for all of them, so that each compiles only what
-/// differs.
+/// Builds the service in one folder for all controls, so that each compiles only what differs.
 async fn build(edits: &[&'static str]) -> Result<PathBuf> {
     let place = builds::tree().join("target/torture-controls");
     let tree = place.join("tree");
     let target = place.join("target");
     if !target.exists() {
         borrow_dependencies(&target).await?;
-        // Written anew after what is borrowed: cargo would else take the service as it is for one that is built from
-        // the edits.
+        // Written anew, or cargo would take the service that is borrowed for the one with the edits.
         if tree.exists() {
             std::fs::remove_dir_all(&tree)?;
         }

@@ -72,8 +72,7 @@ impl Export {
         Some((self.after_job?, self.after_sha256.clone()?))
     }
 
-    /// The failure of an export that was committed, and whose file was gone before it had its name. The watermark stays
-    /// where it brought it.
+    /// The failure of a committed export whose file was gone before it had its name. Its position stays moved.
     pub(crate) fn has_lost_its_file(&self) -> bool {
         self.error_code.as_deref() == Some(FILE_LOST)
     }

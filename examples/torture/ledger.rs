@@ -180,8 +180,7 @@ impl Ledger {
     }
 }
 
-/// Returns true if an answer contradicts that the exports of a job are committed together. A file that is lost after
-/// the commit is another fault.
+/// Returns true if an answer contradicts that exports of a job are committed together. A later loss doesn't.
 fn is_torn(job: &Value) -> bool {
     let Some(exports) = job["exports"].as_array() else { return false };
     let is_committed = |export: &&Value| has_ended_well(export) || export["phase"] == "publishing";

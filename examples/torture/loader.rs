@@ -202,8 +202,7 @@ impl<'w> Loader<'w> {
         }
         let Ok(id) = id.parse() else { return false };
         let mut recorded = locked(&self.world.loaded);
-        // The database was put back meanwhile. The loader dies before it records the export, so that the oracle knows
-        // the era of each record.
+        // Put back meanwhile: it dies before it records the export, so that the oracle knows each record's era.
         if self.world.era() != standing.era {
             return false;
         }

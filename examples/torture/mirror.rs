@@ -158,8 +158,7 @@ impl World {
         Ok(texts[0] == texts[1])
     }
 
-    /// Holds each state that was seen against what the source says of itself, and a wrong one that is made against it,
-    /// too.
+    /// Holds each state that was seen against what the source says of itself, and a wrong one, too.
     async fn judge(&self, seen: &mut Seen) -> Result<()> {
         let mut source = self.source.connect_at_last().await?;
         let rows = sqlx::query("select writer, version, hash from history").fetch_all(&mut source).await?;
@@ -307,8 +306,7 @@ async fn write_once(conn: &mut PgConnection, random: &mut Random, writer: u64) -
     if random.percent(10) { tx.rollback().await } else { tx.commit().await }
 }
 
-/// Kills whoever is at hand for so long; how often each kind was met. In the middle the target is put back to what it
-/// was a third earlier.
+/// Kills whoever is at hand; how often each kind was met. In the middle the target is put back by a third.
 async fn kill(world: Arc<World>, length: Duration) -> Result<BTreeMap<&'static str, usize>> {
     let mut random = Random::new(world.seed, 800);
     let mut kills = BTreeMap::new();

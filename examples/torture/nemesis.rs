@@ -216,8 +216,7 @@ enum Fault {
     Hang,
 }
 
-/// The first phase: every failpoint with every fault, each replica working on one of them after the other. Returns how
-/// many there were.
+/// The first phase: every failpoint with every fault, one after the other on each replica. Returns how many.
 pub(crate) async fn visit(world: &World, names: impl Iterator<Item = String>, binary: &Path) -> Result<usize> {
     let mut visits: Vec<(String, Fault)> =
         names.flat_map(|name| [Fault::Kill, Fault::Error, Fault::Sleep].map(|fault| (name.clone(), fault))).collect();

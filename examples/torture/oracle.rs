@@ -22,8 +22,7 @@ use crate::replay::{Replica, Window};
 use crate::report::locked;
 use crate::trial::World;
 
-/// Why an export may fail here: its job's attempts are spent. All else is a defect, a transient error taken for a
-/// permanent one.
+/// Why an export may fail here: its job's attempts are spent. All else is a transient error taken for a permanent one.
 const SPENT: [&str; 4] = ["attempts_exhausted", "source_unavailable", "watermark_changed", "gave_way"];
 /// What the failpoints of the first phase look like.
 const INJECTED: [&str; 3] = ["storage_full", "storage_unavailable", "internal"];
@@ -529,8 +528,7 @@ impl Judged<'_> {
         Ok(true)
     }
 
-    /// Compares what a consumer has with the table that a completed or skipped export saw, and 12, with the table at
-    /// the moment of the export's job.
+    /// Compares with the table that the export saw, and 12, with the table at the moment of the export's job.
     fn compare(&self, export: &Export, consumer: &mut Consumer, brought: &BTreeSet<i64>) -> Result<()> {
         let nothing = Versions::new();
         let versions = self.era.versions.get(&export.dataset).unwrap_or(&nothing);
@@ -564,8 +562,7 @@ impl Judged<'_> {
         }
     }
 
-    /// 1, of an export for nobody: its rows are the table's, up to its key, at a moment between the attempt's claim and
-    /// its commit.
+    /// 1, of an export for nobody: its rows are the table's, up to its key, at a moment from its claim to its commit.
     fn compare_ad_hoc(&self, export: &Export) -> Result<()> {
         let archive = locked(&self.world.archive);
         let Some(file) = self.file(&archive, export) else { return Ok(()) };

@@ -109,8 +109,7 @@ impl Place {
         }
     }
 
-    /// Returns the name that it must have: in a bucket `{dataset}/{consumer}/{stem}_{token}{extension}`, with the first
-    /// eight digits of its attempt's token.
+    /// Returns the name that it must have: in a bucket with the first eight digits of its attempt's token.
     pub(crate) fn due_name(&self, export: &Export) -> Result<String> {
         let Export { output_filename, dataset, consumer_id, staged_name, .. } = export;
         if let Place::Folder(_) = self {
@@ -133,8 +132,7 @@ impl Place {
         }
     }
 
-    /// Returns the files without a final name: hidden files, notes of uploads, and uploads. Not what forgotten jobs
-    /// have left.
+    /// Returns hidden files, notes of uploads, and uploads. Not what forgotten jobs have left.
     pub(crate) async fn leftovers(&self, is_forgotten: impl Fn(&str) -> bool) -> Result<Vec<String>> {
         let (kept, mut left): (Vec<_>, Vec<_>) = self.list().await?.hidden.into_iter().partition(|name| {
             // `.{database}.{job}.{token}.{n}.part`, of a bucket's notes in their folder.

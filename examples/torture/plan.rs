@@ -65,8 +65,7 @@ pub(crate) enum Move {
     Clock,
     /// The tables' owner changes so many rows at once that the change log is over its bound.
     Backfill,
-    /// An application locks the tables, while processes are stopped, a folder hangs and the synchronous standby is
-    /// dead.
+    /// An application locks tables, while a folder hangs and the synchronous standby is dead.
     Locks,
 }
 

@@ -42,8 +42,7 @@ const GIVEN_UP: Duration = Duration::from_secs(15);
 const SIGNED_WITHIN: u64 = 60;
 /// From the time when the receiver takes everything until it has been told everything.
 const TOLD_WITHIN: Duration = Duration::from_secs(30);
-/// The pause after a first try. Deliveries that are due by then arrive by themselves. Later ones are asked for, since
-/// nobody waits for a day.
+/// The pause after a first try. Deliveries that are due by then arrive by themselves; later ones are asked for.
 const COMES_BY_ITSELF: Duration = Duration::from_secs(7);
 
 #[derive(Clone, Copy)]

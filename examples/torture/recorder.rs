@@ -176,8 +176,7 @@ pub(crate) async fn watch(conn: &mut PgConnection, table: &str) -> Result<()> {
     Ok(())
 }
 
-/// As SQL, for a transaction that changes values which no trigger sees: every row of the table as it is now. `which`
-/// says of which rows.
+/// As SQL, for a transaction that changes values which no trigger sees: the rows `which`, as they are now.
 pub(crate) fn record_all(table: &str, which: &str) -> String {
     let fields = fields(table, "r");
     format!(
@@ -197,8 +196,7 @@ pub(crate) enum Consequence {
     Refused,
     /// The same until the next move of these two kinds.
     RefusedUntilNext,
-    /// Deltas are refused until a full export, also after an incremental, which tells of no deletion. The table has a
-    /// new file, too.
+    /// Deltas are refused until a full export, also after an incremental. The table has a new file, too.
     Emptied,
     /// Nothing, unless another change of the catalog comes with it: then it can't be told from values written anew.
     NewFile,
@@ -252,8 +250,7 @@ pub(crate) struct Since {
     pub(crate) deletions: Option<Snapshot>,
 }
 
-/// Returns true if something was done to a table that an export of this kind, refused at `now`, may see, since the last
-/// ones' claims.
+/// Returns true if an export of this kind, refused at `now`, may see something done to its table since the claims.
 pub(crate) fn has_moved(moves: &[MoveMade], table: &str, kind: &str, since: &Since, now: &Snapshot) -> bool {
     use Consequence::{Added, Emptied, NewFile, Refused, RefusedUntilNext, Renamed};
     let is_new_since =
@@ -342,8 +339,7 @@ pub(crate) async fn versions(conn: &mut PgConnection) -> Result<BTreeMap<String,
     Ok(versions)
 }
 
-/// The number of rows of a table that a transaction wrote or deleted. A row that it wrote more than once counts as
-/// often.
+/// The number of rows that a transaction wrote or deleted. One that it wrote more than once counts as often.
 #[derive(sqlx_macros::FromRow)]
 pub(crate) struct Written {
     pub(crate) tbl: String,
@@ -459,15 +455,9 @@ impl History {
     }
 }
 
-/// Who died, and of what.
-///
-/// A death is an attempt that began, that is a claim which was committed, and ended neither completed, nor skipped,
-/// nor cancelled, nor with `full_export_needed`: its job went back to `pending` or on to `failed`. It counts only if
-/// between its claim and its end some act of the nemesis met the replica that ran it, or all of them. An act lasts
-/// until it is over: a stop until SIGCONT, a black hole until it is lifted. Killed processes that ran nothing count
-/// for nothing, and so do attempts that came through their fault. Two faults that meet one attempt are one death, of
-/// the later one. An attempt that met nothing but the early end of its lease has lost it, but harmed nobody's process
-/// or connection: it is told apart, and no death.
+/// Who died, and of what: attempts that ended neither completed, skipped or cancelled, nor with `full_export_needed`,
+/// while an act met their replica, or all of them. An act lasts until it is over. Of two acts the later one counts. The
+/// early end of a lease harms nobody's process or connection: it is told apart, and no death.
 pub(crate) fn deaths(attempts: &Attempts, replicas: &[Replica], report: &Report) -> Deaths {
     let acts = report.acts();
     let mut deaths = Deaths::default();

@@ -9,16 +9,14 @@ use anyhow::{Context, Result, ensure};
 use crate::era::Export;
 use crate::recorder::{Row, Snapshot, Version, Versions};
 
-/// Between which moments a job read its table: what was visible at its claim was visible to it, and what it saw was
-/// visible at its commit.
+/// From a job's claim, at which what was visible was visible to it, to its commit, at which what it saw was visible.
 pub(crate) struct Window {
     pub(crate) from: Snapshot,
     pub(crate) to: Snapshot,
 }
 
 impl Window {
-    /// What a row may have been, its versions being given oldest first. A version that is visible makes all before it
-    /// visible.
+    /// What a row may have been. A version that is visible makes all before it visible.
     fn possible<'v>(&self, versions: &'v [Version]) -> impl Iterator<Item = Option<&'v Arc<Row>>> + Clone {
         let seen = |snapshot: &Snapshot| versions.partition_point(|version| snapshot.sees(version.xid));
         let (first, last) = (seen(&self.from), seen(&self.to));

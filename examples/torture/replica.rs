@@ -25,8 +25,7 @@ use crate::receiver::{Receiver, SECRET_ENV};
 use crate::report::{Report, locked};
 
 pub(crate) const LEASE: Duration = Duration::from_secs(1);
-/// A start waits for what an earlier fault did: the recovery of Postgres, another replica that was stopped in its own
-/// start.
+/// A start waits for a recovery of Postgres, or a replica that was stopped in its own start.
 const START: Duration = Duration::from_secs(15);
 
 pub(crate) struct Replica {

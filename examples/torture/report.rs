@@ -93,8 +93,7 @@ pub(crate) struct Counts {
     pub(crate) counted: Vec<(&'static str, usize, Least)>,
 }
 
-/// What makes a run of three minutes or more with three replicas valid. A shorter one needs less, in proportion, and so
-/// does one with fewer replicas.
+/// What makes a run of 180 s or more with three replicas valid. A shorter or smaller one needs less in proportion.
 #[derive(Clone, Copy)]
 pub(crate) enum Least {
     Any,

@@ -52,8 +52,7 @@ pub(crate) async fn fill(conn: &mut PgConnection) -> Result<()> {
     Ok(())
 }
 
-/// Has the service install its triggers, as who owns the tables would. The service's own command, with a link that
-/// nothing harms.
+/// Has the service's own command install its triggers, over a link that nothing harms.
 pub(crate) async fn track(world: &World, binary: &Path, dataset: &str) -> Result<()> {
     let mut command = replica::command(binary, &world.cluster.service_url(world.cluster.port()));
     command.env("DATASETS", &world.datasets).envs(world.place.environment(None)?);

@@ -156,28 +156,33 @@ async fn a_standby_that_did_not_lag_goes_on() {
     promoted_standby(false).await;
 }
 
-#[tokio::test]
-async fn a_job_that_ran_when_the_database_was_copied_is_not_taken_over() {
+/// A cluster that goes on after it was copied with a job in this status, whose worker has died at the failpoint. Returns
+/// the job's id too. It has one row.
+async fn copied_with_job(failpoint: &str, status: &str) -> (Cluster, Service, String) {
     let mut cluster = Cluster::new().await;
     let mut service = exported(&cluster, &["a"]).await;
     service.end().await;
-    let dying = on(&cluster, &service).with("FAILPOINTS", "worker.staged=kill").with("LEASE_SECONDS", 2);
-    let mut dying = dying.service().await;
-    dying.dies_of("delta", "a", &json!({})).await;
-    let id: String = cluster.database().one("select id::text from cdc_export.jobs where status = 'processing'").await;
+    cluster.database().add_users(6, 6).await;
+    let dying = on(&cluster, &service).with("FAILPOINTS", format!("{failpoint}=kill")).with("LEASE_SECONDS", 2);
+    dying.service().await.dies_of("delta", "a", &json!({})).await;
+    let id = format!("select id::text from cdc_export.jobs where status = '{status}'");
+    let id: String = cluster.database().one(&id).await;
     cluster.stop().await;
     cluster.copy_cold();
     cluster.start().await;
-    cluster.database().add_users(6, 6).await;
-    let mut service = on(&cluster, &service).service().await;
+    let service = on(&cluster, &service).service().await;
     assert_eq!(service.ended(&id).await["rowsExported"], 1);
-    service.end().await;
+    (cluster, service, id)
+}
 
+#[tokio::test]
+async fn a_job_that_ran_when_the_database_was_copied_is_not_taken_over() {
+    let (mut cluster, mut service, id) = copied_with_job("worker.staged", "processing").await;
+    service.end().await;
     cluster.put_back().await;
     let database = cluster.database();
     let service = on(&cluster, &service).service().await;
-    let job = service.ended(&id).await;
-    needs_full(&job, "database_restored");
+    needs_full(&service.ended(&id).await, "database_restored");
     refused(&database, &service, "delta", "a", "database_restored").await;
     full_heals(&database, &service, "a", "database_restored").await;
     service.stop().await;
@@ -186,22 +191,10 @@ async fn a_job_that_ran_when_the_database_was_copied_is_not_taken_over() {
 
 #[tokio::test]
 async fn a_job_that_had_no_name_when_the_database_was_copied_hides_nothing_after_it() {
-    let mut cluster = Cluster::new().await;
-    let mut service = exported(&cluster, &["a"]).await;
-    service.end().await;
-    cluster.database().add_users(6, 6).await;
-    let mut dying = on(&cluster, &service).with("FAILPOINTS", "worker.committed=kill").service().await;
-    dying.dies_of("delta", "a", &json!({})).await;
-    let unpublished = "select id::text from cdc_export.jobs where status = 'committed'";
-    let id: String = cluster.database().one(unpublished).await;
-    cluster.stop().await;
-    cluster.copy_cold();
-    cluster.start().await;
-    let mut living = on(&cluster, &service).service().await;
-    assert_eq!(living.ended(&id).await["rowsExported"], 1);
+    let (mut cluster, mut service, id) = copied_with_job("worker.committed", "committed").await;
     cluster.database().add_users(7, 7).await;
-    assert_eq!(passes(&living, "delta", "a", None).await.1.ids(), [7]);
-    living.end().await;
+    assert_eq!(passes(&service, "delta", "a", None).await.1.ids(), [7]);
+    service.end().await;
 
     // Committed before, it is handed out again, and isn't the last that was.
     cluster.put_back().await;
