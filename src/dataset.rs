@@ -551,8 +551,8 @@ pub(crate) fn assert_lines(found: &str, expected: &[&str]) {
     }
 }
 
-/// Changes members of a sound block, and asserts that `read` refuses it for the reason beside them alone. A line without
-/// a value leaves the member out. No reason quotes a value with `hidden` in it.
+/// Changes members of a sound block, and asserts that `read` refuses it for the reason beside them alone. A line
+/// without a value leaves the member out. No reason quotes a value with `hidden` in it.
 #[cfg(test)]
 pub(crate) fn assert_refused<T>(
     block: &str,

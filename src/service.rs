@@ -461,9 +461,9 @@ impl Service {
         self.catalog.implied()
     }
 
-    /// Returns the datasets that the caller may see as they were `fresh` ago at most. If that takes long, returns what
-    /// an earlier call read, up to a minute ago. With a `fresh` of zero, a dataset that is not ready is one now: a table
-    /// that was tracked a moment ago is ready.
+    /// Returns the datasets that the caller may see as they were `fresh` ago at most. If that takes long, returns the
+    /// result of an earlier call, up to a minute old. With a `fresh` of zero, a dataset that is not ready is one now: a
+    /// table that was tracked a moment ago is ready.
     pub async fn datasets(&self, fresh: Duration) -> Result<CachedRead<Arc<TableStates>>, Arc<Error>> {
         let (changed_at, called_at) = (self.current.changed_at(), Utc::now());
         let mut tables = self.cached.tables.get((), fresh, Some(changed_at), self.clone().read_tables()).await?;

@@ -43,10 +43,10 @@ type RunningRead<V> = Shared<BoxFuture<'static, Result<CachedRead<V>, Arc<Error>
 
 /// The last result for each key. One read at a time is going on for each.
 #[derive(Debug)]
-pub(crate) struct CachedReads<K, V: Clone>(Arc<Mutex<HashMap<K, Entry<V>>>>);
+pub(crate) struct CachedReads<K, V: Clone>(Arc<Mutex<HashMap<K, CacheEntry<V>>>>);
 
 #[derive(Debug)]
-struct Entry<V: Clone> {
+struct CacheEntry<V: Clone> {
     last: Option<CachedRead<V>>,
     /// The read that is going on, and the time when it began.
     running: Option<(DateTime<Utc>, RunningRead<V>)>,
@@ -95,7 +95,7 @@ where
             let is_full = entries.len() >= MAX_KEYS;
             let is_kept = |last: &CachedRead<V>| !is_full && last.age() < MAX_AGE;
             entries.retain(|_, entry| entry.running.is_some() || entry.last.as_ref().is_some_and(is_kept));
-            let entry = entries.entry(key.clone()).or_insert(Entry { last: None, running: None });
+            let entry = entries.entry(key.clone()).or_insert(CacheEntry { last: None, running: None });
             let is_usable = |last: &&CachedRead<V>| last.age() < MAX_AGE && changed_at.is_none_or(|at| at < last.as_of);
             let last = entry.last.as_ref().filter(is_usable).cloned();
             if let Some(last) = last.as_ref().filter(|last| last.age() < fresh) {
@@ -132,7 +132,7 @@ where
         (as_of, running.boxed().shared())
     }
 
-    fn entries(&self) -> MutexGuard<'_, HashMap<K, Entry<V>>> {
+    fn entries(&self) -> MutexGuard<'_, HashMap<K, CacheEntry<V>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

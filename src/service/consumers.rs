@@ -214,8 +214,8 @@ impl Service {
         Ok(consumers.iter().map(|id| id.as_str()).zip(markers).collect())
     }
 
-    /// Returns the states of consumers by their tables. If reads take long, returns the results of earlier ones, up to a
-    /// minute ago. A state is unknown if its table can't be read now, or if no read of it has ended in time.
+    /// Returns the states of consumers by their tables. If reads take long, returns the results of earlier ones, up to
+    /// a minute old. A state is unknown if its table can't be read now, or if no read of it has ended in time.
     async fn lags(&self, positions: &[ConsumerPosition]) -> Vec<CachedRead<ConsumerLag>> {
         let datasets: BTreeSet<_> = positions.iter().map(|position| &*position.dataset).collect();
         let known = self.catalog.iter().filter(|dataset| datasets.contains(&*dataset.name));
