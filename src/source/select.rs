@@ -168,8 +168,8 @@ impl Select<'_> {
         format!("{ch}\n{rows}")
     }
 
-    /// The keys of a query of entries as `ch`, each with a column of this name and value, and with its transaction. They
-    /// are looked up in their order, in which they are side by side in the index, and mostly in the table.
+    /// The keys of a query of entries as `ch`, each with a column of this name and value, and with its transaction. The
+    /// keys are looked up in their order, in which they are side by side in the index, and mostly in the table.
     fn grouped(&self, (name, value): (&str, &str), entries: &str) -> String {
         let Pieces { names, entry_names, ordinals, .. } = self.pieces();
         let (columns, values) = (self.with_xid(&[&names, name], XID), self.with_xid(&[&names, value], LATEST_XID));
@@ -664,26 +664,24 @@ mod tests {
 
     /// A statement with a line for each clause, indented by its parentheses. Keeps the ends of comments.
     fn readable(statement: &str) -> String {
-        let (mut lines, mut line, mut depth) = (Vec::new(), String::new(), 0);
-        for words in statement.lines() {
-            for word in words.split_whitespace() {
+        let (mut text, mut depth) = (String::new(), 0);
+        for line in statement.lines() {
+            for word in line.split_whitespace() {
                 let is_clause = ["select", "from", "full", "left", "join", "where", "union", "group"].contains(&word);
-                let begins = is_clause && !line.ends_with("full") && !line.ends_with("left");
-                let is_part = ["and", "or", "when", "as", "on"].contains(&word) || line.ends_with(',');
-                if begins || is_part && line.len() + word.len() > 120 {
-                    lines.push(std::mem::replace(&mut line, "  ".repeat(depth + usize::from(!begins))));
+                let begins = is_clause && !text.ends_with("full ") && !text.ends_with("left ");
+                let is_part = ["and", "or", "when", "as", "on"].contains(&word) || text.ends_with(", ");
+                let width = text.len() - text.rfind('\n').unwrap_or(0);
+                if begins || is_part && width + word.len() > 122 {
+                    text = format!("{}\n{}", text.trim_end(), "  ".repeat(depth + usize::from(!begins)));
                 }
-                line += if line.trim().is_empty() { "" } else { " " };
-                line += word;
+                text += &format!("{word} ");
                 depth = depth + word.matches('(').count() - word.matches(')').count();
             }
-            if words.contains("--") {
-                lines.push(std::mem::take(&mut line));
+            if line.contains("--") {
+                text = format!("{}\n", text.trim_end());
             }
         }
-        lines.push(line);
-        lines.retain(|line| !line.trim().is_empty());
-        lines.join("\n")
+        text.trim().to_owned()
     }
 
     #[test]
