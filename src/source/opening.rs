@@ -15,7 +15,7 @@ use crate::job::Continuity;
 use crate::source::connections::ExportConnections;
 use crate::source::exported_snapshot::ExportedSnapshot;
 use crate::source::import::{Import, ImportedSnapshot, NOTICE_A_LOST_CLIENT};
-use crate::source::relation_locks::{Locked, Relation, Room};
+use crate::source::relation_locks::{Lockable, Locked, Room};
 use crate::source::rights::TableAccess;
 use crate::source::session::Readers;
 use crate::source::snapshot::{Purpose, Snapshot, SnapshotTable};
@@ -135,7 +135,7 @@ impl Opening<'_> {
     }
 
     /// Returns the tables with their kinds. If there is no table, the lock reports it.
-    fn relations<'t>(&self, accesses: &'t [TableAccess]) -> Vec<Relation<'t>>
+    fn relations<'t>(&self, accesses: &'t [TableAccess]) -> Vec<Lockable<'t>>
     where
         Self: 't,
     {
@@ -144,7 +144,7 @@ impl Opening<'_> {
     }
 
     /// Begins the leader's transaction with locks on these tables, or rolls it back. Returns the error of the locks.
-    async fn try_lock(&mut self, relations: &[Relation<'_>]) -> Result<Option<sqlx::Error>, Error> {
+    async fn try_lock(&mut self, relations: &[Lockable<'_>]) -> Result<Option<sqlx::Error>, Error> {
         let statements = format!(
             "-- source.snapshot.begin
              begin isolation level read committed read write;
@@ -167,7 +167,7 @@ impl Opening<'_> {
     }
 
     /// Waits until a relation that is locked is free, while the leader has no lock. Returns false if it didn't.
-    async fn wait_for_locked(&mut self, relations: &[Relation<'_>], limit: Duration) -> Result<bool, Error> {
+    async fn wait_for_locked(&mut self, relations: &[Lockable<'_>], limit: Duration) -> Result<bool, Error> {
         let wait = async |leader: &mut PgConnection| {
             let locked = Locked::find(leader, relations).await.map_err(Error::from_sql("pg_locks"))?;
             let Some(lock) = locked.and_then(|locked| locked.lock_alone()) else { return Ok(false) };
@@ -186,7 +186,7 @@ impl Opening<'_> {
     }
 
     /// Returns the error of a table that can't be locked. `name` is its name in the dataset.
-    async fn cannot_lock(&mut self, relation: Relation<'_>, name: &Table, cause: sqlx::Error) -> Result<Error, Error> {
+    async fn cannot_lock(&mut self, relation: Lockable<'_>, name: &Table, cause: sqlx::Error) -> Result<Error, Error> {
         if !relation_locks::is_conflict(&cause) {
             return Ok(Error::from_sql(name)(cause));
         }
@@ -288,7 +288,7 @@ async fn roll_back(leader: &mut PgConnection) -> Result<(), Error> {
 }
 
 /// Requires that the locks of an export leave half of the free places of Postgres's lock table.
-async fn require_room(leader: &mut PgConnection, relations: &[Relation<'_>], one_by_one: &[bool]) -> Result<(), Error> {
+async fn require_room(leader: &mut PgConnection, relations: &[Lockable<'_>], one_by_one: &[bool]) -> Result<(), Error> {
     let room = Room::find(leader, relations, one_by_one).await.map_err(Error::from_sql("pg_locks"))?;
     let (locks, free) = (room.relations + room.of_read, room.free);
     if locks * 2 > free { Err(Error::TooManyLocks { locks, free }) } else { Ok(()) }

@@ -21,8 +21,8 @@ pub(super) const BENEATH: (&str, &str) = ("relation_locks/beneath.sql", include_
 pub(super) const READS_ALONE: (&str, &str) =
     ("relation_locks/reads_alone.sql", include_str!("relation_locks/reads_alone.sql"));
 
-/// A relation, with its kind if it exists.
-pub(super) type Relation<'t> = (&'t Table, Option<RelationKind>);
+/// A relation to be locked, with its kind if it exists.
+pub(super) type Lockable<'t> = (&'t Table, Option<RelationKind>);
 
 /// The places that locks need in Postgres's lock table. A statement of somebody else that finds no place fails.
 #[derive(sqlx_macros::FromRow)]
@@ -37,7 +37,7 @@ impl Room {
     /// Counts the places for these relations. `one_by_one` says which of them are read one partition after the other.
     pub(super) async fn find(
         conn: &mut PgConnection,
-        relations: &[Relation<'_>],
+        relations: &[Lockable<'_>],
         one_by_one: &[bool],
     ) -> Result<Room, sqlx::Error> {
         let statement = with_pieces(include_str!("relation_locks/room.sql"), &[BENEATH, READS_ALONE]);
@@ -48,7 +48,7 @@ impl Room {
 /// Returns the statements that lock relations in ACCESS SHARE mode, with their partitions, or with the tables that a
 /// view reads. They wait for no lock, and run no code of an owner. A relation without a kind doesn't exist, which its
 /// lock reports.
-pub(super) fn locks<'t>(relations: impl IntoIterator<Item = Relation<'t>>) -> String {
+pub(super) fn locks<'t>(relations: impl IntoIterator<Item = Lockable<'t>>) -> String {
     let (mut lockable, mut others) = (Vec::new(), Vec::new());
     for (relation, kind) in relations {
         match kind.is_none_or(RelationKind::can_be_locked) {
@@ -68,7 +68,7 @@ pub(super) fn locks<'t>(relations: impl IntoIterator<Item = Relation<'t>>) -> St
     statements
 }
 
-fn names(relations: &[Relation<'_>]) -> Vec<String> {
+fn names(relations: &[Lockable<'_>]) -> Vec<String> {
     relations.iter().map(|(relation, _)| quote::relation(relation)).collect()
 }
 
@@ -92,7 +92,7 @@ impl Locked {
     /// Looks for a locked relation among these, their partitions and the tables that they read.
     pub(super) async fn find(
         conn: &mut PgConnection,
-        relations: &[Relation<'_>],
+        relations: &[Lockable<'_>],
     ) -> Result<Option<Locked>, sqlx::Error> {
         let statement = with_pieces(include_str!("relation_locks/locked.sql"), &[BENEATH]);
         sqlx::query_as(AssertSqlSafe(statement)).bind(names(relations)).fetch_optional(conn).await

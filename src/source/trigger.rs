@@ -17,9 +17,9 @@ pg_rows::words! {
         /// A row that was written where statement triggers don't fire: by a subscription's apply worker, or with
         /// `session_replication_role = replica`.
         Replicated = "s",
-        /// A row that was written to a partition. Postgres clones row triggers to every partition, those to come too, so
-        /// that they see what is written directly into one; statement triggers of the parent wouldn't. A row that moves
-        /// is a delete and an insert.
+        /// A row that was written to a partition. Postgres clones row triggers to every partition, those to come too,
+        /// so that they see what is written directly into one; statement triggers of the parent wouldn't. A row that
+        /// moves is a delete and an insert.
         Rows = "r",
         /// A statement that emptied the table.
         Truncates = "t",

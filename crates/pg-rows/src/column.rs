@@ -32,7 +32,7 @@ impl Column {
 }
 
 crate::words! {
-    /// The type of a column's values, which decides their binary form and their text. The word is its name in `pg_type`.
+    /// The type of a column's values, which decides their binary form and their text. Its word is that of `pg_type`.
     ColumnType, "a type" {
         /// `smallint`
         Int2 = "int2",

@@ -117,8 +117,8 @@ fn put<const N: usize>(at: usize, number: u32, text: &mut [u8; N]) {
     text[at..at + 2].copy_from_slice(digits::two(number));
 }
 
-/// Returns what [`civil`] returns. A date has twenty times the range of a timestamp, so only the day's place in its cycle
-/// is converted.
+/// Returns what [`civil`] returns. A date has twenty times the range of a timestamp, so only the day's place in its
+/// cycle is converted.
 fn civil_date(day: i32) -> (i64, u32, u32) {
     let day = i64::from(day);
     let (year, month, day_of_month) = civil(day.rem_euclid(DAYS_OF_CYCLE));

@@ -17,10 +17,8 @@ pub struct Fields(Vec<Option<&'static [u8]>>);
 impl Fields {
     /// Takes the vector, empty, for fields of any lifetime.
     pub fn take<'f>(&mut self) -> Vec<Option<&'f [u8]>> {
-        let mut fields = std::mem::take(&mut self.0);
-        fields.clear();
         // The element's size is the same and there are none, so the allocation is reused.
-        fields.into_iter().map(|_| None).collect()
+        std::mem::take(&mut self.0).into_iter().map(|_| None).collect()
     }
 
     /// Puts the vector back, for the next call of [`Fields::take`].

@@ -269,8 +269,8 @@ impl Slices {
     }
 }
 
-/// Returns the type in which a column's values are stored, and the type that a reader takes them for. A `DECIMAL` is the
-/// smallest integer that has its digits.
+/// Returns the type in which a column's values are stored, and the type that a reader takes them for. A `DECIMAL` is
+/// the smallest integer that has its digits.
 pub(super) fn types(column: &Column) -> (basic::Type, Option<LogicalType>) {
     match (column.kind, column.parquet) {
         (_, ParquetType::Text) => (basic::Type::BYTE_ARRAY, Some(LogicalType::String)),
