@@ -60,7 +60,7 @@ const CHANNEL: &str = "cdc_export";
 const CLAIMS_FAIL_AFTER: Duration = Duration::from_secs(60);
 
 /// The processes that run exports on this database.
-#[derive(Clone, Copy, Debug, Default, sqlx_macros::FromRow)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct OtherProcesses {
     /// The number of those, other than this one, whose claims fail.
     pub failing: i64,
