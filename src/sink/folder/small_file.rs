@@ -35,12 +35,12 @@ impl Folder {
         }
         dir.write_small(draft, text, || {
             failpoint!("sink.drafted", Err(Error::Io(Errno::IO.into())));
-            if before.is_none() {
-                return dir.name_draft(draft, name);
-            }
-            // Another process may have published while the disk synced the draft.
+            // Another process may have published while the disk synced the draft, and the sweep may have removed the draft.
             if read_small(&dir, name, MARKER_MAX_BYTES)?.as_ref() != before {
                 return Ok(false);
+            }
+            if before.is_none() {
+                return dir.name_draft(draft, name);
             }
             let renamed = rustix::fs::renameat(&dir.fd, draft, &dir.fd, name);
             renamed.map(|()| true).map_err(dir.cannot("replace", name))
