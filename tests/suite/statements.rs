@@ -53,7 +53,6 @@ impl SqlFile {
         heads.iter().enumerate().map(parameter).collect()
     }
 
-    /// The names of the pieces that the file includes.
     fn included(&self) -> BTreeSet<&str> {
         self.text.lines().filter_map(|line| line.trim().strip_prefix("-- include ")).collect()
     }
@@ -79,7 +78,6 @@ impl SqlFile {
     }
 }
 
-/// All `.sql` files below `src`.
 fn sql_files() -> Vec<SqlFile> {
     let file = |(name, text): (String, String)| SqlFile { path: name.strip_prefix("src/").unwrap().to_owned(), text };
     files_below(&["src"], "sql").into_iter().map(file).collect()
@@ -88,16 +86,10 @@ fn sql_files() -> Vec<SqlFile> {
 #[test]
 fn a_statement_file_is_headed_by_a_name_of_its_own() {
     let mut names = BTreeSet::new();
-    for SqlFile { path, text } in sql_files().iter().filter(|file| file.is_statement()) {
-        let name = text.lines().next().unwrap();
-        assert!(names.insert(name.to_owned()), "{path}: {name} is the name of two statements");
-    }
-}
-
-#[test]
-fn the_lines_of_a_statement_file_are_not_longer_than_120() {
-    for SqlFile { path, text } in sql_files() {
-        assert_eq!(text.lines().find(|line| line.len() > 120), None, "{path}");
+    for file in sql_files() {
+        let name = file.text.lines().next().unwrap().to_owned();
+        assert!(!file.is_statement() || names.insert(name), "{}: two statements have its name", file.path);
+        assert_eq!(file.text.lines().find(|line| line.len() > 120), None, "{}", file.path);
     }
 }
 
