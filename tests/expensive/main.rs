@@ -22,7 +22,6 @@ mod apply;
 mod attacks;
 mod connections;
 mod ddl;
-mod exports;
 mod guard;
 mod lanes;
 mod many_jobs;
