@@ -18,6 +18,7 @@ use serde_json::Value;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool, Postgres, Transaction};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 use tokio::sync::{OnceCell, oneshot};
 
@@ -32,7 +33,6 @@ const PATIENT: &str = "service.call=time:20000,service.patience=time:20000,servi
 /// The failpoints of a test of the time limit itself: a call may take as long as in use.
 pub(crate) const PROMPT: &str = "service.call=time:1900";
 
-/// An id that no job has.
 pub(crate) const UNKNOWN_JOB: &str = "01900000-0000-7000-8000-000000000000";
 
 /// Each setting that changes how Postgres reads or writes a value, otherwise than by default. Of `pg_settings` of
@@ -103,6 +103,31 @@ pub(crate) async fn serving(routes: axum::Router) -> String {
     address
 }
 
+/// Sends the same bytes to each client that has sent something. Returns the server's address.
+pub(crate) async fn answering(answer: impl Into<Vec<u8>>) -> String {
+    let (listener, answer) = (tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap(), answer.into());
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let _ = client.read(&mut [0; 4096]).await;
+            let _ = client.write_all(&answer).await;
+        }
+    });
+    address
+}
+
+/// Sends a request on to the service at this address.
+pub(crate) async fn passed_on(
+    client: &reqwest::Client,
+    to: &str,
+    request: axum::extract::Request,
+) -> reqwest::Response {
+    let (mut head, body) = request.into_parts();
+    head.headers.remove("host");
+    let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
+    client.request(head.method, format!("{to}{}", head.uri)).headers(head.headers).body(body).send().await.unwrap()
+}
+
 /// The exit code of a command that a signal has ended.
 pub(crate) const KILLED: i32 = -1;
 
@@ -146,8 +171,7 @@ pub(crate) async fn embedded_settings_with_cluster(data_dir: &Path) -> private_p
         .get_or_init(|| async {
             let folder = private_server().folder.with_extension("cluster");
             remove_folder(&folder);
-            let server = private_postgres::Server::start(&embedded_settings(&folder)).await.unwrap();
-            server.stop().await;
+            private_postgres::Server::start(&embedded_settings(&folder)).await.unwrap().stop().await;
             std::fs::remove_file(folder.join("postgres.log")).unwrap();
             folder
         })
@@ -175,7 +199,6 @@ fn settings_with(data_dir: &Path, bin_dir: Option<PathBuf>) -> private_postgres:
     }
 }
 
-/// How to connect to a private server.
 pub(crate) fn connect_options(socket_folder: &Path) -> PgConnectOptions {
     PgConnectOptions::new_without_pgpass()
         .socket(socket_folder)
@@ -314,7 +337,6 @@ fn template() -> String {
     format!("cdc_test_{}_template", std::process::id())
 }
 
-/// The run's own server.
 struct PrivateServer {
     folder: PathBuf,
     options: PgConnectOptions,
@@ -406,12 +428,10 @@ async fn hasten(options: &PgConnectOptions) -> PathBuf {
 async fn ask_for_passwords(options: &PgConnectOptions) {
     let mut admin = PgConnection::connect_with(options).await.unwrap();
     let file: String = sqlx::query_scalar("show hba_file").fetch_one(&mut admin).await.unwrap();
-    let rules = format!("local all {} trust\nlocal all all md5\n", private_postgres::ROLE);
-    std::fs::write(&file, rules).unwrap();
+    std::fs::write(&file, format!("local all {} trust\nlocal all all md5\n", private_postgres::ROLE)).unwrap();
     admin.execute("select pg_reload_conf()").await.unwrap();
 }
 
-/// The folder of a server's programs.
 async fn programs(connection: &mut PgConnection) -> PathBuf {
     let folder = "select setting from pg_config() where name = 'BINDIR'";
     sqlx::query_scalar::<_, String>(folder).fetch_one(connection).await.unwrap().into()
@@ -472,18 +492,15 @@ impl Database {
         Database::at(server.clone().database(&name))
     }
 
-    /// A database that exists already.
     pub(crate) fn at(options: PgConnectOptions) -> Database {
         let pool = PgPoolOptions::new().max_connections(4).connect_lazy_with(options.clone());
         Database { options, pool }
     }
 
-    /// A URL that the binary can connect with.
     pub(crate) fn url(&self) -> String {
         self.options.to_url_lossy().to_string()
     }
 
-    /// Runs statements.
     pub(crate) async fn run(&self, sql: &str) {
         sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&self.pool).await.unwrap();
     }
@@ -508,7 +525,6 @@ impl Database {
         self.options = self.options.clone().username(&role).password("pass");
     }
 
-    /// The folder of the server's programs.
     pub(crate) async fn programs(&self) -> PathBuf {
         programs(&mut PgConnection::connect_with(&self.options).await.unwrap()).await
     }
@@ -529,12 +545,10 @@ impl Database {
         sqlx::query_scalar(AssertSqlSafe(sql.to_owned())).fetch_all(&self.pool).await.unwrap()
     }
 
-    /// The major version of its server.
     pub(crate) async fn postgres_version(&self) -> i32 {
         self.one::<i32>("select current_setting('server_version_num')::int / 10000").await
     }
 
-    /// A URL for another role of its server.
     pub(crate) fn url_as(&self, role: &str, password: &str) -> String {
         self.options.clone().username(role).password(password).to_url_lossy().to_string()
     }
@@ -653,7 +667,6 @@ impl Hold {
         Hold { file: work.path().join(format!("{failpoint}.held")), _work: Arc::clone(work) }
     }
 
-    /// Waits until the process is held.
     pub(crate) async fn reached(&self) {
         eventually("the failpoint is reached", async || self.file.exists().then_some(())).await;
     }
@@ -676,7 +689,6 @@ pub(crate) struct Start {
 }
 
 impl Start {
-    /// On a database.
     pub(crate) fn on(database: &Database) -> Start {
         Start::plain().with("DATABASE_URL", database.url())
     }
@@ -696,7 +708,6 @@ impl Start {
         .with("LOG_FORMAT", "json")
     }
 
-    /// With a setting.
     pub(crate) fn with(mut self, name: &str, value: impl ToString) -> Start {
         self.variables.push((name.to_owned(), value.to_string()));
         self
@@ -714,7 +725,6 @@ impl Start {
         self
     }
 
-    /// With so many files that the process may open at once.
     pub(crate) fn with_open_files(mut self, count: u32) -> Start {
         self.open_files = Some(count);
         self
@@ -726,7 +736,6 @@ impl Start {
         self
     }
 
-    /// With another service's output folder.
     pub(crate) fn sharing_output(mut self, other: &Service) -> Start {
         self.output = Arc::clone(&other.output);
         self
@@ -873,14 +882,18 @@ impl Service {
         request.send().await.unwrap()
     }
 
-    /// The answer to a GET, in JSON.
+    /// Asserts that a call is refused with this status and this code of its problem.
+    pub(crate) async fn refuses(&self, method: &str, path: &str, headers: &[(&str, &str)], status: u16, code: &str) {
+        let refused = refusal(self.call(method, path, headers).await).await;
+        assert_eq!(refused, (status, code.to_owned()), "{method} {path} {headers:?}");
+    }
+
     pub(crate) async fn get(&self, path: &str) -> Value {
         let answer = self.call("GET", path, &[]).await;
         assert_eq!(answer.status(), 200, "{path}");
         answer.json().await.unwrap()
     }
 
-    /// All items of a list, page by page.
     pub(crate) async fn pages(&self, path: &str, headers: &[(&str, &str)], limit: usize) -> Vec<Value> {
         let (mut items, mut cursor) = (Vec::new(), String::new());
         loop {
@@ -896,7 +909,6 @@ impl Service {
         }
     }
 
-    /// A request with a body.
     pub(crate) async fn post(&self, path: &str, headers: &[(&str, &str)], body: &Value) -> reqwest::Response {
         let mut request = self.client.post(format!("{}{path}", self.address)).json(body);
         for (name, value) in headers {
@@ -914,7 +926,19 @@ impl Service {
         eventually("a connection for the call", call).await
     }
 
-    /// Submits an export and gives its id.
+    /// Submits an export that runs until the lock, which it waits for, is released.
+    pub(crate) async fn held_export(
+        &self,
+        database: &Database,
+        export_type: &str,
+        consumer: &str,
+    ) -> (Transaction<'static, Postgres>, String) {
+        let held = database.hold_exports().await;
+        let id = self.submit(export_type, consumer).await;
+        self.becomes(&id, "processing").await;
+        (held, id)
+    }
+
     pub(crate) async fn submit(&self, export_type: &str, consumer: &str) -> String {
         // A call that was answered 503 may have made the job: with the same key, the next one makes no second job.
         let once = uuid::Uuid::new_v4().to_string();
@@ -931,7 +955,6 @@ impl Service {
         self.dies().await;
     }
 
-    /// A job as the API shows it now.
     pub(crate) async fn job(&self, id: &str) -> Value {
         let answer = self.ask("GET", &format!("/exports/{id}"), &[]).await;
         assert_eq!(answer.status(), 200);
@@ -944,7 +967,14 @@ impl Service {
         eventually("a job ends", || async { Some(self.job(id).await).filter(terminal) }).await
     }
 
-    /// Waits until a job has completed.
+    pub(crate) async fn deliveries(&self, query: &str) -> Vec<Value> {
+        self.get(&format!("/deliveries{query}")).await["items"].as_array().unwrap().clone()
+    }
+
+    pub(crate) async fn manifest(&self, job: &Value) -> Value {
+        self.get(&format!("/exports/{}/manifest", job["jobId"].as_str().unwrap())).await
+    }
+
     pub(crate) async fn completes(&self, id: &str) -> Value {
         let job = self.ended(id).await;
         assert_eq!(job["status"], "completed", "{job} {}", self.log());
@@ -959,19 +989,16 @@ impl Service {
         (job, file)
     }
 
-    /// A consumer's watermark, as the API shows it.
     pub(crate) async fn watermark(&self, consumer: &str) -> Option<String> {
         let answer = self.call("GET", "/exports/watermark", &[("X-Consumer-ID", consumer)]).await;
         let body: Value = answer.json().await.unwrap();
         body["lastExportedAt"].as_str().map(str::to_owned)
     }
 
-    /// The output folder.
     pub(crate) fn output(&self) -> &Path {
         self.output.path()
     }
 
-    /// A job's file.
     pub(crate) fn path(&self, job: &Value) -> PathBuf {
         self.output().join(job["outputFilename"].as_str().unwrap())
     }
@@ -985,18 +1012,15 @@ impl Service {
         names
     }
 
-    /// The log's lines of one event.
     pub(crate) fn events(&self, event: &str) -> Vec<Value> {
         self.log.lines().iter().filter(|line| line["event"] == event).cloned().collect()
     }
 
-    /// Waits until a failpoint is hit.
     pub(crate) async fn reaches(&self, failpoint: &str) {
         eventually(failpoint, || async { self.events("failpoint").into_iter().find(|line| line["name"] == failpoint) })
             .await;
     }
 
-    /// Releases the service from a failpoint that holds it.
     pub(crate) async fn release(&self, failpoint: &str) {
         Hold::of(&self.work, failpoint).release().await;
     }
@@ -1006,22 +1030,18 @@ impl Service {
         eventually(event, || async { self.events(event).into_iter().find(|line| line["jobId"] == job) }).await
     }
 
-    /// The whole log, as one text.
     pub(crate) fn log(&self) -> String {
         self.log.lines().iter().map(|line| format!("{line}\n")).collect()
     }
 
-    /// Waits until a job has a status.
     pub(crate) async fn becomes(&self, id: &str, status: &str) -> Value {
         eventually(status, || async { Some(self.job(id).await).filter(|job| job["status"] == status) }).await
     }
 
-    /// Its process id.
     pub(crate) fn pid(&self) -> nix::unistd::Pid {
         nix::unistd::Pid::from_raw(self.child.id().expect("it runs").cast_signed())
     }
 
-    /// Sends it a signal.
     pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
         nix::sys::signal::kill(self.pid(), signal).unwrap();
     }
@@ -1033,7 +1053,6 @@ impl Service {
         status.code()
     }
 
-    /// Waits until it has died of a failpoint.
     pub(crate) async fn dies(&mut self) {
         assert_eq!(self.exit().await, None, "killed, not ended");
     }
@@ -1099,7 +1118,6 @@ impl Csv {
         Csv { header, rows: reader.records().map(|record| texts(&record.unwrap())).collect() }
     }
 
-    /// A column's values, sorted.
     pub(crate) fn sorted(&self, column: &str) -> Vec<&str> {
         let at = self.header.iter().position(|name| name == column).unwrap();
         let mut values: Vec<_> = self.rows.iter().map(|row| row[at].as_str()).collect();
@@ -1107,7 +1125,6 @@ impl Csv {
         values
     }
 
-    /// The keys, sorted.
     pub(crate) fn ids(&self) -> Vec<i64> {
         let mut ids: Vec<i64> = self.sorted("id").into_iter().map(|id| id.parse().unwrap()).collect();
         ids.sort_unstable();
