@@ -8,13 +8,11 @@ use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, ended};
 use crate::harness::{Database, Service, Start, UNKNOWN_JOB, client_builder, ends};
-use crate::keys::served;
+use crate::keys::{header_of, made, served};
 use crate::several_datasets::id;
 
 const CONSUMERS: [&str; 2] = ["anna", "bertil"];
-/// The datasets of the catalog.
 const DATASETS: [&str; 2] = ["violet", "orange"];
-/// A name that no dataset has.
 const NO_DATASET: &str = "indigo";
 
 /// The names in a call, with which the rights of a key are compared.
@@ -28,11 +26,8 @@ enum Subject {
     Lane,
     /// A dataset and, if there is one, a consumer.
     Export,
-    /// A dataset.
     Dataset,
-    /// A consumer.
     Consumer,
-    /// A job.
     Job,
     /// An operation for operators only.
     Operation,
@@ -77,7 +72,6 @@ const CALLS: [(&str, &str, Subject); 34] = [
     ("deleteExportFile", "export:write", Subject::Job),
 ];
 
-/// The rights of a key.
 #[derive(Clone, Debug)]
 struct Rights {
     scopes: Vec<&'static str>,
@@ -106,14 +100,12 @@ impl Rights {
 
     /// Makes a key with these rights.
     async fn bearer(&self, catalog: &Catalog, database: &Database, name: &str) -> String {
-        let mut arguments = vec!["keys", "create", "--json", "--name", name];
+        let mut arguments = Vec::new();
         self.scopes.iter().for_each(|scope| arguments.extend(["--scope", scope]));
         self.consumers.iter().flatten().for_each(|consumer| arguments.extend(["--consumer", consumer]));
         self.datasets.iter().flatten().for_each(|dataset| arguments.extend(["--dataset", dataset]));
         arguments.extend((self.consumers.is_some() && self.datasets.is_none()).then_some("--all-datasets"));
-        let (printed, _) = ends(catalog.command(database, &arguments).await, 0, "");
-        let key: Value = serde_json::from_str(&printed).unwrap();
-        format!("Bearer {}", key["key"].as_str().unwrap())
+        header_of(&made(catalog.start(database), name, &arguments).await)
     }
 }
 
@@ -149,10 +141,10 @@ fn datasets_of(text: &str) -> Vec<String> {
     exports.iter().map(|export| export["dataset"].as_str().unwrap().to_owned()).collect()
 }
 
-/// An answer: its status, the code of its problem, and its text.
 struct Answer {
     status: u16,
     code: String,
+    challenge: String,
     text: String,
 }
 
@@ -185,9 +177,11 @@ impl Call {
         }
         let answer = request.send().await.unwrap();
         let status = answer.status().as_u16();
+        let challenge = answer.headers().get("WWW-Authenticate").map(|value| value.to_str().unwrap().to_owned());
         let text = String::from_utf8_lossy(&answer.bytes().await.unwrap()).into_owned();
         let problem = serde_json::from_str::<Value>(&text).unwrap_or_default();
-        Answer { status, code: problem["code"].as_str().unwrap_or_default().to_owned(), text }
+        let code = problem["code"].as_str().unwrap_or_default().to_owned();
+        Answer { status, code, challenge: challenge.unwrap_or_default(), text }
     }
 
     fn takes_consumer(&self) -> bool {
@@ -256,16 +250,16 @@ async fn a_key_opens_what_its_rights_allow_and_nothing_else_is_told_to_it() {
     ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
     let start = catalog.start(&database).with("AUTH", "keys").with("RATE_LIMIT", "100000/s");
     let service = served(start, &database).await;
-    let mut made = Vec::new();
+    let mut jobs = Vec::new();
     for dataset in DATASETS {
         for consumer in [Some("anna"), Some("bertil"), None] {
             let job = ended(&service, "/exports", consumer, json!({ "dataset": dataset })).await;
-            made.push(Made { id: id(&job).to_owned(), consumer, datasets: vec![dataset] });
+            jobs.push(Made { id: id(&job).to_owned(), consumer, datasets: vec![dataset] });
         }
     }
     for consumer in CONSUMERS {
         let job = ended(&service, "/exports/full", Some(consumer), json!({ "datasets": "*" })).await;
-        made.push(Made { id: id(&job).to_owned(), consumer: Some(consumer), datasets: vec!["orange", "violet"] });
+        jobs.push(Made { id: id(&job).to_owned(), consumer: Some(consumer), datasets: vec!["orange", "violet"] });
     }
     let calls = calls(&service).await;
 
@@ -273,12 +267,13 @@ async fn a_key_opens_what_its_rights_allow_and_nothing_else_is_told_to_it() {
     let mut keys = vec![
         Rights { scopes: vec!["admin"], consumers: None, datasets: None },
         Rights { scopes: vec!["export:read"], consumers: None, datasets: Some(vec![NO_DATASET]) },
+        Rights { scopes: vec!["export:write"], consumers: None, datasets: None },
     ];
     keys.extend((0..6).map(|_| random_rights().new_tree(&mut runner).unwrap().current()));
     for (at, rights) in keys.iter().enumerate() {
         let key = rights.bearer(&catalog, &database, &format!("key {at}")).await;
         for call in &calls {
-            check_call(&service, call, rights, &key, &made).await;
+            check_call(&service, call, rights, &key, &jobs).await;
         }
         check_lists(&service, &database, rights, &key).await;
     }
@@ -300,13 +295,18 @@ async fn check_call(service: &Service, call: &Call, rights: &Rights, key: &str, 
         for consumer in consumers {
             for dataset in datasets {
                 let answer = call.send(service, key, *consumer, dataset, &job.id).await;
-                let Answer { status, code, text } = &answer;
+                let Answer { status, code, challenge, text } = &answer;
                 let what = || format!("{} {consumer:?} {dataset} {rights:?}: {status} {text}", call.operation);
                 let refusal = call.refusal(rights, *consumer, dataset, job);
                 match refusal {
                     Some(expected) => assert_eq!((*status, code.as_str()), expected, "{}", what()),
                     // A file may be removed, a lane may have too many open jobs: that is no matter of rights.
                     None => assert!(![401, 403].contains(status) && code != "internal", "{}", what()),
+                }
+                if code == "scope_missing" {
+                    let needed =
+                        format!("Bearer realm=\"cdc-export\", error=\"insufficient_scope\", scope=\"{}\"", call.scope);
+                    assert_eq!(*challenge, needed, "{}", what());
                 }
                 if call.operation == "getExport" && refusal.is_none() {
                     assert_eq!((*status, datasets_of(text)), (200, job.datasets_within(rights)), "{}", what());

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use serde_json::Value;
 
-use crate::harness::{Database, Start, option_env, refusal};
+use crate::harness::{Database, Start, option_env};
 use crate::page;
 use crate::source_files::files_below;
 
@@ -191,8 +191,7 @@ async fn the_page_of_the_document_needs_no_key_and_no_network() {
     {
         assert_eq!(service.call("GET", path, &[]).await.status(), 200, "{path}: open without a key");
     }
-    let answer = service.call("GET", "/docs/index.html", &[]).await;
-    assert_eq!(refusal(answer).await, (404, "not_found".to_owned()), "the page has one address");
+    service.refuses("GET", "/docs/index.html", &[], 404, "not_found").await;
 }
 
 #[tokio::test]
@@ -208,12 +207,11 @@ async fn the_files_of_the_documents_page_let_nothing_foreign_in() {
         let answer = service.call("GET", path, &[]).await;
         let header = |name: &str| answer.headers()[name].to_str().unwrap().to_owned();
         assert_eq!((header("content-type").as_str(), header("cache-control").as_str()), (media_type, "no-cache"));
-        assert_eq!(header("referrer-policy"), "no-referrer");
-        let policy = header("content-security-policy");
-        assert_eq!(policy.split("; ").collect::<Vec<_>>(), page::POLICY);
+        let guards = (header("referrer-policy"), header("cross-origin-resource-policy"));
+        assert_eq!((guards.0.as_str(), guards.1.as_str()), ("no-referrer", "same-origin"));
+        assert_eq!(header("content-security-policy").split("; ").collect::<Vec<_>>(), page::POLICY);
         let etag = header("etag");
         assert!(!answer.text().await.unwrap().is_empty());
-        let again = service.call("GET", path, &[("If-None-Match", &etag)]).await;
-        assert_eq!(again.status(), 304, "{path}");
+        assert_eq!(service.call("GET", path, &[("If-None-Match", &etag)]).await.status(), 304, "{path}");
     }
 }

@@ -2,7 +2,7 @@
 
 use reqwest::header::HeaderMap;
 
-use crate::harness::{Database, Service, Start, refusal, serving_users};
+use crate::harness::{Database, Service, Start};
 
 /// The policy of the page's files, and of those of `/docs`.
 pub(crate) const POLICY: [&str; 8] = [
@@ -87,11 +87,10 @@ async fn the_page_has_no_other_files() {
     for path in
         ["/page/nothing.js", "/page/index.html", "/page/", "/page", "/page/..%2fpage.rs", "/page/%ff", "/page/a/b"]
     {
-        assert_eq!(refusal(service.call("GET", path, &[]).await).await, (404, "not_found".to_owned()), "{path}");
+        service.refuses("GET", path, &[], 404, "not_found").await;
     }
     for path in ["/", "/page/app.js"] {
-        let answer = service.call("POST", path, &[]).await;
-        assert_eq!(refusal(answer).await, (405, "method_not_allowed".to_owned()), "{path}");
+        service.refuses("POST", path, &[], 405, "method_not_allowed").await;
     }
     // There is one thing at `/`, whoever asks.
     let answer = service.call("GET", "/", &[("Accept", "application/json")]).await;
@@ -99,26 +98,9 @@ async fn the_page_has_no_other_files() {
 }
 
 #[tokio::test]
-async fn the_page_needs_no_key_and_its_data_do() {
+async fn the_page_needs_no_key() {
     let service = Start::on(&Database::new().await).with("AUTH", "keys").service().await;
     for path in assets(&service).await {
         assert_eq!(service.call("GET", &path, &[]).await.status(), 200, "{path}");
     }
-    assert_eq!(refusal(service.call("GET", "/exports", &[]).await).await, (401, "key_required".to_owned()));
-    // Of what nobody has made a route of, nothing is told.
-    assert_eq!(refusal(service.call("GET", "/page/a/b", &[]).await).await, (401, "key_required".to_owned()));
-}
-
-#[tokio::test]
-async fn without_keys_the_page_is_for_this_machine_as_all_else_is() {
-    let (database, service) = serving_users(0).await;
-    for path in ["/", "/page/app.js"] {
-        let answer = service.call("GET", path, &[("Host", "rebound.example")]).await;
-        assert_eq!(refusal(answer).await, (403, "host_not_local".to_owned()), "{path}");
-        let answer = service.call("GET", path, &[("Origin", "https://example.com")]).await;
-        assert_eq!(refusal(answer).await, (403, "origin_not_allowed".to_owned()), "{path}");
-    }
-    service.stop().await;
-    let service = Start::on(&database).with("AUTH", "none").service().await;
-    assert_eq!(service.call("GET", "/", &[("Host", "exports.example")]).await.status(), 200);
 }

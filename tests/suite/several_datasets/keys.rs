@@ -3,19 +3,17 @@
 use serde_json::{Value, json};
 
 use crate::catalog::Catalog;
-use crate::harness::{Database, Service, ends, refusal};
+use crate::harness::{Database, Service, refusal};
+use crate::keys::{header_of, made};
 use crate::several_datasets::{TABLES, export_all, id, of_exports, submit, tables};
 
 /// Makes a key for these datasets, as a header's value.
 pub(super) async fn bearer(catalog: &Catalog, database: &Database, datasets: &[&str]) -> String {
     let name = datasets.join(" ");
-    let arguments = ["keys", "create", "--json", "--name", &name];
     let datasets: Vec<_> = datasets.iter().flat_map(|dataset| ["--dataset", *dataset]).collect();
-    let (printed, _) = ends(catalog.command(database, &[&arguments[..], &datasets].concat()).await, 0, "");
-    format!("Bearer {}", serde_json::from_str::<Value>(&printed).unwrap()["key"].as_str().unwrap())
+    header_of(&made(catalog.start(database), &name, &datasets).await)
 }
 
-/// Returns the status and the text of an answer.
 async fn answer(service: &Service, method: &str, path: &str, key: &str) -> (u16, String) {
     let answer = service.call(method, path, &[("Authorization", key)]).await;
     (answer.status().as_u16(), answer.text().await.unwrap())
