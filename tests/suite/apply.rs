@@ -6,14 +6,12 @@ pub(crate) mod pair;
 mod together;
 mod trust;
 
-use std::path::Path;
-
 use cdc_export::manifest::Manifest;
 use sqlx::ConnectOptions;
 
-use crate::apply::pair::{DATASET, Pair, rows};
-use crate::catalog::{Catalog, export};
-use crate::harness::{Database, Start, ends, eventually, far, reachable_folder, silent, stop};
+use crate::apply::pair::{Pair, rows};
+use crate::catalog::export;
+use crate::harness::{Database, ends, eventually, far, reachable_folder, silent, stop};
 
 const SIMPLE: &str = "create table t (id bigint primary key, name text, at timestamptz default now());
                       insert into t select g, 'n' || g from generate_series(1, 50) g";
@@ -95,18 +93,24 @@ async fn types() -> String {
     }
 }
 
-/// Applies the first export, of which the columns of `money` and `"char"` become texts, which is said.
-async fn take_two_types_as_text(pair: &Pair) {
+/// Applies an export of each kind. The columns of `money` and `"char"` become texts, which is said.
+async fn take_all_values(pair: &Pair) {
     let (code, printed, said) = pair.apply(&[]).output().await;
     assert_eq!((code, said.lines().count()), (0, 2), "{printed} {said}");
     assert!(said.contains("the column c44 is text there") && said.contains("the column c50 is text there"), "{said}");
+    pair.require_equal("the first").await;
+    pair.source.run("update t set c2 = c2 + 1, c13 = '[]'; delete from t where id = 7").await;
+    pair.applied(&[]).await;
+    pair.require_equal("a delta").await;
+    export(&pair.service, "full", "t", "a").await;
+    pair.applied(&[]).await;
+    pair.require_equal("a full one").await;
 }
 
 #[tokio::test]
 async fn every_value_arrives_as_it_is() {
     let pair = Pair::of(&types().await).await;
-    take_two_types_as_text(&pair).await;
-    pair.require_equal("the first").await;
+    take_all_values(&pair).await;
     let types =
         "select string_agg(attname || ' ' || format_type(atttypid, atttypmod), ', ' order by attname) from pg_attribute
                  where attrelid = 'public.t'::regclass and attnum > 0 and attname not in ('c44', 'c50')";
@@ -114,12 +118,6 @@ async fn every_value_arrives_as_it_is() {
     let key =
         "select pg_get_constraintdef(oid) from pg_constraint where conrelid = 'public.t'::regclass and contype = 'p'";
     assert_eq!(pair.target.one::<String>(key).await, pair.source.one::<String>(key).await);
-    pair.source.run("update t set c2 = c2 + 1, c13 = '[]'; delete from t where id = 7").await;
-    pair.applied(&[]).await;
-    pair.require_equal("a delta").await;
-    export(&pair.service, "full", "t", "a").await;
-    pair.applied(&[]).await;
-    pair.require_equal("a full one").await;
 
     // A type that isn't Postgres's own is text, which is said. A domain is the type beneath it.
     pair.source.run(r#"alter table t add mood "Od d"."Mood" default 'o''k', add positive "Od d".pos default 3, add two "Od d".pair"#).await;
@@ -137,14 +135,7 @@ async fn no_setting_of_the_target_changes_a_value() {
     let mut pair = Pair::of(&types().await).await;
     pair.source.run("update t set c40 = xmlparse(content 'no document') where id % 2 = 0").await;
     pair.target.set_otherwise().await;
-    take_two_types_as_text(&pair).await;
-    pair.require_equal("the first").await;
-    pair.source.run("update t set c2 = c2 + 1; delete from t where id = 7").await;
-    pair.applied(&[]).await;
-    pair.require_equal("a delta").await;
-    export(&pair.service, "full", "t", "a").await;
-    pair.applied(&[]).await;
-    pair.require_equal("a full one").await;
+    take_all_values(&pair).await;
 }
 
 #[tokio::test]
@@ -172,10 +163,7 @@ async fn two_at_a_time_apply_each_export_once() {
 async fn whoever_was_held_up_takes_nothing_back() {
     let pair = Pair::of(SIMPLE).await;
     export(&pair.service, "full", "t", "a").await;
-    let slow = pair.apply(&["--request", "none"]).with("FAILPOINTS", "apply.fetched=hold");
-    let held = slow.hold("apply.fetched");
-    let slow = tokio::spawn(async { slow.output().await });
-    held.reached().await;
+    let (held, slow) = pair.held_at("apply.fetched", &["--request", "none"]).await;
     for round in 0..3 {
         let statements =
             format!("update t set name = 'r{round}' where id = 1 + {round}; delete from t where id = 40 + {round}");
@@ -184,8 +172,7 @@ async fn whoever_was_held_up_takes_nothing_back() {
     }
     assert_eq!(pair.applied(&["--request", "none"]).await.len(), 4);
     held.release().await;
-    let (code, printed, said) = slow.await.unwrap();
-    assert_eq!((code, printed.as_str(), said.as_str()), (0, "", ""));
+    assert_eq!(silent(slow.await.unwrap()), "");
     pair.require_equal("as it was").await;
     assert_eq!(pair.target.one::<i64>("select number from cdc_apply.positions").await, 4);
 }
@@ -279,8 +266,7 @@ async fn the_table_follows_the_sources_columns() {
         pair.healed("somebody has changed the column name").await;
         let type_name = "select format_type(atttypid, atttypmod) || attcollation from pg_attribute where attrelid = 't'::regclass and attname = 'name'";
         assert_eq!(pair.target.one::<String>(type_name).await, "text100");
-        let copy = rows(&pair.target, "(select id, name, at from t)").await;
-        assert_eq!(copy, rows(&pair.source, "t").await, "{change}");
+        assert_eq!(rows(&pair.target, "(select id, name, at from t)").await, rows(&pair.source, "t").await, "{change}");
     }
     pair.target.run("drop table t").await;
     // Also if there is nothing to apply.
@@ -289,8 +275,7 @@ async fn the_table_follows_the_sources_columns() {
     }
     pair.target.run("delete from cdc_apply.positions").await;
     pair.applied(&[]).await;
-    let copy = rows(&pair.target, "(select id, name, at from t)").await;
-    assert_eq!(copy, rows(&pair.source, "t").await, "made anew");
+    assert_eq!(rows(&pair.target, "(select id, name, at from t)").await, rows(&pair.source, "t").await, "made anew");
 }
 
 const KEY: &str = "select coalesce((select pg_get_constraintdef(oid) from pg_constraint
@@ -320,11 +305,8 @@ async fn the_table_gets_another_key_of_the_source() {
 
 #[tokio::test]
 async fn a_key_that_the_source_loses_and_gains_is_followed() {
-    let (source, target) = (Database::new().await, Database::empty().await);
-    source.run("create table t (a int, b text); insert into t values (1, 'x'), (1, 'x')").await;
-    let catalog = Catalog::of(&format!("{DATASET}capture = \"none\"\n"));
-    let service = catalog.start(&source).service().await;
-    let pair = Pair { source, target, catalog, service };
+    let table = "create table t (a int, b text); insert into t values (1, 'x'), (1, 'x')";
+    let pair = Pair::with_options(table, "capture = \"none\"\n", |start| start).await;
     for (change, list, key) in [
         ("select", "a, b", "none"),
         ("alter table t add column k serial, add primary key (k)", "a, b, k", "PRIMARY KEY (k)"),
@@ -361,10 +343,7 @@ async fn no_row_of_a_users_table_is_deleted() {
     let pair = Pair::of(SIMPLE).await;
     pair.applied(&[]).await;
     pair.source.run("delete from t where id = 2").await;
-    let apply = pair.apply(&[]).with("FAILPOINTS", "apply.staged=hold");
-    let held = apply.hold("apply.staged");
-    let apply = tokio::spawn(async { apply.output().await });
-    held.reached().await;
+    let (held, apply) = pair.held_at("apply.staged", &[]).await;
     pair.target.run("create table mine (note text) inherits (t); insert into mine values (2, 'precious')").await;
     held.release().await;
     assert_eq!(apply.await.unwrap().1, "t: delta 2  0 rows written, 1 deleted\n");
@@ -373,12 +352,7 @@ async fn no_row_of_a_users_table_is_deleted() {
 
 #[tokio::test]
 async fn a_watermark_that_was_set_forward_asks_for_a_full_export() {
-    let (source, target) = (Database::new().await, Database::empty().await);
-    source.run(SIMPLE).await;
-    let catalog = Catalog::of(&format!("{DATASET}updated_at = \"at\"\n"));
-    catalog.track(&source, "t").await;
-    let service = catalog.start(&source).service().await;
-    let pair = Pair { source, target, catalog, service };
+    let pair = Pair::with_options(SIMPLE, "updated_at = \"at\"\n", |start| start).await;
     pair.applied(&[]).await;
     let late = "update t set name = 'late', at = now() - interval '1 day' where id = 7;
                 update watermarks set last_exported_at = now()";
@@ -439,8 +413,7 @@ async fn a_table_that_was_made_anew_is_refused_until_it_is_named_as_the_former_o
         // The table is found without `--table`.
         assert_eq!(pair.applied(&[]).await, ["delta 2  1 rows written, 0 deleted"]);
         assert_eq!(rows(&pair.target, table).await, rows(&pair.source, "t").await, "{table}");
-        let is_made: bool = pair.target.one("select to_regclass('public.t') is not null").await;
-        assert_eq!(is_made, table == "public.t");
+        assert_eq!(pair.target.one::<bool>("select to_regclass('public.t') is not null").await, table == "public.t");
     }
 }
 
@@ -480,8 +453,7 @@ async fn nothing_diverges_in_silence() {
 #[tokio::test]
 async fn a_manifest_is_no_program() {
     let pair = Pair::started(SIMPLE, |start| start.with("MANIFESTS", "on")).await;
-    let job = export(&pair.service, "full", "t", "a").await;
-    let path = pair.service.path(&job);
+    let path = pair.service.path(&export(&pair.service, "full", "t", "a").await);
     let manifest = path.with_extension("manifest.json");
     let text = std::fs::read_to_string(&manifest).unwrap();
     for type_name in ["integer --", "integer /*", "integer); drop table t; --", "int\n", "no\u{1b}[2Jsuch"] {
@@ -489,9 +461,8 @@ async fn a_manifest_is_no_program() {
         forged.export.columns[1].type_name = type_name.to_owned();
         forged.export.columns[2].name = "x\n text); create table pwned ();--".to_owned();
         let urls = forged.entries.iter().map(|entry| entry.url.clone()).collect();
-        let forged = Manifest::new(forged.number, forged.export, urls);
-        std::fs::write(&manifest, forged.text()).unwrap();
-        let (_, printed, said) = from(&pair, pair.service.output(), &[]).output().await;
+        std::fs::write(&manifest, Manifest::new(forged.number, forged.export, urls).text()).unwrap();
+        let (_, printed, said) = pair.apply_from(&[]).output().await;
         assert!(!said.contains('\u{1b}') && !printed.contains('\u{1b}'), "{said:?}");
         let made: bool = pair.target.one("select exists (select from pg_class where relname = 'pwned')").await;
         assert!(!made, "{type_name}");
@@ -504,10 +475,7 @@ async fn readers_never_see_an_empty_table() {
     let pair = Pair::of(SIMPLE).await;
     pair.applied(&[]).await;
     export(&pair.service, "full", "t", "a").await;
-    let call = pair.apply(&["--request", "none"]).with("FAILPOINTS", "apply.applied=hold");
-    let held = call.hold("apply.applied");
-    let call = tokio::spawn(async { call.output().await });
-    held.reached().await;
+    let (held, call) = pair.held_at("apply.applied", &["--request", "none"]).await;
     assert_eq!(pair.target.one::<i64>("select count(*) from t").await, 50);
     // Whoever began before the commit doesn't either.
     let mut reader = pair.target.open("set transaction isolation level repeatable read; select from pg_class").await;
@@ -538,8 +506,7 @@ async fn a_gap_is_healed_by_a_full_export_or_said() {
     pair.require_equal("without a watermark").await;
 
     pair.source.run("insert into t values (2, 'lost')").await;
-    let lost = export(&pair.service, "delta", "t", "a").await;
-    std::fs::remove_file(pair.service.path(&lost)).unwrap();
+    std::fs::remove_file(pair.service.path(&export(&pair.service, "delta", "t", "a").await)).unwrap();
     pair.refused(&["--request", "none"], "files of the export").await;
     ends(pair.apply(&[]).output().await, 0, "asking for a full export");
     pair.require_equal("a file that is gone").await;
@@ -555,12 +522,7 @@ async fn a_gap_is_healed_by_a_full_export_or_said() {
 
     // Another database with the same names.
     let other = Pair::of(SIMPLE).await;
-    let to = pair.target.url();
-    let (code, _, said) =
-        far(&["apply", "--to", &to, "--consumer", "a", "--dataset", "t", "--server", &other.service.address])
-            .output()
-            .await;
-    assert!(code == 1 && said.contains("another_source"), "{said}");
+    ends(other.apply_to(&pair.target.url(), &["--server", &other.service.address]).output().await, 1, "another_source");
     pair.require_equal("as it was").await;
 }
 
@@ -572,13 +534,12 @@ async fn a_value_that_the_target_refuses_is_not_quoted() {
             start.with("MANIFESTS", "on")
         })
         .await;
-    let job = export(&pair.service, "full", "t", "a").await;
-    let manifest = pair.service.path(&job).with_extension("manifest.json");
+    let manifest = pair.service.path(&export(&pair.service, "full", "t", "a").await).with_extension("manifest.json");
     let mut forged = Manifest::read(&std::fs::read(&manifest).unwrap()).unwrap();
     forged.export.columns[1].type_name = "integer".to_owned();
     let urls = forged.entries.iter().map(|entry| entry.url.clone()).collect();
     std::fs::write(&manifest, Manifest::new(forged.number, forged.export, urls).text()).unwrap();
-    let (code, _, said) = from(&pair, pair.service.output(), &[]).output().await;
+    let (code, _, said) = pair.apply_from(&[]).output().await;
     assert!(code == 1 && said.contains("22P02") && !said.contains("secret"), "{said}");
 }
 
@@ -597,15 +558,9 @@ async fn timeouts_of_the_targets_role_end_no_load() {
     assert_eq!(pair.target.one::<i64>("select count(*) from t").await, 200_000);
 }
 
-fn from(pair: &Pair, place: &Path, more: &[&str]) -> Start {
-    let (to, place) = (pair.target.url(), place.to_str().unwrap().to_owned());
-    far(&[&["apply", "--to", &to, "--consumer", "a", "--dataset", "t", "--from", &place], more].concat())
-}
-
 #[tokio::test]
 async fn a_folder_is_enough() {
     let pair = Pair::started(SIMPLE, |start| start.with("MANIFESTS", "on")).await;
-    let place = pair.service.output().to_owned();
     export(&pair.service, "full", "t", "a").await;
     export(&pair.service, "full", "t", "another").await;
     for round in 0..3 {
@@ -616,22 +571,20 @@ async fn a_folder_is_enough() {
         let body = serde_json::json!({ "dataset": "t", "compression": compression });
         crate::catalog::ended(&pair.service, "/exports/delta", Some("a"), body).await;
     }
-    let (code, printed, said) = from(&pair, &place, &[]).output().await;
+    let (code, printed, said) = pair.apply_from(&[]).output().await;
     assert_eq!((code, printed.lines().count()), (0, 4), "{said}");
     pair.require_equal("all").await;
-    let (code, printed, _) = from(&pair, &place, &[]).output().await;
-    assert_eq!((code, printed.as_str()), (0, ""));
+    assert_eq!(ends(pair.apply_from(&[]).output().await, 0, "").0, "");
 
     // A file that is not as it was exported changes nothing; nor does one that is missing.
     pair.source.run("update t set name = 'changed'").await;
-    let job = export(&pair.service, "delta", "t", "a").await;
-    let path = pair.service.path(&job);
+    let path = pair.service.path(&export(&pair.service, "delta", "t", "a").await);
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.replacen("changed", "Changed", 1)).unwrap();
     let before = rows(&pair.target, "t").await;
-    ends(from(&pair, &place, &[]).output().await, 1, "SHA-256");
+    ends(pair.apply_from(&[]).output().await, 1, "SHA-256");
     std::fs::remove_file(&path).unwrap();
-    ends(from(&pair, &place, &[]).output().await, 1, "missing");
+    ends(pair.apply_from(&[]).output().await, 1, "missing");
     assert_eq!(rows(&pair.target, "t").await, before);
     std::fs::write(&path, text).unwrap();
 
@@ -641,12 +594,12 @@ async fn a_folder_is_enough() {
     let manifest = path.with_file_name(next["outputFilename"].as_str().unwrap().replace(".csv", ".manifest.json"));
     let text = std::fs::read(&manifest).unwrap();
     std::fs::remove_file(&manifest).unwrap();
-    let (code, printed, said) = from(&pair, &place, &[]).output().await;
+    let (code, printed, said) = pair.apply_from(&[]).output().await;
     assert!((code, printed.lines().count()) == (1, 1) && said.contains("full_export_needed"), "{printed} {said}");
-    let (code, printed, said) = from(&pair, &place, &[]).output().await;
+    let (code, printed, said) = pair.apply_from(&[]).output().await;
     assert!((code, printed.lines().count()) == (1, 0) && said.contains("full_export_needed"), "{printed} {said}");
     std::fs::write(&manifest, text).unwrap();
-    ends(from(&pair, &place, &[]).output().await, 0, "");
+    ends(pair.apply_from(&[]).output().await, 0, "");
     pair.require_equal("the gap is closed").await;
 
     // The digest does not cover the number: a manifest with another one is not gone on with, again and again.
@@ -658,11 +611,11 @@ async fn a_folder_is_enough() {
     let other = text.replacen(&format!("\"number\":{number},"), &format!("\"number\":{},", number + 5), 1);
     assert_ne!(other, text);
     std::fs::write(&manifest, other).unwrap();
-    let (code, printed, said) = from(&pair, &place, &[]).output().await;
+    let (code, printed, said) = pair.apply_from(&[]).output().await;
     assert!((code, printed.lines().count()) == (1, 1) && said.contains("changed: "), "{printed} {said}");
     std::fs::write(&manifest, text).unwrap();
     pair.target.run("drop table t; drop schema cdc_apply cascade").await;
-    ends(from(&pair, &place, &[]).output().await, 0, "");
+    ends(pair.apply_from(&[]).output().await, 0, "");
     pair.require_equal("as it was").await;
 
     // What `pull` has fetched is such a folder as well.
@@ -672,7 +625,7 @@ async fn a_folder_is_enough() {
     let pull = ["pull", "--consumer", "a", "--dataset", "t", "--server", &pair.service.address, "--into", into];
     ends(far(&pull).output().await, 0, "");
     pair.target.run("drop table t; drop schema cdc_apply cascade").await;
-    ends(from(&pair, folder.path(), &[]).output().await, 0, "");
+    ends(pair.apply_to(&pair.target.url(), &["--from", into]).output().await, 0, "");
     pair.require_equal("from what was pulled").await;
 }
 
@@ -684,11 +637,8 @@ async fn a_connection_that_breaks_is_made_anew() {
     pair.source.run("update t set name = 'x' where id < 10").await;
     for point in ["apply.staged", "apply.applied"] {
         pair.source.run("update t set name = name || 'x' where id < 10").await;
-        let call = pair.apply(&[]).with("FAILPOINTS", format!("{point}=hold"));
-        let held = call.hold(point);
-        let call = tokio::spawn(async { call.output().await });
+        let (held, call) = pair.held_at(point, &[]).await;
         let end = "select count(pg_terminate_backend(pid)) from pg_locks where relation = 'cdc_apply.positions'::regclass and mode = 'RowShareLock'";
-        held.reached().await;
         assert!(pair.target.one::<i64>(end).await > 0);
         held.release().await;
         let (code, printed, said) = call.await.unwrap();
@@ -725,8 +675,7 @@ async fn a_target_that_is_not_there_is_told_at_once() {
         (nowhere, "does not exist"),
         (pair.target.url_as("nobody_is_called_so", "secret"), "the target database refused the connection"),
     ] {
-        let call = ["apply", "--to", &to, "--consumer", "a", "--dataset", "t", "--server", &pair.service.address];
-        let (code, printed, said) = far(&call).output().await;
+        let (code, printed, said) = pair.apply_to(&to, &["--server", &pair.service.address]).output().await;
         assert_eq!((code, printed.as_str()), (1, ""), "{said}");
         assert!(said.contains(why) && !said.contains("secret"), "{said}");
         assert!(!said.contains("trying again"), "{said}");
@@ -738,34 +687,26 @@ async fn a_target_that_is_not_there_is_told_at_once() {
 #[tokio::test]
 async fn a_folder_goes_on_with_its_newest_full_export() {
     let pair = Pair::started(SIMPLE, |start| start.with("MANIFESTS", "on")).await;
-    let place = pair.service.output().to_owned();
+    let (to, from) = (pair.target.url(), pair.service.output().to_str().unwrap());
     for (dataset, consumer) in [("t", "b"), ("u", "a")] {
-        let to = pair.target.url();
-        let from = place.to_str().unwrap();
         if consumer == "b" {
             export(&pair.service, "full", "t", "a").await;
         }
         let call = ["apply", "--to", &to, "--consumer", consumer, "--dataset", dataset, "--from", from];
-        let (code, printed, said) = far(&call).output().await;
-        assert_eq!((code, printed.as_str()), (1, ""), "{said}");
-        assert!(said.contains("no_exports: ") && said.contains("t of a"), "{said}");
+        let (printed, said) = ends(far(&call).output().await, 1, "no_exports: ");
+        assert!(printed.is_empty() && said.contains("t of a"), "{printed}{said}");
     }
-    ends(from(&pair, &place, &[]).output().await, 0, "");
+    ends(pair.apply_from(&[]).output().await, 0, "");
     // One of another format, and one whose file is gone.
     pair.source.run("update t set name = 'x' where id = 3").await;
-    crate::catalog::ended(
-        &pair.service,
-        "/exports/delta",
-        Some("a"),
-        serde_json::json!({ "dataset": "t", "format": "ndjson" }),
-    )
-    .await;
+    let body = serde_json::json!({ "dataset": "t", "format": "ndjson" });
+    crate::catalog::ended(&pair.service, "/exports/delta", Some("a"), body).await;
     let lost = export(&pair.service, "delta", "t", "a").await;
-    let (code, printed, said) = from(&pair, &place, &[]).output().await;
+    let (code, printed, said) = pair.apply_from(&[]).output().await;
     assert!((code, printed.as_str()) == (1, "") && said.contains("a newer full export goes on"), "{said}");
     std::fs::remove_file(pair.service.path(&lost)).unwrap();
     export(&pair.service, "full", "t", "a").await;
-    let (code, printed, said) = from(&pair, &place, &[]).output().await;
+    let (code, printed, said) = pair.apply_from(&[]).output().await;
     assert_eq!((code, printed.lines().count()), (0, 1), "{said}");
     assert!(said.contains("going on with the full export 4"), "{said}");
     pair.require_equal("by the full export").await;
@@ -778,9 +719,7 @@ async fn a_schema_of_its_own_is_enough() {
     let role = pair.target.role().await;
     let statements = format!("create schema cdc_apply authorization {role}; grant create on schema public to {role}");
     pair.target.run(&statements).await;
-    let to = pair.target.url_as(&role, "pass");
-    let call = ["apply", "--to", &to, "--consumer", "a", "--dataset", "t", "--server", &pair.service.address];
-    silent(far(&call).output().await);
+    silent(pair.apply_to(&pair.target.url_as(&role, "pass"), &["--server", &pair.service.address]).output().await);
     pair.require_equal("by a role with little").await;
 }
 

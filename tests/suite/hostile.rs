@@ -16,7 +16,8 @@ use serde_json::{Value, json};
 use crate::apply::pair::Pair;
 use crate::catalog::export;
 use crate::harness::{
-    Database, HANG_TIMEOUT, Service, Start, ends, far, lacks, reachable_folder, serving, serving_users, silent,
+    Database, HANG_TIMEOUT, Service, Start, ends, far, lacks, passed_on, reachable_folder, serving, serving_users,
+    silent,
 };
 
 /// A service that answers as another one does, except that `change` gets the path of each call and changes its JSON.
@@ -24,15 +25,13 @@ use crate::harness::{
 pub(crate) async fn lying(service: &Service, change: impl Fn(&str, &mut Value) + Send + Sync + 'static) -> String {
     let (client, behind, change) = (service.client.clone(), service.address.clone(), Arc::new(change));
     let handler = async move |request: Request| -> Response {
-        let (head, body) = request.into_parts();
-        let (path, body) = (head.uri.to_string(), axum::body::to_bytes(body, 1 << 20).await.unwrap());
+        let path = request.uri().to_string();
         // Whichever file is asked for, the only one is sent.
-        let real = path.split_once("/files/").map_or(path.clone(), |(job, _)| format!("{job}/download"));
-        let mut passed = client.request(head.method, format!("{behind}{real}")).body(body);
-        for (name, value) in head.headers.iter().filter(|(name, _)| *name != "host") {
-            passed = passed.header(name, value);
+        let mut request = request;
+        if let Some((job, _)) = path.split_once("/files/") {
+            *request.uri_mut() = format!("{job}/download").parse().unwrap();
         }
-        let answer = passed.send().await.unwrap();
+        let answer = passed_on(&client, &behind, request).await;
         let is_json = answer.headers().get("content-type").is_some_and(|of| of.to_str().unwrap().contains("json"));
         if !is_json {
             return Response::from(answer).map(Body::new);
@@ -94,9 +93,7 @@ fn with_files(manifest: &Value, count: usize) -> Value {
 async fn a_service_chooses_no_folder_for_what_is_pulled() {
     let (_database, service) = serving_users(5).await;
     service.export("full", "a").await;
-    let job: Value = service.call("GET", "/exports?consumer=a", &[]).await.json().await.unwrap();
-    let path = format!("/exports/{}/manifest", job["items"][0]["jobId"].as_str().unwrap());
-    let manifest: Value = service.call("GET", &path, &[]).await.json().await.unwrap();
+    let manifest = service.manifest(&service.get("/exports?consumer=a").await["items"][0]).await;
     let outside = tempfile::tempdir().unwrap();
     let absolute = outside.path().join("evil.csv").to_str().unwrap().to_owned();
     let long = format!("{}.csv", "a".repeat(300));
@@ -288,9 +285,7 @@ async fn with_a_key_a_pull_takes_signed_exports_alone() {
     assert!(code == 0 && printed.starts_with("whole: 1 lane, 1 export, 1 file"), "{printed}{said}");
 
     // The signed manifest of another lane, in place of this one's.
-    let theirs: Value = service.call("GET", "/exports?consumer=b", &[]).await.json().await.unwrap();
-    let path = format!("/exports/{}/manifest", theirs["items"][0]["jobId"].as_str().unwrap());
-    let theirs: Value = service.call("GET", &path, &[]).await.json().await.unwrap();
+    let theirs = service.manifest(&service.get("/exports?consumer=b").await["items"][0]).await;
     let server = lying(&service, move |path, value| {
         if path.contains("/manifest") {
             *value = theirs.clone();
@@ -303,7 +298,7 @@ async fn with_a_key_a_pull_takes_signed_exports_alone() {
 }
 
 fn apply(pair: &Pair, from: &[&str]) -> Start {
-    far(&[&["apply", "--to", &pair.target.url(), "--consumer", "a", "--dataset", "t"], from].concat())
+    pair.apply_to(&pair.target.url(), from)
 }
 
 #[tokio::test]
@@ -333,8 +328,7 @@ async fn with_a_key_signed_exports_alone_are_applied() {
     let unsigned = ["--server", &server, "--request", "none", "--public-key", &public];
     assert_eq!(ends(apply(&pair, &unsigned).output().await, 1, "it has no signature").0, "");
     fs::write(&manifest, text).unwrap();
-    let (code, printed, said) = apply(&pair, &key).output().await;
-    assert_eq!((code, printed.as_str(), said.as_str()), (0, "t: delta 2  1 rows written, 0 deleted\n", ""));
+    assert_eq!(silent(apply(&pair, &key).output().await), "t: delta 2  1 rows written, 0 deleted\n");
     pair.require_equal("signed").await;
 }
 
@@ -356,8 +350,7 @@ async fn a_manifest_that_is_none_stops_no_other() {
     fs::remove_dir(place.join("y.manifest.json")).unwrap();
 
     // The manifest of another lane is no business of this one.
-    let other = export(&pair.service, "full", "t", "b").await;
-    let manifest = pair.service.path(&other).with_extension("manifest.json");
+    let manifest = pair.service.path(&export(&pair.service, "full", "t", "b").await).with_extension("manifest.json");
     let text = fs::read_to_string(&manifest).unwrap();
     fs::write(&manifest, text.replace("\"rows\":\"1\"", "\"rows\":\"2\"")).unwrap();
     silent(apply(&pair, &from).output().await);
@@ -507,8 +500,7 @@ async fn a_file_larger_than_the_disk_is_not_begun() {
     let (_database, service) = serving_users(5).await;
     let (job, _) = service.export("full", "a").await;
     let bytes = 1_u64 << 62;
-    let path = format!("/exports/{}/manifest", job["jobId"].as_str().unwrap());
-    let manifest: Value = service.call("GET", &path, &[]).await.json().await.unwrap();
+    let manifest = service.manifest(&job).await;
     let Manifest { number, mut export, entries, .. } = Manifest::read(manifest.to_string().as_bytes()).unwrap();
     export.files[0].bytes = bytes.to_string();
     let large = serde_json::to_value(Manifest::new(number, export, vec![entries[0].url.clone()])).unwrap();
@@ -534,8 +526,7 @@ async fn an_export_may_have_more_files_than_a_process_may_open() {
     let table = "create table t (id bigint primary key, name text)";
     let pair = Pair::started(table, |start| start.with("MANIFESTS", "on")).await;
     let job = export(&pair.service, "full", "t", "a").await;
-    let path = format!("/exports/{}/manifest", job["jobId"].as_str().unwrap());
-    let manifest: Value = pair.service.call("GET", &path, &[]).await.json().await.unwrap();
+    let manifest = pair.service.manifest(&job).await;
     let content = fs::read(pair.service.path(&job)).unwrap();
 
     // The files have a header alone, so that none of them has a row of another.

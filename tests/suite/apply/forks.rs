@@ -89,8 +89,7 @@ async fn a_table_goes_on_with_a_full_export_of_the_restored_source() {
         assert_eq!(count(&target).await, 25);
     }
     // Nor if the exports before the fork were removed.
-    let pruned = Database::empty().await;
-    assert_eq!(applied(&pruned, &[&fourth, &fifth, &restored, &after]).await, goes_on(0));
+    assert_eq!(applied(&Database::empty().await, &[&fourth, &fifth, &restored, &after]).await, goes_on(0));
 }
 
 #[tokio::test]
@@ -113,8 +112,7 @@ async fn a_fork_without_a_newer_full_export_is_refused_with_both_names() {
     assert_eq!(count(&target).await, 12);
     // A full export mends it.
     export(Some(&restored), "full", 30, 21).write(both.path());
-    let printed = silent(apply(&target, both.path()).await);
-    assert_eq!(printed, "orders: full 4  30 rows written, 12 deleted\n");
+    assert_eq!(silent(apply(&target, both.path()).await), "orders: full 4  30 rows written, 12 deleted\n");
 
     // The place has only what came after the restore, and no full export of that.
     let (ahead, after) = (Database::empty().await, export(Some(&restored), "incremental", 22, 22));

@@ -1,7 +1,9 @@
 //! A source, a target and the `apply` between them.
 
+use tokio::task::JoinHandle;
+
 use crate::catalog::Catalog;
-use crate::harness::{Database, Service, Start, ends, far, silent};
+use crate::harness::{Database, Hold, Service, Start, ends, far, silent};
 
 /// A source with a service and the dataset `t`, and a target.
 pub(crate) struct Pair {
@@ -11,8 +13,6 @@ pub(crate) struct Pair {
     pub(crate) service: Service,
 }
 
-pub(crate) const DATASET: &str = "[[dataset]]\nname = \"t\"\ntable = \"t\"\n";
-
 impl Pair {
     /// The source's table `t`, made and filled by this.
     pub(crate) async fn of(table: &str) -> Pair {
@@ -20,18 +20,41 @@ impl Pair {
     }
 
     pub(crate) async fn started(table: &str, with: impl FnOnce(Start) -> Start) -> Pair {
-        let (source, target) = (Database::new().await, Database::empty().await);
-        source.run(table).await;
-        let catalog = Catalog::of(DATASET);
-        catalog.track(&source, "t").await;
+        Pair::with_options(table, "", with).await
+    }
+
+    /// The same with options of the dataset.
+    pub(crate) async fn with_options(table: &str, options: &str, with: impl FnOnce(Start) -> Start) -> Pair {
+        let (source, target) = (Database::new_with(table).await, Database::empty().await);
+        let catalog = Catalog::of(&format!("[[dataset]]\nname = \"t\"\ntable = \"t\"\n{options}"));
+        if !options.contains("\"none\"") {
+            catalog.track(&source, "t").await;
+        }
         let service = with(catalog.start(&source)).service().await;
         Pair { source, target, catalog, service }
     }
 
     pub(crate) fn apply(&self, more: &[&str]) -> Start {
-        let to = self.target.url();
-        let fixed = ["apply", "--to", &to, "--consumer", "a", "--dataset", "t", "--server", &self.service.address];
-        far(&[&fixed, more].concat())
+        self.apply_to(&self.target.url(), &[&["--server", &self.service.address], more].concat())
+    }
+
+    pub(crate) fn apply_to(&self, to: &str, more: &[&str]) -> Start {
+        far(&[&["apply", "--to", to, "--consumer", "a", "--dataset", "t"], more].concat())
+    }
+
+    /// A call that reads the manifests of the service's folder.
+    pub(crate) fn apply_from(&self, more: &[&str]) -> Start {
+        let place = ["--from", self.service.output().to_str().unwrap()];
+        self.apply_to(&self.target.url(), &[&place, more].concat())
+    }
+
+    /// A call that is held at a failpoint.
+    pub(crate) async fn held_at(&self, failpoint: &str, more: &[&str]) -> (Hold, JoinHandle<(i32, String, String)>) {
+        let call = self.apply(more).with("FAILPOINTS", format!("{failpoint}=hold"));
+        let held = call.hold(failpoint);
+        let call = tokio::spawn(call.output());
+        held.reached().await;
+        (held, call)
     }
 
     /// The lines that a call printed, without the dataset that each names. The call has nothing to complain of.

@@ -338,8 +338,7 @@ async fn the_other_exports_of_a_job_that_lost_a_file_are_applied_together() {
     .await;
     let (printed, _) = ends(apply_from(&mirror, &server, "4").output().await, 0, "t2: its file is lost");
     assert_eq!(printed.lines().count(), 2, "{printed}");
-    let transactions = format!("{TRANSACTIONS} where dataset <> 't2'");
-    assert_eq!(mirror.target.one::<i64>(&transactions).await, 1);
+    assert_eq!(mirror.target.one::<i64>(&format!("{TRANSACTIONS} where dataset <> 't2'")).await, 1);
     mirror.require_all_equal(&["t1", "t3"]).await;
 }
 

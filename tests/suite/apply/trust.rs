@@ -5,7 +5,7 @@ use cdc_export::manifest::Manifest;
 use crate::apply::SIMPLE;
 use crate::apply::pair::{Pair, rows};
 use crate::catalog::export;
-use crate::harness::{Start, ends, far, silent};
+use crate::harness::{Start, ends, silent};
 
 /// A trap that takes what only the role that falls into it can read, in every form that a table can run.
 const TRAPS: &str = "create table public.loot (what text); grant all on loot to public;
@@ -43,9 +43,7 @@ impl Shared {
 
     fn apply(&self, more: &[&str]) -> Start {
         let to = self.pair.target.url_as(&self.loader, "pass");
-        let address = &self.pair.service.address;
-        let fixed = ["apply", "--to", &to, "--consumer", "a", "--dataset", "t", "--server", address];
-        far(&[&fixed, more].concat())
+        self.pair.apply_to(&to, &[&["--server", &self.pair.service.address], more].concat())
     }
 
     async fn applied(&self, more: &[&str]) {
@@ -231,41 +229,35 @@ async fn another_roles_schema_is_refused() {
 
 /// Writes a manifest anew that names another table of the target.
 async fn forge(pair: &Pair, table: &str) {
-    let job = export(&pair.service, "full", "t", "a").await;
-    let manifest = pair.service.path(&job).with_extension("manifest.json");
+    let manifest = pair.service.path(&export(&pair.service, "full", "t", "a").await).with_extension("manifest.json");
     let mut forged = Manifest::read(std::fs::read(&manifest).unwrap().as_slice()).unwrap();
     forged.export.table = Some(table.to_owned());
     let urls = forged.entries.iter().map(|entry| entry.url.clone()).collect();
-    let forged = Manifest::new(forged.number, forged.export, urls);
-    std::fs::write(&manifest, forged.text()).unwrap();
+    std::fs::write(&manifest, Manifest::new(forged.number, forged.export, urls).text()).unwrap();
 }
 
 #[tokio::test]
 async fn the_source_chooses_no_table_that_apply_has_not_made() {
     let pair = Pair::started(SIMPLE, |start| start.with("MANIFESTS", "on")).await;
-    let place = pair.service.output().to_owned();
     let canary = "create table canary (id bigint primary key, name text, at timestamptz)";
     pair.target.run(&format!("{canary}; insert into canary values (-1, 'mine')")).await;
     forge(&pair, "public.canary").await;
-    let apply = async |more: &[&str]| super::from(&pair, &place, more).output().await;
-    let (code, printed, said) = apply(&[]).await;
+    let (code, printed, said) = pair.apply_from(&[]).output().await;
     assert_eq!((code, printed.as_str()), (1, ""), "{said}");
     assert!(said.contains("table_taken: public.canary is there"), "{said}");
     assert_eq!(pair.target.one::<String>("select string_agg(name, '') from canary").await, "mine");
     assert_eq!(pair.target.one::<i64>("select count(*) from cdc_apply.positions").await, 0);
     // After its first export the table is the lane's own, whatever a manifest says.
-    ends(apply(&["--table", "public.copy"]).await, 0, "");
+    ends(pair.apply_from(&["--table", "public.copy"]).output().await, 0, "");
     assert_eq!(rows(&pair.target, "copy").await, rows(&pair.source, "t").await);
     forge(&pair, "public.other").await;
-    let (code, printed, said) = apply(&[]).await;
-    assert_eq!((code, printed.as_str()), (0, "t: full 2  50 rows written, 50 deleted\n"), "{said}");
+    assert_eq!(ends(pair.apply_from(&[]).output().await, 0, "").0, "t: full 2  50 rows written, 50 deleted\n");
     assert_eq!(rows(&pair.target, "copy").await, rows(&pair.source, "t").await);
 }
 
 #[tokio::test]
 async fn a_schema_of_postgres_or_of_apply_is_no_target() {
     let pair = Pair::started(SIMPLE, |start| start.with("MANIFESTS", "on")).await;
-    let place = pair.service.output().to_owned();
     export(&pair.service, "full", "t", "a").await;
     let tables = [
         "cdc_apply.positions",
@@ -280,12 +272,12 @@ async fn a_schema_of_postgres_or_of_apply_is_no_target() {
         "pg_toast_temp_3.t",
     ];
     for table in tables {
-        let (code, printed, said) = super::from(&pair, &place, &["--table", table]).output().await;
+        let (code, printed, said) = pair.apply_from(&["--table", table]).output().await;
         assert!((code, printed.as_str()) == (1, "") && said.contains("table_name"), "{table}: {said}");
     }
     for table in tables {
         forge(&pair, table).await;
-        let (code, printed, said) = super::from(&pair, &place, &[]).output().await;
+        let (code, printed, said) = pair.apply_from(&[]).output().await;
         assert!((code, printed.as_str()) == (1, "") && said.contains("table_name"), "{table}: {said}");
     }
 }
