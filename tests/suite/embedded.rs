@@ -174,10 +174,12 @@ impl Drop for Supervisor {
 }
 
 #[tokio::test]
-async fn starts_on_an_empty_folder_and_answers() {
+async fn a_server_on_an_empty_folder_is_joined_while_it_runs_and_closed_to_other_users() {
     let home = Home::empty();
+    assert!(join(&home.settings()).unwrap().is_none());
+    assert!(!home.data_dir().exists());
     let server = Server::start(&home.settings()).await.unwrap();
-    let options = connect_options(server.socket_folder());
+    let options = connect_options(&join(&home.settings()).unwrap().unwrap());
     let facts = ask(
         &options,
         "select concat_ws(' ', current_user, current_database(), current_setting('server_encoding'),
@@ -188,33 +190,12 @@ async fn starts_on_an_empty_folder_and_answers() {
     assert_eq!(facts, "postgres cdc_export UTF8 checksums on tcp: fsync on UTC");
     let postmaster = Pid::from_raw(home.postmaster().unwrap());
     assert_eq!(getpgid(Some(postmaster)).unwrap(), postmaster, "a process group of its own");
-    server.stop().await;
-}
-
-#[tokio::test]
-async fn log_and_socket_are_closed_to_other_users() {
-    let home = Home::empty();
-    let server = Server::start(&home.settings()).await.unwrap();
-    let options = connect_options(server.socket_folder());
-    let socket = options.get_socket().unwrap().clone();
+    let socket = options.get_socket().unwrap();
     let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
-    assert_eq!(mode(&home.data_dir().join("postgres.log")), 0o600);
-    assert_eq!(mode(&socket), 0o700);
-    assert_eq!(fs::metadata(&socket).unwrap().uid(), fs::metadata(home.data()).unwrap().uid());
+    assert_eq!((mode(&home.data_dir().join("postgres.log")), mode(socket)), (0o600, 0o700));
+    assert_eq!(fs::metadata(socket).unwrap().uid(), fs::metadata(home.data()).unwrap().uid());
     server.stop().await;
-    assert!(!socket.exists());
-}
-
-#[tokio::test]
-async fn join_finds_a_running_server_only() {
-    let home = Home::empty();
-    assert!(join(&home.settings()).unwrap().is_none());
-    assert!(!home.data_dir().exists());
-    let server = Server::start(&home.settings()).await.unwrap();
-    let options = connect_options(&join(&home.settings()).unwrap().unwrap());
-    assert_eq!(ask(&options, "select 'joined'").await, "joined");
-    server.stop().await;
-    assert!(join(&home.settings()).unwrap().is_none());
+    assert!(!socket.exists() && join(&home.settings()).unwrap().is_none());
 }
 
 #[tokio::test]
@@ -394,31 +375,20 @@ async fn failed_start_quotes_the_servers_last_error() {
 }
 
 #[tokio::test]
-async fn socket_is_kept_in_the_runtime_folder() {
+async fn socket_is_kept_in_the_runtime_folder_unless_its_path_is_too_long() {
     let home = Home::new().await;
-    let runtime_dir = home.path().join("run,time");
-    fs::create_dir(&runtime_dir).unwrap();
-    open_to_all(&runtime_dir);
-    let settings = Settings { runtime_dir: Some(runtime_dir.clone()), ..home.settings() };
-    let server = Server::start(&settings).await.unwrap();
-    let options = connect_options(&join(&settings).unwrap().unwrap());
-    assert!(options.get_socket().unwrap().starts_with(&runtime_dir));
-    assert_eq!(ask(&options, "select 'found'").await, "found");
-    server.stop().await;
-}
-
-#[tokio::test]
-async fn too_long_a_runtime_folder_gives_way_to_tmp() {
-    let home = Home::new().await;
-    let runtime_dir = home.path().join("r".repeat(90));
-    fs::create_dir(&runtime_dir).unwrap();
-    open_to_all(&runtime_dir);
-    let settings = Settings { runtime_dir: Some(runtime_dir.clone()), ..home.settings() };
-    let server = Server::start(&settings).await.unwrap();
-    let options = connect_options(server.socket_folder());
-    assert_eq!(options.get_socket().unwrap().parent(), Some(Path::new("/tmp")));
-    assert_eq!(ask(&options, "select 'short'").await, "short");
-    server.stop().await;
+    for (name, is_kept) in [("run,time".to_owned(), true), ("r".repeat(90), false)] {
+        let runtime_dir = home.path().join(name);
+        fs::create_dir(&runtime_dir).unwrap();
+        open_to_all(&runtime_dir);
+        let settings = Settings { runtime_dir: Some(runtime_dir.clone()), ..home.settings() };
+        let server = Server::start(&settings).await.unwrap();
+        let options = connect_options(&join(&settings).unwrap().unwrap());
+        let parent = options.get_socket().unwrap().parent();
+        assert_eq!(parent, Some(if is_kept { &*runtime_dir } else { Path::new("/tmp") }));
+        assert_eq!(ask(&options, "select 'found'").await, "found");
+        server.stop().await;
+    }
 }
 
 #[tokio::test]
