@@ -4,8 +4,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use axum::body::Body;
+use axum::extract::Request;
 use axum::http::HeaderMap;
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -13,22 +15,17 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::harness::{
-    Csv, Database, HANG_TIMEOUT, Service, Start, UNKNOWN_JOB, ends, eventually, far, reachable_folder, serving,
-    serving_users, silent,
+    Csv, Database, HANG_TIMEOUT, Service, Start, UNKNOWN_JOB, answering, ends, eventually, far, passed_on,
+    reachable_folder, serving, serving_users, silent,
 };
 
 async fn run(arguments: &[&str]) -> (i32, String, String) {
     far(arguments).output().await
 }
 
-/// A port that passes connections on to a service, and breaks each once so many bytes have come back, until that was
+/// A port that passes connections on to an address, and breaks each once so many bytes have come back, until that was
 /// done `breaks` times. With what came back in all.
-async fn frail(service: &Service, after: u64, breaks: u64) -> (String, Arc<AtomicU64>) {
-    frail_at(&service.address, after, breaks).await
-}
-
-/// The same in front of an address.
-async fn frail_at(behind: &str, after: u64, breaks: u64) -> (String, Arc<AtomicU64>) {
+async fn frail(behind: &str, after: u64, breaks: u64) -> (String, Arc<AtomicU64>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     let behind = behind.trim_start_matches("http://").to_owned();
@@ -74,7 +71,7 @@ async fn a_remote_export_needs_no_database() {
     let folder = reachable_folder();
     let here = folder.path().to_str().unwrap();
     let server = ["--server", &service.address];
-    let export = async |more: &[&str]| run_with(&["export"], more, &server).await;
+    let export = async |more: &[&str]| run(&[&["export"], more, &server].concat()).await;
 
     let printed = silent(export(&["full", "--consumer", "a", "--output", here]).await);
     assert!(printed.trim().ends_with("  18 rows") && path_in(&printed).starts_with(here), "{printed}");
@@ -98,7 +95,7 @@ async fn a_remote_export_needs_no_database() {
     assert_eq!((code, printed.lines().count()), (0, 18), "{printed}");
     assert!(printed.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()));
 
-    let (code, far, _) = run_with(&["status"], &["--json"], &server).await;
+    let (code, far, _) = run(&["status", "--json", "--server", &service.address]).await;
     let (_, near, _) = Start::on(&database).arguments(&["status", "--json"]).output().await;
     let without_times = |status: &str| {
         let mut status: Value = serde_json::from_str(status).unwrap();
@@ -108,15 +105,11 @@ async fn a_remote_export_needs_no_database() {
         status
     };
     assert_eq!((code, without_times(&far)), (0, without_times(&near)));
-    let (_, table, _) = run_with(&["status"], &[], &server).await;
+    let (_, table, _) = run(&["status", "--server", &service.address]).await;
     assert!(table.lines().any(|line| line.starts_with("a ") && line.ends_with("delta completed")), "{table}");
 
     let (code, _, said) = export(&["full", "--consumer", "a", "--dataset", "nothing"]).await;
     assert!(code == 1 && said.contains("there is no dataset of this name; there are: users"), "{said}");
-}
-
-async fn run_with(command: &[&str], more: &[&str], server: &[&str]) -> (i32, String, String) {
-    run(&[command, more, server].concat()).await
 }
 
 #[tokio::test]
@@ -128,15 +121,12 @@ async fn a_full_export_needs_no_consumer() {
     let near = async |arguments: &[&str]| {
         Start::plain().with("DATABASE_URL", &url).with("OUTPUT_DIR", &output).arguments(arguments).output().await
     };
-    let server = ["--server", &service.address];
-
-    let printed = silent(run_with(&["export", "full"], &["--output", here], &server).await);
+    let printed = silent(run(&["export", "full", "--output", here, "--server", &service.address]).await);
     assert_eq!(Csv::read(path_in(&printed)).rows.len(), 9);
     let (code, printed, said) = near(&["export", "full", "--json"]).await;
     let job: Value = serde_json::from_str(&printed).unwrap();
     assert_eq!((code, &job["consumerId"], &job["rowsExported"]), (0, &Value::Null, &9.into()), "{said}");
-    let consumers: Value = service.call("GET", "/consumers", &[]).await.json().await.unwrap();
-    assert_eq!(consumers["items"], json!([]), "no consumer has a position");
+    assert_eq!(service.get("/consumers").await["items"], json!([]), "no consumer has a position");
 
     for bad in [
         &["export", "delta"][..],
@@ -182,7 +172,7 @@ async fn a_place_that_takes_no_file_is_known_before_there_is_one() {
     let nowhere = folder.path().join("nowhere/x.csv");
     for output in [taken.to_str().unwrap(), nowhere.to_str().unwrap(), ""] {
         let export = ["export", "full", "--consumer", "a", "--output", output];
-        ends(run_with(&export, &[], &["--server", &service.address]).await, 2, "--output: ");
+        ends(far(&export).and(&["--server", &service.address]).output().await, 2, "--output: ");
         ends(Start::on(&database).arguments(&export).output().await, 2, "--output: ");
     }
     for (format, compression) in [("parquet", "gzip"), ("csv", "lz4"), ("ndjson", "snappy")] {
@@ -205,7 +195,7 @@ async fn whoever_asked_for_an_export_learns_its_name() {
     let folder = reachable_folder();
     let (output, named) = (folder.path().join("x.csv"), "`cdc-export download ");
     // Its file comes slowly, and somebody is impatient.
-    let (server, passed) = frail(&service, 0, u64::MAX).await;
+    let (server, passed) = frail(&service.address, 0, u64::MAX).await;
     let export = ["export", "full", "--consumer", "a", "--output", output.to_str().unwrap(), "--server", &server];
     let (child, _work) = far(&export).spawn();
     eventually("it has completed", || async {
@@ -219,7 +209,7 @@ async fn whoever_asked_for_an_export_learns_its_name() {
     assert_eq!(done.status.code(), Some(1), "{said}");
     let id = said.split(named).nth(1).unwrap_or_else(|| panic!("{said}")).split(' ').next().unwrap();
     // What had come is not asked for again.
-    ends(run_with(&["download", id], &["--output", export[5]], &["--server", &service.address]).await, 0, "");
+    ends(run(&["download", id, "--output", export[5], "--server", &service.address]).await, 0, "");
     assert_eq!(std::fs::read(&output).unwrap(), std::fs::read(service.path(&service.job(id).await)).unwrap());
 }
 
@@ -254,7 +244,7 @@ async fn a_download_that_breaks_off_goes_on_from_there() {
     let path = folder.path().join("users.csv");
     let output = path.to_str().unwrap();
 
-    let (server, passed) = frail(&service, size / 4, 3).await;
+    let (server, passed) = frail(&service.address, size / 4, 3).await;
     let (printed, said) = ends(run(&["download", &id, "--output", output, "--server", &server]).await, 0, "");
     assert_eq!(said.matches("going on from there").count(), 3, "{said}");
     assert_eq!(std::fs::read(&path).unwrap(), std::fs::read(service.path(&job)).unwrap());
@@ -309,13 +299,9 @@ async fn a_download_that_breaks_off_goes_on_from_there() {
 /// A proxy in front of a service that takes `Range` out of each request.
 async fn without_ranges(service: &Service) -> String {
     let (client, behind) = (service.client.clone(), service.address.clone());
-    let handler = async move |request: axum::extract::Request| {
-        let (mut head, body) = request.into_parts();
-        head.headers.remove("range");
-        head.headers.remove("host");
-        let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
-        let call = client.request(head.method, format!("{behind}{}", head.uri)).headers(head.headers).body(body);
-        axum::response::Response::from(call.send().await.unwrap()).map(axum::body::Body::new)
+    let handler = async move |mut request: Request| {
+        request.headers_mut().remove("range");
+        Response::from(passed_on(&client, &behind, request).await).map(Body::new)
     };
     serving(axum::Router::new().fallback(handler)).await
 }
@@ -342,12 +328,11 @@ async fn a_proxy_may_ignore_ranges() {
         std::fs::remove_file(&path).unwrap();
     }
     let into = folder.path().join("inbox");
-    let call = ["pull", "--consumer", "a", "--into", into.to_str().unwrap(), "--server", &server];
-    silent(run(&call).await);
+    silent(run(&["pull", "--consumer", "a", "--into", into.to_str().unwrap(), "--server", &server]).await);
     assert_eq!(std::fs::read(into.join(job["outputFilename"].as_str().unwrap())).unwrap(), whole);
 
     // A connection that breaks once, behind a proxy that ignores ranges.
-    let (frail_service, _) = frail_at(&server, whole.len() as u64 / 2, 1).await;
+    let (frail_service, _) = frail(&server, whole.len() as u64 / 2, 1).await;
     let (printed, said) = ends(run(&["download", id, "--output", "-", "--server", &frail_service]).await, 0, "");
     assert!(said.contains("going on from there") && printed.into_bytes() == whole, "{said}");
 }
@@ -355,9 +340,7 @@ async fn a_proxy_may_ignore_ranges() {
 #[tokio::test]
 async fn what_has_no_file_says_why() {
     let (database, service) = serving_users(5).await;
-    let held = database.hold_exports().await;
-    let id = service.submit("full", "a").await;
-    service.becomes(&id, "processing").await;
+    let (held, id) = service.held_export(&database, "full", "a").await;
     let download = async |id: &str| run(&["download", id, "--server", &service.address]).await;
     ends(download(&id).await, 1, "the export is processing");
     service.call("POST", &format!("/exports/{id}/cancel"), &[]).await;
@@ -420,19 +403,6 @@ async fn what_a_service_says_steers_no_terminal() {
     assert!(code == 1 && said.contains("alarm") && !said.contains(['\u{1b}', '\u{7}']), "{said:?}");
 }
 
-/// Answers everything in the same way.
-async fn answering(answer: Vec<u8>) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        while let Ok((mut client, _)) = listener.accept().await {
-            let _ = client.read(&mut [0; 4096]).await;
-            let _ = client.write_all(&answer).await;
-        }
-    });
-    address
-}
-
 #[tokio::test]
 async fn a_file_is_written_nowhere_else() {
     let id = "01900000-0000-7000-8000-000000000000";
@@ -470,8 +440,7 @@ async fn a_watched_status_outlives_the_service() {
     service.export("full", "b").await;
     while next().await["consumers"][1]["consumerId"] != "b" {}
     kill(Pid::from_raw(child.id().unwrap().cast_signed()), Signal::SIGINT).unwrap();
-    let status = tokio::time::timeout(HANG_TIMEOUT, child.wait()).await.expect("it ends").unwrap();
-    assert_eq!(status.code(), Some(0));
+    assert_eq!(tokio::time::timeout(HANG_TIMEOUT, child.wait()).await.expect("it ends").unwrap().code(), Some(0));
 }
 
 #[tokio::test]
@@ -517,16 +486,13 @@ async fn a_key_that_everybody_on_the_way_can_read_is_warned_of() {
 /// A service that sends each download on to this address, and does everything else itself.
 async fn sending_on(service: &Service, to: String) -> String {
     let (client, behind) = (service.client.clone(), service.address.clone());
-    let handler = async move |request: axum::extract::Request| -> axum::response::Response {
+    let handler = async move |request: Request| -> Response {
         let path = request.uri().path().to_owned();
         if path.ends_with("/download") {
             let headers = [("location", format!("{to}{path}?signature=geheim"))];
             return (axum::http::StatusCode::TEMPORARY_REDIRECT, headers).into_response();
         }
-        let key = request.headers()["authorization"].clone();
-        let answer =
-            client.get(format!("{behind}{}", request.uri())).header("authorization", key).send().await.unwrap();
-        axum::response::Response::from(answer).map(axum::body::Body::new)
+        Response::from(passed_on(&client, &behind, request).await).map(Body::new)
     };
     serving(axum::Router::new().fallback(handler)).await
 }

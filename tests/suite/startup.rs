@@ -5,11 +5,10 @@ use std::path::Path;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use sqlx::ConnectOptions;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::harness::{
-    Csv, Database, HANG_TIMEOUT, Start, connect_options, embedded_settings, embedded_settings_with_cluster, free_port,
-    reachable_folder, refusal,
+    Csv, Database, HANG_TIMEOUT, Start, answering, connect_options, embedded_settings, embedded_settings_with_cluster,
+    free_port, reachable_folder,
 };
 
 /// A start that is refused says so in one line, nothing else.
@@ -99,8 +98,9 @@ async fn a_users_table_that_somebody_brought_is_left_alone() {
     let before = look().await;
     let service = Start::on(&database).with("SEED_ROWS", 1000).service().await;
     for export_type in ["full", "incremental", "delta"] {
-        let answer = service.call("POST", &format!("/exports/{export_type}"), &[("X-Consumer-ID", "a")]).await;
-        assert_eq!(refusal(answer).await, (409, "not_tracked".to_owned()));
+        service
+            .refuses("POST", &format!("/exports/{export_type}"), &[("X-Consumer-ID", "a")], 409, "not_tracked")
+            .await;
     }
     assert_eq!(service.call("DELETE", "/users/1", &[]).await.status(), 404);
     assert_eq!(look().await, before);
@@ -154,8 +154,7 @@ async fn the_tables_are_where_the_search_path_puts_them() {
     database.run("create schema theirs; create table theirs.users (like app.users including all)").await;
     database.run(&format!("alter database {name} set search_path = theirs, app, public")).await;
     let service = Start::on(&database).with("SEED_ROWS", 100).service().await;
-    let answer = service.call("POST", "/exports/full", &[("X-Consumer-ID", "a")]).await;
-    assert_eq!(refusal(answer).await, (409, "not_tracked".to_owned()));
+    service.refuses("POST", "/exports/full", &[("X-Consumer-ID", "a")], 409, "not_tracked").await;
     assert_eq!(database.one::<i64>("select count(*) from theirs.users").await, 0);
 }
 
@@ -271,19 +270,8 @@ async fn a_database_that_cant_be_used_is_named_with_its_address_and_what_to_do()
     let refusing = |password: &str, name: &str| {
         database.options.clone().username(&role).password(password).database(name).to_url_lossy().to_string()
     };
-    // A server that says what is written here to whoever connects, for TLS and for passwords.
-    let says = async |answer: &'static [u8]| {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let _ = stream.read(&mut [0; 1024]).await;
-                let _ = stream.write_all(answer).await;
-                let _ = stream.read(&mut [0; 1024]).await;
-            }
-        });
-        port
-    };
+    // Servers that say this to whoever connects, for TLS and for passwords.
+    let says = async |answer: &'static [u8]| answering(answer).await.rsplit_once(':').unwrap().1.to_owned();
     let plain = says(b"N").await;
     let wrong = says(b"E\0\0\0\x35SFATAL\0C28P01\0Mpassword authentication failed\0L334\0\0").await;
     let may_not = format!(
@@ -424,10 +412,8 @@ async fn a_folder_that_takes_no_files_stops_the_start() {
         for arguments in [&["serve"][..], &["worker"], &["export", "full", "--consumer", "a"]] {
             let start = Start::on(&database).with("OUTPUT_DIR", folder).arguments(arguments);
             let (code, line) = refused(start).await;
-            assert!(
-                code == 2 && line.starts_with("cdc-export: OUTPUT_DIR: ") && line.contains(told),
-                "{folder}: {line}"
-            );
+            assert!(code == 2 && line.starts_with("cdc-export: OUTPUT_DIR: "), "{folder}: {line}");
+            assert!(line.contains(told), "{folder}: {line}");
         }
     }
     assert_eq!(database.one::<i64>("select count(*) from exports").await, 0);
@@ -462,8 +448,7 @@ async fn a_signal_ends_a_start_that_waits() {
     let _connection = silent.accept().await.unwrap();
     let pid = Pid::from_raw(child.id().unwrap().cast_signed());
     nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
-    let ended = tokio::time::timeout(HANG_TIMEOUT, child.wait()).await.expect("it ends");
-    assert_eq!(ended.unwrap().code(), Some(0));
+    assert_eq!(tokio::time::timeout(HANG_TIMEOUT, child.wait()).await.expect("it ends").unwrap().code(), Some(0));
 }
 
 #[tokio::test]
