@@ -8,7 +8,8 @@ use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use uuid::Uuid;
 
 use crate::continuity::{passes, refused};
-use crate::harness::{Csv, Database, Service, Start, eventually, needs_full, refusal, serving_users};
+use crate::crashes::killed_by_an_export;
+use crate::harness::{Csv, Database, Service, Start, eventually, needs_full, serving_users};
 
 /// Runs what needs that nobody is connected to the database.
 async fn alone(database: &Database, statement: &str) {
@@ -42,8 +43,7 @@ async fn pending(database: &Database) -> (Service, String) {
 async fn a_copy_does_not_publish_or_harm_what_its_original_committed() {
     let database = Database::with_users(5).await;
     let mut doomed = Start::on(&database).with("FAILPOINTS", "worker.committed=kill").service().await;
-    doomed.dies_of("full", "a", &json!({})).await;
-    let id: String = database.one("select id::text from cdc_export.jobs").await;
+    let id = killed_by_an_export(&database, &mut doomed).await;
     let hidden = doomed.files();
     assert!(hidden.len() == 1 && hidden[0].starts_with('.'), "{hidden:?}");
 
@@ -57,8 +57,7 @@ async fn a_copy_does_not_publish_or_harm_what_its_original_committed() {
     passes(&stranger, "full", "a", Some("file_lost")).await;
 
     let heir = Start::on(&database).sharing_output(&doomed).service().await;
-    let job = heir.completes(&id).await;
-    assert_eq!(Csv::read(&heir.path(&job)).rows.len(), 5);
+    assert_eq!(Csv::read(&heir.path(&heir.completes(&id).await)).rows.len(), 5);
     passes(&heir, "delta", "a", None).await;
 }
 
@@ -66,8 +65,7 @@ async fn a_copy_does_not_publish_or_harm_what_its_original_committed() {
 async fn an_admin_of_a_copy_gives_up_what_the_original_then_publishes() {
     let database = Database::with_users(5).await;
     let mut doomed = Start::on(&database).with("FAILPOINTS", "sink.publish.renamed=kill").service().await;
-    doomed.dies_of("full", "a", &json!({})).await;
-    let id: String = database.one("select id::text from cdc_export.jobs").await;
+    let id = killed_by_an_export(&database, &mut doomed).await;
     // It has its name, and that isn't recorded.
     let files = doomed.files();
     assert!(files.len() == 1 && !files[0].starts_with('.'), "{files:?}");
@@ -77,8 +75,7 @@ async fn an_admin_of_a_copy_gives_up_what_the_original_then_publishes() {
     assert_eq!(stranger.call("DELETE", &format!("/exports/{id}"), &[]).await.status(), 204);
     assert_eq!(stranger.job(&id).await["error"]["code"], "file_lost");
     assert_eq!(doomed.files(), files);
-    let heir = Start::on(&database).sharing_output(&doomed).service().await;
-    assert_eq!(heir.ended(&id).await["status"], "completed");
+    assert_eq!(Start::on(&database).sharing_output(&doomed).service().await.ended(&id).await["status"], "completed");
 }
 
 #[tokio::test]
@@ -96,8 +93,7 @@ async fn a_copy_reads_its_originals_files_and_removes_none() {
     let path = |job: &Value| format!("/exports/{}", job["jobId"].as_str().unwrap());
     let download = format!("{}/download", path(&jobs[2]));
     assert_eq!(stranger.call("GET", &download, &[]).await.text().await.unwrap().lines().count(), 6);
-    let answer = stranger.call("DELETE", &path(&jobs[2]), &[]).await;
-    assert_eq!(refusal(answer).await, (409, "file_of_other_database".to_owned()));
+    stranger.refuses("DELETE", &path(&jobs[2]), &[], 409, "file_of_other_database").await;
 
     // What is past the retention of jobs is forgotten; its file stays.
     passes(&stranger, "full", "a", Some("database_restored")).await;
@@ -137,8 +133,7 @@ async fn a_job_that_waits_in_a_copy_too_is_its_originals() {
     let job = stranger.ended(&id).await;
     needs_full(&job, "database_restored");
     original.release("worker.staged").await;
-    let job = original.completes(&id).await;
-    assert_eq!(Csv::read(&original.path(&job)).rows.len(), 5, "nobody swept it");
+    assert_eq!(Csv::read(&original.path(&original.completes(&id).await)).rows.len(), 5, "nobody swept it");
 }
 
 #[tokio::test]

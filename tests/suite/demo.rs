@@ -31,12 +31,15 @@ async fn run_script(database: &Database, script: &str) -> Result<(), sqlx::Error
 }
 
 #[tokio::test]
-async fn an_empty_table_of_ours_is_filled_once() {
+async fn an_empty_table_of_ours_is_filled_once_and_ids_go_on_after_that() {
     let database = Database::new().await;
     for (rows, inserted) in [(500, 500), (500, 0), (1_000, 0)] {
         assert_eq!(seed(&database, rows).await, inserted);
     }
     assert_eq!(count(&database, "true").await, 500);
+    let insert = "insert into users (name, email, created_at, updated_at)
+        values ('Ada', 'ada@example.org', now(), now()) returning id";
+    assert_eq!(database.one::<i64>(insert).await, 501);
 }
 
 #[tokio::test]
@@ -60,8 +63,7 @@ async fn a_second_seed_waits_for_the_first_to_commit() {
 
 #[tokio::test]
 async fn a_database_without_a_users_table_is_left_so() {
-    let database = Database::new_with("drop table users").await;
-    assert_eq!(seed(&database, 100).await, 0);
+    assert_eq!(seed(&Database::new_with("drop table users").await, 100).await, 0);
 }
 
 #[tokio::test]
@@ -109,15 +111,6 @@ async fn names_and_addresses_are_the_same_everywhere_however_many() {
     assert_eq!(ours, theirs);
     let names: HashSet<&String> = ours.iter().map(|(name, _)| name).collect();
     assert!(names.len() > 290, "only {} different names", names.len());
-}
-
-#[tokio::test]
-async fn ids_go_on_after_the_seeded_ones() {
-    let database = Database::new().await;
-    seed(&database, 100).await;
-    let insert = "insert into users (name, email, created_at, updated_at)
-        values ('Ada', 'ada@example.org', now(), now()) returning id";
-    assert_eq!(database.one::<i64>(insert).await, 101);
 }
 
 #[tokio::test]

@@ -66,6 +66,12 @@ impl Tables {
         rows
     }
 
+    /// A delta is refused with the word, and a full export heals.
+    async fn heals_after(&self, dataset: &str, word: &str) {
+        self.refused(dataset, word).await;
+        self.heals(dataset, Some(word)).await;
+    }
+
     /// A full export heals: it names the word, and afterwards nothing is due.
     pub(crate) async fn heals(&self, dataset: &str, word: Option<&str>) {
         let job = export(&self.service, "full", dataset, "a").await;
@@ -86,8 +92,7 @@ async fn a_new_partition_needs_neither_track_nor_a_full_export() {
     assert_eq!(tables.delta("parted").await, ["UPDATE 201"]);
     // Its TRUNCATE is noticed though no trigger is there for it.
     tables.run("truncate more").await;
-    tables.refused("parted", "truncated").await;
-    tables.heals("parted", Some("truncated")).await;
+    tables.heals_after("parted", "truncated").await;
     // One that comes empty, and one whose rows were there before, away from another.
     let schema = "
         create table later (like parted including all); alter table parted attach partition later for values from (300) to (400);
@@ -109,18 +114,15 @@ async fn a_new_partition_needs_neither_track_nor_a_full_export() {
     tables.run(schema).await;
     tables.refused("parted", "partitions_changed").await;
     tables.catalog.track(&tables.database, "parted").await;
-    tables.refused("parted", "partitions_changed").await;
-    tables.heals("parted", Some("partitions_changed")).await;
+    tables.heals_after("parted", "partitions_changed").await;
     // With its trigger it is told by the log, whatever happens to its file.
     tables.run("vacuum full loaded").await;
     tables.run("delete from loaded where id = 401").await;
     assert_eq!(tables.delta("parted").await, ["DELETE 401"]);
     tables.run("truncate loaded").await;
-    tables.refused("parted", "truncated").await;
-    tables.heals("parted", Some("truncated")).await;
+    tables.heals_after("parted", "truncated").await;
     tables.run("drop table later").await;
-    tables.refused("parted", "partitions_changed").await;
-    tables.heals("parted", Some("partitions_changed")).await;
+    tables.heals_after("parted", "partitions_changed").await;
 }
 
 /// It delivers no deletions, so that it heals none.
@@ -156,8 +158,7 @@ async fn a_key_s_name_on_another_column_for_a_while_is_not_missed() {
              alter table {dataset} rename id to n; alter table {dataset} rename was to id; commit"
         );
         tables.run(&statements).await;
-        tables.refused(dataset, "partitions_changed").await;
-        tables.heals(dataset, Some("partitions_changed")).await;
+        tables.heals_after(dataset, "partitions_changed").await;
     }
     // A partition's own columns are looked at: what only its root's say is no rename.
     tables.run("grant select (id) on parted to public; alter table parted rename note to called").await;
@@ -192,8 +193,7 @@ async fn a_partition_that_the_role_may_not_read_by_itself_needs_no_full_export()
         create table loaded (like parted including all); insert into loaded values (401, 'before');
         alter table parted attach partition loaded for values from (400) to (500); insert into loaded values (402, 'after')";
     tables.run(schema).await;
-    tables.refused("parted", "partitions_changed").await;
-    tables.heals("parted", Some("partitions_changed")).await;
+    tables.heals_after("parted", "partitions_changed").await;
 }
 
 #[tokio::test]
@@ -206,8 +206,7 @@ async fn a_partition_s_own_triggers_of_before_hide_nothing() {
     tables.run(changes).await;
     assert_eq!(tables.delta("parted").await, ["INSERT 301"]);
     tables.run("truncate plain").await;
-    tables.refused("parted", "truncated").await;
-    tables.heals("parted", Some("truncated")).await;
+    tables.heals_after("parted", "truncated").await;
     let changes = "
         do $$ begin
           execute (select format('alter table %s disable trigger %I', x.tgrelid::regclass, x.tgname) from pg_trigger x
@@ -217,13 +216,11 @@ async fn a_partition_s_own_triggers_of_before_hide_nothing() {
     let detail = tables.refused("parted", "trigger_missing").await;
     assert!(detail.contains("`cdc-export track parted`"), "{detail}");
     tables.catalog.track(&tables.database, "parted").await;
-    tables.refused("parted", "trigger_changed").await;
-    tables.heals("parted", Some("trigger_changed")).await;
+    tables.heals_after("parted", "trigger_changed").await;
 
     // Detached and tracked by itself, it takes nothing from where it was.
     tables.run("alter table parted detach partition plain").await;
-    tables.refused("parted", "partitions_changed").await;
-    tables.heals("parted", Some("partitions_changed")).await;
+    tables.heals_after("parted", "partitions_changed").await;
     tables.catalog.track(&tables.database, "plain").await;
     tables.run("truncate plain; update parted set note = 'x' where id = 10").await;
     assert_eq!(tables.delta("parted").await, ["UPDATE 10"]);
@@ -317,8 +314,7 @@ async fn what_is_written_through_a_parent_for_a_while_is_not_missed() {
         ),
     ] {
         tables.run(&format!("{comes}; update parent set note = note || '!'; {goes}; drop table parent")).await;
-        tables.refused("plain", "partitions_changed").await;
-        tables.heals("plain", Some("partitions_changed")).await;
+        tables.heals_after("plain", "partitions_changed").await;
     }
     // What changes a column otherwise is no such thing.
     let statements = "
@@ -339,8 +335,7 @@ async fn what_is_written_through_a_parent_for_a_while_is_not_missed() {
     let full = export(&tables.service, "full", "plain", "a").await;
     assert_eq!(full["continuity"], "trigger_missing", "{full}");
     tables.run("alter table kid no inherit plain").await;
-    tables.refused("plain", "trigger_changed").await;
-    tables.heals("plain", Some("trigger_changed")).await;
+    tables.heals_after("plain", "trigger_changed").await;
 }
 
 /// A column tells by itself why it was touched.
@@ -362,8 +357,7 @@ async fn a_change_of_another_column_hides_nothing_that_came_through_a_parent() {
             n + 1
         );
         tables.run(&statements).await;
-        tables.refused("plain", "partitions_changed").await;
-        tables.heals("plain", Some("partitions_changed")).await;
+        tables.heals_after("plain", "partitions_changed").await;
     }
 }
 
@@ -381,8 +375,7 @@ async fn what_a_crash_empties_is_not_captured() {
         assert_eq!(full["continuity"], "trigger_missing", "{full}");
         tables.run(logged).await;
         // It may have been emptied since.
-        tables.refused(dataset, "trigger_changed").await;
-        tables.heals(dataset, Some("trigger_changed")).await;
+        tables.heals_after(dataset, "trigger_changed").await;
     }
     tables.run("alter table high set unlogged").await;
     ends(tables.catalog.command(&tables.database, &["track", "parted"]).await, 1, "unlogged");
@@ -424,8 +417,7 @@ async fn an_upgrade_of_the_triggers_costs_nobody_a_full_export() {
 async fn what_a_superuser_does_to_the_log_and_the_functions_is_seen() {
     let tables = Tables::new().await;
     tables.run("update plain set note = 'lost' where id = 1; truncate cdc_export.change_log").await;
-    tables.refused("plain", "log_expired").await;
-    tables.heals("plain", Some("log_expired")).await;
+    tables.heals_after("plain", "log_expired").await;
     tables.heals("parted", Some("log_expired")).await;
 
     let function = "(select p.oid from pg_proc p join pg_trigger x on x.tgfoid = p.oid
@@ -435,8 +427,7 @@ async fn what_a_superuser_does_to_the_log_and_the_functions_is_seen() {
     let nothing =
         format!("create or replace function {name}() returns trigger language plpgsql as 'begin return null; end'");
     tables.run(&format!("{nothing}; update plain set note = 'unseen' where id = 2; {was}")).await;
-    tables.refused("plain", "trigger_changed").await;
-    tables.heals("plain", Some("trigger_changed")).await;
+    tables.heals_after("plain", "trigger_changed").await;
 
     tables.run("update pg_class set relhastriggers = false where oid = 'plain'::regclass").await;
     tables.refused("plain", "trigger_missing").await;
