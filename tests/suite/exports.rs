@@ -1,8 +1,8 @@
 //! The rows of each type of export, and the watermark after it.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::harness::{Csv, Database, Start, serving_users};
+use crate::harness::{Database, Start, serving_users};
 
 const HEADER: [&str; 6] = ["id", "name", "email", "created_at", "updated_at", "is_deleted"];
 
@@ -96,18 +96,6 @@ async fn an_empty_table_gives_a_header_and_no_watermark() {
 }
 
 #[tokio::test]
-async fn consumers_do_not_see_each_other() {
-    let (database, service) = serving_users(5).await;
-    service.export("full", "a").await;
-    database.add_users(6, 8).await;
-    service.export("incremental", "a").await;
-    assert_eq!(service.watermark("b").await, None);
-    let (_, file) = service.export("incremental", "b").await;
-    assert_eq!(file.rows.len(), 8);
-    assert_eq!(service.watermark("a").await.as_deref(), Some("2026-01-01T00:08:00.000000Z"));
-}
-
-#[tokio::test]
 async fn the_watermark_is_the_latest_finite_time_and_never_moves_back() {
     let database = Database::with_users(3).await;
     database.run("update users set updated_at = 'infinity' where id = 1").await;
@@ -120,19 +108,4 @@ async fn the_watermark_is_the_latest_finite_time_and_never_moves_back() {
     database.run("delete from users where id = 3; update users set updated_at = '2025-01-01' where id = 1").await;
     service.export("full", "a").await;
     assert_eq!(service.watermark("a").await.as_deref(), Some("2026-01-01T00:03:00.000000Z"));
-}
-
-#[tokio::test]
-async fn an_ad_hoc_export_has_no_consumer_and_moves_nothing() {
-    let (database, service) = serving_users(5).await;
-    let answer = service.call("POST", "/exports", &[]).await;
-    assert_eq!(answer.status(), 202);
-    let body: Value = answer.json().await.unwrap();
-    assert_eq!((&body["status"], &body["exportType"]), (&json!("pending"), &json!("full")));
-    let name = body["outputFilename"].as_str().unwrap();
-    assert!(name.starts_with("export_20") && name.ends_with("Z.csv"), "{name}");
-    let job = service.ended(body["jobId"].as_str().unwrap()).await;
-    assert_eq!((&job["status"], &job["consumerId"]), (&json!("completed"), &Value::Null));
-    assert_eq!(Csv::read(&service.path(&job)).rows.len(), 5);
-    assert_eq!(database.one::<i64>("select count(*) from watermarks").await, 0);
 }
