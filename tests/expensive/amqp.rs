@@ -11,7 +11,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use nix::sys::signal::Signal;
 
 use crate::amqp::broker::{Broker, Message, SERVER};
-use crate::amqp::operator::{DUE, EXPORTS, all_delivered, deliveries, operator, start};
+use crate::amqp::operator::{DUE, EXPORTS, all_delivered, operator, start};
 use crate::harness::{Database, eventually, lacks};
 
 fn ids(messages: &[Message]) -> BTreeSet<String> {
@@ -45,7 +45,7 @@ async fn a_broker_that_is_stopped_killed_or_full_loses_nothing() {
         made.push(export("a").await);
     }
     eventually("a complaint", || async { service.events("deliveries_failed").pop() }).await;
-    let pending = deliveries(&service, "?status=pending").await;
+    let pending = service.deliveries("?status=pending").await;
     assert_eq!(pending.len(), 5);
     assert!(pending.iter().all(|it| it["attempt"].as_u64().unwrap() <= 1), "{pending:?}");
     broker.starts("").await;
@@ -73,7 +73,7 @@ async fn a_broker_that_is_stopped_killed_or_full_loses_nothing() {
     // Those that failed before have pauses of up to minutes.
     let told = eventually("they are delivered", || async {
         database.run(DUE).await;
-        Some(deliveries(&service, "?status=delivered&limit=200").await).filter(|told| told.len() == made.len())
+        Some(service.deliveries("?status=delivered&limit=200").await).filter(|told| told.len() == made.len())
     })
     .await;
     let client = broker.client().await;
@@ -90,7 +90,7 @@ async fn a_broker_that_is_stopped_killed_or_full_loses_nothing() {
         export("narrow").await;
     }
     eventually("a refusal", || async {
-        let refused = deliveries(&service, "?status=pending").await;
+        let refused = service.deliveries("?status=pending").await;
         refused.into_iter().find(|it| it["lastError"] == "the broker refused the message: a queue is full")
     })
     .await;

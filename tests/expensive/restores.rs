@@ -43,9 +43,7 @@ async fn what_was_acknowledged_goes_back_with_its_lane() {
     let (known, _) = passes(&service, "delta", "a", None).await;
     assert_eq!(ack(&service, &known).await.status(), 200);
     service.end().await;
-    cluster.stop().await;
-    cluster.copy_cold();
-    cluster.start().await;
+    cluster.copy_cold().await;
     let mut service = on(&cluster, &service).service().await;
     let mut lost = Vec::new();
     for consumer in ["a", "a", "b"] {
@@ -167,9 +165,7 @@ async fn copied_with_job(failpoint: &str, status: &str) -> (Cluster, Service, St
     dying.service().await.dies_of("delta", "a", &json!({})).await;
     let id = format!("select id::text from cdc_export.jobs where status = '{status}'");
     let id: String = cluster.database().one(&id).await;
-    cluster.stop().await;
-    cluster.copy_cold();
-    cluster.start().await;
+    cluster.copy_cold().await;
     let service = on(&cluster, &service).service().await;
     assert_eq!(service.ended(&id).await["rowsExported"], 1);
     (cluster, service, id)

@@ -26,12 +26,11 @@ use ring::hmac;
 use serde_json::{Value, json};
 
 use crate::catalog::Catalog;
-use crate::harness::{Database, Service, Start, eventually, refusal};
+use crate::harness::{Database, Service, Start, eventually};
 
 const SECRET: &str = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3";
 const OLD_SECRET: &str = "whsec_b2xkb2xkb2xkb2xkb2xkb2xkb2xkb2xkb2xkb2xk";
 
-/// The answer of a receiver.
 #[derive(Clone)]
 enum Answer {
     Status(u16),
@@ -40,7 +39,6 @@ enum Answer {
     After(u64),
 }
 
-/// A post that a receiver got.
 #[derive(Clone)]
 struct Heard {
     id: String,
@@ -136,14 +134,10 @@ pub(crate) async fn with_a_closed_door(database: &Database, more: &str) -> Servi
     Operator::with(&[nobody.block("closed", ""), more.to_owned()]).start(database).service().await
 }
 
-async fn deliveries(service: &Service, query: &str) -> Vec<Value> {
-    service.get(&format!("/deliveries{query}")).await["items"].as_array().unwrap().clone()
-}
-
 /// Waits until the only delivery has this status and number of attempts.
 async fn stands(service: &Service, status: &str, attempt: u64) -> Value {
     eventually("a delivery", || async {
-        let [delivery] = deliveries(service, "").await.try_into().unwrap();
+        let [delivery] = service.deliveries("").await.try_into().unwrap();
         Some(delivery).filter(|it: &Value| it["status"] == status && it["attempt"] == attempt)
     })
     .await
@@ -188,7 +182,7 @@ async fn each_end_is_delivered_once_and_signed() {
     }
     assert_eq!(of(adhoc["jobId"].as_str().unwrap()).0.event["subject"], "users");
     let told = eventually("they are delivered", || async {
-        let told = deliveries(&service, "?status=delivered").await;
+        let told = service.deliveries("?status=delivered").await;
         Some(told).filter(|told| told.len() == 4)
     })
     .await;
@@ -196,11 +190,11 @@ async fn each_end_is_delivered_once_and_signed() {
         told.iter().map(|it| it["jobId"].as_str().unwrap()).collect::<Vec<_>>(),
         [adhoc["jobId"].as_str().unwrap(), &cancelled, id, &failed]
     );
-    assert!(deliveries(&service, "?status=pending").await.is_empty());
-    assert!(deliveries(&service, "?endpoint=other").await.is_empty());
+    assert!(service.deliveries("?status=pending").await.is_empty());
+    assert!(service.deliveries("?endpoint=other").await.is_empty());
     let page = service.call("GET", "/deliveries?limit=2", &[]).await.json::<Value>().await.unwrap();
     let next = format!("?limit=2&cursor={}", page["nextCursor"].as_str().unwrap());
-    assert_eq!(deliveries(&service, &next).await, told[2..]);
+    assert_eq!(service.deliveries(&next).await, told[2..]);
     let metrics = service.call("GET", "/metrics", &[]).await.text().await.unwrap();
     assert!(metrics.contains("cdc_export_deliveries_total{endpoint=\"all\",outcome=\"delivered\"} 4"), "{metrics}");
 }
@@ -218,14 +212,12 @@ async fn an_event_that_is_not_accepted_is_retried_and_then_dead() {
         stands(&service, "pending", attempt).await;
         // Until the answer is recorded, it is put off by the lease.
         delivery = eventually("a record", || async {
-            let [now] = deliveries(&service, "").await.try_into().unwrap();
+            let [now] = service.deliveries("").await.try_into().unwrap();
             Some(now).filter(|now: &Value| now["lastStatus"] == status)
         })
         .await;
-        assert_eq!(
-            (delivery["lastError"].clone(), &delivery["endedAt"]),
-            (json!(format!("it answered {status}")), &Value::Null)
-        );
+        assert_eq!(delivery["lastError"], json!(format!("it answered {status}")));
+        assert_eq!(delivery["endedAt"], Value::Null);
         let wait: f64 = database
             .one("select extract(epoch from run_at - clock_timestamp())::float8 from cdc_export.deliveries")
             .await;
@@ -239,7 +231,7 @@ async fn an_event_that_is_not_accepted_is_retried_and_then_dead() {
     for attempt in 3..=8 {
         receiver.hears(attempt).await;
         eventually("a record", || async {
-            let [now] = deliveries(&service, "").await.try_into().unwrap();
+            let [now] = service.deliveries("").await.try_into().unwrap();
             let is_recorded = database
                 .one::<bool>("select run_at - clock_timestamp() > interval '61 s' from cdc_export.deliveries")
                 .await;
@@ -250,7 +242,7 @@ async fn an_event_that_is_not_accepted_is_retried_and_then_dead() {
     }
     let dead = stands(&service, "dead", 9).await;
     assert_eq!((&dead["nextAttemptAt"], &dead["lastStatus"]), (&Value::Null, &json!(503)));
-    assert_eq!(deliveries(&service, "?status=dead&endpoint=all").await, std::slice::from_ref(&dead));
+    assert_eq!(service.deliveries("?status=dead&endpoint=all").await, std::slice::from_ref(&dead));
     let metrics = service.call("GET", "/metrics", &[]).await.text().await.unwrap();
     assert!(metrics.contains("cdc_export_deliveries_undelivered{endpoint=\"all\",status=\"dead\"} 1"), "{metrics}");
     assert_eq!(service.events("delivery_failed").len(), 9);
@@ -266,17 +258,15 @@ async fn an_event_that_is_not_accepted_is_retried_and_then_dead() {
     assert!(heard.iter().all(|it| it.id == delivery["deliveryId"].as_str().unwrap() && it.signed));
     assert!(other.heard().is_empty(), "a redirect is not followed");
     for query in ["endpoint=%00", "endpoint=", "cursor=x", "status=gone"] {
-        let answer = service.call("GET", &format!("/deliveries?{query}"), &[]).await;
-        assert_eq!(refusal(answer).await, (400, "parameter_invalid".to_owned()), "{query}");
+        service.refuses("GET", &format!("/deliveries?{query}"), &[], 400, "parameter_invalid").await;
     }
     for id in ["x", "01a1f83b-6d1e-7c1a-9d4e-2f6f1f0c9a11"] {
-        let answer = service.call("POST", &format!("/deliveries/{id}/redeliver"), &[]).await;
-        assert_eq!(refusal(answer).await, (404, "not_found".to_owned()));
+        service.refuses("POST", &format!("/deliveries/{id}/redeliver"), &[], 404, "not_found").await;
     }
     service.stop().await;
 
     let without = Operator::with(&[]).start(&database).service().await;
-    assert_eq!(refusal(without.call("POST", &path, &[]).await).await, (409, "no_endpoint".to_owned()));
+    without.refuses("POST", &path, &[], 409, "no_endpoint").await;
 }
 
 #[tokio::test]
@@ -294,15 +284,15 @@ async fn a_hanging_receiver_delays_no_other_and_a_gone_receiver_gets_no_more_eve
     }
     good.hears(12).await;
     assert_eq!(gone.heard().len(), 1);
-    let dead = deliveries(&service, "?endpoint=gone&status=dead").await;
+    let dead = service.deliveries("?endpoint=gone&status=dead").await;
     assert_eq!((dead.len(), &dead[0]["lastStatus"]), (1, &json!(410)));
-    assert_eq!(deliveries(&service, "?endpoint=gone&status=pending").await.len(), 11);
+    assert_eq!(service.deliveries("?endpoint=gone&status=pending").await.len(), 11);
     service.stop().await;
 
     // Each start asks it once.
     let service = operator.start(&database).service().await;
     eventually("it is gone still", || async { service.events("receiver_gone").pop() }).await;
-    assert_eq!(deliveries(&service, "?endpoint=gone&status=dead").await.len(), 2);
+    assert_eq!(service.deliveries("?endpoint=gone&status=dead").await.len(), 2);
 }
 
 #[tokio::test]
@@ -315,7 +305,7 @@ async fn a_crash_before_the_record_delivers_again_under_the_same_id() {
     dead.dies().await;
     let first = receiver.hears(1).await;
     let service = operator.start(&database).sharing_output(&dead).service().await;
-    let [delivery] = deliveries(&service, "").await.try_into().unwrap();
+    let [delivery] = service.deliveries("").await.try_into().unwrap();
     assert_eq!((&delivery["status"], &delivery["jobId"]), (&json!("pending"), &json!(id)));
     assert_eq!(receiver.heard().len(), 1, "as long as the other may be alive");
     database.run(DUE).await;

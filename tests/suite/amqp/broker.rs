@@ -16,7 +16,6 @@ use crate::harness::{eventually, folder_in_memory, free_port, option_env};
 /// Path of the server. The program of this name in the PATH is for root, and switches to another account.
 pub(crate) const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
 
-/// A broker.
 pub(crate) struct Broker {
     folder: TempDir,
     port: u16,
@@ -109,13 +108,11 @@ impl Drop for Broker {
     }
 }
 
-/// A client of the broker.
 pub(crate) struct Client {
     _connection: Connection,
     channel: Channel,
 }
 
-/// A message, as a client reads it.
 #[derive(Clone, Debug)]
 pub(crate) struct Message {
     pub(crate) id: String,

@@ -23,13 +23,9 @@ pub(crate) const EXPORTS: &str = "exchange = \"exports\"\n";
 pub(crate) const DUE: &str = "update cdc_export.deliveries set run_at = clock_timestamp()
     where delivered_at is null and last_error is not null and run_at < 'infinity'";
 
-pub(crate) async fn deliveries(service: &Service, query: &str) -> Vec<Value> {
-    service.get(&format!("/deliveries{query}")).await["items"].as_array().unwrap().clone()
-}
-
 pub(crate) async fn all_delivered(service: &Service, number: usize) -> Vec<Value> {
     eventually("they are delivered", || async {
-        Some(deliveries(service, "?status=delivered&limit=200").await).filter(|told| told.len() == number)
+        Some(service.deliveries("?status=delivered&limit=200").await).filter(|told| told.len() == number)
     })
     .await
 }

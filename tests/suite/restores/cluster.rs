@@ -59,9 +59,11 @@ impl Cluster {
         self.home.path().join("copy")
     }
 
-    /// Copies the data of the server, which is stopped.
-    pub(crate) fn copy_cold(&self) {
+    /// Copies the data of the server while it is stopped.
+    pub(crate) async fn copy_cold(&mut self) {
+        self.stop().await;
         copied(&self.data(), &self.copy());
+        self.start().await;
     }
 
     /// Copies the data of the server while it runs, with the WAL that a recovery needs.

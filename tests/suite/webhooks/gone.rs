@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Answer, Operator, Receiver, deliveries};
+use super::{Answer, Operator, Receiver};
 use crate::harness::{Database, Service, eventually, until};
 
 /// A service whose only receiver answers so at first, after an export.
@@ -22,7 +22,7 @@ async fn a_gone_receiver_gets_a_redelivered_event() {
     let (_database, receiver, _operator, service) = exported([410, 410]).await;
     let gone = async |times: usize| {
         until("it is gone", async || service.events("receiver_gone").len() == times).await;
-        let [dead] = deliveries(&service, "?status=dead").await.try_into().unwrap();
+        let [dead] = service.deliveries("?status=dead").await.try_into().unwrap();
         dead
     };
     let dead = gone(1).await;
@@ -36,12 +36,12 @@ async fn a_gone_receiver_gets_a_redelivered_event() {
     let again = format!("/deliveries/{}/redeliver", dead["deliveryId"].as_str().unwrap());
     assert_eq!(service.call("POST", &again, &[]).await.status(), 202);
     assert_eq!(gone(2).await["deliveryId"], dead["deliveryId"]);
-    assert_eq!(deliveries(&service, "?status=pending").await.len(), 3);
+    assert_eq!(service.deliveries("?status=pending").await.len(), 3);
 
     assert_eq!(service.call("POST", &again, &[]).await.status(), 202);
     let heard = receiver.hears(6).await;
     assert!(heard[..3].iter().all(|it| json!(it.id) == dead["deliveryId"]), "one that waits was tried");
-    eventually("all are told", async || deliveries(&service, "?status=delivered").await.get(3).map(|_| ())).await;
+    eventually("all are told", async || service.deliveries("?status=delivered").await.get(3).map(|_| ())).await;
     assert_eq!(receiver.heard().len(), 6);
 }
 
@@ -49,12 +49,12 @@ async fn a_gone_receiver_gets_a_redelivered_event() {
 #[tokio::test]
 async fn a_gone_receiver_whose_redelivery_fails_is_no_longer_gone() {
     let (_database, receiver, _operator, service) = exported([410, 503]).await;
-    let [dead] = eventually("it is gone", async || deliveries(&service, "?status=dead").await.try_into().ok()).await;
+    let [dead] = eventually("it is gone", async || service.deliveries("?status=dead").await.try_into().ok()).await;
     let dead: serde_json::Value = dead;
     service.export("delta", "a").await;
     let again = format!("/deliveries/{}/redeliver", dead["deliveryId"].as_str().unwrap());
     assert_eq!(service.call("POST", &again, &[]).await.status(), 202);
-    eventually("both are told", async || deliveries(&service, "?status=delivered").await.get(1).map(|_| ())).await;
+    eventually("both are told", async || service.deliveries("?status=delivered").await.get(1).map(|_| ())).await;
     let heard = receiver.heard();
     assert_eq!((heard.len(), heard[0].id == heard[1].id), (4, true));
 }
@@ -68,10 +68,10 @@ async fn a_gone_receiver_gets_a_redelivered_event_without_earlier_attempts() {
         service.export("delta", "a").await;
     }
     database.run("delete from cdc_export.deliveries where dead_at is not null").await;
-    let waiting = deliveries(&service, "").await;
+    let waiting = service.deliveries("").await;
     let again = format!("/deliveries/{}/redeliver", waiting[1]["deliveryId"].as_str().unwrap());
     assert_eq!(service.call("POST", &again, &[]).await.status(), 202);
-    eventually("all are told", async || deliveries(&service, "?status=delivered").await.get(2).map(|_| ())).await;
+    eventually("all are told", async || service.deliveries("?status=delivered").await.get(2).map(|_| ())).await;
     let heard = receiver.heard();
     assert_eq!((heard.len(), &heard[1].id), (4, &waiting[1]["deliveryId"].as_str().unwrap().to_owned()));
 }

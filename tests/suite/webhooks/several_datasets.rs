@@ -5,12 +5,11 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::{Answer, OLD_SECRET, Receiver, SECRET, deliveries};
+use super::{Answer, OLD_SECRET, Receiver, SECRET};
 use crate::catalog::{Catalog, export, post};
 use crate::harness::{Database, Start, ends, until};
 use crate::several_datasets::{TABLES, export_all, id, killed_by_a_job, of_exports, submit, tables};
 
-/// Adds webhooks to the operator's file.
 fn with_webhooks(catalog: &Catalog, blocks: &[String]) {
     let datasets = std::fs::read_to_string(catalog.path()).unwrap();
     catalog.write(&format!("{datasets}{}", blocks.concat()));
@@ -33,7 +32,6 @@ async fn hears(receiver: &Receiver, job: &Value) -> Value {
     event
 }
 
-/// Returns the number of planned events.
 async fn planned(database: &Database) -> i64 {
     database.one("select count(*) from cdc_export.deliveries").await
 }
@@ -95,7 +93,7 @@ async fn each_end_of_a_job_is_one_event() {
     assert_eq!(database.one::<String>(positions).await, before.1);
     assert_eq!((planned(&database).await, skips.heard().len()), (6, 1));
 
-    let listed = deliveries(&service, "?limit=200").await;
+    let listed = service.deliveries("?limit=200").await;
     let of_full = listed.iter().find(|it| it["jobId"] == full["jobId"]).unwrap();
     assert_eq!(of_full["event"], "export.completed");
 }
@@ -169,8 +167,7 @@ async fn a_job_that_ends_after_a_crash_is_one_event() {
         }
         let heir = start().sharing_output(&doomed).service().await;
         let job = heir.ended(&job).await;
-        let event = hears(&receiver, &job).await;
-        assert_eq!((data_of(&event, end), &job["error"]["code"]), (&job, &code), "{fault}");
+        assert_eq!((data_of(&hears(&receiver, &job).await, end), &job["error"]["code"]), (&job, &code), "{fault}");
         assert_eq!(planned(&database).await, 1, "{fault}");
     }
 }
@@ -182,8 +179,7 @@ async fn exports_that_are_published_at_the_same_moment_make_one_event_of_their_j
     let receiver = Receiver::start().await;
     with_webhooks(&catalog, &[receiver.block("all", "")]);
     let mut doomed = start(&catalog, &database).with("FAILPOINTS", "worker.committed=kill").service().await;
-    let body = json!({ "datasets": ["alpha", "beta"] });
-    let job = killed_by_a_job(&mut doomed, &database, "full", body).await;
+    let job = killed_by_a_job(&mut doomed, &database, "full", json!({ "datasets": ["alpha", "beta"] })).await;
     // A transaction that publishes an export waits for its commit, after it has looked for the end of the job.
     let trigger = "create function waits() returns trigger language plpgsql as $$
                    begin perform pg_advisory_xact_lock_shared(1); return null; end $$;
@@ -217,8 +213,7 @@ async fn exports_of_a_job_are_given_up_in_any_order() {
         let answer = elsewhere.call("DELETE", &format!("/exports/{job}?dataset={dataset}"), &[]).await;
         assert_eq!((answer.status().as_u16(), planned(&database).await), (204, events), "{dataset}");
     }
-    let event = receiver.hears(1).await.remove(0).event;
-    assert_eq!(data_of(&event, "failed")["jobId"], job);
+    assert_eq!(data_of(&receiver.hears(1).await.remove(0).event, "failed")["jobId"], job);
     assert_eq!(planned(&database).await, 1);
 }
 

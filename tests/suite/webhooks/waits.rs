@@ -1,6 +1,6 @@
 //! The pauses before an event is delivered: after a clock was set back, and beside other events that wait.
 
-use super::{Answer, Operator, Receiver, deliveries};
+use super::{Answer, Operator, Receiver};
 use crate::harness::{Database, eventually, until};
 
 /// Where the clock is set back, an event waits as long as it was meant to, not until the clock has come so far again.
@@ -12,20 +12,20 @@ async fn a_clock_set_back_delays_no_event() {
     let operator = Operator::with(&[receiver.block("all", "")]);
     let service = operator.start(&database).service().await;
     service.export("full", "a").await;
-    eventually("it failed once", async || deliveries(&service, "").await.pop().filter(|it| it["attempt"] == 1)).await;
+    eventually("it failed once", async || service.deliveries("").await.pop().filter(|it| it["attempt"] == 1)).await;
     let api = operator.start(&database).sharing_output(&service).arguments(&["serve", "--no-workers"]);
     service.stop().await;
     let api = api.service().await;
     let fresh = api.submit("delta", "a").await;
     assert_eq!(api.call("POST", &format!("/exports/{fresh}/cancel"), &[]).await.status(), 202);
-    assert_eq!(deliveries(&api, "?status=pending").await.len(), 2);
+    assert_eq!(api.deliveries("?status=pending").await.len(), 2);
     // The clock's step is an hour of what is written, as it is seen from then on.
     let changes = "
         update cdc_export.deliveries set created_at = created_at + interval '1 hour', run_at = run_at + interval '1 hour',
         rescheduled_at = rescheduled_at + interval '1 hour'";
     database.run(changes).await;
     let service = operator.start(&database).sharing_output(&api).with("LEASE_SECONDS", 1).service().await;
-    eventually("both are told", async || deliveries(&service, "?status=delivered").await.get(1).map(|_| ())).await;
+    eventually("both are told", async || service.deliveries("?status=delivered").await.get(1).map(|_| ())).await;
     assert_eq!(receiver.heard().len(), 3);
 }
 
@@ -46,7 +46,7 @@ async fn hanging_receivers_use_no_connection_of_exports() {
     service.export("full", "a").await;
     receiver.hears(RECEIVERS).await;
     let told = format!("?status=delivered&limit={}", RECEIVERS + 1);
-    until("all are told", async || deliveries(&service, &told).await.len() == RECEIVERS).await;
+    until("all are told", async || service.deliveries(&told).await.len() == RECEIVERS).await;
 
     receiver.answers((0..100 * RECEIVERS).map(|_| Answer::After(600_000)));
     for _ in 0..8 {
