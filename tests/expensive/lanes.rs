@@ -116,8 +116,7 @@ async fn what_waits_for_its_time_hides_nothing() {
     insert("later", "now() + interval '1 hour'").await;
     assert!(claims.next().await.is_none());
     insert("now", "now()").await;
-    let lease = claims.next().await.expect("it is ready");
-    assert_eq!(lease.first().consumer.as_ref().unwrap().as_str(), "now");
+    assert_eq!(claims.next().await.expect("it is ready").first().consumer.as_ref().unwrap().as_str(), "now");
     // Behind a job of its lane it was none of the jobs that the front of the queue was found among.
     insert("old", "now() - interval '1 hour'").await;
     assert!(claims.next().await.is_some());

@@ -37,8 +37,7 @@ async fn mirrored(tables: usize) -> u64 {
     let peak = in_status(child.id().unwrap(), "VmHWM:") / 1024;
     stop(&mut child).await;
     for_each(&target, "insert into t%1$s select -count(*) from t%1$s where name = ''changed''").await;
-    let rows = format!("select count(*) from t{tables} where id = -500");
-    assert_eq!(target.one::<i64>(&rows).await, 1);
+    assert_eq!(target.one::<i64>(&format!("select count(*) from t{tables} where id = -500")).await, 1);
     service.stop().await;
     println!("{tables} tables: the peak was {peak} MiB");
     peak

@@ -8,7 +8,7 @@ use std::io::Read;
 use ring::digest;
 use serde_json::{Value, json};
 
-use crate::harness::{Database, Start, refusal};
+use crate::harness::{Database, Start};
 use crate::parts::files::{MOST, VALUE, files, ids, names, paths, submit};
 
 /// So many users of a MiB each.
@@ -61,8 +61,7 @@ async fn an_export_of_more_is_several_whole_files() {
                 _ => assert!(content.starts_with(b"PAR1") && content.ends_with(b"PAR1")),
             }
             if !text.is_empty() {
-                let lines = text.lines().count() as u64;
-                assert_eq!(lines - u64::from(format == "csv"), file["rows"].as_u64().unwrap());
+                assert_eq!(text.lines().count() as u64 - u64::from(format == "csv"), file["rows"].as_u64().unwrap());
                 assert_eq!(text.starts_with("id,name"), format == "csv");
             }
             let downloaded = service
@@ -84,12 +83,10 @@ async fn an_export_of_more_is_several_whole_files() {
             ("/files/x/download", 404, "no_part"),
             ("/files/01/download", 404, "no_part"),
         ] {
-            let refused = service.call("GET", &format!("{path}{of}"), &[]).await;
-            assert_eq!(refusal(refused).await, (status, code.to_owned()), "{of}");
+            service.refuses("GET", &format!("{path}{of}"), &[], status, code).await;
         }
         assert_eq!(service.call("DELETE", &path, &[]).await.status(), 204);
         assert_eq!(service.files(), Vec::<String>::new());
-        let gone = service.call("GET", &format!("{path}/files/1/download"), &[]).await;
-        assert_eq!(refusal(gone).await, (410, "file_gone".to_owned()));
+        service.refuses("GET", &format!("{path}/files/1/download"), &[], 410, "file_gone").await;
     }
 }

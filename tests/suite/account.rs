@@ -116,8 +116,7 @@ async fn a_name_that_no_header_takes_is_no_exports_name() {
         fs::rename(&path, path.with_file_name(name)).unwrap();
         database.run(&format!("update cdc_export.exports set output_filename = '{name}'")).await;
         let id = job["jobId"].as_str().unwrap();
-        let answer = service.call("GET", &format!("/exports/{id}/download"), &[]).await;
-        assert_eq!(answer.status(), 410, "{name:?}");
+        assert_eq!(service.call("GET", &format!("/exports/{id}/download"), &[]).await.status(), 410, "{name:?}");
     }
 }
 
@@ -149,8 +148,7 @@ async fn a_start_survives_a_crash_a_setgid_folder_and_a_strict_umask() {
     let folder = reachable_folder();
     let data = folder.path().join("data");
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o2755)).unwrap();
-    let server = Server::start(&embedded_settings(&data)).await.unwrap();
-    server.stop().await;
+    Server::start(&embedded_settings(&data)).await.unwrap().stop().await;
     // As a crash leaves it between its making and its giving away.
     let lock = data.join("supervisor.lock");
     fs::remove_file(&lock).unwrap();

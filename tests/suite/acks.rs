@@ -97,9 +97,7 @@ async fn what_was_never_published_for_a_consumer_is_not_acknowledged() {
     let not_completed = (409, "not_completed".to_owned());
     service.export("full", "a").await;
 
-    let held = database.hold_exports().await;
-    let running = service.submit("delta", "a").await;
-    service.becomes(&running, "processing").await;
+    let (held, running) = service.held_export(&database, "delta", "a").await;
     let waiting = service.submit("delta", "a").await;
     for id in [&running, &waiting] {
         assert_eq!(refused(id).await, not_completed);
@@ -123,8 +121,7 @@ async fn what_was_never_published_for_a_consumer_is_not_acknowledged() {
     }
     assert_eq!(recorded(&database, "a").await, " ");
     assert_eq!(service.call("GET", &format!("/exports/{failed}/ack"), &[]).await.status(), 405);
-    let answer = service.call("POST", &format!("/exports/{failed}/ack?number=1"), &[]).await;
-    assert_eq!(refusal(answer).await, (400, "parameter_unknown".to_owned()));
+    service.refuses("POST", &format!("/exports/{failed}/ack?number=1"), &[], 400, "parameter_unknown").await;
 }
 
 /// A committed export may be lost before it has its name: nobody can have loaded it, before and after.
@@ -224,8 +221,7 @@ async fn numbers_that_skip_or_were_put_back_are_counted_by_what_is_there() {
     database.run("update cdc_export.lanes set last_number = 9").await;
     let (tenth, _) = service.export("delta", "a").await;
     assert_eq!(tenth["number"], 10);
-    let since = published(&database, &jobs[1]).await;
-    assert_eq!(told(&service, "a").await, (json!(3), since), "2, 3 and 10");
+    assert_eq!(told(&service, "a").await, (json!(3), published(&database, &jobs[1]).await), "2, 3 and 10");
     acked(&service, &tenth).await;
     assert_eq!(told(&service, "a").await, (json!(0), Value::Null));
 

@@ -6,7 +6,6 @@ use serde_json::{Value, json};
 use crate::acks::id_of;
 use crate::harness::{Service, Start, UNKNOWN_JOB, ends, planted, refusal, serving_users};
 
-/// Asks for an export, with a body.
 async fn ask(service: &Service, path: &str, consumer: Option<&str>, key: Option<&str>, body: Value) -> Response {
     let headers = [("X-Consumer-ID", consumer), ("Idempotency-Key", key)];
     let headers: Vec<_> = headers.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();
@@ -27,11 +26,9 @@ async fn taken(answer: Response) -> String {
 /// The jobs that a refusal names.
 async fn out_of_step(answer: Response) -> Vec<Value> {
     let (status, body) = (answer.status(), answer.json::<Value>().await.unwrap());
-    assert_eq!(
-        (status.as_u16(), &body["code"], &body["field"]),
-        (409, &json!("out_of_step"), &json!("after")),
-        "{body}"
-    );
+    assert_eq!(status.as_u16(), 409, "{body}");
+    assert_eq!(body["code"], "out_of_step", "{body}");
+    assert_eq!(body["field"], "after", "{body}");
     body["jobs"].as_array().unwrap().clone()
 }
 
@@ -148,11 +145,9 @@ async fn what_is_not_published_is_waited_for() {
     let open = out_of_step(delta(&elsewhere, json!({ "after": first["jobId"] })).await).await;
     assert_eq!((open.len(), &open[0]["status"], &open[0]["number"]), (1, &json!("processing"), &Value::Null));
     // Somebody who has loaded it already, before the database was put back to this moment, waits for it as well.
-    let again = out_of_step(delta(&elsewhere, json!({ "after": open[0]["jobId"] })).await).await;
-    assert_eq!(ids(&again), ids(&open));
+    assert_eq!(ids(&out_of_step(delta(&elsewhere, json!({ "after": open[0]["jobId"] })).await).await), ids(&open));
     let newer = format!("/exports?consumer=a&dataset=users&after={}", id_of(&open[0]));
-    let newer = elsewhere.call("GET", &newer, &[]).await.json::<Value>().await.unwrap();
-    assert_eq!(newer["items"], json!([]));
+    assert_eq!(elsewhere.get(&newer).await["items"], json!([]));
     let heir = Start::on(&database).sharing_output(&doomed).service().await;
     let second = heir.ended(id_of(&open[0])).await;
     taken(delta(&elsewhere, json!({ "after": second["jobId"] })).await).await;
@@ -180,12 +175,9 @@ async fn what_was_published_since_is_listed_in_its_order() {
         }
         assert_eq!(listed, jobs[1..], "{limit}");
     }
-    let path = format!("{lane}{}", id_of(&jobs[4]));
-    let page: Value = service.call("GET", &path, &[]).await.json().await.unwrap();
-    assert_eq!(page, json!({ "items": [], "nextCursor": null }));
+    assert_eq!(service.get(&format!("{lane}{}", id_of(&jobs[4]))).await, json!({ "items": [], "nextCursor": null }));
 
-    let unknown = service.call("GET", &format!("{lane}{UNKNOWN_JOB}"), &[]).await;
-    assert_eq!(refusal(unknown).await, (409, "database_restored".to_owned()));
+    service.refuses("GET", &format!("{lane}{UNKNOWN_JOB}"), &[], 409, "database_restored").await;
     let newest: Value = service.call("GET", "/exports?limit=1", &[]).await.json().await.unwrap();
     let first = id_of(&jobs[0]);
     for query in [
@@ -199,8 +191,7 @@ async fn what_was_published_since_is_listed_in_its_order() {
         "cursor=number_1".to_owned(),
         format!("consumer=a&dataset=users&after={first}&cursor=number_"),
     ] {
-        let answer = service.call("GET", &format!("/exports?{query}"), &[]).await;
-        assert_eq!(refusal(answer).await, (400, "parameter_invalid".to_owned()), "{query}");
+        service.refuses("GET", &format!("/exports?{query}"), &[], 400, "parameter_invalid").await;
     }
 }
 
@@ -211,8 +202,7 @@ async fn a_hundred_exports_are_named_and_the_rest_is_asked_for() {
     let jobs = planted(
         "select 'a', 'users', n, 'delta', 'completed', now() + n * interval '1 second' from generate_series(2, 131) n",
     );
-    let changes = format!("{jobs} update cdc_export.lanes set last_sequence = 131, last_number = 131");
-    database.run(&changes).await;
+    database.run(&format!("{jobs} update cdc_export.lanes set last_sequence = 131, last_number = 131")).await;
     let held = database.hold_exports().await;
     let open = service.submit("delta", "a").await;
     let jobs = out_of_step(delta(&service, json!({ "after": first["jobId"] })).await).await;

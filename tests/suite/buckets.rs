@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use crate::crashes::killed_by_an_export;
 use crate::destinations::keeps_its_contract;
 use crate::harness::{
-    Csv, Database, Service, Start, client_builder, eventually, far, option_env, reachable_folder, refusal, serving,
-    silent, until,
+    Csv, Database, Service, Start, client_builder, eventually, far, option_env, reachable_folder, serving, silent,
+    until,
 };
 
 /// What lets anybody use the emulator of Azure, whose key is public, until the year 2099.
@@ -28,7 +28,6 @@ enum Cloud {
     Azure,
 }
 
-/// A bucket of a test's own.
 struct Bucket {
     cloud: Cloud,
     endpoint: String,
@@ -103,7 +102,6 @@ impl Bucket {
         client.request(method.parse().unwrap(), url).send().await.unwrap()
     }
 
-    /// A service on this bucket.
     fn start(&self, database: &Database) -> Start {
         let start = Start::on(database).with("OUTPUT_DIR", "").with("OUTPUT_PART_SIZE", "5MiB");
         self.variables().into_iter().fold(start, |start, (name, value)| start.with(name, value))
@@ -135,7 +133,6 @@ impl Bucket {
         }
     }
 
-    /// Puts an object there.
     async fn put(&self, key: &str, content: impl Into<reqwest::Body>) {
         let Bucket { cloud, endpoint, name, client } = self;
         let url = match cloud {
@@ -259,7 +256,6 @@ fn signed(method: &str, endpoint: &str, path: &str, query: &str) -> String {
     format!("{endpoint}{path}?{query}&X-Amz-Signature={}", hex::encode(signature))
 }
 
-/// The texts of all elements of this name.
 fn texts(xml: &str, tag: &str) -> Vec<String> {
     let begin = format!("<{tag}>");
     xml.split(&begin).skip(1).map(|rest| rest.split_once("</").unwrap().0.to_owned()).collect()
@@ -331,7 +327,7 @@ async fn an_export_is_one_object() {
         let key = bucket.keys().await.into_iter().find(|key| is_key_of(key, &changed)).unwrap();
         assert!(bucket.call("DELETE", &key, "").await.status().is_success());
         let path = format!("/exports/{}/download", changed["jobId"].as_str().unwrap());
-        assert_eq!(refusal(service.call("GET", &path, &[]).await).await, (410, "file_gone".to_owned()));
+        service.refuses("GET", &path, &[], 410, "file_gone").await;
         for job in [&job, &changed, &none] {
             let id = job["jobId"].as_str().unwrap();
             let before = service.job(id).await;
@@ -420,8 +416,7 @@ async fn a_committed_upload_that_somebody_aborted_is_told_and_not_passed_over() 
         let heir = start().service().await;
         let job = heir.ended(&id).await;
         assert_eq!((&job["status"], &job["error"]["code"]), (&json!("failed"), &json!("file_lost")), "{job}");
-        let next = heir.submit("incremental", "a").await;
-        assert_eq!(heir.ended(&next).await["error"]["code"], "full_export_needed");
+        assert_eq!(heir.ended(&heir.submit("incremental", "a").await).await["error"]["code"], "full_export_needed");
         let job = export(&heir, "full", "a").await;
         // The note of the lost upload is left to the sweep.
         assert!(bucket.keys().await.iter().any(|key| is_key_of(key, &job)));
@@ -527,8 +522,7 @@ async fn the_mark_is_the_id_of_the_bucket() {
         let answer: Value = service.call("GET", "/health/ready", &[]).await.json().await.unwrap();
         assert_eq!(answer["checks"]["output"], "ok");
         assert!(bucket.call("DELETE", "exports/.cdc-export-store", "").await.status().is_success());
-        let answer = service.call("GET", "/health/ready", &[]).await;
-        assert_eq!(answer.status(), 503);
+        assert_eq!(service.call("GET", "/health/ready", &[]).await.status(), 503);
     }
 }
 
@@ -579,8 +573,7 @@ async fn a_file_in_a_folder_has_no_address() {
     let (job, _) = service.export("full", "a").await;
     let path = format!("/exports/{}", job["jobId"].as_str().unwrap());
     assert_eq!(service.call("GET", &format!("{path}/download"), &[]).await.status(), 200);
-    let answer = service.call("GET", &format!("{path}/url"), &[]).await;
-    assert_eq!(refusal(answer).await, (409, "no_url".to_owned()));
+    service.refuses("GET", &format!("{path}/url"), &[], 409, "no_url").await;
 }
 
 #[tokio::test]
@@ -609,8 +602,7 @@ async fn manifests_and_their_files_are_verified_where_they_are() {
         let (code, said, _) = verify(&[]).await;
         let mut lines: Vec<&str> = said.lines().collect();
         assert!(lines.pop().unwrap().ends_with("; 1 older file gone") && code == 1, "{said}");
-        let missing = format!("orders/a:b 2 orders/a:b/{}: missing", lane[1].files[1].0);
-        assert!(lines.contains(&&*missing), "{said}");
+        assert!(lines.contains(&&*format!("orders/a:b 2 orders/a:b/{}: missing", lane[1].files[1].0)), "{said}");
         let misplaced = format!("orders/a:b 2 {}: changed (it is the manifest of another name)", lane[2].key());
         assert!(lines.contains(&&*misplaced), "{said}");
 

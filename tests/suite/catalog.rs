@@ -17,7 +17,6 @@ impl Catalog {
         catalog
     }
 
-    /// Makes a catalog of datasets that have the names of their tables.
     pub(crate) fn of_tables(tables: &[&str]) -> Catalog {
         let block = |name: &&str| format!("[[dataset]]\nname = \"{name}\"\ntable = \"{name}\"\n");
         Catalog::of(&tables.iter().map(block).collect::<String>())
@@ -56,13 +55,11 @@ impl Catalog {
         self.start(database).service().await
     }
 
-    /// What a command prints, and how it ends.
     pub(crate) async fn command(&self, database: &Database, arguments: &[&str]) -> (i32, String, String) {
         self.start(database).arguments(arguments).output().await
     }
 }
 
-/// Submits a job with a body, of one dataset or several, and returns its id.
 pub(crate) async fn submit(service: &Service, path: &str, consumer: Option<&str>, body: Value) -> String {
     let answer = post(service, path, consumer, &body).await;
     let (status, answer) = (answer.status(), answer.json::<Value>().await.unwrap());
@@ -70,7 +67,6 @@ pub(crate) async fn submit(service: &Service, path: &str, consumer: Option<&str>
     answer["jobId"].as_str().unwrap().to_owned()
 }
 
-/// Submits a job with a body, and waits for its end.
 pub(crate) async fn ended(service: &Service, path: &str, consumer: Option<&str>, body: Value) -> Value {
     service.ended(&submit(service, path, consumer, body).await).await
 }
@@ -80,10 +76,8 @@ pub(crate) async fn post(service: &Service, path: &str, consumer: Option<&str>, 
     service.post(path, consumer.as_slice(), body).await
 }
 
-/// An export that completes.
 pub(crate) async fn export(service: &Service, export_type: &str, dataset: &str, consumer: &str) -> Value {
-    let body = json!({ "dataset": dataset });
-    let job = ended(service, &format!("/exports/{export_type}"), Some(consumer), body).await;
+    let job = ended(service, &format!("/exports/{export_type}"), Some(consumer), json!({ "dataset": dataset })).await;
     assert_eq!(job["status"], "completed", "{job}");
     job
 }
@@ -101,8 +95,7 @@ impl Replica<'_> {
     pub(crate) async fn begin(&self, service: &Service, job: &Value) {
         let statements = format!("drop table if exists replica; create table replica as {} with no data", self.source);
         self.database.run(&statements).await;
-        let columns = self.load(service, job, "replica").await;
-        assert!(!columns.starts_with("\"operation\""));
+        assert!(!self.load(service, job, "replica").await.starts_with("\"operation\""));
     }
 
     pub(crate) async fn apply(&self, service: &Service, job: &Value) {

@@ -13,7 +13,6 @@ use crate::harness::{
     until,
 };
 
-/// A command, with these settings.
 fn command(arguments: &[&str], settings: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cdc-export"));
     command.args(arguments).env_clear().env("PATH", option_env("PATH").unwrap()).envs(settings.iter().copied());
@@ -28,7 +27,6 @@ pub(crate) async fn run(arguments: &[&str], settings: &[(&str, &str)]) -> (i32, 
     ended(command(arguments, settings)).await
 }
 
-/// The same, in a folder.
 pub(crate) async fn run_in(folder: &Path, arguments: &[&str], settings: &[(&str, &str)]) -> (i32, String, String) {
     let mut command = command(arguments, settings);
     command.current_dir(folder);
@@ -80,10 +78,8 @@ async fn an_export_runs_by_itself_or_at_the_service() {
     let status: Value = serde_json::from_str(&printed).unwrap();
     assert_eq!((code, &status["consumers"][0]["lastJob"], &status["openJobs"]), (0, &job, &serde_json::json!([])));
     let (code, printed, _) = run(&["status"], &settings).await;
-    assert!(
-        code == 0 && printed.lines().any(|line| line.starts_with("a ") && line.ends_with("delta completed")),
-        "{printed}"
-    );
+    assert!(code == 0, "{printed}");
+    assert!(printed.lines().any(|line| line.starts_with("a ") && line.ends_with("delta completed")), "{printed}");
 }
 
 #[tokio::test]
@@ -149,8 +145,7 @@ async fn workers_and_services_share_a_folder() {
     assert_eq!(service.ended(&id).await["status"], "completed");
     assert_eq!(service.files().len(), 1);
     kill(Pid::from_raw(worker.id().unwrap().cast_signed()), Signal::SIGTERM).unwrap();
-    let ended = tokio::time::timeout(HANG_TIMEOUT, worker.wait()).await.expect("it ends").unwrap();
-    assert_eq!(ended.code(), Some(0));
+    assert_eq!(tokio::time::timeout(HANG_TIMEOUT, worker.wait()).await.expect("it ends").unwrap().code(), Some(0));
 
     let port = service.address.rsplit_once(':').unwrap().1.to_owned();
     let (code, printed, _) = run(&["healthcheck"], &[("PORT", &port)]).await;
@@ -256,8 +251,7 @@ async fn a_job_between_two_attempts_shows_why_it_waits_and_is_cancelled_without_
            error_code = 'storage_full', error_detail = 'no room'";
     database.run(statements).await;
     let next = service.job(&id).await["nextAttemptAt"].as_str().unwrap().to_owned();
-    let exact = format!("select run_at = '{next}' from cdc_export.jobs");
-    assert!(database.one::<bool>(&exact).await, "{next}");
+    assert!(database.one::<bool>(&format!("select run_at = '{next}' from cdc_export.jobs")).await, "{next}");
     let (_, printed, _) = run(&["status", "--server", &service.address], &[]).await;
     let told = format!("0  (attempt 1 failed: storage_full: no room; the next one comes at {next})");
     assert!(printed.trim_end().ends_with(&told), "{printed}");
@@ -273,14 +267,11 @@ async fn a_cancel_that_was_asked_for_is_shown_until_the_worker_stops() {
     let service = Start::on(&database).arguments(&["serve", "--no-workers"]).service().await;
     let (mut worker, _folder) = Start::on(&database).sharing_output(&service).arguments(&["worker"]).spawn();
     let pid = Pid::from_raw(worker.id().unwrap().cast_signed());
-    let held = database.hold_exports().await;
-    let id = service.submit("full", "a").await;
-    service.becomes(&id, "processing").await;
+    let (held, id) = service.held_export(&database, "full", "a").await;
     assert_eq!(service.job(&id).await["cancelRequestedAt"], Value::Null);
     // Its worker neither hears of the cancel nor can end the job.
     kill(pid, Signal::SIGSTOP).unwrap();
-    let answer = service.call("POST", &format!("/exports/{id}/cancel"), &[]).await;
-    assert_eq!(answer.status(), 202);
+    assert_eq!(service.call("POST", &format!("/exports/{id}/cancel"), &[]).await.status(), 202);
     let list: Value = service.call("GET", "/exports", &[]).await.json().await.unwrap();
     let listed = &list["items"][0];
     assert!(listed["status"] == "processing" && listed["cancelRequestedAt"].is_string(), "{listed}");
@@ -288,8 +279,7 @@ async fn a_cancel_that_was_asked_for_is_shown_until_the_worker_stops() {
     let (_, printed, _) = run(&["status", "--server", &service.address], &[]).await;
     assert!(printed.trim_end().ends_with("  (a cancel was asked for)"), "{printed}");
     kill(pid, Signal::SIGCONT).unwrap();
-    let job = service.becomes(&id, "cancelled").await;
-    assert_eq!(job["cancelRequestedAt"], listed["cancelRequestedAt"]);
+    assert_eq!(service.becomes(&id, "cancelled").await["cancelRequestedAt"], listed["cancelRequestedAt"]);
     kill(pid, Signal::SIGTERM).unwrap();
     assert!(tokio::time::timeout(HANG_TIMEOUT, worker.wait()).await.expect("it ends").unwrap().success());
 }
@@ -325,10 +315,8 @@ async fn a_start_without_datasets_and_without_the_demo_says_so() {
     database.run("drop table users").await;
     let service = Start::on(&database).service().await;
     let told = service.events("datasets_unset");
-    assert!(
-        told[0]["level"] == "WARN" && told[0]["message"].as_str().unwrap().contains("DATASETS is unset"),
-        "{told:?}"
-    );
+    assert!(told[0]["level"] == "WARN", "{told:?}");
+    assert!(told[0]["message"].as_str().unwrap().contains("DATASETS is unset"), "{told:?}");
     let answer = service.call("GET", "/datasets/orders", &[]).await.json::<Value>().await.unwrap();
     assert!(answer["detail"].as_str().unwrap().contains("DATASETS is unset"), "{answer}");
 }

@@ -17,11 +17,10 @@ pub(crate) async fn position(database: &Database, consumer: &str) -> Option<Stri
 pub(crate) async fn refused(database: &Database, service: &Service, export_type: &str, consumer: &str, word: &str) {
     let (before, files) = (position(database, consumer).await, service.files());
     let job = service.ended(&service.submit(export_type, consumer).await).await;
-    assert_eq!(
-        (&job["status"], &job["error"]["code"], &job["continuity"], &job["attempt"]),
-        (&json!("failed"), &json!("full_export_needed"), &json!(word), &json!(1)),
-        "{export_type}: {job}"
-    );
+    assert_eq!(job["status"], "failed", "{export_type}: {job}");
+    assert_eq!(job["error"]["code"], "full_export_needed", "{export_type}: {job}");
+    assert_eq!(job["continuity"], json!(word), "{export_type}: {job}");
+    assert_eq!(job["attempt"], 1, "{export_type}: {job}");
     assert_eq!(position(database, consumer).await, before, "{export_type} after {word}");
     // The attempt's draft goes once the job has ended.
     until("nothing is left", async || service.files() == files).await;
@@ -52,7 +51,6 @@ pub(crate) fn operations(delta: &Csv) -> Vec<(&str, &str)> {
     rows
 }
 
-/// A command of the binary on a database: exit code, what it printed, and standard error.
 pub(crate) async fn command(database: &Database, command: &[&str]) -> (i32, String, String) {
     Start::on(database).arguments(command).output().await
 }
@@ -61,7 +59,6 @@ pub(crate) async fn track(database: &Database) {
     ends(command(database, &["track", "users"]).await, 0, "");
 }
 
-/// How many rows the log has.
 pub(crate) async fn logged(database: &Database) -> i64 {
     database.one("select count(*) from cdc_export.change_log").await
 }

@@ -81,8 +81,8 @@ async fn a_column_that_the_files_did_not_have_for_a_while_wants_a_full_export() 
 /// A newer version may compare more than the one that saved a position: what the position lacks is adopted.
 #[tokio::test]
 async fn what_a_position_lacks_is_not_compared() {
-    let database = Database::empty().await;
-    database.run("create table t (id int primary key, a int); insert into t values (1, 1), (2, 2)").await;
+    let database =
+        Database::empty_with("create table t (id int primary key, a int); insert into t values (1, 1), (2, 2)").await;
     let catalog = Catalog::of("[[dataset]]\nname = 't'\ntable = 't'\nfilter = 'a < 9'");
     let service = catalog.serving(&database, &["t"]).await;
     for saved in ["null", "'{}'", "jsonb_build_object('database', guard_state ->> 'database')"] {

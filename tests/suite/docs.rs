@@ -35,7 +35,6 @@ fn whatever_an_operator_meets_is_explained() {
     }
 }
 
-/// Every Markdown file of the project.
 fn pages() -> Vec<PathBuf> {
     let pages = files_below(&["docs", "seeds", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"], "md");
     pages.into_iter().map(|(name, _)| root().join(name)).collect()

@@ -33,8 +33,7 @@ async fn an_export_that_ends_in_time_is_whole() {
     assert_eq!(service.call("GET", "/health", &[]).await.status(), 200, "it lives");
     // It still answers, takes requests for others to run, and cancels.
     let waiting = service.submit("full", "c").await;
-    let path = format!("/exports/{cancelled}/cancel");
-    assert_eq!(service.call("POST", &path, &[]).await.status(), 202);
+    assert_eq!(service.call("POST", &format!("/exports/{cancelled}/cancel"), &[]).await.status(), 202);
     assert_eq!(service.ended(&cancelled).await["status"], "cancelled");
     assert_eq!(service.job(&running).await["status"], "processing");
     held.rollback().await.unwrap();

@@ -8,7 +8,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::catalog::{Catalog, export, submit};
-use crate::harness::{Database, Service, Start, eventually, refusal, serving_users};
+use crate::harness::{Database, Service, Start, eventually, serving_users};
 
 /// The events that a client has read so far.
 pub(crate) struct Stream {
@@ -45,7 +45,6 @@ impl Stream {
         }
     }
 
-    /// Returns the remaining events.
     pub(crate) async fn rest(mut self) -> Vec<(String, Value)> {
         let mut events = Vec::new();
         while let Some(event) = self.next().await {
@@ -60,9 +59,7 @@ async fn a_job_is_followed_to_its_end() {
     let database = Database::with_users(20_000).await;
     let service =
         Start::on(&database).with("FAILPOINTS", "sink.write=hold@2").with("LEASE_SECONDS", "1").service().await;
-    let held = database.hold_exports().await;
-    let id = service.submit("full", "one").await;
-    service.becomes(&id, "processing").await;
+    let (held, id) = service.held_export(&database, "full", "one").await;
     let mut stream = Stream::of(&service, &id).await;
     let (name, job) = stream.next().await.unwrap();
     assert_eq!((name.as_str(), &job["jobId"], &job["status"]), ("job", &Value::from(id.clone()), &"processing".into()));
@@ -83,8 +80,7 @@ async fn a_job_is_followed_to_its_end() {
     // One that has ended is told and done with.
     let names: Vec<String> = Stream::of(&service, &id).await.rest().await.into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, ["job", "completed"]);
-    let answer = service.call("GET", "/exports/no-such-job/events", &[]).await;
-    assert_eq!(refusal(answer).await, (404, "not_found".to_owned()));
+    service.refuses("GET", "/exports/no-such-job/events", &[], 404, "not_found").await;
 }
 
 #[tokio::test]

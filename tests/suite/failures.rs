@@ -113,9 +113,7 @@ async fn without_an_output_folder_a_job_fails_and_no_other_is_accepted() {
     let watermark = service.watermark("a").await;
     database.add_users(6, 7).await;
 
-    let held = database.hold_exports().await;
-    let id = service.submit("delta", "a").await;
-    service.becomes(&id, "processing").await;
+    let (held, id) = service.held_export(&database, "delta", "a").await;
     let elsewhere = service.output().with_extension("elsewhere");
     std::fs::rename(service.output(), &elsewhere).unwrap();
     held.rollback().await.unwrap();
@@ -241,8 +239,15 @@ async fn a_role_that_may_not_see_every_row_exports_none() {
     ] {
         database.run(&change).await;
         for export_type in ["full", "delta"] {
-            let answer = service.call("POST", &format!("/exports/{export_type}"), &[("X-Consumer-ID", "a")]).await;
-            assert_eq!(refusal(answer).await, (409, "permission_denied".to_owned()));
+            service
+                .refuses(
+                    "POST",
+                    &format!("/exports/{export_type}"),
+                    &[("X-Consumer-ID", "a")],
+                    409,
+                    "permission_denied",
+                )
+                .await;
         }
     }
     assert_eq!(service.watermark("a").await, None);
@@ -253,8 +258,7 @@ async fn a_role_that_may_not_see_every_row_exports_none() {
 
 #[tokio::test]
 async fn timeouts_of_the_server_do_not_end_an_export() {
-    let database = Database::new().await;
-    database.run("insert into users (name, email, created_at, updated_at) select repeat('x', 255), n, now(), now() from generate_series(1, 20000) n").await;
+    let database = Database::new_with("insert into users (name, email, created_at, updated_at) select repeat('x', 255), n, now(), now() from generate_series(1, 20000) n").await;
     let name: String = database.one("select current_database()::text").await;
     for setting in [
         "statement_timeout = '1s'",
@@ -267,9 +271,7 @@ async fn timeouts_of_the_server_do_not_end_an_export() {
     // The first stops the COPY in the middle of its rows, the second leaves the leader's transaction without a sign.
     let service =
         Start::on(&database).with("FAILPOINTS", "sink.write=sleep:1500,worker.staged=sleep:1500").service().await;
-    let held = database.hold_exports().await;
-    let id = service.submit("full", "a").await;
-    service.becomes(&id, "processing").await;
+    let (held, id) = service.held_export(&database, "full", "a").await;
     let waiting = "select clock_timestamp() > started_at + interval '1.5 s' from exports";
     until("longer than the timeouts", async || database.one::<bool>(waiting).await).await;
     held.rollback().await.unwrap();

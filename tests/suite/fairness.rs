@@ -38,7 +38,6 @@ async fn submit(service: &Service, consumer: &str, dataset: &str) {
     assert_eq!(answer.status(), 202);
 }
 
-/// Waits until no job is open.
 async fn all_ended(database: &Database) {
     let open = "select count(*) from exports where status in ('pending', 'processing') or published_at is null";
     until("all jobs ended", async || database.one::<i64>(open).await == 0).await;
@@ -120,8 +119,7 @@ async fn a_newcomer_goes_before_the_second_job_of_a_consumer_that_waits() {
     submit(&service, "new", "users").await;
     service.release("worker.opened").await;
     all_ended(&database).await;
-    let started = "select array_agg(consumer_id order by started_at) from exports";
-    let order: Vec<String> = database.one(started).await;
+    let order: Vec<String> = database.one("select array_agg(consumer_id order by started_at) from exports").await;
     assert_eq!(order.iter().position(|consumer| consumer == "new"), Some(2), "after the one that ran: {order:?}");
 }
 
@@ -144,8 +142,7 @@ async fn a_key_with_many_consumers_takes_turns_with_other_keys() {
     ask(&other, "partner", "other").await;
     open_queue(&database).await;
     all_ended(&database).await;
-    let started = "select array_agg(consumer_id order by started_at) from exports";
-    let order: Vec<String> = database.one(started).await;
+    let order: Vec<String> = database.one("select array_agg(consumer_id order by started_at) from exports").await;
     assert!(order.iter().position(|consumer| consumer == "partner").unwrap() <= 2, "{order:?}");
 }
 
@@ -165,16 +162,14 @@ async fn the_open_jobs_of_a_key_are_no_limit_of_another_key() {
         for n in 0..20 {
             assert_eq!(ask(&greedy, consumer, "users", &n.to_string()).await.status(), 202);
         }
-        let refused = refusal(ask(&greedy, consumer, "users", "20").await).await;
-        assert_eq!(refused, (429, "too_many_open_jobs".to_owned()));
+        assert_eq!(refusal(ask(&greedy, consumer, "users", "20").await).await, (429, "too_many_open_jobs".to_owned()));
         assert_eq!(ask(&other, consumer, "other", "20").await.status(), 202, "{consumer:?}");
     }
     // Ad-hoc exports of the same dataset, with an idempotency key that the other key used for something else.
     assert_eq!(ask(&other, None, "users", "0").await.status(), 202);
     assert_eq!(refusal(ask(&other, None, "other", "0").await).await, (422, "idempotency_key_reused".to_owned()));
     assert_eq!(ask(&greedy, None, "users", "0").await.status(), 202, "its first request, sent again");
-    let jobs = "select count(*) from exports where consumer_id is null";
-    assert_eq!(database.one::<i64>(jobs).await, 22);
+    assert_eq!(database.one::<i64>("select count(*) from exports where consumer_id is null").await, 22);
     open_queue(&database).await;
     all_ended(&database).await;
 }
@@ -204,8 +199,7 @@ async fn one_key_asks_for_fewer_open_jobs_than_half_of_what_is_left() {
     }
     assert_eq!(refusal(ask(&other, "o2".to_owned()).await).await, (429, "too_many_open_jobs".to_owned()));
     // However many keys somebody has, the next one finds a place.
-    let third = bearer(&database, "third", &[], &[]).await;
-    assert_eq!(ask(&third, "t0".to_owned()).await.status(), 202);
+    assert_eq!(ask(&bearer(&database, "third", &[], &[]).await, "t0".to_owned()).await.status(), 202);
     // The only usable key has no limit of its own.
     let changes = "update cdc_export.keys set revoked_at = now() where name <> 'greedy';
                    delete from cdc_export.exports where consumer_id <> 'g0'";

@@ -163,10 +163,8 @@ async fn a_failure_names_what_a_view_reads() {
     assert!(detail.contains("SQLSTATE 22012") && attempt == 1, "{detail}");
     // The text of a function's error may quote a row.
     let (code, detail, _) = failed("refused").await;
-    assert!(
-        code == "permission_denied" && detail.ends_with(": SQLSTATE 42501, whose message is in the log"),
-        "{detail}"
-    );
+    assert!(code == "permission_denied", "{detail}");
+    assert!(detail.ends_with(": SQLSTATE 42501, whose message is in the log"), "{detail}");
     until("it is logged", async || service.log().contains("the card of order")).await;
     // The next attempt may reach the server. It can't mend the definition of a foreign table.
     for (dataset, sqlstate, attempts) in [("beyond", "08001", 2), ("wrong", "HV005", 1)] {
@@ -289,8 +287,7 @@ async fn a_job_heals_a_dataset_that_lost_its_capture_while_it_waited() {
     // An attempt ends by the file that it began with.
     eventually("the next attempt", async || service.events("export_retried").pop()).await;
     tx.commit().await.unwrap();
-    let job = service.completes(id(&submitted)).await;
-    assert_eq!(of_exports(&job, "exportType"), json!(["full", "full"]));
+    assert_eq!(of_exports(&service.completes(id(&submitted)).await, "exportType"), json!(["full", "full"]));
 }
 
 #[tokio::test]
@@ -299,15 +296,13 @@ async fn a_dataset_that_loses_or_gains_its_capture_begins_with_a_full_export() {
     export(&service, "full", "orders", "a").await;
     service.stop().await;
     let captured = file();
-    let uncaptured = captured.replace("shop.orders\"\n", "shop.orders\"\ncapture = \"none\"\n");
-    catalog.write(&uncaptured);
+    catalog.write(&captured.replace("shop.orders\"\n", "shop.orders\"\ncapture = \"none\"\n"));
     let service = catalog.start(&database).service().await;
     export(&service, "full", "orders", "a").await;
     service.stop().await;
     catalog.write(&captured);
     let service = catalog.start(&database).service().await;
-    let job = ended(&service, "/exports/delta", Some("a"), json!({ "dataset": "orders" })).await;
-    needs_full(&job, "dataset_changed");
+    needs_full(&ended(&service, "/exports/delta", Some("a"), json!({ "dataset": "orders" })).await, "dataset_changed");
     export(&service, "full", "orders", "a").await;
     export(&service, "delta", "orders", "a").await;
 }
@@ -340,10 +335,8 @@ async fn what_the_service_cant_capture_is_refused_or_drafted() {
     // A pattern takes tables without a key, and no view.
     catalog.write("[[tables]]\nmatch = [\"shop.*\"]\ncapture = \"none\"\n");
     let (code, printed, said) = catalog.command(&database, &["datasets", "check"]).await;
-    assert!(
-        code == 0 && printed.contains("5 datasets fit their tables: bare, cache, child, orders, parent"),
-        "{printed}"
-    );
+    assert!(code == 0, "{printed}");
+    assert!(printed.contains("5 datasets fit their tables: bare, cache, child, orders, parent"), "{printed}");
     assert!(said.contains("shop.totals") && said.contains(": no dataset: it is a view"), "{said}");
 }
 

@@ -27,10 +27,8 @@ async fn a_stored_column_is_as_the_table_has_it() {
                  insert into t select g, g from generate_series(1, 3) g";
     let (database, service) = exported(table, "").await;
     database.run("update t set n = 20 where id = 2; delete from t where id = 3; insert into t values (4, 4)").await;
-    let incremental = export(&service, "incremental", "t", "a").await;
-    assert_eq!(rows(&service, &incremental), ["2,20,40", "4,4,8"]);
-    let delta = export(&service, "delta", "t", "a").await;
-    assert_eq!(rows(&service, &delta), ["DELETE,3,,"]);
+    assert_eq!(rows(&service, &export(&service, "incremental", "t", "a").await), ["2,20,40", "4,4,8"]);
+    assert_eq!(rows(&service, &export(&service, "delta", "t", "a").await), ["DELETE,3,,"]);
 }
 
 /// `SET EXPRESSION` of one partition rewrites that partition alone.
@@ -51,8 +49,7 @@ async fn another_expression_of_one_partition_wants_a_full_export() {
         let found = (&job["error"]["code"], &job["continuity"]);
         assert_eq!(found, (&json!("full_export_needed"), &json!("column_retyped")), "{job}");
     }
-    let full = export(&service, "full", "t", "a").await;
-    assert!(rows(&service, &full).contains(&"9,9,27".to_owned()));
+    assert!(rows(&service, &export(&service, "full", "t", "a").await).contains(&"9,9,27".to_owned()));
     // A partition that comes or goes has nothing to be compared with.
     database.run("create table more partition of t for values from (20) to (30); insert into t values (20, 1)").await;
     let delta = export(&service, "delta", "t", "a").await;
@@ -71,8 +68,7 @@ async fn a_virtual_column_is_as_a_reader_sees_it() {
     let full = export(&service, "full", "t", "b").await;
     assert_eq!(rows(&service, &full), ["1,1,2", "2,2,4", "3,3,6", "4,4,8", "5,5,10"]);
     database.run("update t set n = 20 where id = 2; delete from t where id = 3; insert into t values (6, 6)").await;
-    let incremental = export(&service, "incremental", "t", "a").await;
-    assert_eq!(rows(&service, &incremental), ["2,20,40", "6,6,12"]);
+    assert_eq!(rows(&service, &export(&service, "incremental", "t", "a").await), ["2,20,40", "6,6,12"]);
     let delta = export(&service, "delta", "t", "a").await;
     assert_eq!(rows(&service, &delta), ["DELETE,3,,"]);
     database.run("alter table t alter column n2 set expression as (n * 3)").await;
@@ -104,8 +100,7 @@ async fn a_virtual_column_may_decide_which_rows_are_exported() {
     assert_eq!(rows(&service, &full), ["1", "2"]);
     assert!(full["watermarkTo"].is_string(), "{full}");
     database.run("update t set state = 'gone', changed = now() where id = 1").await;
-    let delta = export(&service, "delta", "t", "a").await;
-    assert_eq!(rows(&service, &delta), ["DELETE,1"]);
+    assert_eq!(rows(&service, &export(&service, "delta", "t", "a").await), ["DELETE,1"]);
 }
 
 /// Postgres refuses a virtual column in a key, so that only a stored one can be there.
@@ -115,6 +110,5 @@ async fn a_stored_column_may_be_the_key() {
                  insert into t select g from generate_series(1, 3) g";
     let (database, service) = exported(table, "").await;
     database.run("update t set n = 7 where id = 10; delete from t where id = 20").await;
-    let delta = export(&service, "delta", "t", "a").await;
-    assert_eq!(rows(&service, &delta), ["DELETE,,10", "DELETE,,20", "UPDATE,7,70"]);
+    assert_eq!(rows(&service, &export(&service, "delta", "t", "a").await), ["DELETE,,10", "DELETE,,20", "UPDATE,7,70"]);
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
 use crate::continuity::{command, exported, full_heals, log_becomes, operations, passes, position, refused, track};
-use crate::harness::{Csv, Database, Start, ends, eventually, refusal, server_lacks, until};
+use crate::harness::{Csv, Database, Start, ends, eventually, server_lacks, until};
 use crate::programs::program;
 use crate::restores::cluster::Cluster;
 
@@ -81,8 +81,7 @@ async fn a_truncate_waits_for_an_export_that_has_its_snapshot() {
         "completed",
         "it waited to the commit"
     );
-    let job = service.ended(&job).await;
-    assert_eq!(Csv::read(&service.path(&job)).rows.len(), 18);
+    assert_eq!(Csv::read(&service.path(&service.ended(&job).await)).rows.len(), 18);
     refused(&database, &service, "delta", "a", "truncated").await;
 }
 
@@ -323,8 +322,7 @@ async fn a_table_that_somebody_brought_is_exported_from_track_to_untrack() {
 
     ends(command(&database, &["untrack", "users"]).await, 0, "");
     assert_eq!(database.one::<i64>(OF_THE_CAPTURE).await, 0);
-    let answer = service.call("POST", "/exports/full", &[("X-Consumer-ID", "a")]).await;
-    assert_eq!(refusal(answer).await, (409, "not_tracked".to_owned()));
+    service.refuses("POST", "/exports/full", &[("X-Consumer-ID", "a")], 409, "not_tracked").await;
     service.stop().await;
     // A start leaves what isn't ours as it is; tracked again, the position is from before.
     Start::on(&database).service().await.stop().await;

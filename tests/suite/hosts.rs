@@ -43,8 +43,7 @@ async fn a_job_stays_with_the_host_it_was_submitted_to_while_that_lives() {
 
     for (id, host, other) in [(&first, &here, &there), (&second, &here, &there), (&third, &there, &here)] {
         let job = other.completes(id).await;
-        let answer = download(host, id).await;
-        assert_eq!(answer.bytes().await.unwrap(), std::fs::read(host.path(&job)).unwrap());
+        assert_eq!(download(host, id).await.bytes().await.unwrap(), std::fs::read(host.path(&job)).unwrap());
         assert!(!other.path(&job).exists());
         is_elsewhere(other, id).await;
     }
@@ -65,8 +64,7 @@ async fn a_job_stays_with_the_host_it_was_submitted_to_while_that_lives() {
              where s.id = j.destination_id and j.id = '{orphan}'"
         );
         database.run(&statements).await;
-        let job = there.completes(&orphan).await;
-        assert!(there.path(&job).exists());
+        assert!(there.path(&there.completes(&orphan).await).exists());
         is_elsewhere(&here, &orphan).await;
     }
 }
@@ -88,8 +86,7 @@ async fn a_job_of_a_host_that_has_stopped_or_died_waits_for_a_minute() {
         patient.ended(&own).await;
         assert_eq!(patient.job(&orphan).await["status"], "pending");
         let hasty = Start::on(&database).with("FAILPOINTS", "store.abandoned=time:1").service().await;
-        let job = hasty.completes(&orphan).await;
-        assert!(hasty.path(&job).exists());
+        assert!(hasty.path(&hasty.completes(&orphan).await).exists());
         if signal == Signal::SIGSTOP {
             here.signal(Signal::SIGCONT);
         } else {

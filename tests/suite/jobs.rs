@@ -124,9 +124,7 @@ async fn a_watermark_changed_while_an_export_runs_is_obeyed() {
 #[tokio::test]
 async fn sigterm_gives_a_running_job_back() {
     let (database, mut service) = serving_users(5).await;
-    let held = database.hold_exports().await;
-    let id = service.submit("full", "a").await;
-    service.becomes(&id, "processing").await;
+    let (held, id) = service.held_export(&database, "full", "a").await;
     assert_eq!(service.job(&id).await["attempt"], 1);
     service.signal(Signal::SIGTERM);
     assert_eq!(service.exit().await, Some(0));

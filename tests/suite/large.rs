@@ -74,8 +74,7 @@ async fn a_deleted_row_beyond_the_bound_comes_with_its_key_alone() {
 async fn a_refused_value_takes_no_memory() {
     let database = with_a_wide_row(200 << 20).await;
     let service = Start::on(&database).service().await;
-    let job = service.ended(&service.submit("full", "a").await).await;
-    assert_eq!(job["error"]["code"], "row_too_large");
+    assert_eq!(service.ended(&service.submit("full", "a").await).await["error"]["code"], "row_too_large");
     let status = std::fs::read_to_string(format!("/proc/{}/status", service.pid())).unwrap_or_default();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
     // Elsewhere than on Linux there is no such file.

@@ -5,7 +5,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, ended, export};
-use crate::harness::{Database, Service, Start, planted, refusal, serving_users};
+use crate::harness::{Database, Service, Start, planted, serving_users};
 use crate::http::is_time;
 
 async fn refused(service: &Service, path: &str) -> String {
@@ -41,8 +41,7 @@ async fn jobs_are_listed_newest_first_in_pages() {
         assert_eq!(service.pages(&format!("/exports?{filter}"), &[], 2).await.len(), expected, "{filter}");
     }
     // An empty list would say that nothing was exported. A dataset that the catalog had once still has its jobs.
-    let unknown = service.call("GET", "/exports?dataset=user", &[]).await;
-    assert_eq!(refusal(unknown).await, (404, "no_dataset".to_owned()));
+    service.refuses("GET", "/exports?dataset=user", &[], 404, "no_dataset").await;
     let renamed = "with renamed as (
                      update cdc_export.exports set dataset = 'gone' where consumer_id = 'b' returning job)
                    update cdc_export.files set dataset = 'gone' where job in (select job from renamed)";
@@ -115,10 +114,8 @@ async fn the_exports_of_the_last_day_are_counted_by_the_hour() {
     let names = |of: &Value| {
         of.as_array().unwrap().iter().map(|item| item["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
-    assert_eq!(
-        (names(&activity["consumers"]), names(&activity["datasets"])),
-        (vec!["a".to_owned(), "b".to_owned()], vec!["users".to_owned()])
-    );
+    assert_eq!(names(&activity["consumers"]), vec!["a".to_owned(), "b".to_owned()]);
+    assert_eq!(names(&activity["datasets"]), vec!["users".to_owned()]);
     // The hour may have changed meanwhile.
     let time = |value: &Value| value.as_str().unwrap().parse::<chrono::DateTime<chrono::Utc>>().unwrap();
     let jobs = service.get("/exports").await;
@@ -137,10 +134,8 @@ async fn the_exports_of_the_last_day_are_counted_by_the_hour() {
         assert!((0..24).all(|hour| item["rows"][hour] == rows(hour) && item["failed"][hour] == 0), "{item}");
     }
     let of_b = service.get("/exports/activity?consumer=b&dataset=users").await;
-    assert_eq!(
-        (&of_b["consumers"], names(&of_b["datasets"])),
-        (&json!([activity["consumers"][1]]), vec!["users".to_owned()])
-    );
+    assert_eq!(of_b["consumers"], json!([activity["consumers"][1]]));
+    assert_eq!(names(&of_b["datasets"]), vec!["users".to_owned()]);
     assert_eq!(service.get("/exports/activity?consumer=nobody").await["datasets"], json!([]));
     // One that fails comes first.
     database.run("delete from users where id = 3; truncate users").await;
@@ -237,12 +232,9 @@ async fn a_watermark_is_not_forgotten_under_a_commit() {
     database.add_users(6, 7).await;
     let id = service.submit("delta", "a").await;
     service.reaches("worker.commit").await;
-    let answer = service.call("DELETE", "/exports/watermark", &[("X-Consumer-ID", "a")]).await;
-    assert_eq!(refusal(answer).await, (409, "committing".to_owned()));
+    service.refuses("DELETE", "/exports/watermark", &[("X-Consumer-ID", "a")], 409, "committing").await;
     service.release("worker.commit").await;
     let job = service.ended(&id).await;
-    assert_eq!(
-        (&job["status"], job["watermarkTo"].as_str()),
-        (&json!("completed"), service.watermark("a").await.as_deref())
-    );
+    assert_eq!(job["status"], "completed");
+    assert_eq!(job["watermarkTo"].as_str(), service.watermark("a").await.as_deref());
 }

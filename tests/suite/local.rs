@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Database, Service, Start, refusal, serving_users};
+use crate::harness::{Database, Service, Start, serving_users};
 use crate::openapi;
 
 const LISTED: &str = "https://app.example.com";
@@ -49,7 +49,7 @@ async fn a_proxy_on_this_machine_publishes_nothing() {
     let keys = Start::on(&database).with("AUTH", "keys").service().await;
     for mark in marks {
         assert_eq!(open.call("GET", "/exports", &[mark]).await.status(), 200, "{mark:?}");
-        assert_eq!(refusal(keys.call("GET", "/exports", &[mark]).await).await, (401, "key_required".to_owned()));
+        keys.refuses("GET", "/exports", &[mark], 401, "key_required").await;
     }
 }
 
@@ -141,8 +141,7 @@ async fn local_checks_hosts_and_origins_on_every_address() {
     let service = Start::on(&database).with("LOCAL_HOSTS", "app").service().await;
     assert_eq!(answer(&service, "GET", "/exports", &[("Host", "app")]).await.0, 200);
     service.stop().await;
-    let service = start().service().await;
-    assert_eq!(answer(&service, "GET", "/exports", &[("Host", "app")]).await.1, "host_not_local");
+    assert_eq!(answer(&start().service().await, "GET", "/exports", &[("Host", "app")]).await.1, "host_not_local");
 }
 
 #[tokio::test]

@@ -117,11 +117,9 @@ async fn each_request_is_told_at_debug_with_the_id_of_its_answer() {
         let answer = service.call(method, path, &headers).await;
         assert_eq!(answer.status(), status, "{path}");
         let told = line(&service, "request", answer.headers()["X-Request-Id"].to_str().unwrap()).await;
-        assert_eq!(
-            (&told["method"], &told["route"], &told["status"]),
-            (&json!(method), &route, &json!(status)),
-            "{told}"
-        );
+        assert_eq!(told["method"], json!(method), "{told}");
+        assert_eq!(told["route"], route, "{told}");
+        assert_eq!(told["status"], json!(status), "{told}");
         assert!(told["milliseconds"].as_f64().is_some_and(|time| time > 0.0), "{told}");
         assert_eq!(told["span"]["key"], key.map_or(Value::Null, |_| created["prefix"].clone()), "{told}");
     }

@@ -36,8 +36,7 @@ fn move_all(from: &Path, to: &Path) {
 }
 
 async fn refused(service: &Service, export_type: &str) {
-    let job = service.ended(&service.submit(export_type, "a").await).await;
-    needs_full(&job, "file_lost");
+    needs_full(&service.ended(&service.submit(export_type, "a").await).await, "file_lost");
 }
 
 #[tokio::test]

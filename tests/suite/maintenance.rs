@@ -99,8 +99,7 @@ async fn a_marker_in_the_making_is_nobodys_only_after_a_while() {
     let draft = written(HiddenFile::of_attempt(&database_id, published.into(), LeaseToken::random(), 1));
     let marker = mark(published);
     let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(2 * 3600);
-    let file = std::fs::File::options().write(true).open(service.output().join(&left)).unwrap();
-    file.set_modified(long_ago).unwrap();
+    std::fs::File::options().write(true).open(service.output().join(&left)).unwrap().set_modified(long_ago).unwrap();
     let output = Start::on(&database).sharing_output(&service);
     service.stop().await;
     // It sweeps as it starts.

@@ -112,7 +112,6 @@ impl Scrape {
         self.sum("cdc_export_jobs_total", &labels).unwrap_or(0.0) as u64
     }
 
-    /// The names of the labels of a family's series.
     fn label_names(&self, family: &str) -> BTreeSet<&str> {
         let suffixes = ["", "_bucket", "_sum", "_count"];
         let of_it = |name: &str| name.strip_prefix(family).is_some_and(|suffix| suffixes.contains(&suffix));
@@ -261,9 +260,7 @@ async fn a_take_over_is_counted_by_who_takes_over() {
 async fn the_queue_is_what_has_not_ended() {
     let database = Database::new().await;
     let service = Start::on(&database).with("WORKERS", 1).service().await;
-    let held = database.hold_exports().await;
-    let first = service.submit("full", "one").await;
-    service.becomes(&first, "processing").await;
+    let (held, _) = service.held_export(&database, "full", "one").await;
     for consumer in ["one", "two", "three"] {
         service.submit("full", consumer).await;
     }
@@ -445,8 +442,7 @@ async fn a_folder_that_takes_no_file_is_not_ready() {
     assert_eq!(scrape.sum("cdc_export_pool_connections", &[("pool", "control")]), None, "it runs no exports");
     std::fs::remove_dir_all(service.output()).unwrap();
     let gone = |scrape: &Scrape| scrape.count("cdc_export_output_ready", &[]) == 0;
-    let scrape = scrape_with(&service, "a folder that is gone", gone).await;
-    assert_eq!(scrape.count("cdc_export_database_up", &[]), 1);
+    assert_eq!(scrape_with(&service, "a folder that is gone", gone).await.count("cdc_export_database_up", &[]), 1);
 }
 
 #[tokio::test]

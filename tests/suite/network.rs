@@ -182,9 +182,7 @@ async fn a_database_behind_a_black_hole_is_unavailable() {
     let (job, _) = service.export("full", "one").await;
 
     // A running export too: its rows stop, its heartbeat isn't answered.
-    let held = database.hold_exports().await;
-    let running = service.submit("delta", "one").await;
-    service.becomes(&running, "processing").await;
+    let (held, running) = service.held_export(&database, "delta", "one").await;
     proxy.open.send_replace(false);
     held.rollback().await.unwrap();
     let path = format!("/exports/{}", job["jobId"].as_str().unwrap());

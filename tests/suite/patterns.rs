@@ -22,10 +22,8 @@ fn quick(catalog: &Catalog, database: &Database) -> Start {
     catalog.start(database).with("FAILPOINTS", QUICK)
 }
 
-/// The items of `GET /datasets`.
 async fn items(service: &Service) -> Vec<Value> {
-    let answer: Value = service.call("GET", "/datasets", &[]).await.json().await.unwrap();
-    answer["items"].as_array().unwrap().clone()
+    service.get("/datasets").await["items"].as_array().unwrap().clone()
 }
 
 /// Each item of `GET /datasets`: its name, its table, and why it isn't ready.
@@ -197,8 +195,7 @@ async fn each_table_of_a_schema_is_exported_or_said_why_not() {
     database.run("delete from shop.lines where id = 1").await;
     assert_eq!(export(&service, "delta", "lines", "a").await["rowsExported"], 1);
     assert_eq!(export(&service, "delta", "orders", "a").await["rowsExported"], 1);
-    let refused = post(&service, "/exports/full", Some("a"), &json!({ "dataset": "bare" })).await;
-    assert_eq!(refusal(refused).await.0, 400);
+    assert_eq!(refusal(post(&service, "/exports/full", Some("a"), &json!({ "dataset": "bare" })).await).await.0, 400);
     assert_eq!(service.events("tables_not_ready").len(), 1);
 }
 
@@ -211,23 +208,18 @@ async fn a_new_table_is_a_dataset_without_a_restart() {
     let service = quick(&catalog, &database).service().await;
     let both = ["lines shop.lines not_tracked", "orders shop.orders not_tracked"];
     becomes(&service, &both).await;
-    let refused = async || {
-        let answer: Value = service.call("GET", "/schedules", &[]).await.json().await.unwrap();
-        (answer["items"][0]["refused"] == "no_dataset").then_some(())
-    };
+    let refused = async || (service.get("/schedules").await["items"][0]["refused"] == "no_dataset").then_some(());
     eventually("the schedule waits for its dataset", refused).await;
     database.run("create table shop.new (id int primary key); insert into shop.new values (1)").await;
     becomes(&service, &[both[0], "new shop.new not_tracked", both[1]]).await;
     ends(catalog.command(&database, &["track", "new"]).await, 0, "");
     eventually("the schedule exports it", async || {
-        let job: Value = service.call("GET", "/exports?dataset=new", &[]).await.json().await.unwrap();
-        (job["items"][0]["rowsExported"] == 1).then_some(())
+        (service.get("/exports?dataset=new").await["items"][0]["rowsExported"] == 1).then_some(())
     })
     .await;
     database.run("drop table shop.lines").await;
     becomes(&service, &["new shop.new ready", both[1]]).await;
-    let refused = post(&service, "/exports/full", Some("a"), &json!({ "dataset": "lines" })).await;
-    assert_eq!(refusal(refused).await.0, 400);
+    assert_eq!(refusal(post(&service, "/exports/full", Some("a"), &json!({ "dataset": "lines" })).await).await.0, 400);
 }
 
 #[tokio::test]
@@ -313,8 +305,7 @@ async fn a_table_that_another_role_put_in_the_place_of_one_is_not_read() {
     assert_eq!(consumers["items"][0]["state"], "failing", "{consumers}");
     assert_eq!(listed(&service).await[0], "lines shop.lines dataset_mismatch");
     let filtered = json!({ "dataset": "lines", "filter": [{ "column": "id", "op": "gt", "value": 1 }] });
-    let refused = post(&service, "/exports", None, &filtered).await;
-    assert_eq!(refusal(refused).await.1, "dataset_mismatch");
+    assert_eq!(refusal(post(&service, "/exports", None, &filtered).await).await.1, "dataset_mismatch");
     catalog.command(&database, &["datasets", "check"]).await;
     assert_eq!(database.one::<i64>("select count(*) from shop.proof").await, 0, "code of the other role ran");
 }
@@ -409,10 +400,7 @@ async fn a_file_without_datasets_has_the_demos() {
         "[[schedule]]\nname = \"s\"\nconsumer = \"a\"\ndataset = \"users\"\ntype = \"full\"\nevery = \"1s\"\n",
     );
     let service = catalog.start(&database).service().await;
-    let exported = async || {
-        let jobs: Value = service.call("GET", "/exports", &[]).await.json().await.unwrap();
-        (jobs["items"][0]["status"] == "completed").then_some(())
-    };
+    let exported = async || (service.get("/exports").await["items"][0]["status"] == "completed").then_some(());
     eventually("the schedule exports the users", exported).await;
 }
 

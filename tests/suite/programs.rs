@@ -33,7 +33,6 @@ pub(crate) fn connection(of: &PgConnectOptions) -> [String; 6] {
     [h, host, p, of.get_port().to_string(), u, of.get_username().to_owned()]
 }
 
-/// Runs a program to its end and gives what it wrote.
 pub(crate) async fn output(program: &mut tokio::process::Command) -> String {
     let done = program.output().await.unwrap();
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));

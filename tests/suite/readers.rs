@@ -87,9 +87,7 @@ async fn a_reader_that_cannot_connect_is_done_without() {
     let held = Start::on(&database).with("FAILPOINTS", HELD).with("LOG_LEVEL", "debug");
     let service = held.with("READERS", 2).service().await;
     // Its leader and its first reader are connected when it waits for the lock.
-    let held = database.hold_exports().await;
-    let id = service.submit("full", "a").await;
-    service.becomes(&id, "processing").await;
+    let (held, id) = service.held_export(&database, "full", "a").await;
     let allow = |yes| format!("update pg_database set datallowconn = {yes} where datname = current_database()");
     database.run(&allow(false)).await;
     held.rollback().await.unwrap();

@@ -4,7 +4,7 @@ use cdc_export::store::retention::LaneCursor;
 use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, ended};
-use crate::harness::{Database, Start, eventually, planted, refusal, serving_users, until};
+use crate::harness::{Database, Start, ends, eventually, planted, serving_users, until};
 
 #[tokio::test]
 async fn a_file_is_removed_on_request_and_its_job_stays() {
@@ -30,10 +30,8 @@ async fn a_file_is_removed_on_request_and_its_job_stays() {
     let held = database.hold_exports().await;
     let id = service.submit("full", "a").await;
     let answer = service.call("DELETE", &format!("/exports/{id}"), &[]).await;
-    assert_eq!(
-        (answer.status().as_u16(), answer.json::<Value>().await.unwrap()["code"].as_str()),
-        (409, Some("still_open"))
-    );
+    assert_eq!(answer.status(), 409);
+    assert_eq!(answer.json::<Value>().await.unwrap()["code"].as_str(), Some("still_open"));
     held.rollback().await.unwrap();
     service.ended(&id).await;
 }
@@ -108,8 +106,9 @@ async fn nothing_is_forgotten_behind_a_job_that_is_kept() {
     let _keeping = Start::on(&database).sharing_output(&service).with("RETAIN_JOBS", "1").service().await;
     let left = "select count(*) from exports where consumer_id = 'a'";
     until("jobs go", async || database.one::<i64>(left).await == 2).await;
-    let page = service.call("GET", &format!("/exports?consumer=a&dataset=users&after={id}"), &[]).await;
-    assert_eq!(refusal(page).await, (409, "database_restored".to_owned()));
+    service
+        .refuses("GET", &format!("/exports?consumer=a&dataset=users&after={id}"), &[], 409, "database_restored")
+        .await;
 }
 
 /// What a lane needs to go on: its own row, as long as it has published anything, and its last published job.
@@ -254,8 +253,7 @@ async fn manifests_go_before_the_newest_full_export() {
     };
     let whole = async || {
         let folder = service.output().to_str().unwrap();
-        let (code, said, errors) = Start::plain().arguments(&["verify", folder]).output().await;
-        assert_eq!(code, 0, "{said}{errors}");
+        ends(Start::plain().arguments(&["verify", folder]).output().await, 0, "");
     };
     let keeping = |jobs| start().sharing_output(&service).with("RETAIN_FILES", 3).with("RETAIN_JOBS", jobs);
     let numbers = async || {
@@ -304,6 +302,5 @@ async fn no_manifest_goes_after_one_that_stays() {
     let stay: Vec<_> = jobs.iter().map(|job| manifest(job).exists()).collect();
     assert_eq!(stay, [false, true, true, true, true], "{:?}", service.files());
     let folder = service.output().to_str().unwrap();
-    let (code, said, errors) = Start::plain().arguments(&["verify", folder]).output().await;
-    assert_eq!(code, 0, "{said}{errors}");
+    ends(Start::plain().arguments(&["verify", folder]).output().await, 0, "");
 }

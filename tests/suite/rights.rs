@@ -64,10 +64,8 @@ async fn a_table_that_may_not_be_read_is_told_with_the_grant() {
     };
     let select = format!("`grant select on \"sales\".\"Shut\" to {role}`");
     let told = problems("select").await.unwrap();
-    assert!(
-        told.contains(&format!("`grant usage on schema \"sales\" to {role}`")) && told.ends_with(&select),
-        "{told}"
-    );
+    assert!(told.contains(&format!("`grant usage on schema \"sales\" to {role}`")), "{told}");
+    assert!(told.ends_with(&select), "{told}");
     let told = problems(&format!("grant usage on schema sales to {role}")).await.unwrap();
     assert!(!told.contains("usage") && told.ends_with(&select), "{told}");
     // An export locks the table, for which rights to its columns are not enough.
@@ -120,9 +118,8 @@ async fn a_right_of_the_service_that_is_missing_is_named() {
 
 #[tokio::test]
 async fn a_job_whose_table_may_no_longer_be_read_names_the_grant() {
-    let database = Database::empty().await;
     let statements = "create schema sales; create table sales.t (id int primary key); insert into sales.t values (1)";
-    database.run(statements).await;
+    let database = Database::empty_with(statements).await;
     let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"sales.t\"\n");
     catalog.track(&database, "t").await;
     let role = role_apart(&database).await;
@@ -319,8 +316,7 @@ async fn a_view_that_cannot_be_read_names_the_relation_beneath_it() {
     }
     let all: Value =
         post(&service, "/exports/full", Some("e"), &json!({ "datasets": "*" })).await.json().await.unwrap();
-    let left_out = all["leftOut"].as_array().unwrap();
-    assert_eq!(left_out.len(), expected.len(), "{all}");
+    assert_eq!(all["leftOut"].as_array().unwrap().len(), expected.len(), "{all}");
 
     // An export locks the relations beneath, for which rights to their columns are not enough.
     if has_invokers {

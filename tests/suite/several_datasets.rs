@@ -206,8 +206,7 @@ async fn a_job_survives_a_kill_at_each_failpoint_of_its_attempt() {
         database.run(&format!("update alpha set n = n - 1 where k = {}; update gamma set n = n + 1", round + 1)).await;
         heir.signal(nix::sys::signal::Signal::SIGSTOP);
         let mut doomed = start().sharing_output(&heir).with("FAILPOINTS", format!("{place}=kill")).service().await;
-        let body = json!({ "datasets": "*", "skipEmpty": true });
-        let job = killed_by_a_job(&mut doomed, &database, "delta", body).await;
+        let job = killed_by_a_job(&mut doomed, &database, "delta", json!({ "datasets": "*", "skipEmpty": true })).await;
         heir.signal(nix::sys::signal::Signal::SIGCONT);
         let job = heir.completes(&job).await;
         assert_eq!(of_exports(&job, "skipped"), json!([false, true, false]), "{place}");
@@ -239,8 +238,7 @@ async fn an_idempotency_key_of_a_job_stands_for_its_request() {
         ("full", json!({ "datasets": TABLES })),
         ("full", json!({ "dataset": "alpha" })),
     ] {
-        let answer = send(export_type, body, &[]).await;
-        assert_eq!(refusal(answer).await, (422, "idempotency_key_reused".to_owned()));
+        assert_eq!(refusal(send(export_type, body, &[]).await).await, (422, "idempotency_key_reused".to_owned()));
     }
     // A key for some of the datasets reveals nothing of the others.
     let alpha = keys::bearer(&catalog, &database, &["alpha"]).await;
@@ -298,8 +296,7 @@ async fn a_job_that_waits_for_a_dataset_which_is_gone_ends_after_a_while() {
                 select id, 'alpha', 'a', 0, 'full', 'held.csv' from held";
     database.run(hold).await;
     let waiting = submit(&service, "full", json!({ "datasets": "*" })).await;
-    let alone = post(&service, "/exports/full", Some("b"), &json!({ "dataset": "alpha" })).await;
-    assert_eq!(alone.status(), 202);
+    assert_eq!(post(&service, "/exports/full", Some("b"), &json!({ "dataset": "alpha" })).await.status(), 202);
     let other = Catalog::of("[[dataset]]\nname = \"alpha\"\ntable = \"alpha\"\n");
     other.start(&database).service().await.stop().await;
     // Not the process that still has them.
@@ -347,8 +344,7 @@ async fn bad_input_is_refused_with_its_member() {
     assert_eq!(refusal(ad_hoc).await, (400, "member_unknown".to_owned()));
     // There are no calls for batches.
     for (method, call) in [("GET", ""), ("GET", "/x"), ("POST", "/x/cancel"), ("POST", "/x/retry")] {
-        let answer = service.call(method, &format!("/batches{call}"), &[]).await;
-        assert_eq!(refusal(answer).await, (404, "not_found".to_owned()), "{method} {call}");
+        service.refuses(method, &format!("/batches{call}"), &[], 404, "not_found").await;
     }
     assert!(!database.one::<bool>("select exists (select from exports)").await);
 }

@@ -80,8 +80,7 @@ async fn a_skipped_export_has_no_file_and_no_place_in_the_chain() {
     assert_eq!(listed(&service, "completed").await, [full["jobId"].clone()]);
     let id = skipped[2].as_str().unwrap();
     for (method, path) in [("GET", "download"), ("GET", "files/1/download"), ("GET", "manifest"), ("POST", "ack")] {
-        let answer = service.call(method, &format!("/exports/{id}/{path}"), &[]).await;
-        assert_eq!(refusal(answer).await, (409, "no_file".to_owned()), "{path}");
+        service.refuses(method, &format!("/exports/{id}/{path}"), &[], 409, "no_file").await;
     }
 
     let events = service.ask("GET", &format!("/exports/{id}/events"), &[]).await.text().await.unwrap();
@@ -168,8 +167,7 @@ async fn a_crash_at_the_commit_of_a_skipped_export_is_made_good() {
     export(&first, "full", true).await;
     let mut doomed = start().sharing_output(&first).with("FAILPOINTS", "worker.commit=kill").service().await;
     first.signal(Signal::SIGSTOP);
-    let body = json!({ "dataset": "items", "skipEmpty": true });
-    let id = submit(&doomed, "/exports/delta", Some("a"), body).await;
+    let id = submit(&doomed, "/exports/delta", Some("a"), json!({ "dataset": "items", "skipEmpty": true })).await;
     doomed.dies().await;
     first.signal(Signal::SIGCONT);
     let job = first.ended(&id).await;

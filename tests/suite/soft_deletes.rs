@@ -116,8 +116,7 @@ async fn a_full_export_has_the_flag_that_each_live_row_has() {
     let catalog = Catalog::of(&cases.iter().map(of).collect::<String>());
     let service = catalog.start(&database).service().await;
     for (name, third) in cases {
-        let job = export(&service, "full", name, "a").await;
-        let file = Csv::read(&service.path(&job));
+        let file = Csv::read(&service.path(&export(&service, "full", name, "a").await));
         let column = |name: &str| file.header.iter().position(|it| it == name).unwrap();
         let (id, gone, at) = (column("id"), column("gone"), column("at"));
         let mut rows: Vec<_> = file.rows.iter().map(|row| (row[id].clone(), row[gone].clone())).collect();

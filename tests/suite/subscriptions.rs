@@ -128,8 +128,7 @@ async fn what_a_subscription_writes_is_captured_once() {
     loaded.require_equal(&here).await;
     publisher.run(&format!("truncate users; {}", users(200, 202))).await;
     arrived("exists (select from users where id = 202)").await;
-    let job = service.ended(&service.submit("delta", "a").await).await;
-    needs_full(&job, "truncated");
+    needs_full(&service.ended(&service.submit("delta", "a").await).await, "truncated");
     loaded.next(&service, "full").await;
     loaded.require_equal(&here).await;
 

@@ -34,8 +34,7 @@ async fn what_postgres_writes_is_written_as_copy_does() {
     database.run(schema).await;
     let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"");
     let service = catalog.serving(&database, &["t"]).await;
-    let job = export(&service, "full", "t", "a").await;
-    let file = std::fs::read_to_string(service.path(&job)).unwrap();
+    let file = std::fs::read_to_string(service.path(&export(&service, "full", "t", "a").await)).unwrap();
     assert_eq!(file, "id,padded,nothing,host\n1,a   ,\"(,)\",10.0.0.1\n2,,,\n");
 }
 

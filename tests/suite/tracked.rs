@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::catalog::{Catalog, ended, export, post, submit};
-use crate::harness::{Database, Service, ends, needs_full, refusal, serving_users, silent, until};
+use crate::harness::{Database, Service, ends, needs_full, serving_users, silent, until};
 use crate::rights::role_apart;
 
 /// Two tables, of which one is tracked in no test of its own accord.
@@ -22,8 +22,7 @@ async fn tables() -> (Database, Catalog) {
 }
 
 async fn continuity(service: &Service) -> Vec<Value> {
-    let consumers = service.get("/consumers").await;
-    consumers["items"].as_array().unwrap().iter().map(|item| item["continuity"].clone()).collect()
+    service.get("/consumers").await["items"].as_array().unwrap().iter().map(|item| item["continuity"].clone()).collect()
 }
 
 #[tokio::test]
@@ -48,8 +47,7 @@ async fn a_request_for_a_dataset_that_nobody_tracked_is_refused_with_the_command
     export(&service, "delta", "orders", "c").await;
     // Triggers that are gone are the guard's to tell.
     database.run("drop trigger cdc_export_u on orders").await;
-    let job = ended(&service, "/exports/delta", Some("c"), of_orders.clone()).await;
-    needs_full(&job, "trigger_missing");
+    needs_full(&ended(&service, "/exports/delta", Some("c"), of_orders.clone()).await, "trigger_missing");
 }
 
 #[tokio::test]
@@ -74,8 +72,7 @@ async fn a_request_for_a_dataset_whose_table_is_not_there_is_refused() {
         assert_eq!(found, (&json!(409), &json!("table_missing"), &json!("dataset")), "{path}: {problem}");
         assert!(problem["detail"].as_str().unwrap().contains("`users`"), "{problem}");
     }
-    let jobs = service.get("/exports").await;
-    assert_eq!(jobs["items"].as_array().unwrap().len(), 1, "no job was made");
+    assert_eq!(service.get("/exports").await["items"].as_array().unwrap().len(), 1, "no job was made");
     database.run("alter table away rename to users").await;
     service.export("full", "c").await;
 }
@@ -101,8 +98,7 @@ async fn a_retry_of_an_export_whose_dataset_was_untracked_is_refused_and_a_repea
         service.post("/exports/full", &headers, &json!({ "dataset": "orders" })).await
     };
     let first: Value = send().await.json().await.unwrap();
-    let id = first["jobId"].as_str().unwrap();
-    assert_eq!(service.ended(id).await["status"], "completed");
+    assert_eq!(service.ended(first["jobId"].as_str().unwrap()).await["status"], "completed");
     let held = database.open("lock table orders in access exclusive mode").await;
     let cancelled = &submit(&service, "/exports/full", Some("c"), json!({ "dataset": "orders" })).await;
     service.call("POST", &format!("/exports/{cancelled}/cancel"), &[]).await;
@@ -110,8 +106,7 @@ async fn a_retry_of_an_export_whose_dataset_was_untracked_is_refused_and_a_repea
     held.rollback().await.unwrap();
 
     ends(catalog.command(&database, &["untrack", "orders"]).await, 0, "");
-    let retry = service.call("POST", &format!("/exports/{cancelled}/retry"), &[]).await;
-    assert_eq!(refusal(retry).await, (409, "not_tracked".to_owned()));
+    service.refuses("POST", &format!("/exports/{cancelled}/retry"), &[], 409, "not_tracked").await;
     let again = send().await;
     assert_eq!(again.status(), 202);
     assert_eq!(again.json::<Value>().await.unwrap()["jobId"], first["jobId"]);
@@ -145,10 +140,8 @@ async fn no_look_takes_an_untracked_dataset_for_exact_or_ready() {
         let with_server = [arguments, &["--server", &service.address]].concat();
         for arguments in [arguments, &with_server] {
             let (code, printed, said) = catalog.command(&database, arguments).await;
-            assert!(
-                code == 1 && printed.is_empty() && said.contains("`cdc-export track orders`"),
-                "{code} {printed} {said}"
-            );
+            assert!(code == 1 && printed.is_empty(), "{code} {printed} {said}");
+            assert!(said.contains("`cdc-export track orders`"), "{code} {printed} {said}");
         }
     }
     let (code, printed, said) = catalog.command(&database, &["datasets", "check"]).await;
@@ -171,8 +164,7 @@ async fn a_table_that_was_tracked_a_moment_ago_is_ready() {
     // No call waits for a look if there is an earlier one that it may use.
     let service = catalog.start(&database).with("FAILPOINTS", "service.patience=time:0").service().await;
     let ready = async || {
-        let datasets = service.get("/datasets").await;
-        datasets["items"].as_array().unwrap().iter().filter(|it| it["ready"] == true).count()
+        service.get("/datasets").await["items"].as_array().unwrap().iter().filter(|it| it["ready"] == true).count()
     };
     assert_eq!(ready().await, 0);
     ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
@@ -262,8 +254,7 @@ async fn a_table_whose_dataset_left_the_file_is_named_until_it_is_untracked() {
     assert_eq!((code, printed.as_str()), (0, "The changes of stock are no longer captured.\n"), "{said}");
     let (code, printed, said) = catalog.command(&database, &["untrack", "--table", "stock"]).await;
     assert_eq!((code, printed.as_str()), (0, "stock was not tracked: nothing has changed.\n"), "{said}");
-    let triggers = "select count(*) from pg_trigger where tgrelid = 'stock'::regclass";
-    assert_eq!(database.one::<i64>(triggers).await, 0);
+    assert_eq!(database.one::<i64>("select count(*) from pg_trigger where tgrelid = 'stock'::regclass").await, 0);
     assert_eq!(named().await, json!([]));
     let (_, _, said) = catalog.command(&database, &["datasets", "check"]).await;
     assert_eq!(said, "");

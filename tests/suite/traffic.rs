@@ -43,12 +43,10 @@ pub(crate) fn purposes(trips: &[RoundTrip]) -> BTreeMap<String, usize> {
 }
 
 impl Traffic {
-    /// Takes the round trips so far.
     pub(crate) fn take(&self) -> Vec<RoundTrip> {
         std::mem::take(&mut self.trips())
     }
 
-    /// Begins a connection.
     pub(crate) fn conversation(&self) -> Conversation {
         Conversation { traffic: self.clone(), connection: Arc::default() }
     }

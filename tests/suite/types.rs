@@ -190,8 +190,7 @@ mod in_parquet {
             connection.execute(AssertSqlSafe(format!("create table read_{name} (id int8, p text)"))).await.unwrap();
             let insert =
                 format!("insert into read_{name} select i::int8, p from unnest($1::text[], $2::text[]) as f (i, p)");
-            let insert = sqlx::query(AssertSqlSafe(insert)).bind(&ids).bind(&values);
-            insert.execute(&mut *connection).await.unwrap();
+            sqlx::query(AssertSqlSafe(insert)).bind(&ids).bind(&values).execute(&mut *connection).await.unwrap();
 
             let both = format!("({query}) o full join read_{name} using (id)");
             let differs = format!("v::text is distinct from ({})::text", meaning(kind, name));

@@ -200,35 +200,30 @@ impl State {
     }
 }
 
-/// Whether a request brings a part of a file.
 pub(super) fn is_part(request: &Parts) -> bool {
     let query = request.uri.query().unwrap_or_default();
     let is_azures = query.split('&').any(|pair| pair == "comp=block");
     request.method == Method::PUT && (query.contains("partNumber=") || is_azures)
 }
 
-/// Returns true if a request writes the marker of a lane.
 pub(super) fn is_marker(request: &Parts) -> bool {
     // The client of GCS escapes all but letters and digits.
     let is_lanes = [".lane-", "%2Elane%2D"].iter().any(|name| request.uri.path().contains(name));
     request.method == Method::PUT && is_lanes
 }
 
-/// Whether a request completes an upload.
 pub(super) fn is_completion(request: &Parts) -> bool {
     let query = request.uri.query().unwrap_or_default();
     let is_azures = query.contains("comp=blocklist");
     (request.method == Method::POST && query.contains("uploadId=")) || (request.method == Method::PUT && is_azures)
 }
 
-/// Whether a request removes an object.
 pub(super) fn is_deletion(request: &Parts) -> bool {
     let query = request.uri.query().unwrap_or_default();
     let is_azures = request.method == Method::POST && query.contains("comp=batch");
     is_azures || (request.method == Method::DELETE && !query.contains("uploadId="))
 }
 
-/// Whether it is any request.
 pub(super) fn is_any(_: &Parts) -> bool {
     true
 }

@@ -61,7 +61,6 @@ impl Request {
     }
 }
 
-/// The store's answer to a request.
 enum Answer {
     /// What S3 answers.
     Honest,
@@ -165,7 +164,6 @@ async fn endless(client: &mut BufReader<TcpStream>, head: &str, taken: &AtomicU6
 }
 
 impl Objects {
-    /// What S3 answers.
     fn answer(&mut self, request: &Request, body: &[u8]) -> Vec<u8> {
         let path = request.path().to_owned();
         let query = request.target.split_once('?').map_or("", |(_, query)| query);

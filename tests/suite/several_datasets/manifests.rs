@@ -15,7 +15,6 @@ fn start(catalog: &Catalog, database: &Database) -> Start {
     catalog.start(database).with("MANIFESTS", "on").with("LEASE_SECONDS", 1)
 }
 
-/// Returns the manifests in the folder.
 fn manifests(service: &Service) -> Vec<Value> {
     let names = service.files().into_iter().filter(|name| name.ends_with(".manifest.json"));
     names.map(|name| serde_json::from_slice(&std::fs::read(service.output().join(name)).unwrap()).unwrap()).collect()

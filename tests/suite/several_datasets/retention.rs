@@ -61,8 +61,7 @@ async fn an_export_that_its_consumer_may_not_have_keeps_the_files_of_its_job() {
     };
     // One lane acknowledges its exports one by one.
     for (at, job) in jobs[..2].iter().enumerate() {
-        let ack = format!("/exports/{}/ack?dataset=gamma", id(job));
-        assert_eq!(service.call("POST", &ack, &[]).await.status(), 200);
+        assert_eq!(service.call("POST", &format!("/exports/{}/ack?dataset=gamma", id(job)), &[]).await.status(), 200);
         let keeper = catalog.start(&database).sharing_output(&service).with("RETAIN_FILES", 1).service().await;
         until("the job's files go", async || keeper.files() == names(&jobs[at + 1..])).await;
         keeper.stop().await;

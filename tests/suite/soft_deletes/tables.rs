@@ -25,14 +25,12 @@ pub(crate) async fn begin() -> (Database, Catalog, Service) {
 
 /// What a delta has, sorted: operation and key of each row.
 pub(crate) async fn delta(service: &Service, dataset: &str, consumer: &str) -> Vec<String> {
-    let job = export(service, "delta", dataset, consumer).await;
-    let file = Csv::read(&service.path(&job));
+    let file = Csv::read(&service.path(&export(service, "delta", dataset, consumer).await));
     let mut rows: Vec<_> = file.rows.iter().map(|row| format!("{} {}", row[0], row[1])).collect();
     rows.sort();
     rows
 }
 
-/// Moves a consumer's watermark by SQL.
 pub(crate) async fn set_watermark(database: &Database, dataset: &str, consumer: &str, time: &str) {
     let statements = format!(
         "update watermarks set last_exported_at = '{time}' where consumer_id = '{consumer}' and dataset = '{dataset}'"
