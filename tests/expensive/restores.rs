@@ -154,8 +154,8 @@ async fn a_standby_that_did_not_lag_goes_on() {
     promoted_standby(false).await;
 }
 
-/// A cluster that goes on after it was copied with a job in this status, whose worker has died at the failpoint. Returns
-/// the job's id too. It has one row.
+/// A cluster that goes on after it was copied with a job in this status, whose worker has died at the failpoint.
+/// Returns the job's id too. It has one row.
 async fn copied_with_job(failpoint: &str, status: &str) -> (Cluster, Service, String) {
     let mut cluster = Cluster::new().await;
     let mut service = exported(&cluster, &["a"]).await;

@@ -35,7 +35,7 @@ impl Folder {
         }
         dir.write_small(draft, text, || {
             failpoint!("sink.drafted", Err(Error::Io(Errno::IO.into())));
-            // Another process may have published while the disk synced the draft, and the sweep may have removed the draft.
+            // Another process may have published during the sync, and the sweep may have removed the draft.
             if read_small(&dir, name, MARKER_MAX_BYTES)?.as_ref() != before {
                 return Ok(false);
             }
