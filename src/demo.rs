@@ -79,7 +79,7 @@ pub async fn seed(pool: &PgPool, rows: u64) -> Result<u64, Error> {
 }
 
 /// Adds users to the demo table until it has `rows`. Returns the number of added users. Calls `progress` with the
-/// number of users added so far.
+/// number of users added so far. After an error no user was added.
 pub async fn top_up(pool: &PgPool, rows: u64, progress: impl Fn(u64) + Send + Sync) -> Result<u64, Error> {
     let mut tx = pool.begin_with("begin isolation level read committed read write").await.map_err(Error::Inspect)?;
     let users = demo_table(&mut tx).await.map_err(Error::Inspect)?.ok_or(Error::NotOurs)?;

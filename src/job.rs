@@ -407,6 +407,7 @@ pub struct Export {
     /// The digest of the export's manifest, which covers the digest of the previous export of the lane. `None` if the
     /// export is not published or is ad hoc.
     pub digest: Option<String>,
+    /// The number of times that a worker claimed the job.
     pub attempt: u32,
     /// The job's error, if the export is open or failed.
     pub error: Option<Failure>,
@@ -429,8 +430,10 @@ pub struct Export {
     pub trace: Option<TraceParent>,
     /// The earliest time of the next attempt, while the job waits for it.
     pub next_attempt_at: Option<DateTime<Utc>>,
+    /// The time of the first request to cancel the job.
     pub cancel_requested_at: Option<DateTime<Utc>>,
     pub created_at: DateTime<Utc>,
+    /// The time of the first claim by a worker.
     pub started_at: Option<DateTime<Utc>>,
     pub finished_at: Option<DateTime<Utc>>,
 }

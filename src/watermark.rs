@@ -114,3 +114,18 @@ impl Position {
         self.last_exported_at.max(exported)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn export_never_moves_the_watermark_back() {
+        let (early, late) = (DateTime::from_timestamp_nanos(1), DateTime::from_timestamp_nanos(2));
+        let at = |last_exported_at| Position { version: Some(1), last_exported_at, ..Position::default() };
+        assert_eq!(at(Some(late)).advanced_to(Some(early)), Some(late));
+        assert_eq!(at(Some(early)).advanced_to(Some(late)), Some(late));
+        assert_eq!(at(Some(early)).advanced_to(None), Some(early));
+        assert_eq!(at(None).advanced_to(None), None);
+    }
+}

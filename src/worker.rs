@@ -61,6 +61,7 @@ use crate::trace::TraceParent;
 use crate::worker::error::{Error, Failed};
 use crate::worker::heartbeat::{Heartbeat, Stop};
 
+/// The pause after a database error.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// The time after which the rows of an export of changes are counted for its progress. The count takes Postgres about a
@@ -540,10 +541,10 @@ impl Worker {
             }
             let written = self.write_file(lease, member, &mut reading, at, watches).await.map_err(Failed::at(at))?;
             // The disk syncs this file while the next table is read.
-            let stage = stage(written, Arc::clone(member.dataset), reading.tables()[at].new_position.taken_at);
-            let stage = AbortOnDropHandle::new(tokio::spawn(stage));
+            let staging_file = stage(written, Arc::clone(member.dataset), reading.tables()[at].new_position.taken_at);
+            let task = AbortOnDropHandle::new(tokio::spawn(staging_file));
             staging.push(async move {
-                let exported = stage.await.map_err(pipeline::Error::Panicked).flatten().map_err(Failed::at(at))?;
+                let exported = task.await.map_err(pipeline::Error::Panicked).flatten().map_err(Failed::at(at))?;
                 Ok::<_, Failed>((at, exported))
             });
             if staging.len() > MAX_STAGING {

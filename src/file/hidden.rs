@@ -18,6 +18,7 @@ pub struct HiddenFile {
     pub token: LeaseToken,
     /// The place of the export among those of its job, from 1. A marker has 1.
     export: u32,
+    /// The number of the file within the export, from 1.
     pub part: u32,
 }
 

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+/// The longest name that file systems accept.
 const MAX_BYTES: usize = 255;
 
 /// The names of devices on Windows, with any extension. A folder may be on a disk that Windows also uses.

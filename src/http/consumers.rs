@@ -150,7 +150,7 @@ pub(crate) struct SummaryBody {
 pub(crate) async fn get(service: Service, PathParameter(id): PathParameter) -> Result<Json<SummaryBody>, Problem> {
     let consumer = consumer_of(&service, &id)?;
     let lanes = service.consumer(&consumer).await?;
-    // A dataset without an export has no age.
+    // A dataset without an export has no age. One unknown age makes the largest unknown.
     let has_age = |listed: &&ListedConsumer| {
         listed.behind.is_some() || listed.history.completed_at.is_some() && listed.state != Some(LaneState::Gone)
     };

@@ -8,6 +8,7 @@ pub struct Selection {
     /// The columns of the file. `None` selects all columns of the dataset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub columns: Option<Vec<String>>,
+    /// The conditions. A row must meet all of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub filter: Vec<Condition>,
     /// The largest number of rows, in the order of the key. `None` sets no limit.

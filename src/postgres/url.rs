@@ -114,23 +114,23 @@ impl NamedDatabase {
                 return Err(BadUrl::Variable { name, why: "not known here, and not ignored: unset it" });
             }
         }
-        let last =
+        let last_of =
             |names: &[&str]| parameters.iter().rfind(|(name, _)| names.contains(&&**name)).map(|(_, value)| &**value);
-        if !localhost.is_empty() && last(&["host", "hostaddr"]).is_none() {
+        if !localhost.is_empty() && last_of(&["host", "hostaddr"]).is_none() {
             let host = variable("PGHOST").ok_or(BadUrl::Form("it names no host, behind the `@` or as `host=`"))?;
             parsed.query_pairs_mut().append_pair("host", host);
         }
-        let bad = BadUrl::Form("the parameter connect_timeout is not a number of seconds from 1 to 600");
+        let bad_timeout = BadUrl::Form("the parameter connect_timeout is not a number of seconds from 1 to 600");
         let of_variable = BadUrl::Variable { name: "PGCONNECT_TIMEOUT", why: NOT_A_TIME };
-        let connect_timeout = match (last(&["connect_timeout"]), variable("PGCONNECT_TIMEOUT")) {
-            (Some(text), _) => Some(seconds(text).ok_or(bad)?),
+        let connect_timeout = match (last_of(&["connect_timeout"]), variable("PGCONNECT_TIMEOUT")) {
+            (Some(text), _) => Some(seconds(text).ok_or(bad_timeout)?),
             (None, text) => text.map(|text| seconds(text).ok_or(of_variable)).transpose()?,
         };
         if variable("PGPORT").is_some_and(|port| port.parse::<u16>().is_err()) {
             return Err(BadUrl::Variable { name: "PGPORT", why: "not a port" });
         }
         // Without a user, libpq uses the system's user. sqlx would use `anonymous`, and that user's password.
-        let names_user = !parsed.username().is_empty() || last(&["user"]).is_some_and(|user| !user.is_empty());
+        let names_user = !parsed.username().is_empty() || last_of(&["user"]).is_some_and(|user| !user.is_empty());
         let is_users_own = !names_user && variable("PGUSER").is_none();
         if is_users_own {
             let no_user = BadUrl::Form("it names no user: postgres://USER:PASSWORD@HOST:PORT/DATABASE");
@@ -143,30 +143,30 @@ impl NamedDatabase {
             options = options.clone().host(host);
         }
 
-        if let Some(mode) = variable("PGSSLMODE").filter(|_| last(&MODES).is_none()) {
-            let bad = |_| BadUrl::Variable { name: "PGSSLMODE", why: NOT_A_MODE };
-            options = options.ssl_mode(mode.parse().map_err(bad)?);
+        if let Some(mode) = variable("PGSSLMODE").filter(|_| last_of(&MODES).is_none()) {
+            let bad_mode = |_| BadUrl::Variable { name: "PGSSLMODE", why: NOT_A_MODE };
+            options = options.ssl_mode(mode.parse().map_err(bad_mode)?);
         }
         let mode = options.get_ssl_mode();
         let checks_name = matches!(mode, PgSslMode::VerifyFull);
-        let has_address = last(&["hostaddr"]).is_some() || variable("PGHOSTADDR").is_some();
+        let has_address = last_of(&["hostaddr"]).is_some() || variable("PGHOSTADDR").is_some();
         if has_address && checks_name {
             return Err(BadUrl::Form(
                 "the parameter hostaddr takes the place of the host's name, which sslmode=verify-full checks: take one of them out",
             ));
         }
-        let named = last(&ROOTS);
+        let named = last_of(&ROOTS);
         let bad_roots = |why| match named {
             Some(_) => BadUrl::Parameter { name: "sslrootcert".to_owned(), why },
             None => BadUrl::Variable { name: "PGSSLROOTCERT", why },
         };
         // In libpq, the file of the variable makes `require` check the certificate.
-        let needs_name = named.is_some() || matches!(mode, PgSslMode::Require | PgSslMode::VerifyCa);
+        let roots_need_full = named.is_some() || matches!(mode, PgSslMode::Require | PgSslMode::VerifyCa);
         let roots = match named.or(variable("PGSSLROOTCERT")) {
             Some("system") => {
                 return Err(bad_roots("names a file: without it, sslmode=verify-full asks the platform's authorities"));
             }
-            Some(_) if needs_name && !checks_name => return Err(bad_roots(ROOTS_NEED)),
+            Some(_) if roots_need_full && !checks_name => return Err(bad_roots(ROOTS_NEED)),
             file => file.filter(|_| checks_name),
         };
         if matches!(mode, PgSslMode::VerifyCa) && variable("SSL_CERT_FILE").is_none() {
@@ -181,13 +181,14 @@ impl NamedDatabase {
         if matches!(mode, PgSslMode::Allow) {
             options = options.ssl_mode(PgSslMode::Prefer);
         }
-        let own = [("sslcert", ["sslcert", "ssl-cert"], "PGSSLCERT"), ("sslkey", ["sslkey", "ssl-key"], "PGSSLKEY")];
-        let own = own.into_iter().filter_map(|(name, names, beside)| {
+        let client_files =
+            [("sslcert", ["sslcert", "ssl-cert"], "PGSSLCERT"), ("sslkey", ["sslkey", "ssl-key"], "PGSSLKEY")];
+        let client_files = client_files.into_iter().filter_map(|(name, spellings, variable_name)| {
             // A key may be given as text instead of a file.
-            let file = last(&names).or(variable(beside)).filter(|file| !file.starts_with("-----"));
+            let file = last_of(&spellings).or(variable(variable_name)).filter(|file| !file.starts_with("-----"));
             file.map(|file| (name, PathBuf::from(file)))
         });
-        let files = roots.map(|file| ("sslrootcert", PathBuf::from(file))).into_iter().chain(own).collect();
+        let files = roots.map(|file| ("sslrootcert", PathBuf::from(file))).into_iter().chain(client_files).collect();
         let assumed = match (is_users_own, options.get_database()) {
             (true, None) => " (it names no user and no database, so the system's user is taken for both)",
             (true, Some(_)) => " (it names no user, so the system's is taken)",

@@ -23,6 +23,7 @@ pub trait Archive: fmt::Debug + Send + Sync {
     /// Converts an error of a file's reader.
     fn failure(&self, error: io::Error) -> Error;
 
+    /// Lists the names of the manifests, in no order.
     fn manifests(&self) -> Result<Box<dyn Iterator<Item = Result<String, Error>> + '_>, Error>;
 
     /// Opens the file with this name. Follows no link out of the folder.

@@ -137,7 +137,7 @@ impl Bucket {
         tokio::spawn(begin).await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
     }
 
-    /// Completes a committed file's upload.
+    /// Completes a committed file's upload. Fails if the bucket's answer proves nothing.
     async fn complete_upload(&self, file: &StagedFile) -> Result<Published, Error> {
         self.require(file).await?;
         let (key, etag) = match &file.identity.location {

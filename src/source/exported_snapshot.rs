@@ -38,7 +38,9 @@ pub(super) struct ExportedSnapshot {
     pub(super) toasted: bool,
     /// The number of blocks of the table's file, if it has one.
     pub(super) blocks: Option<i64>,
+    /// The number of rows as Postgres counted them last. `None`: it never did.
     pub(super) rows: Option<i64>,
+    /// True if the lane's position was ever removed.
     pub(super) was_removed: bool,
     version: Option<i64>,
     last_exported_at: Option<DateTime<Utc>>,

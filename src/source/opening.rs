@@ -72,6 +72,7 @@ struct Opening<'a> {
     connections: ExportConnections,
     purposes: &'a [Purpose<'a>],
     lease: Duration,
+    /// The longest time for which a reader takes no rows.
     silence: Duration,
 }
 

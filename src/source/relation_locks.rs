@@ -27,6 +27,7 @@ pub(super) type Lockable<'t> = (&'t Table, Option<RelationKind>);
 /// The places that locks need in Postgres's lock table. A statement of somebody else that finds no place fails.
 #[derive(sqlx_macros::FromRow)]
 pub(super) struct Room {
+    /// The number of the relations and their partitions.
     pub(super) relations: i64,
     /// The number of places that a read of one relation needs beside these.
     pub(super) of_read: i64,

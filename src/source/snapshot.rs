@@ -75,6 +75,7 @@ pub struct SnapshotTable {
     pub(super) arrived: Vec<Oid>,
     /// True if no change was logged since the position.
     pub(super) is_quiet: bool,
+    /// True if the lane's position was ever removed.
     pub(super) was_removed: bool,
     /// True if a value may be kept outside of its row.
     pub(super) toasted: bool,

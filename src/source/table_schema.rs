@@ -45,6 +45,7 @@ struct ColumnRow {
     is_enum: bool,
     /// The schema of its type, quoted, if the role may not use it.
     closed_schema: Option<String>,
+    /// The name of the type, if it is Postgres's own.
     own_type: Option<String>,
     /// No row of its table has a null there.
     not_null: bool,
@@ -68,6 +69,7 @@ struct ColumnRow {
     key_collation: Option<String>,
     /// True if that collation takes different texts for different. `None`: the key's index doesn't have the column.
     key_is_deterministic: Option<bool>,
+    /// True if other tables inherit from its table.
     has_children: bool,
     /// The columns that exports of the dataset have masked.
     masked: Vec<String>,

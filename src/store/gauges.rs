@@ -23,6 +23,7 @@ pub struct Backlog {
     pub oldest_seconds: f64,
     /// The rows of the change log, estimated from the statistics of Postgres.
     pub log_rows: i64,
+    /// The bytes of the change log with its indexes.
     pub log_bytes: i64,
     /// Seconds since the oldest position was saved whose deletions are still in the change log.
     pub held_seconds: f64,

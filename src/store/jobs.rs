@@ -45,7 +45,7 @@ pub enum SubmitOutcome {
 
 /// The outcome of a submission in a transaction that is not committed yet.
 pub(super) enum Insertion<'s, R> {
-    /// The job is inserted. Its submission ends with the transaction.
+    /// The job is inserted. Its submission, in all and of the caller's key, ends with the transaction.
     Made(Job, (OpenSubmission<'s>, Option<OpenSubmission<'s>>)),
     /// The transaction is to be rolled back, so that nothing is recorded.
     Refused(R),

@@ -35,8 +35,8 @@ const RETRY_JITTER: f64 = 0.2;
 /// `claim.sql` have the same number.
 const MAX_LOCK_PAUSE: Duration = Duration::from_secs(10);
 
-/// The pauses in seconds after an attempt gave way for the first time, the second time and so on. After the last one
-/// the job fails.
+/// The pauses in seconds after an attempt gave way for the first time, and so on. After the last one the job fails.
+/// `repair_future_timestamps.sql` counts on no pause above 15 minutes, with the jitter of a retry.
 const GIVE_WAY_PAUSES: [f64; 5] = [10.0, 60.0, 300.0, 900.0, 900.0];
 
 /// Returns the pause after the given number of attempts. The first pause is two seconds, each further one three times

@@ -24,6 +24,7 @@ use crate::telemetry::metrics::{self, Completed, ExportLabels};
 /// A committed change of the status of an export.
 #[derive(Clone, Debug)]
 pub struct Transition {
+    /// The status before the transition, as clients saw it.
     pub from: Status,
     /// The export after the transition, as clients see it. A committed one is still `processing` until its file is
     /// published.

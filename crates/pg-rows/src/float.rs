@@ -11,6 +11,7 @@ const FLOAT8_EXPONENT: i32 = 15;
 const FLOAT4_EXPONENT: i32 = 6;
 /// Below this power of ten Postgres writes an exponent too.
 const LEAST_PLAIN: i32 = -4;
+/// The most bytes that `ryu` writes.
 const MOST_DIGITS: usize = 24;
 
 pub(crate) fn float8(number: f64, out: &mut Vec<u8>) {

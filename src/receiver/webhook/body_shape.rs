@@ -66,7 +66,7 @@ fn plain_sentence(event: &Event) -> String {
     let end = event.event.name().replacen('.', " ", 1);
     let consumer = event.consumer.as_ref().map(|consumer| format!(" for {consumer}")).unwrap_or_default();
     let kind = text("/exportType").unwrap_or_default();
-    let of = match data["exports"].as_array().map(Vec::as_slice) {
+    let datasets = match data["exports"].as_array().map(Vec::as_slice) {
         Some([export]) => export["dataset"].as_str().unwrap_or_default().to_owned(),
         Some(exports) => format!("{} datasets", exports.len()),
         None => event.dataset.clone(),
@@ -80,7 +80,7 @@ fn plain_sentence(event: &Event) -> String {
         }
         None => rows,
     };
-    format!("cdc-export: {end}: {kind} of {of}{consumer}{outcome} ({id})")
+    format!("cdc-export: {end}: {kind} of {datasets}{consumer}{outcome} ({id})")
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ const BLOCK_BYTES: usize = 1 << 20;
 const ALIGNMENT: usize = 4096;
 /// The bytes that are written through the page cache between two syncs.
 const SYNC_EVERY_BYTES: u64 = 16 << 20;
+/// The bytes that are written between two checks of the free room.
 const CHECK_EVERY_BYTES: u64 = 8 << 20;
 
 /// A hidden file that is being written. Removed if it is dropped before it is staged.
@@ -107,6 +108,7 @@ fn set_direct(file: &File, is_direct: bool) -> Result<(), Errno> {
 
 /// Writes full blocks, on a thread if there is one to spare.
 struct BlockWriter {
+    /// True if blocks go around the page cache.
     is_direct: bool,
     thread: Option<WriterThread>,
 }

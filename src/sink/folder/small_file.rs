@@ -35,7 +35,7 @@ impl Folder {
         }
         dir.write_small(draft, text, || {
             failpoint!("sink.drafted", Err(Error::Io(Errno::IO.into())));
-            // Another process may have published during the sync, and the sweep may have removed the draft.
+            // Another process may have published meanwhile, and the sweep removed the draft. `before` had this limit.
             if read_small(&dir, name, MARKER_MAX_BYTES)?.as_ref() != before {
                 return Ok(false);
             }

@@ -79,6 +79,7 @@ struct Roles {
     is_harmless: bool,
     /// True if the session may make the definer the owner of a function.
     is_member: bool,
+    /// True if the definer may write to the log.
     has_rights: bool,
     /// True if the session may let the definer own functions in the service's schema.
     may_grant: bool,

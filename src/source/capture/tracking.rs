@@ -70,7 +70,7 @@ pub enum Tracked {
 }
 
 /// Installs the triggers on a dataset's table if they are missing, and allows its exports. Tries again while the table
-/// is busy.
+/// is busy. After an error nothing is changed.
 pub async fn track(pool: &PgPool, dataset: &Dataset) -> Result<Tracked, Error> {
     track_next(pool, &mut Queue::of([dataset])).await.expect("the queue has a dataset").1
 }
@@ -115,7 +115,7 @@ pub async fn restore(pool: &PgPool) -> Result<(), Error> {
     }
 }
 
-/// Does what [`track`] does, and tries once.
+/// Does what [`track`] does, and tries once. After an error nothing is changed.
 pub async fn track_once(pool: &PgPool, dataset: &Dataset) -> Result<Tracked, Error> {
     try_track(pool, dataset, &mut Wait::default()).await
 }
