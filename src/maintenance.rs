@@ -204,11 +204,11 @@ impl Maintenance {
 /// Looks for work, takes over the jobs of vanished workers, and wakes those who do the rest. `looked_at`: the time of
 /// the last look, at which all that the change log has was in a moment.
 async fn look(maintenance: &Maintenance, looked_at: &mut Option<DateTime<Utc>>) -> Result<(), Error> {
-    let Maintenance { store, destination, catalog, .. } = maintenance;
+    let Maintenance { settings, store, destination, catalog, .. } = maintenance;
     // A destination that hangs must not keep the jobs of a vanished worker from being taken over.
     let destination = tokio::time::timeout(ID_TIMEOUT, destination.id()).await;
     let destination = destination.ok().and_then(Result::ok);
-    let due = store.due(catalog.get().dataset_names(), destination).await?;
+    let due = store.due(catalog.get().dataset_names(), destination, settings.times.lease).await?;
     if due.has_jobs {
         store.work().notify_last();
     }
@@ -228,7 +228,8 @@ async fn announce(Maintenance { store, destination, .. }: &Maintenance, age: Dur
     Ok(store.record_destination(id, age).await?)
 }
 
-async fn reap(Maintenance { store, source, sweep_requested, .. }: &Maintenance) -> Result<(), Error> {
+async fn reap(Maintenance { settings, store, source, sweep_requested, .. }: &Maintenance) -> Result<(), Error> {
+    store.repair_future_timestamps(settings.times.lease).await?;
     store.shorten_orphaned().await?;
     let mut sessions = BTreeSet::new();
     let mut jobs = BTreeMap::new();

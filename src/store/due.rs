@@ -1,5 +1,7 @@
 //! Asks what there is to do now. An idle process sends one short statement a second, and a second one if a job is open.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
@@ -8,7 +10,7 @@ use crate::connection::session_name;
 use crate::connection::statement::with_pieces;
 use crate::store::destinations::SESSIONS;
 use crate::store::moments::{LATEST, MOVED};
-use crate::store::queue::{ORPHANED, READY, built_formats};
+use crate::store::queue::{ORPHANED, READY, built_formats, longest_retry_pauses};
 use crate::store::{Error, Store};
 
 /// The work that waits for a process. Each field may also be true for a moment although nothing waits.
@@ -17,8 +19,7 @@ pub struct DueWork {
     has_open: bool,
     #[sqlx(skip)]
     pub has_jobs: bool,
-    /// A lease has ended, or the session of a lease.
-    #[sqlx(skip)]
+    /// A lease has ended, the session of a lease has ended, or a time lies too far in the future.
     pub has_lapsed: bool,
     /// A committed export has no final names yet.
     pub has_unpublished: bool,
@@ -32,15 +33,16 @@ pub struct DueWork {
 }
 
 impl Store {
-    /// Returns the work that waits for a process with these datasets and this destination.
+    /// Returns the work that waits for a process with these datasets and this destination. Its leases last for `lease`.
     ///
     /// Names the session after the destination, so that others see that a process uses it.
-    pub async fn due(&self, datasets: &[String], destination: Option<Uuid>) -> Result<DueWork, Error> {
+    pub async fn due(&self, datasets: &[String], destination: Option<Uuid>, lease: Duration) -> Result<DueWork, Error> {
         let abandoned = self.abandoned();
         let due = self.with::<_, sqlx::Error>(async |conn| {
             let pieces = [SESSIONS, MOVED, LATEST];
             let statement = sqlx::query_as(AssertSqlSafe(with_pieces(include_str!("due/due.sql"), &pieces)))
-                .bind(destination.map_or_else(session_name::of_process, session_name::of_destination));
+                .bind(destination.map_or_else(session_name::of_process, session_name::of_destination))
+                .bind(self.listeners.iter().map(|listener| &*listener.name).collect::<Vec<_>>());
             let mut due: DueWork = statement.fetch_one(&mut *conn).await?;
             if due.has_open {
                 let pieces = [READY, ORPHANED];
@@ -48,8 +50,11 @@ impl Store {
                     .bind(built_formats())
                     .bind(datasets)
                     .bind(destination)
-                    .bind(abandoned);
-                (due.has_jobs, due.has_lapsed) = statement.fetch_one(conn).await?;
+                    .bind(abandoned)
+                    .bind(lease.as_secs_f64())
+                    .bind(longest_retry_pauses());
+                let (has_jobs, has_lapsed): (bool, bool) = statement.fetch_one(conn).await?;
+                due = DueWork { has_jobs, has_lapsed: due.has_lapsed || has_lapsed, ..due };
             }
             Ok(due)
         });

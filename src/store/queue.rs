@@ -36,7 +36,7 @@ const RETRY_JITTER: f64 = 0.2;
 const MAX_LOCK_PAUSE: Duration = Duration::from_secs(10);
 
 /// The pauses in seconds after an attempt gave way for the first time, and so on. After the last one the job fails.
-/// `repair_future_timestamps.sql` counts on no pause above 15 minutes, with the jitter of a retry.
+/// `repair_future_timestamps.sql` and `due/open.sql` count on none above 900.
 const GIVE_WAY_PAUSES: [f64; 5] = [10.0, 60.0, 300.0, 900.0, 900.0];
 
 /// Returns the pause after the given number of attempts. The first pause is two seconds, each further one three times
@@ -44,6 +44,12 @@ const GIVE_WAY_PAUSES: [f64; 5] = [10.0, 60.0, 300.0, 900.0, 900.0];
 fn retry_pause(attempts: u32) -> Duration {
     let seconds = 3_u64.saturating_pow(attempts.saturating_sub(1)).saturating_mul(2);
     Duration::from_secs(seconds.min(600))
+}
+
+/// Returns the longest pauses in seconds, after one attempt, two attempts and so on. The last entry applies to all
+/// further attempts.
+pub(super) fn longest_retry_pauses() -> Vec<f64> {
+    (1..=7).map(|attempts| retry_pause(attempts).mul_f64(1.0 + RETRY_JITTER).as_secs_f64()).collect()
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -226,7 +232,9 @@ impl Store {
     /// Repairs times of jobs, schedules and deliveries that lie in the future: the database's clock was set back.
     /// So nothing waits until the clock gets there again.
     pub async fn repair_future_timestamps(&self, lease: Duration) -> Result<(), Error> {
-        let statement = sqlx::query(include_str!("queue/repair_future_timestamps.sql")).bind(lease.as_secs_f64());
+        let statement = sqlx::query(include_str!("queue/repair_future_timestamps.sql"))
+            .bind(lease.as_secs_f64())
+            .bind(longest_retry_pauses());
         self.execute(statement).await.map(drop)
     }
 

@@ -1,11 +1,13 @@
 -- store.queue.repair_future_timestamps
 -- Sets back the times that lie further in the future than the service ever sets them. The clock was set back since.
 -- $1 float8: the length of a lease in seconds
+-- $2 float8[]: the longest pauses in seconds, after one attempt, two attempts and so on
 with late as (
   select id from cdc_export.jobs
   where status = 'pending'
-      -- After an attempt, a job waits for a quarter of an hour at most.
-      and run_at > clock_timestamp() + case when attempt + gave_way > 0 then interval '15 minutes' else interval '0' end
+      -- A job without an attempt has no pause.
+      and run_at > clock_timestamp() + make_interval(secs => greatest(
+        coalesce(($2)[least(attempt, cardinality($2))], 0), case when gave_way > 0 then 900 else 0 end))
     -- Allows four leases, so that a worker with a longer lease has time to renew it.
     or status = 'processing' and lease_expires_at > clock_timestamp() + 4 * make_interval(secs => $1)
   for update skip locked
