@@ -120,14 +120,13 @@ impl Maintenance {
         Maintenance { settings, store, source, destination, catalog, terms, sweep_requested, publish_requested }
     }
 
-    /// Records that this destination has a worker, and repairs times from before the clock was set back. Must run
-    /// before the first job is submitted. Otherwise a process with another destination could claim the job.
+    /// Records that this destination has a worker. Must run before the first job is submitted. Otherwise a process with
+    /// another destination could claim the job.
     pub async fn announce(&self) {
         let task = self.for_task();
         // Commits while no process was there are dated by when the last one was. So the look comes first.
         let begin = async {
             look(&task, &mut None).await?;
-            self.store.repair_future_timestamps(self.settings.times.lease).await?;
             announce(&task, Duration::ZERO).await
         };
         // A hanging folder must not prevent the start of the API.

@@ -13,6 +13,10 @@ use crate::job::{ConsumerId, ExportType, JobId, Request};
 use crate::schedule::timing::Timing;
 use pg_rows::encoding::Encoding;
 
+/// The limit for the last used slot to be ahead of the database's clock. Up to this limit the schedule waits for the
+/// clock, so that no slot is used twice. Beyond it the clock counts as set back.
+pub const WAITS_FOR_CLOCK: TimeDelta = TimeDelta::hours(1);
+
 /// A schedule. An export is due at each of its slots, which are the times that the operator's file defines.
 #[derive(Clone, Debug)]
 pub struct Schedule {
@@ -55,6 +59,16 @@ impl ScheduledDatasets {
     pub fn include(&self, dataset: &str) -> bool {
         *self == ScheduledDatasets::All || self.names().iter().any(|name| name == dataset)
     }
+}
+
+/// The action that is due for a schedule at a given time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    Nothing,
+    /// This slot is due. It is the latest that passed. Missed earlier slots are skipped.
+    Slot(DateTime<Utc>),
+    /// The clock was set back far before the last used slot. From now on this slot counts as the last used one.
+    ClockSetBack(DateTime<Utc>),
 }
 
 pg_rows::words! {
@@ -102,13 +116,17 @@ impl Schedule {
         Request { skip_empty: self.skip_empty, heals: self.heals, ..request }
     }
 
-    /// Returns the slot that is due now: the latest that passed, if it is later than `last`, the last used one. Missed
-    /// earlier slots are skipped.
-    ///
-    /// After the clock was set back, a schedule waits for it, so that no slot is used twice. A start of the service
-    /// ends a wait of more than an hour.
-    pub fn due(&self, last: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
-        self.timing.latest(now).filter(|latest| last.is_none_or(|last| *latest > last))
+    /// Returns the action that is due now. `last` is the last used slot.
+    pub fn due(&self, last: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Due {
+        let Some(latest) = self.timing.latest(now) else { return Due::Nothing };
+        let Some(last) = last else { return Due::Slot(latest) };
+        if latest > last {
+            return Due::Slot(latest);
+        }
+        // After a small step back, the clock soon reaches the used slot again. After a large one, a schedule that waits
+        // for the clock might not run for years.
+        let is_next = self.timing.next(now).is_some_and(|next| last <= next);
+        if is_next || last <= now + WAITS_FOR_CLOCK { Due::Nothing } else { Due::ClockSetBack(latest) }
     }
 
     /// Returns the time for which the due slot has had no job. Returns zero if no slot is due.
@@ -155,12 +173,22 @@ mod tests {
     }
 
     #[test]
-    fn clock_set_back_repeats_no_slot() {
+    fn clock_set_back_neither_repeats_a_slot_nor_stops_the_schedule() {
         let five = schedule(Timing::every("5m").unwrap());
+        let nightly = schedule(Timing::cron("15 2 * * *", chrono_tz::Tz::Europe__Berlin).unwrap());
         // A failover to a server with a slower clock.
-        for (now, due) in [("09:59:58", None), ("09:00:00", None), ("10:05:00", Some(at("11-22T10:05:00")))] {
-            assert_eq!(five.due(Some(at("11-22T10:00:00")), at(&format!("11-22T{now}"))), due);
-        }
+        assert_eq!(five.due(Some(at("11-22T10:00:00")), at("11-22T09:59:58")), Due::Nothing);
+        assert_eq!(five.due(Some(at("11-22T10:00:00")), at("11-22T09:00:00")), Due::Nothing);
+        assert_eq!(five.due(Some(at("11-22T10:00:00")), at("11-22T10:05:00")), Due::Slot(at("11-22T10:05:00")));
+        // 02:15 in Berlin is 01:15 in UTC.
+        assert_eq!(nightly.due(Some(at("11-22T01:15:00")), at("11-21T15:00:00")), Due::Nothing);
+        assert_eq!(nightly.due(Some(at("11-22T01:15:00")), at("11-22T01:15:00")), Due::Nothing);
+        assert_eq!(nightly.due(Some(at("11-22T01:15:00")), at("11-23T01:15:00")), Due::Slot(at("11-23T01:15:00")));
+        // The clock was wrong before.
+        let far = "2031-01-01T00:00:00Z".parse().unwrap();
+        assert_eq!(five.due(Some(far), at("11-22T10:01:00")), Due::ClockSetBack(at("11-22T10:00:00")));
+        assert_eq!(nightly.due(Some(far), at("11-22T10:01:00")), Due::ClockSetBack(at("11-22T01:15:00")));
+        assert_eq!(five.due(Some(at("11-22T10:00:00")), at("11-22T08:59:00")), Due::ClockSetBack(at("11-22T08:55:00")));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::audit::{Action, Origin};
 use crate::job::datasets::{DatasetsRequest, MOST_DATASETS, Omitted};
 use crate::maintenance::{Error, Maintenance};
-use crate::schedule::{Refusal, Schedule, ScheduleState, ScheduledDatasets};
+use crate::schedule::{Due, Refusal, Schedule, ScheduleState, ScheduledDatasets};
 use crate::sink::Destination;
 use crate::store;
 use crate::store::schedules::{RunOutcome, ScheduledExports};
@@ -24,11 +24,10 @@ use crate::telemetry::metrics;
 /// The number of schedules that are advanced at the same time. Each takes a dozen round trips to Postgres.
 const MAX_CONCURRENT: usize = 4;
 
-/// The exports of a due slot.
-enum Wanted {
-    Exports(ScheduledExports),
-    /// They can't be submitted now.
-    Nothing(Refusal),
+/// The exports of a due slot, or the reason why they can't be submitted now.
+enum SlotExports {
+    Ready(ScheduledExports),
+    Refused(Refusal),
 }
 
 pub(super) struct Scheduling {
@@ -58,15 +57,28 @@ impl Scheduling {
             }
         }
         match schedule.due(state.slot, now) {
-            Some(slot) => self.run(schedule, slot).await,
-            None => Ok(()),
+            Due::Nothing => Ok(()),
+            Due::Slot(slot) => self.run(schedule, slot).await,
+            Due::ClockSetBack(latest) => {
+                let Some(from) = state.slot else { return Ok(()) };
+                let set_back = self.maintenance.store.set_slot_back(schedule, from, latest);
+                if set_back.await? {
+                    tracing::warn!(
+                        event = "schedule_clock_set_back",
+                        schedule = schedule.name,
+                        slot = rfc3339(from),
+                        "the database's clock is far behind the last used slot: the schedule continues from the current time of the clock"
+                    );
+                }
+                Ok(())
+            }
         }
     }
 
     async fn run(&self, schedule: &Schedule, slot: DateTime<Utc>) -> Result<(), Error> {
         let exports = match self.exports(schedule).await? {
-            Wanted::Exports(exports) => exports,
-            Wanted::Nothing(refusal) => return self.refuse(schedule, slot, refusal).await,
+            SlotExports::Ready(exports) => exports,
+            SlotExports::Refused(refusal) => return self.refuse(schedule, slot, refusal).await,
         };
         let destination = self.destination_id().await;
         let Maintenance { store, terms, .. } = &self.maintenance;
@@ -135,20 +147,23 @@ impl Scheduling {
         Ok(())
     }
 
-    async fn exports(&self, schedule: &Schedule) -> Result<Wanted, Error> {
+    async fn exports(&self, schedule: &Schedule) -> Result<SlotExports, Error> {
         let catalog = self.maintenance.catalog.get();
         let (wanted, heals) = (schedule.export_type, schedule.heals);
         let request = |name: &String| schedule.request(name, catalog.healed_type(name, wanted, heals));
         let (datasets, left_out) = match &schedule.datasets {
             ScheduledDatasets::One(dataset) => {
                 let exports = ScheduledExports { requests: vec![request(dataset)], datasets: None };
-                return Ok(self.refusal(schedule, dataset).await?.map_or(Wanted::Exports(exports), Wanted::Nothing));
+                return Ok(self
+                    .refusal(schedule, dataset)
+                    .await?
+                    .map_or(SlotExports::Ready(exports), SlotExports::Refused));
             }
             ScheduledDatasets::Listed(names) => {
                 let (ready, _) = self.ready(schedule, |dataset| names.contains(dataset)).await?;
                 for name in names.iter().filter(|name| !ready.contains(name)) {
                     if let Some(refusal) = self.refusal(schedule, name).await? {
-                        return Ok(Wanted::Nothing(refusal));
+                        return Ok(SlotExports::Refused(refusal));
                     }
                 }
                 (names.clone(), Vec::new())
@@ -156,14 +171,14 @@ impl Scheduling {
             ScheduledDatasets::All => self.ready(schedule, |_| true).await?,
         };
         match datasets.len() {
-            0 => return Ok(Wanted::Nothing(Refusal::NothingReady)),
-            count if count > MOST_DATASETS => return Ok(Wanted::Nothing(Refusal::TooManyDatasets)),
+            0 => return Ok(SlotExports::Refused(Refusal::NothingReady)),
+            count if count > MOST_DATASETS => return Ok(SlotExports::Refused(Refusal::TooManyDatasets)),
             _ => {}
         }
         let requests = datasets.iter().map(request).collect();
         let request = json!({ "schedule": schedule.name });
         let datasets = Some(DatasetsRequest { request, export_type: wanted, datasets, left_out });
-        Ok(Wanted::Exports(ScheduledExports { requests, datasets }))
+        Ok(SlotExports::Ready(ScheduledExports { requests, datasets }))
     }
 
     /// Returns those of the wanted datasets that are ready, in the order of their names, and the others.

@@ -229,8 +229,8 @@ impl Store {
         self.execute(statement).await.map(drop)
     }
 
-    /// Repairs times of jobs, schedules and deliveries that lie in the future: the database's clock was set back.
-    /// So nothing waits until the clock gets there again.
+    /// Repairs times of jobs and deliveries that lie in the future: the database's clock was set back. So nothing waits
+    /// until the clock gets there again.
     pub async fn repair_future_timestamps(&self, lease: Duration) -> Result<(), Error> {
         let statement = sqlx::query(include_str!("queue/repair_future_timestamps.sql"))
             .bind(lease.as_secs_f64())
@@ -299,5 +299,6 @@ mod tests {
         let pauses = (0..=8).map(|attempts| retry_pause(attempts).as_secs());
         assert_eq!(pauses.collect::<Vec<_>>(), [2, 2, 6, 18, 54, 162, 486, 600, 600]);
         assert_eq!(retry_pause(u32::MAX).as_secs(), 600);
+        assert_eq!(longest_retry_pauses().last(), Some(&720.0), "no further attempt has a longer pause");
     }
 }

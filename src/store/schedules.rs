@@ -178,6 +178,24 @@ impl Store {
         let statement = bind_slot(statement, schedule, slot).bind(why.as_str());
         Ok(self.execute(statement).await? == 1)
     }
+
+    /// Replaces the last used slot `from`, which lies far in the future, with `slot`. Returns false if another process
+    /// was first.
+    pub async fn set_slot_back(
+        &self,
+        schedule: &Schedule,
+        from: DateTime<Utc>,
+        slot: DateTime<Utc>,
+    ) -> Result<bool, Error> {
+        let statement = sqlx::query(
+            "-- store.schedules.set_back
+             update cdc_export.schedules set slot = $3 where name = $1 and slot = $2",
+        )
+        .bind(&schedule.name)
+        .bind(from)
+        .bind(slot);
+        Ok(self.execute(statement).await? == 1)
+    }
 }
 
 /// Binds a schedule and one of its slots to a statement: `$1` is the schedule's name, `$2` the slot, `$3` the

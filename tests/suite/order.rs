@@ -157,6 +157,10 @@ async fn a_clock_that_was_set_back_holds_no_job_up() {
                    set created_at = created_at + interval '1 hour', run_at = run_at + interval '1 hour',
                      lease_expires_at = lease_expires_at + interval '1 hour'";
     database.run(changes).await;
+    let delivery = "insert into cdc_export.deliveries (id, job, endpoint, event, run_at, rescheduled_at)
+                    select id, id, 'gone', 'failed', run_at, run_at from cdc_export.jobs";
+    database.run(delivery).await;
+    let _stopped = database.open("select from cdc_export.deliveries for update").await;
     let heir = start().sharing_output(&api).service().await;
     assert_eq!(heir.ended(&waits).await["status"], "completed");
     assert_eq!(heir.ended(&begun).await["status"], "completed");

@@ -1,5 +1,6 @@
 -- store.queue.repair_future_timestamps
 -- Sets back the times that lie further in the future than the service ever sets them. The clock was set back since.
+-- Leaves out what another process has locked: a stopped one would hold up all who take over jobs.
 -- $1 float8: the length of a lease in seconds
 -- $2 float8[]: the longest pauses in seconds, after one attempt, two attempts and so on
 with late as (
@@ -19,11 +20,13 @@ jobs as (
   from late
   where j.id = late.id
 ),
-schedules as (
-  -- For up to an hour, a schedule waits for the clock, so that no slot is used twice.
-  update cdc_export.schedules set slot = clock_timestamp() where slot > clock_timestamp() + interval '1 hour'
+late_deliveries as (
+  select id from cdc_export.deliveries
+  where delivered_at is null and run_at < 'infinity' and rescheduled_at > clock_timestamp()
+  for update skip locked
 )
 -- Each delivery waits for its whole pause again.
-update cdc_export.deliveries
-set rescheduled_at = clock_timestamp(), run_at = clock_timestamp() + (run_at - rescheduled_at)
-where delivered_at is null and run_at < 'infinity' and rescheduled_at > clock_timestamp()
+update cdc_export.deliveries d
+set rescheduled_at = clock_timestamp(), run_at = clock_timestamp() + (d.run_at - d.rescheduled_at)
+from late_deliveries late
+where d.id = late.id
