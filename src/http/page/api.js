@@ -36,6 +36,10 @@ export function hasKey() {
   return key !== null;
 }
 
+export function theKey() {
+  return key;
+}
+
 // Its public part.
 export function keyName() {
   return key?.split("_").slice(0, 2).join("_") ?? null;
