@@ -199,7 +199,7 @@ pub(super) async fn read(
     let found = sqlx::query_as(
         "-- apply.position.read
          select target, job, number, digest, consumer, dataset, source, oid, details from cdc_apply.positions
-         where case when $1::text is null then consumer = $2 and dataset = $3 else target = $1 end",
+         where target = $1 or $1::text is null and consumer = $2 and dataset = $3",
     );
     let found = found.bind(target).bind(consumer.as_str()).bind(dataset).fetch_all(conn).await;
     let mut positions: Vec<TargetPosition> = found.during(ACTION)?;

@@ -222,10 +222,11 @@ impl Verifier {
         })?;
         self.observer.end();
         let (count, one) = refused.into_inner().unwrap_or_else(PoisonError::into_inner);
-        if count > 0 && !is_readable.into_inner() {
+        let chains = chains.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if count > 0 && !is_readable.into_inner() && chains.is_empty() {
             return Err(Error::Usage(format!("no manifest can be read ({count} tried): {one}")));
         }
-        Ok(chains.into_inner().unwrap_or_else(PoisonError::into_inner))
+        Ok(chains)
     }
 
     /// Calls `work` for each manifest, on several threads. Skips a manifest that is removed at the same time.

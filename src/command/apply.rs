@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::apply::{Settings, Target, TargetConnections};
 use crate::config::Environment;
 use crate::dataset::Table;
-use crate::job::{ExportType, Request};
+use crate::job::ExportType;
 use anyhow::Context;
 use clap::{ArgGroup, Args};
 use pg_rows::encoding::{Encoding, Format};
@@ -100,8 +100,13 @@ impl Apply {
             let lane = LaneReader { api, consumer, dataset, request, encoding, is_submitted, acks, adopts };
             Ok(lane.round(&mut mirror).await?)
         };
-        let of_round = |export_type| Request::new(Some(consumer.clone()), String::new(), export_type, encoding);
-        let wanted = request.map(of_round);
-        block_on(self.lanes.run(api.as_ref(), wanted.as_ref(), &terminal, implied, recorded, read))
+        block_on(self.lanes.run(
+            api.as_ref(),
+            request.map(|request| (request, encoding)),
+            &terminal,
+            implied,
+            recorded,
+            read,
+        ))
     }
 }

@@ -30,7 +30,7 @@ pub(super) enum CreateMissing {
     Server,
 }
 
-/// Ends the error of a missing database, for a command that has the option.
+/// The end of the error of a missing database, for a command that has `--server`.
 pub(super) const OR_SERVER: &str = ", or give --server";
 
 /// Runs a short command on a migrated database.

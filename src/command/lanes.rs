@@ -21,8 +21,9 @@ use crate::command::signals::stop_on_signal;
 use crate::command::terminal::{Terminal, is_closed_stdout};
 use crate::command::words::pause;
 use crate::file::plain_name::PlainName;
-use crate::job::{ConsumerId, Request};
+use crate::job::{ConsumerId, ExportType, Request};
 use crate::telemetry::chain;
+use pg_rows::encoding::Encoding;
 
 /// The number of jobs that a round submits if the export of one dataset ends each of them.
 const MAX_JOBS: u32 = 10;
@@ -105,7 +106,7 @@ impl LaneOptions {
     pub(super) async fn run(
         self,
         api: Option<&Api>,
-        request: Option<&Request>,
+        request: Option<(ExportType, Encoding)>,
         terminal: &Arc<Terminal>,
         implied: impl AsyncFnOnce() -> anyhow::Result<String>,
         recorded: impl AsyncFn() -> anyhow::Result<BTreeSet<String>>,
@@ -165,11 +166,12 @@ impl LaneOptions {
     async fn submit_job(
         &self,
         api: &Api,
-        request: &Request,
+        (export_type, encoding): (ExportType, Encoding),
         ready: &BTreeSet<String>,
         job: &mut RoundJob,
     ) -> anyhow::Result<()> {
-        let wanted = Request { skip_empty: Some(true), ..request.clone() };
+        let wanted = Request::new(Some(self.consumer.clone()), String::new(), export_type, encoding);
+        let wanted = Request { skip_empty: Some(true), ..wanted };
         job.datasets = ready.difference(&job.apart).cloned().collect();
         for _ in 0..MAX_JOBS {
             if job.datasets.len() < 2 {

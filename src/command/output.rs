@@ -10,10 +10,10 @@ use crate::command::BadUsage;
 /// Checks that the destination can be written, before an export is made for it. Creates nothing.
 pub(super) fn check(output: Option<&Output>) -> Result<(), BadUsage> {
     let wrong = |why: String| BadUsage(format!("--output: {why}"));
-    output.map_or(Ok(()), |output| obstacle(output).map_err(wrong))
+    output.map_or(Ok(()), |output| require_writable(output).map_err(wrong))
 }
 
-fn obstacle(output: &Output) -> Result<(), String> {
+fn require_writable(output: &Output) -> Result<(), String> {
     let folder = match output {
         Output::Stdout => return Ok(()),
         Output::File(path) | Output::Folder(path) if path.as_os_str().is_empty() => {

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use crate::job::ExportType;
 use crate::job::lane::Lane;
-use crate::job::{ExportType, Request};
 use clap::Args;
 use pg_rows::encoding::{Compression, Encoding, Format};
 use tokio::task::spawn_blocking;
@@ -86,8 +86,6 @@ impl Pull {
             let lane = LaneReader { api, consumer, dataset, request, encoding, is_submitted, acks, adopts };
             Ok(lane.round(&mut folder).await?)
         };
-        let of_round = |export_type| Request::new(Some(consumer.clone()), String::new(), export_type, encoding);
-        let wanted = request.map(of_round);
-        block_on(lanes.run(Some(&api), wanted.as_ref(), &terminal, implied, recorded, read))
+        block_on(lanes.run(Some(&api), request.map(|request| (request, encoding)), &terminal, implied, recorded, read))
     }
 }

@@ -72,7 +72,8 @@ fn show(status: &Value, json: bool, clear: bool) -> anyhow::Result<()> {
     if items("consumers").count() >= PAGE_ITEMS as usize {
         writeln!(text, "… and perhaps more: GET /consumers has all of them")?;
     }
-    text += "\nOPEN JOB                              CONSUMER                 DATASET          TYPE         STATUS         %\n";
+    text += "\nOPEN JOB                              CONSUMER                 DATASET          \
+             TYPE         STATUS         %\n";
     for job in items("openJobs") {
         let dataset = match job["exports"].as_array().map(Vec::as_slice) {
             None => cell(job, "/dataset"),
