@@ -37,6 +37,7 @@ pub struct Exported {
 /// A file of an export. An export has one or several, and each of them is a complete file of its format.
 #[derive(Clone, Debug)]
 pub struct Part {
+    /// The number of rows, without the header.
     pub rows: u64,
     pub staged: StagedFile,
 }
@@ -60,6 +61,7 @@ pub fn content_sha256(parts: &[Part]) -> String {
 pub struct StagedFile {
     /// The id of the destination that stores the file.
     pub destination: Uuid,
+    /// The hidden name of the file at the destination.
     pub name: String,
     /// The SHA-256 of the file, in hexadecimal.
     pub sha256: String,

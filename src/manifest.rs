@@ -37,6 +37,7 @@ const FOLDER: &str = "_manifests";
 /// writes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
+    /// The files, in the order of their parts.
     #[serde(deserialize_with = "list::read")]
     pub entries: Vec<Entry>,
     pub schema: Schema,
@@ -60,7 +61,7 @@ pub struct Manifest {
         default,
         rename = "signedLocations",
         skip_serializing_if = "Option::is_none",
-        deserialize_with = "list::read_some"
+        deserialize_with = "list::read_optional"
     )]
     pub signed_locations: Option<Vec<SignedLocation>>,
     /// The number of the job's exports that `pull` copies, if it copies those of some datasets alone. A reader counts
@@ -95,6 +96,7 @@ pub struct Meta {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Schema {
+    /// The columns, in the order of the files.
     #[serde(deserialize_with = "list::read")]
     pub elements: Vec<Element>,
 }
@@ -136,6 +138,7 @@ pub struct Chained {
     pub export_type: String,
     #[serde(deserialize_with = "list::read")]
     pub key: Vec<String>,
+    /// The columns of the files, in order.
     #[serde(deserialize_with = "list::read")]
     pub columns: Vec<ManifestColumn>,
     pub format: String,
@@ -147,6 +150,7 @@ pub struct Chained {
     pub watermark_from: Option<String>,
     pub watermark_to: Option<String>,
     pub rows: String,
+    /// The files, in the order of their parts.
     #[serde(deserialize_with = "list::read")]
     pub files: Vec<ManifestFile>,
     /// The digest of the previous export of the lane. `None` if this is the lane's first export with a digest.

@@ -107,6 +107,11 @@ pub struct Chains {
 }
 
 impl Chains {
+    /// Returns true if no manifest was added.
+    pub fn is_empty(&self) -> bool {
+        self.lanes.is_empty()
+    }
+
     /// Adds a manifest. `computed` is the digest of its content. The same export may be added more than once.
     pub fn add(&mut self, manifest: &Manifest, computed: &str) {
         let Manifest { number, export, .. } = manifest;

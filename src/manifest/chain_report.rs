@@ -235,6 +235,7 @@ mod tests {
         let whole = lane("s", "a", 1, &[true, false, true, false, false], None);
         assert_eq!(faults(&report(whole.iter().rev())), [""; 0]);
         assert_eq!(required(&report(&whole)), [3, 4, 5]);
+        let other = lane("s", "b", 1, &[true, false], None);
         type Change = fn(&mut Vec<Manifest>);
         let changes: [(Change, &[&str]); 9] = [
             (|it| _ = it.remove(1), &["3: gap after 1"]),
@@ -254,7 +255,7 @@ mod tests {
         for (at, (change, expected)) in changes.into_iter().enumerate() {
             let mut changed = whole.clone();
             change(&mut changed);
-            assert_eq!(faults(&report(&changed)), expected, "{at}");
+            assert_eq!(faults(&report(changed.iter().chain(&other))), expected, "{at}");
         }
     }
 

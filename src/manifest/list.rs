@@ -16,9 +16,16 @@ pub(super) fn read<'de, D: Deserializer<'de>, T: Deserialize<'de>>(list: D) -> R
     list.deserialize_seq(List(PhantomData))
 }
 
-pub(super) fn read_some<'de, D: Deserializer<'de>, T: Deserialize<'de>>(list: D) -> Result<Option<Vec<T>>, D::Error> {
-    read(list).map(Some)
+/// Deserializes a list as [`read`] does, which may also be null.
+pub(super) fn read_optional<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    list: D,
+) -> Result<Option<Vec<T>>, D::Error> {
+    Ok(Option::<Bounded<T>>::deserialize(list)?.map(|Bounded(list)| list))
 }
+
+#[derive(Deserialize)]
+#[serde(bound = "T: Deserialize<'de>")]
+struct Bounded<T>(#[serde(deserialize_with = "read")] Vec<T>);
 
 struct List<T>(PhantomData<T>);
 

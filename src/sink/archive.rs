@@ -86,6 +86,10 @@ mod tests {
         let (name, type_name, base) = ("\u{1}".repeat(63), text(150), Some(text(150)));
         let column = ManifestColumn { name, type_name, base, mask: None, meta: None };
         let export = Chained {
+            consumer: text(128),
+            dataset: text(63),
+            table: Some(text(150)),
+            continuity: Some(text(100)),
             key: vec![text(63); 32],
             columns: vec![column; 1600],
             snapshot: Some(text(1 << 16)),

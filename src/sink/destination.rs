@@ -130,11 +130,12 @@ pub trait Destination: fmt::Debug + Send + Sync {
     /// more recently.
     async fn sweep(&self, hidden: &HiddenFile, unwritten_for: Option<Duration>) -> Result<bool, Error>;
 
-    /// Reads the small file with this name, if it has at most so many bytes. Returns `None` if nothing has the name.
+    /// Reads the small file with this name, without its text if that has more than `most` bytes. Returns `None` if
+    /// nothing has the name.
     async fn read_small(&self, name: &str, most: u64) -> Result<Option<SmallFile>, Error>;
 
     /// Makes it durable that the small file with this name has this text. Returns false, and changes nothing, if the
-    /// name doesn't have `before` any more. `draft` is the hidden name under which a folder has the text before.
+    /// name has something other than `before`. A folder first writes the text under the hidden name `draft`.
     async fn put_small(&self, draft: &str, name: &str, text: &str, before: Option<&SmallFile>) -> Result<bool, Error>;
 
     async fn remove_small(&self, name: &str) -> Result<(), Error>;
@@ -152,7 +153,7 @@ pub trait Destination: fmt::Debug + Send + Sync {
     /// Reads the marker of a lane. Returns `None` if there is none, and [`Marker::unreadable`] if something else has
     /// its name, or the service has no right to read it.
     async fn lane_marker(&self, file: &MarkerFile) -> Result<Option<Marker>, Error> {
-        file.read(self.read_small(file.name(), MARKER_MAX_BYTES).await)
+        file.marker(self.read_small(file.name(), MARKER_MAX_BYTES).await)
     }
 
     /// Makes it durable that `marker` names the last export of its lane. Called before the export's files get their
@@ -178,7 +179,7 @@ pub trait Destination: fmt::Debug + Send + Sync {
                 return Ok(None);
             }
         }
-        Err(Error::Unavailable(std::io::Error::other(format!("other processes replace {name} each time"))))
+        Err(Error::Unavailable(std::io::Error::other("other processes replace the marker of its lane each time")))
     }
 
     /// Returns the name of an export's manifest. Returns `None` if it can have none here: an ad-hoc export in a bucket.
@@ -239,7 +240,12 @@ pub trait Destination: fmt::Debug + Send + Sync {
         if let Some(text) = &record.manifest {
             self.remove_manifest(record, text).await?;
         }
-        self.remove(&record.owned_files()).await
+        // Each file has a call of its own, and so the whole time limit of one.
+        let mut outcome = Ok(());
+        for file in record.owned_files() {
+            outcome = self.remove(&[file]).await.and(outcome);
+        }
+        outcome
     }
 }
 

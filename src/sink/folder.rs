@@ -136,13 +136,14 @@ impl Folder {
         for (name, file) in files {
             match self.remove_file(file, name) {
                 Ok(dir) => removed_from = dir.or(removed_from),
+                Err(error) if error.is_of_the_place() => return Err(error),
                 Err(error) => outcome = Err(error),
             }
         }
         removed_from.map_or(Ok(()), |dir| dir.sync()).and(outcome)
     }
 
-    /// Removes a file under its hidden name, and under its final one. Returns the folder if it had a final name.
+    /// Removes a file under its hidden name, and under its final one. Returns the folder if the file had its final name.
     fn remove_file(&self, file: &StagedFile, name: &str) -> Result<Option<Dir>, Error> {
         let dir = self.open_for(file)?;
         if HiddenFile::read(&file.name).is_some() {

@@ -53,7 +53,8 @@ impl MarkerFile {
         &self.name
     }
 
-    pub(super) fn read(&self, found: Result<Option<SmallFile>, Error>) -> Result<Option<Marker>, Error> {
+    /// Returns the marker that was read.
+    pub(super) fn marker(&self, found: Result<Option<SmallFile>, Error>) -> Result<Option<Marker>, Error> {
         failpoint!("sink.marker", Err(Error::Io(Errno::IO.into())));
         Ok(found?.map(|found| self.parse(&found)))
     }

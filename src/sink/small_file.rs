@@ -1,8 +1,8 @@
-//! Small files: the manifests and the markers beside the export files.
+//! Small files: the texts of the service beside the export files.
 
 use uuid::Uuid;
 
-/// A short text of the service beside the export files, as it was read: a manifest, or the marker of a lane.
+/// A short text of the service as it was read: a manifest, a lane's marker, an upload's note or the destination's id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SmallFile {
     /// `None` if something else has the name, the text is longer than expected, or the service has no right to read it.

@@ -39,9 +39,9 @@ enum Cloud {
 }
 
 struct CloudSpec {
-    /// The scheme of its URLs.
+    /// The scheme of the provider's URLs.
     scheme: &'static str,
-    /// The prefix of its variables' names.
+    /// The prefix of the names of the provider's variables.
     prefix: &'static str,
     /// The variables that the service takes, as the guide lists them.
     variables: &'static [&'static str],

@@ -91,7 +91,7 @@ impl Objects {
         }
     }
 
-    /// Reads an object of at most `most` bytes, with the version that a conditional PUT replaces.
+    /// Reads an object, without its text if that has more than `most` bytes. A conditional PUT replaces its version.
     pub(super) async fn read(&self, key: &Path, most: u64) -> Result<Option<SmallFile>, Error> {
         let found = match self.store.get_opts(key, GetOptions::default()).await {
             Ok(found) => found,

@@ -131,7 +131,7 @@ impl Destination for FolderDestination {
 
     async fn lane_markers(&self, files: &[MarkerFile]) -> Result<Vec<Option<Marker>>, Error> {
         let files = files.to_vec();
-        let read = |folder: &Folder, file: &MarkerFile| file.read(folder.read_small(file.name(), MARKER_MAX_BYTES));
+        let read = |folder: &Folder, file: &MarkerFile| file.marker(folder.read_small(file.name(), MARKER_MAX_BYTES));
         self.run(move |folder| Ok(files.iter().map(|file| read(folder, file).unwrap_or(None)).collect())).await
     }
 

@@ -35,7 +35,8 @@ impl Folder {
         }
         dir.write_small(draft, text, || {
             failpoint!("sink.drafted", Err(Error::Io(Errno::IO.into())));
-            // Another process may have published meanwhile, and the sweep removed the draft. `before` had this limit.
+            // Another process may have published meanwhile, and the sweep may have removed the draft. Only a marker is
+            // replaced, and this is its limit.
             if read_small(&dir, name, MARKER_MAX_BYTES)?.as_ref() != before {
                 return Ok(false);
             }
@@ -75,7 +76,7 @@ mod tests {
     fn another_text_or_a_link_is_never_replaced() {
         let (dir, folder) = folder();
         assert!(folder.put_small(".draft", "a.json", "one", None).unwrap());
-        assert!(!folder.put_small(".draft", "a.json", "one", None).unwrap());
+        assert!(!folder.put_small(".draft", "a.json", "two", None).unwrap());
         let found = |most| folder.read_small("a.json", most).unwrap().unwrap();
         assert!(found(3).has("one") && !found(3).has("on") && !found(2).has("on"));
         folder.remove_small("a.json").unwrap();
