@@ -67,11 +67,11 @@ pub(super) async fn have_unlogged_rows(
         let has =
             sqlx::query_scalar(AssertSqlSafe(has)).bind(Oid(new_position.table.table_oid)).bind(saved).bind(leaves);
         let widen = widen(dataset, schema, partition.as_ref());
-        let begin = format!("-- source.arrivals.begin\n savepoint arrival; {widen}");
+        let begin = format!("-- source.arrivals.begin\n savepoint place; {widen}");
         sqlx::raw_sql(AssertSqlSafe(begin)).execute(&mut *reader).await?;
         have = has.fetch_one(&mut *reader).await?;
         // Releases the locks of the partition and its indexes.
-        sqlx::raw_sql("-- source.arrivals.end\n rollback to savepoint arrival; release savepoint arrival")
+        sqlx::raw_sql("-- source.arrivals.end\n rollback to savepoint place; release savepoint place")
             .execute(&mut *reader)
             .await?;
         if have {

@@ -58,7 +58,7 @@ impl ExportConnections {
         &self.leader_session.name
     }
 
-    /// Runs a call over the leader's connection, as [`Session::watched`] over the reader's, which is idle meanwhile.
+    /// Runs a call over the leader's connection. Watches it over the reader's, which is idle meanwhile.
     pub(super) async fn on_leader<T>(
         &mut self,
         lease: Duration,
@@ -67,7 +67,7 @@ impl ExportConnections {
         self.leader_session.watched(&mut self.reader, lease, call(&mut self.leader)).await
     }
 
-    /// Runs a call over the reader's connection, as [`Session::watched`] over the leader's, which is idle meanwhile.
+    /// Runs a call over the reader's connection. Watches it over the leader's, which is idle meanwhile.
     pub(super) async fn on_reader<T>(
         &mut self,
         lease: Duration,

@@ -23,7 +23,7 @@ static DESCRIBE: LazyLock<String> =
 /// The size of a table, and its capture as [`CAPTURE`] describes it.
 #[derive(Default, sqlx_macros::FromRow)]
 pub(super) struct TableStatus {
-    /// The place of the table among the parameters.
+    /// The place of the table in `$1`.
     place: i64,
     rows: Option<f32>,
     bytes: i64,

@@ -135,8 +135,8 @@ impl ExportedSnapshot {
     /// Returns true if the timestamp rule applies in addition to the log. A time from another column than the present
     /// one is not comparable. The rule then applies again after somebody sets the watermark, or after a full export.
     fn is_timed(&self, continuity: Option<Continuity>) -> bool {
-        let is_its = self.timed_by.is_none_or(|was| *self.guard_state.0.get("time") == was);
-        is_its || self.live_snapshot.is_none() || continuity.is_some_and(Continuity::is_manual)
+        let is_same_column = self.timed_by.is_none_or(|was| *self.guard_state.0.get("time") == was);
+        is_same_column || self.live_snapshot.is_none() || continuity.is_some_and(Continuity::is_manual)
     }
 
     pub(super) fn report(&self, continuity: Option<Continuity>) -> ExportReport {

@@ -104,7 +104,7 @@ impl Opening<'_> {
             if let Some(cause) = self.try_lock(&[relation]).await? {
                 return Err(refused(at)(self.cannot_lock(relation, &self.purposes[at].dataset.table, cause).await?));
             }
-            self.connections.on_leader(self.lease, async |leader| roll_back(leader).await).await?;
+            self.connections.on_leader(self.lease, roll_back).await?;
         }
         // By now each of them can be locked.
         Err(Error::Unavailable(conflict).into())
@@ -310,7 +310,7 @@ fn opened(
     // A full export is exact without triggers, but nothing goes on from it: its job says so, for a first one too.
     let is_uncaptured =
         purpose.consumer.is_some() && purpose.dataset.capture == Capture::Triggers && !exported.captured;
-    let told = continuity.or(is_uncaptured.then_some(Continuity::TriggerMissing));
+    let reported = continuity.or(is_uncaptured.then_some(Continuity::TriggerMissing));
     // Before 14 there is no scan of a ctid range: each one would read the whole table. Without capture, the rows may be
     // those of several tables.
     let has_ranges = server_version >= 140_000 && purpose.dataset.capture != Capture::None;
@@ -322,7 +322,7 @@ fn opened(
         leaves: if purpose.reads_one_by_one() { exported.leaves() } else { Vec::new() },
         dataset: Arc::clone(purpose.dataset),
         export_type: purpose.export_type,
-        report: exported.report(told),
+        report: exported.report(reported),
         remedy,
         guard: continuity,
         mask_secret: exported.mask_secret.clone(),

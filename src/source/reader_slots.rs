@@ -40,3 +40,17 @@ impl ReaderSlot {
         Session::connect(&self.options, name).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_takes_another_goes_without() {
+        let spare = ReaderSlots::new(PgConnectOptions::new_without_pgpass(), 3);
+        let two = spare.take(2);
+        assert_eq!((two.len(), spare.take(2).len()), (2, 1));
+        drop(two);
+        assert_eq!(spare.take(9).len(), 3);
+    }
+}

@@ -100,17 +100,18 @@ impl SnapshotReader<'_> {
         let leaf = table.leaves.first();
         // Otherwise each partition is joined when it is read.
         if leaf.is_none() || saved.is_some() {
-            let import = Import::new(&table.imported, &table.dataset, &table.schema, leaf);
-            import.join(self.reader, &table.dataset.table).await?;
+            let of_leaf = leaf.map(|leaf| Import::new(&table.imported, &table.dataset, &table.schema, Some(leaf)));
+            of_leaf.as_ref().unwrap_or(&table.import).join(self.reader, &table.dataset.table).await?;
         }
         *self.at = Some(at);
         // Whatever else there is to say, the rows of a partition that came and were not logged may be missing.
         if let Some(saved) = saved {
             let found = arrivals::have_unlogged_rows(self.reader, table, saved).await;
+            let found = found.map_err(|cause| failed(cause).withheld(&table.dataset))?;
             if leaf.is_some() {
                 import::end(self.reader).await.map_err(&failed)?;
             }
-            if found.map_err(|cause| failed(cause).withheld(&table.dataset))? {
+            if found {
                 table.require(Some(Continuity::PartitionsChanged))?;
                 table.report.continuity = Some(Continuity::PartitionsChanged);
             }

@@ -20,7 +20,7 @@ pub(crate) struct TableAccess {
 }
 
 impl TableAccess {
-    /// Returns the table of the dataset. If there is none, its name finds none.
+    /// Returns the table that was found, or the dataset's own name for it if there is no such table.
     pub(crate) fn table_of<'a>(&'a self, dataset: &'a Dataset) -> &'a Table {
         self.table.as_ref().unwrap_or(&dataset.table)
     }
@@ -118,12 +118,12 @@ impl AccessRow {
     }
 
     /// Returns the missing right, with the statements that grant it.
-    fn refusal(&self, named_table: &Table) -> Option<String> {
+    fn refusal(&self, wanted: &Table) -> Option<String> {
         let AccessRow { role, may_use_schema, schema_name, table_name, may_select, has_row_security, .. } = self;
-        let table = named(schema_name, table_name).unwrap_or_else(|| relation(named_table));
+        let table = named(schema_name, table_name).unwrap_or_else(|| relation(wanted));
         let select = format!("grant select on {table} to {role}");
         if !may_use_schema {
-            let schema = quoted(named_table.schema.as_deref().unwrap_or_default());
+            let schema = quoted(wanted.schema.as_deref().unwrap_or_default());
             let use_it = format!(
                 "the database role {role} may not use its schema: the schema's owner runs `grant usage on schema {schema} to {role}`"
             );

@@ -236,7 +236,7 @@ impl Select<'_> {
     /// The rows of a query in a random order if a column of the key is masked: their order would tell its values.
     fn shuffled(&self, select: String) -> String {
         match self.schema.has_masked_key() {
-            true => format!("(select * from (\n{select}) as its order by pg_catalog.random())"),
+            true => format!("(select * from (\n{select}) as changes order by pg_catalog.random())"),
             false => select,
         }
     }
@@ -292,8 +292,8 @@ impl Select<'_> {
     /// bound. The check is no condition, because Postgres might evaluate a condition for rows that have not changed.
     fn live_columns(&self, export_type: ExportType, max: CellMax) -> String {
         let operation = self.operation();
-        let xid = (self.has_snapshot() && self.reads_transactions()).then_some(LOGGED_XID);
-        let meta = self.meta(&operation, xid);
+        let xid = (self.has_snapshot() && self.reads_transactions()).then(|| format!("ch.{XID}"));
+        let meta = self.meta(&operation, xid.as_deref());
         let first = if export_type == ExportType::Delta { vec![operation] } else { Vec::new() };
         let refused = vec![refused_of_row(&self.schema.columns, max)];
         [first, self.table_columns(None), meta, self.hidden_time(), refused].concat().join(", ")
@@ -307,7 +307,8 @@ impl Select<'_> {
         let cells =
             cells.map(|(column, value)| (column.name.to_string(), format!("{} > {}", octets(column, value), max.0)));
         let refused = format!("{} or {IS_GONE}", refused(&cells.collect::<Vec<_>>()));
-        let meta = self.meta(DELETE, self.reads_transactions().then_some(LOGGED_XID));
+        let xid = self.reads_transactions().then(|| format!("ch.{XID}"));
+        let meta = self.meta(DELETE, xid.as_deref());
         [vec![DELETE.to_owned()], written, meta, self.hidden_time(), vec![refused]].concat().join(", ")
     }
 
@@ -448,7 +449,8 @@ impl Select<'_> {
         let Some(filter) = self.filter() else { return deleted };
         let (watermark, live_since) = (self.watermark(), self.live_since());
         format!(
-            "{filter} is true and {deleted} or {filter} is not true and {watermark} is not null and {live_since} is null"
+            "{filter} is true and {deleted} \
+             or {filter} is not true and {watermark} is not null and {live_since} is null"
         )
     }
 
@@ -527,11 +529,7 @@ const IS_FOUND: &str = "\"is found\"";
 const IS_TOLD: &str = "\"logged deletion\"";
 const XID: &str = "\"logged xid\"";
 
-/// The transaction of a row of `ch`.
-const LOGGED_XID: &str = "ch.\"logged xid\"";
-
-/// The condition that a row of `ch` is in no row of the table. Not by its key, of which one of several fields may be
-/// null.
+/// The condition that a key of `ch` has no row in the table. It tests no column of the key, of which one may be null.
 const IS_GONE: &str = "u.tableoid is null";
 
 /// Later times can't be a watermark.

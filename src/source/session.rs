@@ -296,7 +296,7 @@ impl Leader<'_> {
                 let heard = reader.heard.load(Ordering::Relaxed);
                 let is_quiet =
                     || reader.heard.load(Ordering::Relaxed) == heard && reader.awaits.load(Ordering::Relaxed);
-                let last = last_heard.entry(reader.session.pid).or_insert((heard, now));
+                let last = last_heard.entry(reader.session.pid).or_insert((heard, Instant::now()));
                 if last.0 != heard || !is_quiet() {
                     *last = (heard, Instant::now());
                 }

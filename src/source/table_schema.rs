@@ -26,7 +26,7 @@ use pg_rows::column::{ColumnType, ParquetType};
 /// A column as the system catalogs have it.
 #[derive(sqlx_macros::FromRow)]
 struct ColumnRow {
-    /// The place of its table among the parameters.
+    /// The place of its table in `$1`.
     place: i64,
     name: String,
     number: i16,
@@ -139,7 +139,7 @@ pub(crate) async fn introspect(conn: &mut PgConnection, dataset: &Dataset) -> Re
 }
 
 /// Reads the schemas of the tables of several datasets. Takes as many statements for many as for few. In a transaction
-/// that has locks on the tables, the schemas stay so. A table that is hidden from the role has that fault.
+/// that has locks on the tables, the schemas stay so. The fault of a hidden table is the right that the role lacks.
 pub(crate) async fn introspect_all(
     conn: &mut PgConnection,
     datasets: &[(&Dataset, &TableAccess)],
@@ -158,8 +158,8 @@ pub(crate) async fn introspect_all(
     let columns = by_table(datasets.len(), columns, |column| column.place);
     let mut fittings: Vec<_> = datasets.iter().zip(&columns).map(Fitting::new).collect();
     refuse_missing(conn, &mut fittings).await?;
-    let visible = fittings.iter().filter(|fitting| fitting.faults.is_empty());
-    let visible: Vec<_> = visible.map(|fitting| (fitting.dataset, fitting.table)).collect();
+    let visible = datasets.iter().filter(|(_, access)| access.hidden().is_none());
+    let visible: Vec<_> = visible.map(|(dataset, access)| (*dataset, access.table_of(dataset))).collect();
     for fault in owners::untrusted(conn, &visible).await? {
         let fitting = fittings.iter_mut().find(|fitting| fitting.dataset.name == fault.dataset);
         fitting.expect("it is one of the datasets").faults.push(fault);

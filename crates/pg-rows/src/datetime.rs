@@ -117,7 +117,7 @@ fn put<const N: usize>(at: usize, number: u32, text: &mut [u8; N]) {
     text[at..at + 2].copy_from_slice(digits::two(number));
 }
 
-/// Returns what [`civil`] returns. A date has twenty times the range of a timestamp, so only the day's place in its
+/// Year, month and day of a date. A date has twenty times the range of a timestamp, so only the day's place in its
 /// cycle is converted.
 fn civil_date(day: i32) -> (i64, u32, u32) {
     let day = i64::from(day);
@@ -181,6 +181,7 @@ mod tests {
             let expected = at.to_rfc3339_opts(SecondsFormat::Micros, true);
             prop_assert_eq!(written(timestamp, micros), expected.trim_end_matches('Z'));
             prop_assert_eq!(written(timestamptz, micros), expected);
+            prop_assert_eq!(written(date, micros.div_euclid(MICROS_PER_DAY) as i32), at.format("%Y-%m-%d").to_string());
         }
 
         #[test]

@@ -279,13 +279,13 @@ impl Function {
             TriggerKind::Truncates => ("truncate", "for each statement".to_owned()),
             TriggerKind::Rows | TriggerKind::Replicated => ("insert or update or delete", "for each row".to_owned()),
         };
-        let (letter, name) = (self.kind, self.name());
+        let (kind, name) = (self.kind, self.name());
         // Postgres clones the row trigger to each partition. A partition that was a tracked root has its own row
         // trigger, which needs another name.
         let of_set = if self.kind == TriggerKind::Rows { format!("_{}", self.id) } else { String::new() };
         format!(
             "-- source.capture.trigger
-             create trigger cdc_export_{letter}{of_set} after {event} on {table} {rows} execute function {name}()"
+             create trigger cdc_export_{kind}{of_set} after {event} on {table} {rows} execute function {name}()"
         )
     }
 }

@@ -74,7 +74,7 @@ struct Roles {
     definer: String,
     is_superuser: bool,
     may_create: bool,
-    is_there: bool,
+    definer_exists: bool,
     /// True if the definer has no more rights than one that this service creates.
     is_harmless: bool,
     /// True if the session may make the definer the owner of a function.
@@ -90,7 +90,7 @@ struct Roles {
 pub(super) async fn definer(conn: &mut PgConnection) -> Result<Option<Definer>, sqlx::Error> {
     let roles: Roles = sqlx::query_as(
         "-- source.capture.roles
-         select $1 || b.oid as definer, r.rolsuper as is_superuser, r.rolsuper or r.rolcreaterole as may_create, d.oid is not null as is_there,
+         select $1 || b.oid as definer, r.rolsuper as is_superuser, r.rolsuper or r.rolcreaterole as may_create, d.oid is not null as definer_exists,
            coalesce(not (d.rolcanlogin or d.rolsuper or d.rolcreaterole or d.rolcreatedb or d.rolreplication or d.rolbypassrls)
              and not exists (select from pg_auth_members m where m.member = d.oid), false) as is_harmless,
            coalesce(pg_has_role(d.oid, 'usage'), false) as is_member,
@@ -103,7 +103,7 @@ pub(super) async fn definer(conn: &mut PgConnection) -> Result<Option<Definer>, 
     .bind(DEFINER)
     .fetch_one(&mut *conn)
     .await?;
-    if roles.is_there && !roles.is_harmless {
+    if roles.definer_exists && !roles.is_harmless {
         tracing::warn!(
             event = "definer_unusable",
             role = roles.definer,
@@ -117,7 +117,7 @@ pub(super) async fn definer(conn: &mut PgConnection) -> Result<Option<Definer>, 
     }
     let definer = &roles.definer;
     let mut statements = Vec::new();
-    if !roles.is_there {
+    if !roles.definer_exists {
         statements.push(format!("-- source.capture.definer\n create role {definer} nologin"));
     }
     if !roles.is_superuser && !roles.is_member {
@@ -170,6 +170,7 @@ struct Installed {
     /// The owners of tables with a trigger that calls the function. They need the right to create such a trigger,
     /// because each new partition gets one.
     callers: Vec<String>,
+    /// True if one of these owners lacks that right.
     is_lacking: bool,
 }
 

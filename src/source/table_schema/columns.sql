@@ -1,5 +1,5 @@
 -- source.table_schema.columns
--- $1 text[]: tables
+-- $1 text[]: tables; null: one that is hidden from the role
 -- $2 jsonb[]: for each, the names of the columns of the key; null: those of the primary key
 -- $3 text[]: for each, the dataset
 -- `offset 0`, so that each table is looked up by indexes: one table costs the same, however many there are.
