@@ -13,18 +13,28 @@ async fn a_failed_disk_operation_is_tried_again_with_a_new_file() {
     let database = Database::with_users(5).await;
     // One worker takes the jobs in their order, so each is hit by the next fault.
     let faults = "sink.create=error,sink.write=error,sink.fsync=error,sink.publish=error,sink.publish.renamed=error";
-    let service = Start::on(&database).with("FAILPOINTS", faults).with("WORKERS", 1).service().await;
+    let api = Start::on(&database).arguments(&["serve", "--no-workers"]).service().await;
     let mut ids = Vec::new();
     for consumer in ["create", "write", "fsync", "publish"] {
-        ids.push(service.submit("full", consumer).await);
+        ids.push(api.submit("full", consumer).await);
     }
-    let next_in_lane = service.submit("incremental", "create").await;
+    let next_in_lane = api.submit("incremental", "create").await;
 
-    for (id, code) in ids.iter().zip(["storage_full", "storage_full", "internal"]) {
+    let retried = async |id: &str, code: &str| {
         let waiting = eventually("a retry", || async {
-            Some(service.job(id).await).filter(|job| job["status"] == "pending" && job["attempt"] == 1)
+            Some(api.job(id).await).filter(|job| job["status"] == "pending" && job["attempt"] == 1)
         });
         assert_eq!(waiting.await["error"]["code"], code);
+    };
+    let start = Start::on(&database).sharing_output(&api).with("FAILPOINTS", faults).with("WORKERS", 1);
+    // A retry waits for two seconds.
+    let (service, ..) = tokio::join!(
+        start.service(),
+        retried(&ids[0], "storage_full"),
+        retried(&ids[1], "storage_full"),
+        retried(&ids[2], "internal")
+    );
+    for id in &ids[..3] {
         service.says("export_retried", id).await;
     }
     assert_eq!(service.watermark("create").await, None);

@@ -407,7 +407,7 @@ fn a_place_that_may_not_be_read_is_told_from_one_that_is_not_whole() {
     set_mode(folder.path(), 0o755);
 }
 
-/// The pipe holds fewer lines than there are faults, so that `verify` waits for its reader half way.
+/// The pipe holds fewer lines than there are faults, so `verify` has not read all manifests when it is stopped.
 #[test]
 fn a_folder_that_is_removed_meanwhile_is_no_folder_of_missing_files() {
     let folder = tempfile::tempdir().unwrap();
@@ -421,7 +421,11 @@ fn a_folder_that_is_removed_meanwhile_is_no_folder_of_missing_files() {
     let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
     assert!(lines.next().unwrap().unwrap().contains(": unreadable ("));
+    // It skips a manifest that is removed while the folder is still there.
+    let pid = nix::unistd::Pid::from_raw(process.id().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
     std::fs::remove_dir_all(&path).unwrap();
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
     let rest: Vec<String> = lines.map(Result::unwrap).collect();
     let ended = process.wait_with_output().unwrap();
     let said = String::from_utf8(ended.stderr).unwrap();
