@@ -84,6 +84,7 @@ pub struct ListElement {
 }
 
 impl TableColumn {
+    /// A column that is sent in the binary form of its kind.
     pub const fn named(name: &'static str, kind: ColumnType) -> TableColumn {
         TableColumn {
             name: Cow::Borrowed(name),
@@ -210,7 +211,7 @@ impl Capture {
 
 pg_rows::words! {
     /// The rule by which a delta calls a live row `INSERT` or `UPDATE`. A row that is deleted or gone is a `DELETE`.
-    Operation, "a rule: log, timestamps" {
+    Operation, "a rule:" {
         /// The first entry of the log decides. Without a position every row is an `INSERT`. A row that only its time
         /// found is an `UPDATE`.
         Log = "log",
@@ -551,8 +552,8 @@ pub(crate) fn assert_lines(found: &str, expected: &[&str]) {
     }
 }
 
-/// Changes members of a sound block, and asserts that `read` refuses it for the reason beside them alone. A line
-/// without a value leaves the member out. No reason quotes a value with `hidden` in it.
+/// Replaces members of a valid block, and asserts that `read` reports one fault alone: the given reason. A line without
+/// `=` removes the member. No message may quote a value that contains `hidden`.
 #[cfg(test)]
 pub(crate) fn assert_refused<T>(
     block: &str,

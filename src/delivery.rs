@@ -33,11 +33,13 @@ use crate::telemetry::spans::{Kind, Span};
 use crate::telemetry::{chain, metrics};
 use crate::trace::TraceParent;
 
+/// Maximum number of events that a process sends to one receiver at the same time.
 const MAX_CONCURRENT: usize = 8;
 /// Time for which a claimed event belongs to this process: longer than a delivery and its record take.
 const LEASE: Duration = Duration::from_secs(60);
 /// Interval at which a dispatcher looks for events if nothing wakes it, and its pause after the database failed.
 const POLL: Duration = Duration::from_secs(1);
+/// Timeout of a statement.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time that a receiver has to answer after a stop. Without an answer, another process or the next start sends the
 /// event again.

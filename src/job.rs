@@ -120,7 +120,7 @@ impl fmt::Display for ConsumerId {
 
 pg_rows::words! {
     /// The type of an export: the rows that it holds.
-    ExportType, "an export type: full, incremental, delta" {
+    ExportType, "an export type:" {
         /// Every live row.
         Full = "full",
         /// The live rows changed since the consumer's watermark.
@@ -132,7 +132,7 @@ pg_rows::words! {
 
 pg_rows::words! {
     /// The status of a job or an export. The transitions are [`Status::can_become`]; the tables check them again.
-    Status, "a status: pending, processing, completed, skipped, failed, cancelled" {
+    Status, "a status:" {
         /// The job waits for a worker, or for an earlier job of its lane.
         Pending = "pending",
         /// A worker holds the lease of the job.
@@ -185,7 +185,7 @@ impl Status {
 
 pg_rows::words! {
     /// The phase of an open job.
-    Phase, "a phase: waiting, reading, writing, publishing" {
+    Phase, "a phase:" {
         /// The job waits for a worker, for an earlier job of its lane, or for its next attempt.
         Waiting = "waiting",
         /// Postgres looks for the rows. None has been written.

@@ -22,7 +22,7 @@ const SECRET_BYTES: usize = 32;
 
 pg_rows::words! {
     /// A right that a key grants.
-    Scope, "a scope: export:read, export:write, admin" {
+    Scope, "a scope:" {
         /// Read exports, watermarks, consumers and datasets, and download files.
         Read = "export:read",
         /// Request and cancel exports, remove their files, delete watermarks.
@@ -202,6 +202,7 @@ impl Grant {
 #[derive(Clone)]
 pub struct StoredKey {
     pub grant: Arc<Grant>,
+    /// The SHA-256 of the key's text.
     pub hash: Vec<u8>,
     /// True if the recorded time of the last use is so old that it must be updated.
     pub is_use_due: bool,
@@ -219,7 +220,9 @@ pub struct KeyInfo {
     pub name: String,
     pub grant: Grant,
     pub created_at: DateTime<Utc>,
+    /// `None` if it never expires.
     pub expires_at: Option<DateTime<Utc>>,
+    /// `None` if it is not revoked.
     pub revoked_at: Option<DateTime<Utc>>,
     /// The approximate time of the last use. `None` if the key was never used.
     pub last_used_at: Option<DateTime<Utc>>,

@@ -90,6 +90,7 @@ pub enum Error {
     OneSession,
     #[error("there is no cdc-export in this database yet: run `cdc-export migrate`")]
     NotMigrated,
+    /// A migration was interrupted.
     #[error("some of the service's tables are missing in this database: run `cdc-export migrate`")]
     Incomplete,
     #[error(

@@ -143,7 +143,7 @@ name = \"hook\"
 ";
         let found = Receivers::read(text, |name| name == "DATABASE_URL").unwrap_err().to_string();
         let expected = [
-            "line 10: unknown field `webhooks`, expected one of `dataset`, `tables`, `webhook`, `amqp`, `schedule`; is it `webhook`?",
+            "line 10: unknown field `webhooks`, expected one of `dataset`, `tables`, `webhook`, `amqp`, ",
             "line 3: unknown field `colums`, expected one of `name`, `table`, `key`, `columns`, `exclude`, ",
             "line 1: dataset: missing field `table`",
             "line 6: webhook.url: invalid type: integer `5`, expected a string",

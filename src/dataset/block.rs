@@ -351,7 +351,7 @@ mod tests {
     use super::*;
     use crate::dataset::assert_lines;
 
-    /// Returns the faults of a file whose kinds of blocks are `dataset` and `amqp`, and whose numbers end at 9.
+    /// Returns the faults of a file whose kinds of blocks are `dataset` and `amqp`, and whose `size` is at most 9.
     fn faults(text: &str) -> String {
         let mut file = match OperatorFile::parse(text) {
             Ok(file) => file,
@@ -415,7 +415,8 @@ name = \"b\"
             "line 14: dataset.table: invalid type: integer `1`, expected a string",
             "line 15: dataset.size: invalid type: string \"1GB\", expected u64",
             "line 16: dataset.track: invalid type: string \"yes\", expected a boolean",
-            "line 13: unknown field `colums`, expected one of `name`, `table`, `size`, `track`, `time`, `columns`, `mask`; is it `columns`?",
+            "line 13: unknown field `colums`, expected one of `name`, `table`, `size`, `track`, `time`, `columns`, `mask`; \
+             is it `columns`?",
             "line 12: dataset: missing field `name`",
             "line 20: dataset.mask: invalid type: integer `1`, expected a string",
             "line 17: dataset: missing field `table`",

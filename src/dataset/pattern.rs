@@ -33,6 +33,7 @@ pub struct Candidate {
     pub is_partition: bool,
     /// True if a crash of Postgres empties it.
     pub is_unlogged: bool,
+    /// True if it has a primary key.
     pub has_key: bool,
     /// The time columns with which an index begins.
     pub indexed_times: Vec<String>,
@@ -71,6 +72,7 @@ pub struct LeftOut {
     pub name: String,
     pub table: Table,
     pub reason: Reason,
+    /// The owners of the table and its partitions.
     owners: Vec<String>,
 }
 

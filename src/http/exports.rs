@@ -278,7 +278,7 @@ pub(crate) async fn ack(
 pub(crate) async fn cancel(service: Service, PathJob(id): PathJob) -> Result<Response, Problem> {
     let (status, job) = match service.cancel(id).await? {
         Cancellation::Asked(job) => (StatusCode::ACCEPTED, job),
-        Cancellation::Before(job) => (StatusCode::OK, job),
+        Cancellation::Already(job) => (StatusCode::OK, job),
     };
     Ok((status, Json(AnyJobJson::from(job))).into_response())
 }

@@ -74,7 +74,7 @@ static ASSETS: LazyLock<Assets> = LazyLock::new(|| {
     assets
 });
 
-/// Returns the script with the compressions of each format, the default first.
+/// Returns the script with the compressions of each format, the default first. Those of Parquet are inside the file.
 fn compressions() -> String {
     let all: BTreeMap<_, _> = Format::ALL.iter().map(|format| (format.as_str(), format.spec().compressions)).collect();
     format!("export const COMPRESSIONS = {};\n", json!(all))

@@ -43,7 +43,7 @@ pub struct Condition {
 
 pg_rows::words! {
     /// A comparison of a column with a value.
-    Operator, "an operator: eq, ne, lt, lte, gt, gte, in, isNull" {
+    Operator, "an operator:" {
         /// Equal.
         Eq = "eq",
         /// Not equal.

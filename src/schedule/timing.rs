@@ -323,7 +323,9 @@ mod tests {
     }
 
     #[test]
-    fn leap_days_are_found() {
+    fn weekdays_and_leap_days_are_found() {
+        let weekdays = Timing::cron("15 2 * * 1-5", Tz::UTC).unwrap();
+        assert_eq!(slots(&weekdays, "2026-11-20T12:00", "2026-11-24T12:00"), ["23T02:15", "24T02:15"]);
         let leap = Timing::cron("0 0 29 2 *", Tz::UTC).unwrap();
         assert_eq!(leap.latest(at("2026-11-22T00:00")), Some(at("2024-02-29T00:00")));
         assert_eq!(leap.next(at("2026-11-22T00:00")), Some(at("2028-02-29T00:00")));

@@ -86,7 +86,7 @@ where
             let running = entries.get(&key).and_then(|entry| entry.running.as_ref());
             running.filter(|(began, _)| changed_at.is_some_and(|at| *began <= at)).map(|(_, read)| read.clone())
         };
-        // It may not see the change.
+        // A read that began before the change may not see it.
         if let Some(too_old) = too_old {
             let _ = too_old.await;
         }

@@ -34,6 +34,7 @@ const MARKERS_TIMEOUT: Duration = Duration::from_millis(500);
 #[derive(Clone, Debug)]
 pub struct ListedConsumer {
     pub lag: ConsumerLag,
+    /// The time when the table was read.
     pub as_of: DateTime<Utc>,
     pub last_export: Option<Export>,
     /// The unacknowledged exports, or `None` if the consumer has never acknowledged one.
@@ -115,8 +116,8 @@ impl Service {
         &self,
         names: &BTreeSet<&str>,
     ) -> BTreeMap<String, (Readiness, Option<Continuity>)> {
-        let is_asked = |dataset: &Dataset| dataset.capture == Capture::None && names.contains(&*dataset.name);
-        if !self.catalog.iter().any(|dataset| is_asked(dataset)) {
+        let is_uncaptured = |dataset: &Dataset| dataset.capture == Capture::None && names.contains(&*dataset.name);
+        if !self.catalog.iter().any(|dataset| is_uncaptured(dataset)) {
             return BTreeMap::new();
         }
         let Ok(tables) = self.datasets(DATASETS_CACHE_TIME).await else { return BTreeMap::new() };
@@ -125,7 +126,7 @@ impl Service {
             // A reason may be a word of continuity.
             Some(reason) => (Readiness::Unfit, reason.parse::<Continuity>().ok()),
         };
-        let described = tables.value.datasets.iter().filter(|it| is_asked(&it.dataset));
+        let described = tables.value.datasets.iter().filter(|it| is_uncaptured(&it.dataset));
         described.map(|it| (it.dataset.name.clone(), table(it))).collect()
     }
 

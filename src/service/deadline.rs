@@ -13,7 +13,7 @@ pub fn call_timeout() -> Duration {
 /// Runs a query of a table under a time limit, because the table may be locked.
 pub(super) async fn on_table<T>(read: impl Future<Output = Result<T, source::Error>>) -> Result<T, Error> {
     match tokio::time::timeout(COUNTING_TIMEOUT, read).await {
-        Ok(Ok(rows)) => Ok(rows),
+        Ok(Ok(value)) => Ok(value),
         Ok(Err(source::Error::Mismatch(faults))) => Err(Error::Mismatch(faults)),
         Ok(Err(error @ (source::Error::NotReadable(_) | source::Error::Denied { .. }))) => {
             Err(Error::NotReadable(error))

@@ -8,6 +8,7 @@ use crate::service::deadline::with_timeout;
 use crate::service::{Error, Service};
 
 impl Service {
+    /// Lists the deliveries that match a filter, newest first.
     pub async fn deliveries(&self, filter: &DeliveryFilter, limit: u32) -> Result<Vec<Delivery>, Error> {
         with_timeout(self.store.deliveries(filter, limit)).await
     }

@@ -31,8 +31,8 @@ use crate::trace::TraceParent;
 pub enum Cancellation {
     /// The job is cancelled, or its worker was asked to stop.
     Asked(Job),
-    /// The job was cancelled before.
-    Before(Job),
+    /// An earlier request cancelled the job.
+    Already(Job),
 }
 
 impl Service {
@@ -228,7 +228,7 @@ impl Service {
                 }
                 Ok(Cancellation::Asked(self.visible(job)?))
             }
-            Cancelled::Already(job) => Ok(Cancellation::Before(self.visible(job)?)),
+            Cancelled::Already(job) => Ok(Cancellation::Already(self.visible(job)?)),
             Cancelled::Committing => Err(Error::Committing),
             Cancelled::Ended(status) => Err(Error::Ended(status)),
             Cancelled::Unknown => Err(Error::NoJob),

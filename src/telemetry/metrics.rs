@@ -222,6 +222,7 @@ pub struct PoolUse {
     pub open: u32,
     /// The number of open connections that are not in use.
     pub idle: u32,
+    /// The maximum number of connections.
     pub most: u32,
 }
 
@@ -249,7 +250,9 @@ fn text(registry: &Registry) -> String {
 }
 
 pub fn init_schedule(schedule: &str) {
-    ["run", "skipped", "refused"].iter().for_each(|outcome| drop(SCHEDULE_SLOTS.of(&[schedule, outcome])));
+    for outcome in ["run", "skipped", "refused"] {
+        SCHEDULE_SLOTS.of(&[schedule, outcome]);
+    }
 }
 
 /// Counts a slot of a schedule by outcome: `run`, `skipped` or `refused`.

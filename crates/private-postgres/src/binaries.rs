@@ -155,11 +155,13 @@ mod tests {
 
     #[test]
     fn the_version_of_the_data_decides_and_a_mismatch_names_every_version() {
-        let install = "no installed Postgres found: set DATABASE_URL, or install one (Debian, Ubuntu: `apt-get install postgresql`; \
+        let install = "no installed Postgres found: set DATABASE_URL, \
+                       or install one (Debian, Ubuntu: `apt-get install postgresql`; \
                        Fedora: `dnf install postgresql-server`; macOS: `brew install postgresql@17`)";
         let mismatch = |found: &str| {
             format!(
-                "the data in /d is of Postgres 15, the versions found are {found}: install Postgres 15 or set PG_BIN_DIR to it"
+                "the data in /d is of Postgres 15, the versions found are {found}: \
+                 install Postgres 15 or set PG_BIN_DIR to it"
             )
         };
         for (majors, wanted, chosen) in [

@@ -112,7 +112,7 @@ async fn start(service: &Service, requested: RequestedExports, status: &'static 
             service.submit_datasets(&order).await.map_err(|error| refusal("datasets", error))?
         }
     };
-    // The job is accepted, so a failure of this look is no failure of the call.
+    // The job is accepted, so a failure of this read is no failure of the call.
     let is_new = service.is_new_consumer(&job).await.unwrap_or_default();
     Ok(accepted(job, is_new, status))
 }

@@ -1,6 +1,6 @@
 -- store.jobs.insert
 -- Creates a job with its exports, or adds exports to it, and notifies the workers. Returns the exports that it created.
--- Creates none whose file's name is taken, with any extension: the name of a manifest is that of the file without input
+-- Creates none whose file's name is taken, with any extension: the name of a manifest is that of the file without its
 -- extension, so two formats would share it.
 -- $1 uuid: the job
 -- $2 text: the consumer; null for an ad-hoc export
