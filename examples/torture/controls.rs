@@ -223,8 +223,8 @@ const IN_A_FOLDER: &[Control] = &[
 -pub(super) struct Import(String);
 +pub(super) struct Import(pub(super) String);",
             r#"src/source/reading.rs
--            let import = Import::new(&table.imported, &table.dataset, &table.schema, leaf);
--            import.join(self.reader, &table.dataset.table).await?;
+-            let of_leaf = leaf.map(|leaf| Import::new(&table.imported, &table.dataset, &table.schema, Some(leaf)));
+-            of_leaf.as_ref().unwrap_or(&table.import).join(self.reader, &table.dataset.table).await?;
 +            let mut import = Import::new(&table.imported, &table.dataset, &table.schema, leaf);
 +            if at > 0 {
 +                import.0 = import.0.replace("set transaction snapshot", "--");

@@ -298,9 +298,14 @@ fn every_statement_is_headed_by_its_name() {
                     let made = text.trim_start().trim_start_matches("AssertSqlSafe(");
                     let with_pieces = made.strip_prefix("with_").and_then(|call| call.split_once('('));
                     let text = with_pieces.map_or(text.trim_start(), |(_, statement)| statement.trim_start());
-                    // `statements` reads the heads of files.
-                    let elsewhere = text.starts_with("AssertSqlSafe(") || text.starts_with("include_str!(");
-                    let named = text.starts_with(&format!("\"-- {module}.")) || elsewhere;
+                    if let Some(included) = text.strip_prefix("include_str!(\"") {
+                        let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+                        let path = src.join(file).with_file_name(included.split('"').next().unwrap());
+                        let sql = std::fs::read_to_string(&path).unwrap();
+                        assert!(sql.starts_with(&format!("-- {module}.")), "{}", path.display());
+                        continue;
+                    }
+                    let named = text.starts_with(&format!("\"-- {module}.")) || text.starts_with("AssertSqlSafe(");
                     assert!(named, "src/{file}: {text}");
                 }
             }
