@@ -1,9 +1,9 @@
-//! The controls: services that lack one protection each. A torture that doesn't find them out proves nothing about the
-//! real one.
+//! The controls: services that each lack one protection. If the torture doesn't detect them, it proves nothing about
+//! the real service.
 //!
-//! The service has no switches for this. A control is the source tree with a few texts replaced, built in a folder of
-//! its own; where a text is not there exactly once, the control says that the source has moved, and it is time to look
-//! at both again.
+//! The service has no switches for this. A control is a copy of the source tree with a few replaced texts, built in its
+//! own folder. Each text must occur exactly once. Otherwise the control says that the source has moved, and both must
+//! be compared again.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,20 +21,20 @@ use crate::{place, print_violations, reachable_folder};
 
 struct Control {
     name: &'static str,
-    /// The invariant that must go red, or the rule of [`file_order`] that must be broken; `None`: nothing may.
+    /// The invariant that must be violated, or the rule of [`file_order`] that must be broken. `None`: none may be.
     breaks: Option<&'static str>,
-    /// `None`: one export, of which strace writes down the file operations.
+    /// `None`: one export, whose file operations strace records.
     scenario: Option<Scenario>,
-    /// A file's name, below it texts that begin with `-`, and behind each the one in its place, with `+`.
+    /// The name of a file, then texts that begin with `-`, and after each text its replacement, with `+`.
     edits: &'static [&'static str],
 }
 
-/// The plan for a seed and a number of replicas.
+/// Makes the plan for a seed and a number of replicas.
 type Scenario = fn(u64, usize) -> Plan;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// The nemesis does what it does anyway.
+/// The nemesis makes its usual faults, and no moves.
 const USUAL: Scenario = |seed, replicas| Plan::new(seed, replicas, MINUTE, &[]);
 
 const BACKFILLS: Scenario = |seed, replicas| Plan::new(seed, replicas, MINUTE, &[Move::Backfill]);
@@ -47,7 +47,7 @@ const SILENT_READERS: Scenario = |_, replicas| Plan::of_silent_readers(replicas,
 
 const RESTORES: Scenario = |_, replicas| Plan::of_restores(replicas, Duration::from_secs(70));
 
-/// Leaves the job on doubt, and takes the file away with it.
+/// Removes the file of a job when the worker can't tell whether the job is committed.
 const REMOVE_ON_DOUBT: &str = "src/worker.rs
 -            Ok(None) => return self.committed_after_all(lease, shutdown).await,
 +            Ok(None) => {
@@ -57,7 +57,7 @@ const REMOVE_ON_DOUBT: &str = "src/worker.rs
 +                return self.committed_after_all(lease, shutdown).await;
 +            }";
 
-/// Names the file before anything is committed.
+/// Gives the file its name before the commit.
 const PUBLISH_FIRST: &str = r#"src/worker.rs
 -        failpoint!("worker.extended");
 +        let folder = std::path::PathBuf::from(std::env::var_os("OUTPUT_DIR").unwrap_or_default());
@@ -69,20 +69,20 @@ const PUBLISH_FIRST: &str = r#"src/worker.rs
 +        }
 +        failpoint!("worker.extended");"#;
 
-/// Gives all attempts at a job one key.
+/// Gives all attempts at a job the same key.
 const KEY_WITHOUT_TOKEN: &str = r#"src/file/name.rs
 -        let key = format!("{dataset}/{consumer}/{stem}_{}{extension}", &token[..8]);
 +        let _ = token;
 +        let key = format!("{dataset}/{consumer}/{stem}_00000000{extension}");"#;
 
-/// A job whose end was forgotten when the database was put back runs again.
+/// Runs a job again whose end the restored database has forgotten.
 const RESTORED_JOB_RUNS: &str = "src/source/opening.rs
 -    if exported.is_restored { Err(Error::JobRestored(remedy)) } else { Ok(remedy) }
 +    Ok(remedy)";
 
-/// The controls of a service whose files go to a bucket.
+/// Controls of a service that writes to a bucket.
 const IN_A_BUCKET: &[Control] = &[
-    // What the directed scenario does by itself is no violation.
+    // The directed scenario by itself must not violate an invariant.
     Control { name: "nothing", breaks: None, scenario: Some(RESTORES), edits: &[] },
     Control {
         name: "complete-first",
@@ -95,16 +95,16 @@ const IN_A_BUCKET: &[Control] = &[
 +        let _ = Handle::current().block_on(self.objects.patient.complete_multipart(&completed, &upload, ids));
 +        let location = FileLocation::Upload { key, upload, parts };"],
     },
-    // Only what is committed gets completed, so two attempts at a job don't meet at its key as long as one database
-    // remembers the first. One that was put back doesn't, but it refuses the job: the control takes that away too.
+    // Only committed uploads are completed, so two attempts can't meet at one key while the database knows the first. A
+    // restored database has forgotten the first attempt, but refuses the job. The control removes that, too.
     Control {
         name: "key-without-token",
         breaks: Some("5"),
         scenario: Some(RESTORES),
         edits: &[KEY_WITHOUT_TOKEN, RESTORED_JOB_RUNS],
     },
-    // Alone this is harmless: at a key that no other attempt has, whatever lies there is the attempt's. So the control
-    // takes those protections away too. What a completion that failed finds is then the file of before.
+    // This edit alone is harmless: no other attempt has the same key, so any object there is the attempt's own. The
+    // control removes those protections too. A completion that failed then finds the older file.
     Control {
         name: "head-without-identity",
         breaks: Some("3"),
@@ -120,13 +120,13 @@ const IN_A_BUCKET: &[Control] = &[
     },
 ];
 
-/// Those of a service whose files go to a folder.
+/// Controls of a service that writes to a folder.
 const IN_A_FOLDER: &[Control] = &[
     Control {
         name: "file-not-synced",
         breaks: Some("the file is synced"),
         scenario: None,
-        // One that was to begin earlier may come late enough to do instead.
+        // An earlier sync may come late enough to replace the last one. So the control removes both.
         edits: &["src/sink/folder/draft.rs
 -        self.file.sync_all().map_err(self.cannot(\"sync\"))?;
 +
@@ -156,16 +156,16 @@ const IN_A_FOLDER: &[Control] = &[
 -        Ok(published)
 +        Ok(published)"],
     },
-    // What the directed scenario does by itself is no violation.
+    // The directed scenario by itself must not violate an invariant.
     Control {
         name: "nothing",
         breaks: None,
         scenario: Some(|_, _| Plan::of_overtaking(Duration::from_secs(15))),
         edits: &[],
     },
-    // A worker whose lease was given to another commits over it. Where the worker was stopped, Postgres has ended its
-    // idle transaction by then, a lease after its last sign; so the lease has to be lost while it lives, as to a clock
-    // that jumps.
+    // A worker whose lease was given to another commits. Postgres ends the idle transaction of a stopped worker one
+    // lease after its last sign of life. So the worker must lose the lease while it lives, as after a jump of the
+    // clock.
     Control {
         name: "no-token",
         breaks: Some("4"),
@@ -174,7 +174,7 @@ const IN_A_FOLDER: &[Control] = &[
 -where job.id = $1 and job.lease_token = $2 and job.status
 +where job.id = $1 and $2::uuid is not null and job.status"],
     },
-    // A job that was taken over is ready later than those behind it.
+    // A job that was taken over becomes ready later than the jobs behind it.
     Control {
         name: "no-order",
         breaks: Some("6"),
@@ -183,7 +183,7 @@ const IN_A_FOLDER: &[Control] = &[
 -and earlier.published_at is null and earlier.status in ('open', 'completed')))
 +and earlier.published_at is null and earlier.status = 'completed'))"],
     },
-    // A worker died between its commit and its file's name, and the lane goes on without it.
+    // A worker dies between its commit and the publication of its file. The lane goes on without that file.
     Control {
         name: "no-wait-for-the-name",
         breaks: Some("6"),
@@ -195,7 +195,7 @@ const IN_A_FOLDER: &[Control] = &[
 +and earlier.status = 'open'))"],
     },
     Control { name: "publish-first", breaks: Some("5"), scenario: Some(USUAL), edits: &[PUBLISH_FIRST] },
-    // Late commits, back-dated rows and equal times are lost.
+    // Rows with late commits, back-dated times or equal times are lost.
     Control {
         name: "time-alone",
         breaks: Some("1"),
@@ -204,7 +204,7 @@ const IN_A_FOLDER: &[Control] = &[
 -        self.position.live.is_some()
 +        false"],
     },
-    // An export that was to be skipped if it is empty is skipped, although rows wait.
+    // An export with `skipEmpty` is skipped although up to three rows wait.
     Control {
         name: "skips-a-few-rows",
         breaks: Some("1"),
@@ -213,7 +213,7 @@ const IN_A_FOLDER: &[Control] = &[
 -    if spec.skips_empty && written.stats.rows == 0 {
 +    if spec.skips_empty && written.stats.rows <= 3 {"],
     },
-    // Each export of a job but the first is read at a snapshot of its own. So each lane by itself is right.
+    // Each export of a job except the first reads its own snapshot. So each lane by itself is right.
     Control {
         name: "a-moment-each",
         breaks: Some("12"),
@@ -241,7 +241,7 @@ const IN_A_FOLDER: &[Control] = &[
 +            }"#,
         ],
     },
-    // Each export of a job is committed by itself. A worker that dies in between leaves the rest undone.
+    // Each export of a job is committed by itself. A worker that dies between two commits leaves the rest undone.
     Control {
         name: "a-commit-each",
         breaks: Some("12"),
@@ -262,7 +262,7 @@ const IN_A_FOLDER: &[Control] = &[
 +    or job.status = 'committed')",
         ],
     },
-    // A backfill of one table costs the positions of others.
+    // A backfill of one table makes the service give up positions of other tables.
     Control {
         name: "gives-up-others",
         breaks: Some("1"),
@@ -271,9 +271,9 @@ const IN_A_FOLDER: &[Control] = &[
 -  order by held.bytes desc, held.table_oid
 +  order by held.bytes, held.table_oid"],
     },
-    // A beat that waited for the commit's row lock finds no lease any more, and the finished job is taken for lost.
-    // Alone this is found harmless: a worker that is told so reads the job again, and finds its own file recorded. So
-    // the control takes that protection away too.
+    // A heartbeat that waited for the commit's row lock finds no lease, and the worker takes the finished job for lost.
+    // This edit alone is harmless: the worker then reads the job again and finds its own file recorded. So the control
+    // removes that protection too.
     Control {
         name: "heartbeat-not-joined",
         breaks: Some("3"),
@@ -291,9 +291,9 @@ const IN_A_FOLDER: &[Control] = &[
             REMOVE_ON_DOUBT,
         ],
     },
-    // The same protection where it is needed with every heartbeat joined: the commit was made and its answer lost.
+    // Removes the same protection with every heartbeat joined: the commit succeeds, and its answer is lost.
     Control { name: "remove-on-doubt", breaks: Some("3"), scenario: Some(LOST_ANSWERS), edits: &[REMOVE_ON_DOUBT] },
-    // The event of a completed export is written with its commit, before its file has its name.
+    // The event of a completed export is recorded by its commit, before the file has its name.
     Control {
         name: "told-at-the-commit",
         breaks: Some("11"),
@@ -309,7 +309,7 @@ const IN_A_FOLDER: &[Control] = &[
 +        .await?;
 +        remember_masks(conn, commits).await?;"#],
     },
-    // The delivery is inserted in a transaction of its own, which a process that dies in between doesn't make.
+    // The delivery has a transaction of its own. A process that dies between the two transactions never inserts it.
     Control {
         name: "told-apart",
         breaks: Some("11"),
@@ -322,7 +322,7 @@ const IN_A_FOLDER: &[Control] = &[
 +                rows
 +            }"],
     },
-    // A reader that hears nothing is waited for, as long as leader and heartbeat live: its job never ends.
+    // The service waits for a silent reader as long as leader and heartbeat live. The job never ends.
     Control {
         name: "no-look-at-readers",
         breaks: Some("9"),
@@ -333,7 +333,7 @@ const IN_A_FOLDER: &[Control] = &[
     },
 ];
 
-/// Runs one control or all. False: one of them was not found out, or something red where nothing is wrong.
+/// Runs one control or all. Returns false if a control was not detected, or `nothing` caused a violation.
 pub(crate) async fn run(seed: u64, only: Option<&str>, store: Option<Bucket>) -> Result<bool> {
     require_applicable(builds::tree())?;
     let controls = if store.is_some() { IN_A_BUCKET } else { IN_A_FOLDER };
@@ -359,7 +359,7 @@ async fn is_found_out(control: &Control, binary: &Path, seed: u64, store: Option
         println!("{broken:?}");
         return Ok(control.breaks.is_some_and(|rule| broken.iter().any(|line| line.contains(rule))));
     };
-    // What a service without its protection does wrong needs a moment that not every plan meets: three may.
+    // A missing protection does harm only at a moment that not every plan hits. So the control tries three plans.
     for seed in seed..seed + 3 {
         let trial = Trial {
             seed,
@@ -387,7 +387,7 @@ async fn is_found_out(control: &Control, binary: &Path, seed: u64, store: Option
     Ok(false)
 }
 
-/// A text of the source, and the one that a control has in its place.
+/// A text of the source, and its replacement in a control.
 struct Edit {
     file: &'static str,
     text: String,
@@ -415,7 +415,7 @@ impl Edit {
     }
 }
 
-/// Fails if a control can't be made of the tree any more.
+/// Returns an error if the edits of a control don't fit the source tree any more.
 pub(crate) fn require_applicable(tree: &Path) -> Result<()> {
     for edit in IN_A_FOLDER.iter().chain(IN_A_BUCKET).flat_map(|control| parsed(control.edits)) {
         let content = std::fs::read_to_string(tree.join(edit.file));
@@ -424,14 +424,14 @@ pub(crate) fn require_applicable(tree: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds the service in one folder for all controls, so that each compiles only what differs.
+/// Builds the service for a control. All controls share one folder, so each compiles only what differs.
 async fn build(edits: &[&'static str]) -> Result<PathBuf> {
     let place = builds::tree().join("target/torture-controls");
     let tree = place.join("tree");
     let target = place.join("target");
     if !target.exists() {
         borrow_dependencies(&target).await?;
-        // Written anew, or cargo would take the service that is borrowed for the one with the edits.
+        // Copies the tree anew. Otherwise cargo would take the borrowed build for that of the edited tree.
         if tree.exists() {
             std::fs::remove_dir_all(&tree)?;
         }
@@ -440,20 +440,20 @@ async fn build(edits: &[&'static str]) -> Result<PathBuf> {
     builds::build(&tree, Profile::Debug, Some(&target)).await
 }
 
-/// Copies what cargo compiled of the dependencies for the tree itself. To compile them again takes minutes.
+/// Copies the compiled dependencies of the tree itself. Compiling them again takes minutes.
 async fn borrow_dependencies(target: &Path) -> Result<()> {
     let ours = builds::build(builds::tree(), Profile::Debug, None).await?;
     let ours = ours.parent().context("a binary is in a folder")?;
     let theirs = target.join("debug");
     std::fs::create_dir_all(&theirs)?;
     for part in ["build", "deps", ".fingerprint"] {
-        // With their times, by which cargo goes.
+        // `-p` keeps the modification times, which cargo compares.
         succeed(Command::new("cp").arg("-Rp").arg(ours.join(part)).arg(&theirs)).await?;
     }
     Ok(())
 }
 
-/// The program that a control is built with, for the features of its dependencies. A control doesn't need its text.
+/// Main file of this program, which a build needs for its dependencies' features. A control doesn't need its text.
 const THIS_PROGRAM: &str = "examples/torture/main.rs";
 
 async fn copy_tree(from: &Path, to: &Path, edits: &[Edit]) -> Result<()> {
@@ -468,7 +468,7 @@ async fn copy_tree(from: &Path, to: &Path, edits: &[Edit]) -> Result<()> {
         for edit in edits.iter().filter(|edit| edit.file == name) {
             content = edit.made_in(&String::from_utf8(content)?)?.into_bytes();
         }
-        // Cargo goes by times: what is the same keeps its own.
+        // Cargo compares modification times, so an unchanged file keeps its own.
         let copy = to.join(name);
         if std::fs::read(&copy).ok().as_ref() != Some(&content) {
             std::fs::create_dir_all(copy.parent().context("a file has a folder")?)?;

@@ -1,10 +1,10 @@
-//! A copy that `apply` keeps in another Postgres, while the service, `apply` and both servers are killed: whoever looks
-//! at the copy sees a state that the source had, at each moment.
+//! Tests a copy that `apply` keeps in another Postgres while the service, `apply` and both servers are killed. At each
+//! moment, the copy must equal a state that the source had.
 //!
-//! Each writer has rows of its own and a row that counts its transactions. What its rows were after each of them, the
-//! same transaction writes down in the source, as a hash. Amounts move between the writers' rows and rows that all
-//! share, so that their sum is always 0. A look at the copy, in one snapshot, has to find of each writer the rows of
-//! the transaction that the copy says was its last, and the sum.
+//! Each writer has its own rows and a row that counts its transactions. Each transaction also saves a hash of the
+//! writer's rows in the source. Amounts move between the writers' rows and shared rows, so their sum is always 0. A
+//! check reads the copy in one snapshot. For each writer, it must find the rows of the last transaction that the copy
+//! names, and the sum.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ use crate::replica;
 
 const WRITERS: u64 = 4;
 const SHARED: u64 = 40;
-/// Kills in a minute that a run has to come to.
+/// Number of kills per minute that a valid run needs.
 const KILLS_A_MINUTE: usize = 30;
 
 const TABLES: &str = "
@@ -36,7 +36,7 @@ const TABLES: &str = "
     select writer, version, md5(string_agg(concat_ws('|', id, version, amount, note), ',' order by id))
     from t where writer >= 0 group by writer, version";
 
-/// What a look finds of each writer: its last transaction, and the hash of its rows.
+/// Reads from the copy, for each writer, the last transaction and the hash of the writer's rows.
 const LOOK: &str = "
     select writer, max(version) as version, md5(string_agg(concat_ws('|', id, version, amount, note), ',' order by id)) as hash
     from t where writer >= 0 group by writer order by writer";
@@ -53,19 +53,19 @@ struct World {
     over: AtomicBool,
 }
 
-/// Of each writer its last transaction, and the hash of its rows.
+/// Each writer, with its last transaction and the hash of its rows.
 type State = Vec<(i32, i64, String)>;
 
 #[derive(Default)]
 struct Seen {
     states: BTreeMap<i64, BTreeSet<State>>,
     looks: usize,
-    /// How often a look found an earlier export than the one before it.
+    /// Number of checks that found an earlier export than the check before.
     turns_back: usize,
     red: Vec<String>,
 }
 
-/// Keeps a copy for so long; false: it was not what it has to be, or too little was tried.
+/// Keeps a copy for this time. Returns false if the copy was wrong, or if too little was tried.
 pub(crate) async fn run(binary: PathBuf, folder: &Path, seed: u64, length: Duration) -> Result<bool> {
     let [here, there] = ["source", "target"].map(|name| folder.join(name));
     for own in [&here, &there] {
@@ -142,7 +142,7 @@ impl World {
 
     async fn catch_up(&self) -> Result<()> {
         let _service = self.serve(0)?;
-        // What a delta that is still open has, the next one finds.
+        // The next run of `apply` loads the changes of a delta that is still open.
         let is_there = async || Ok(self.apply(0, &[])?.status().await?.success() && self.is_equal().await?);
         ensure!(eventually(Duration::from_secs(90), is_there).await?, "apply doesn't get there");
         Ok(())
@@ -158,7 +158,7 @@ impl World {
         Ok(texts[0] == texts[1])
     }
 
-    /// Holds each state that was seen against what the source says of itself, and a wrong one, too.
+    /// Compares each state that was seen with the history of the source. Also checks that wrong states are detected.
     async fn judge(&self, seen: &mut Seen) -> Result<()> {
         let mut source = self.source.connect_at_last().await?;
         let rows = sqlx::query("select writer, version, hash from history").fetch_all(&mut source).await?;
@@ -177,7 +177,7 @@ impl World {
                 if wrong(state) {
                     seen.red.push(format!("the source was never so: {number} {state:?}"));
                 }
-                // The snapshots of a lane's exports have an order, in which no writer's transactions are taken back.
+                // The snapshots of a lane's exports are in order, so none of them undoes a writer's transaction.
                 let is_behind = |before: &State| before.iter().zip(state).any(|(before, now)| before.1 > now.1);
                 if before.is_some_and(is_behind) {
                     seen.red.push(format!("the export {number} took something back: {before:?} {state:?}"));
@@ -185,11 +185,11 @@ impl World {
                 before = Some(state);
             }
         }
-        // Once the whole server was put back.
+        // The copy goes back once, when the target server is put back.
         if seen.turns_back > 1 {
             seen.red.push(format!("the copy went back {} times", seen.turns_back));
         }
-        // Whoever judges has to find out one changed note, and one row of an earlier transaction.
+        // The check must detect one changed note, and one missing row.
         let mut target = self.target.connect_at_last().await?;
         for harm in [
             "update t set note = coalesce(note, '') || 'x' where id = 1000000",
@@ -236,7 +236,7 @@ async fn look(world: Arc<World>) -> Result<Seen> {
 
 async fn look_once(conn: &mut PgConnection) -> Result<Option<(i64, State, i64)>, sqlx::Error> {
     let mut tx = conn.begin_with("begin isolation level repeatable read read only").await?;
-    // Before the first export there is no table.
+    // The table doesn't exist before the first export.
     let is_there: bool = sqlx::query_scalar("select to_regclass('t') is not null").fetch_one(&mut *tx).await?;
     if !is_there {
         return Ok(None);
@@ -259,7 +259,7 @@ async fn write(world: Arc<World>, writer: u64) -> Result<usize> {
         while !world.over.load(Ordering::SeqCst) {
             match write_once(&mut conn, &mut random, writer).await {
                 Ok(()) => committed += 1,
-                // A deadlock with another writer, or a crash.
+                // The error is a deadlock with another writer, or a crash.
                 Err(_) => break,
             }
             tokio::time::sleep(random.millis(1, 40)).await;
@@ -278,7 +278,7 @@ async fn write_once(conn: &mut PgConnection, random: &mut Random, writer: u64) -
             1 => format!(
                 "update t set amount = amount + {amount}, note = null where id = {id} returning {amount}::bigint"
             ),
-            // Also one that was deleted before.
+            // Also inserts a row that was deleted before.
             _ => format!(
                 "insert into t values ({id}, {writer}, null, {amount}, 'a,\"' || {amount}) on conflict (id) do update
                  set note = t.note || ';', amount = t.amount + {amount} returning {amount}::bigint"
@@ -292,7 +292,7 @@ async fn write_once(conn: &mut PgConnection, random: &mut Random, writer: u64) -
             .execute(&mut *tx)
             .await?;
     }
-    // Some commit late.
+    // Some transactions commit late.
     if random.percent(15) {
         tokio::time::sleep(random.millis(50, 600)).await;
     }
@@ -306,7 +306,7 @@ async fn write_once(conn: &mut PgConnection, random: &mut Random, writer: u64) -
     if random.percent(10) { tx.rollback().await } else { tx.commit().await }
 }
 
-/// Kills whoever is at hand; how often each kind was met. In the middle the target is put back by a third.
+/// Kills random processes, and returns the kills by kind. At 2/3 of the time, puts the target back to its state at 1/3.
 async fn kill(world: Arc<World>, length: Duration) -> Result<BTreeMap<&'static str, usize>> {
     let mut random = Random::new(world.seed, 800);
     let mut kills = BTreeMap::new();
@@ -338,7 +338,7 @@ async fn kill(world: Arc<World>, length: Duration) -> Result<BTreeMap<&'static s
         };
         match victim {
             "service" => {
-                // One whose start met a crash of Postgres has ended by itself.
+                // A service whose start met a crash of Postgres has ended by itself, which is no kill.
                 let was_alive = services[which].try_wait()?.is_none();
                 services[which].kill().await?;
                 tokio::time::sleep(random.millis(0, 500)).await;

@@ -1,4 +1,4 @@
-//! The nemesis, which acts by its plan.
+//! The nemesis acts by its plan.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -21,20 +21,20 @@ use crate::trial::World;
 use crate::upheavals::{self, Upheaval};
 use crate::{backfill, ddl, publisher};
 
-/// The longest time until a failpoint is hit, with the clients asking for exports all the time: the bound of a hang.
-/// Beside a browser and a second torture on two cores, more than 30 s went by until one of three processes had a job
-/// that the others hadn't.
+/// Longest time until a failpoint is hit while the clients request exports all the time. A longer wait is a hang.
+/// Beside a browser and a second torture on two cores, over 30 s passed until one of three processes had a job the
+/// others hadn't.
 const HIT: Duration = Duration::from_secs(180);
-/// How long a failpoint sleeps: the process is stopped within, and wakes behind it.
+/// Time that a failpoint sleeps. The process is stopped during this time, and wakes behind the failpoint.
 const NAP: Duration = Duration::from_millis(1_200);
 const HUNG: Duration = Duration::from_secs(15);
-/// From the death of a process until its jobs are somebody else's or ready: lease, reaping, a second (invariant 9), and
-/// as much again for a machine that does other things too.
+/// Longest time from a process's death until its jobs are ready or taken over. The lease, the reaping and a second
+/// (invariant 9) are doubled, since the machine does other things too.
 const TAKEN_OVER: Duration = Duration::from_millis(2 * (1_000 + 334 + 1_000));
 
 const LATE: Duration = Duration::from_millis(1_000);
 
-/// The second phase: the plan, each of its lists beside the others.
+/// Runs the second phase: all lists of the plan at once.
 pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Result<()> {
     let begun = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
@@ -46,8 +46,8 @@ pub(crate) async fn strike(world: &Arc<World>, plan: Plan, binary: &Path) -> Res
                 if world.is_over() {
                     break;
                 }
-                // On a machine that is busy a start takes longer than the plan thinks. Blow upon blow nothing would
-                // ever run, and crash upon crash no replica would ever start.
+                // Leaves out late blows and quakes: on a busy machine, a start takes longer than planned. Otherwise,
+                // blow upon blow, nothing would ever run, and crash upon crash, no replica would ever start.
                 let may_be_left_out = match act {
                     Act::Blow(_, Blow::Store(_)) => false,
                     _ => matches!(act, Act::Blow(..) | Act::Quake(_)),
@@ -75,7 +75,7 @@ pub(crate) async fn perform(world: &World, act: Act, binary: &Path) -> Result<()
         Act::Upheaval(upheaval) => upheavals::turn_over(world, upheaval).await?,
         Act::Clock(seconds) => {
             world.cluster.set_clock(seconds)?;
-            // Until all have looked at it.
+            // Waits until all processes have read the new time.
             tokio::time::sleep(LEASE).await;
         }
         Act::Subscribing(subscribing) => publisher::make_move(world, subscribing).await,
@@ -89,14 +89,14 @@ pub(crate) async fn perform(world: &World, act: Act, binary: &Path) -> Result<()
     }
     match act {
         Act::Blow(index, Blow::Kill) => world.replicas[index].start(binary, None, &world.report).await,
-        // The copy may be of a moment at which the owner had triggers off or a table untracked.
+        // The copy may be from a moment at which triggers were off or a table was untracked.
         Act::Upheaval(Upheaval::PutBack(_)) => ddl::rest(world, binary).await,
         _ => Ok(()),
     }
 }
 
-/// A directed scenario, for a control: a worker stands before its commit, its lease runs out, and whoever took the job
-/// over is stopped while the first one goes on. Again and again, since it may have been the same process that took it.
+/// Runs a directed scenario for a control: a worker sleeps before its commit and loses its lease. The process that
+/// takes its job is stopped while the worker goes on. Repeats this, since the same process may have taken the job.
 async fn overtake(world: &World, length: Duration, binary: &Path) -> Result<()> {
     let begun = Instant::now();
     let (first, others) = world.replicas.split_first().context("there are replicas")?;
@@ -105,12 +105,12 @@ async fn overtake(world: &World, length: Duration, binary: &Path) -> Result<()> 
         let from = Utc::now();
         first.kill(&world.report).await?;
         world.report.acted(Some(first.index), "kill", from);
-        // Shorter than a lease, or Postgres would end the transaction that stands idle.
+        // The sleep is shorter than a lease. Otherwise Postgres would end the idle transaction.
         first.start(binary, Some("worker.extended=sleep:500"), &world.report).await?;
         if !first.hits("worker.extended", HIT).await {
             continue;
         }
-        // What the loss of its leases comes to, without the queue between: the next worker that is free takes the job.
+        // Has the effect of lost leases, without the delay of the queue: the next free worker takes the job.
         let from = Utc::now();
         let of_first = leased(&mut conn).await?.into_iter().filter(|(_, owner)| first.is(owner));
         let jobs = Vec::from_iter(of_first.map(|(job, _)| job));
@@ -122,8 +122,8 @@ async fn overtake(world: &World, length: Duration, binary: &Path) -> Result<()> 
         );
         lost.bind(&jobs).execute(&mut conn).await?;
         world.report.acted(None, EXPIRE, from);
-        // Whoever takes it has to be stopped at once: a small table's export is made within a few hundredths of a
-        // second. And no later than the first one stands there.
+        // Stops the new owner at once, since an export of a small table takes a few hundredths of a second. Waits for
+        // the new owner no longer than the first worker sleeps.
         let since = Instant::now();
         while !leased(&mut conn).await?.iter().any(|(job, owner)| jobs.contains(job) && !first.is(owner))
             && since.elapsed() < LEASE / 2
@@ -149,7 +149,7 @@ async fn hit(world: &World, replica: &Replica, blow: Blow) -> Result<()> {
                 link.suffer(fault).await;
             }
         }
-        // An act lasts until it is over, but not for ever if nobody commits.
+        // The act lasts until the mishap happens, but for at most two leases if nobody commits.
         Blow::LoseAnswer => replica.link.lost_answers().bring_about(2 * LEASE).await,
         Blow::SilenceReader => replica.link.silent_readers().bring_about(2 * LEASE).await,
     }
@@ -197,7 +197,7 @@ async fn shake(world: &World, quake: Quake) -> Result<()> {
 
 async fn ask(world: &World, sql: &str) {
     let asked = async {
-        // A job whose commit is under way is locked, and its lease of no importance any more.
+        // A job whose commit is under way is locked, and its lease doesn't matter any more.
         let sql = format!("set statement_timeout = '1s'; {sql}");
         world.cluster.connect().await?.execute(sqlx::AssertSqlSafe(sql)).await
     };
@@ -210,17 +210,17 @@ async fn ask(world: &World, sql: &str) {
 enum Fault {
     Kill,
     Error,
-    /// Past the lease, as a process that is stopped there and wakes when its job is somebody else's.
+    /// Sleeps past the lease. The process is stopped meanwhile, and wakes when another one has taken its job.
     Sleep,
-    /// Past the time after which a folder that takes no write counts as hung.
+    /// Sleeps past the time after which a folder that accepts no write counts as hung.
     Hang,
 }
 
-/// The first phase: every failpoint with every fault, one after the other on each replica. Returns how many.
+/// Runs the first phase: every failpoint with every fault, one after the other on each replica. Returns their number.
 pub(crate) async fn visit(world: &World, names: impl Iterator<Item = String>, binary: &Path) -> Result<usize> {
     let mut visits: Vec<(String, Fault)> =
         names.flat_map(|name| [Fault::Kill, Fault::Error, Fault::Sleep].map(|fault| (name.clone(), fault))).collect();
-    // A bucket has a limit of its own.
+    // A bucket has its own time limit, and lacks this failpoint.
     if visits.iter().any(|(name, _)| name == "sink.write") {
         visits.push(("sink.write".to_owned(), Fault::Hang));
     }
@@ -253,7 +253,7 @@ async fn visit_one(world: &World, replica: &Replica, name: &str, fault: Fault, b
     let from = Utc::now();
     replica.kill(report).await?;
     report.acted(Some(index), "kill", from);
-    // It may be hit before we know that the process listens.
+    // The process may hit the failpoint before this program knows that it listens.
     let from = Utc::now();
     replica.start(binary, Some(&armed), report).await?;
     if !replica.hits(name, HIT).await {
@@ -275,7 +275,7 @@ async fn visit_one(world: &World, replica: &Replica, name: &str, fault: Fault, b
         Fault::Sleep => {
             stop_for(world, replica, LEASE * 5 / 2).await?;
             report.acted(Some(index), "failpoint", from);
-            // What it does after waking is what this is about.
+            // Tests what the process does after it wakes.
             tokio::time::sleep(LEASE / 2).await;
         }
     }
@@ -287,7 +287,7 @@ async fn leased(conn: &mut PgConnection) -> Result<Vec<(Uuid, String)>> {
     Ok(held.fetch_all(conn).await?)
 }
 
-/// Invariant 9: what the dead process ran is ready or somebody else's in time. Its later life has another process id.
+/// Invariant 9: the dead process's jobs must be ready or taken over in time. Its next life has another process id.
 async fn wait_for_takeover(world: &World, replica: &Replica, name: &str) -> Result<()> {
     let mut conn = world.cluster.connect().await?;
     let lives = replica.lives();

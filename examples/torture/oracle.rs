@@ -1,7 +1,7 @@
-//! The oracle: holds everything that happened against what was promised. Shares no code with the service.
+//! The oracle compares everything that happened with what was promised. It shares no code with the service.
 //!
-//! It judges an era: what the database says that happened, from its beginning until somebody puts it back to what it
-//! was before, or the end of all. What consumers were given stays theirs over the eras, and so do their replicas here.
+//! The oracle judges an era: all that the database says from the era's beginning until the next restore or the end of
+//! the run. Consumers keep over the eras what they received, and so do their replicas here.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -22,9 +22,9 @@ use crate::replay::{Replica, Window};
 use crate::report::locked;
 use crate::trial::World;
 
-/// Why an export may fail here: its job's attempts are spent. All else is a transient error taken for a permanent one.
+/// Error codes of exports whose job has spent its attempts. Any other code takes a transient error for a permanent one.
 const SPENT: [&str; 4] = ["attempts_exhausted", "source_unavailable", "watermark_changed", "gave_way"];
-/// What the failpoints of the first phase look like.
+/// Error codes that the failpoints of the first phase cause.
 const INJECTED: [&str; 3] = ["storage_full", "storage_unavailable", "internal"];
 
 #[derive(Default)]
@@ -32,18 +32,18 @@ struct Consumer {
     replica: Replica,
     had: HashSet<Delivered>,
     last: Option<Delivered>,
-    /// The last that was committed, whether or not its file got its name.
+    /// The last committed export, whether or not its file got its name.
     committed: Option<Delivered>,
-    /// It was given an export that the database doesn't know any more, and no full one since.
+    /// The consumer received an export that the database doesn't know any more, and no full export since.
     astray: bool,
-    /// The same of one that was committed, and perhaps given.
+    /// The database doesn't know the last committed export any more. The consumer may have received that export.
     doubtful: bool,
-    /// Its loader goes on from the export before the last one, which it was not given.
+    /// The consumer's loader goes on from the export before the last one, since it didn't receive the last one.
     left_behind: bool,
-    /// How many of its loads were replayed, of a loader's.
+    /// For a loader: the number of its loads that were replayed.
     taken: usize,
     wrong: usize,
-    /// The same of what was the table's at another moment than its job's.
+    /// Number of rows that are wrong only at the moment of the export's job.
     beside: usize,
 }
 
@@ -53,21 +53,21 @@ type States = HashMap<ExportId, String>;
 pub(crate) struct Oracle {
     consumers: BTreeMap<String, Consumer>,
     ad_hoc: HashSet<Delivered>,
-    /// The last state of each export, in whichever era.
+    /// The last state of each export of any era.
     ended: States,
     pub(crate) attempts: Attempts,
     pub(crate) replays: usize,
     pub(crate) given_up: HashSet<ExportId>,
-    /// The last state of each job whose request had `datasets`, in whichever era.
+    /// The last state of each job of any era whose request had `datasets`.
     jobs_of_datasets: HashMap<Uuid, String>,
     first_phase_ended: Option<DateTime<Utc>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// All are at rest, and nobody writes.
+    /// The end of the run: all processes are at rest, and nobody writes.
     OfAll,
-    /// Nothing after that has happened.
+    /// The end of an era, before the database is restored. Jobs may be open.
     OfEra,
 }
 
@@ -89,14 +89,14 @@ impl Oracle {
         self.jobs_of_datasets.values().filter(|ended| *ended == state).count()
     }
 
-    /// Reads what happened and takes it into account, unjudged.
+    /// Reads the era and counts it in, without judging it.
     pub(crate) async fn take_in(&mut self, conn: &mut PgConnection) -> Result<()> {
         let era = Era::read(conn).await?;
         self.count_in(&era);
         Ok(())
     }
 
-    /// The database was put back, and knows these as completed.
+    /// Adapts to a restored database, which has these exports as completed.
     pub(crate) fn put_back(&mut self, completed: &HashSet<Delivered>) {
         for consumer in self.consumers.values_mut() {
             let is_lost = |given: &Option<Delivered>| given.as_ref().is_some_and(|given| !completed.contains(given));
@@ -117,7 +117,7 @@ impl Oracle {
         }
     }
 
-    /// Every check of an era, in whose last state the database is.
+    /// Runs every check of an era. The database must be in the last state of that era.
     pub(crate) async fn judge(&mut self, world: &World, conn: &mut PgConnection, end: End) -> Result<()> {
         let era = &Era::read(conn).await?;
         let before = self.ended.clone();
@@ -166,7 +166,7 @@ impl Judged<'_> {
         self.world.report.red(invariant, what);
     }
 
-    /// 7 and 8: every 202 is a job that has ended as its clients were told.
+    /// 7 and 8: Checks that every accepted job (202) has ended as its clients were told.
     fn check_promises(&self) {
         let exports = self.era.exports.iter().map(|export| ((export.job.to_string(), export.lane.as_str()), export));
         let exports: BTreeMap<(String, &str), &Export> = exports.collect();
@@ -188,7 +188,7 @@ impl Judged<'_> {
             if ledger::status(&told) != export.status {
                 self.red("7", format!("{told} is {} in the end", export.status));
             }
-            // What was told of another file was told before the database was put back.
+            // An answer about another file is from before a restore of the database.
             let is_of_this = export.published && told["sha256"].as_str() == export.sha256.as_deref();
             if is_of_this && told["location"].as_str() != export.location.as_deref() {
                 self.red("7", format!("{told} is at {:?} in the end", export.location));
@@ -196,7 +196,7 @@ impl Judged<'_> {
         }
     }
 
-    /// 9: everything has ended, and nothing failed that could have been done.
+    /// 9: Checks that everything has ended, and that nothing failed that could have been done.
     fn check_endings(&self, first_phase_ended: Option<DateTime<Utc>>, end: End) {
         let failed = self.era.history.steps.iter().filter(|step| step.became == "failed");
         let in_first_phase = |step: &&Step| first_phase_ended.is_none_or(|ended| step.at < ended);
@@ -220,7 +220,7 @@ impl Judged<'_> {
         }
     }
 
-    /// 4, 6 and 7: by the recorder, every step of every export.
+    /// 4, 6 and 7: Checks every step of every export, as the recorder saw it.
     fn check_steps(&self) {
         let mut running = BTreeMap::<&str, Uuid>::new();
         let mut open = BTreeMap::<&str, BTreeMap<Uuid, i64>>::new();
@@ -240,7 +240,7 @@ impl Judged<'_> {
             if !legal && !is_lost {
                 self.red("7", format!("job {} of {lane} went from {was} to {}", step.job, step.became));
             }
-            // A committed export is open to its readers until its file has its name.
+            // A committed export counts as open until its file has its name.
             let open = open.entry(lane).or_default();
             match step.became.as_str() {
                 "pending" | "moved" => drop(open.insert(step.job, seq)),
@@ -272,8 +272,8 @@ impl Judged<'_> {
         }
     }
 
-    /// 3, 4 and 8: a skipped export has nothing of a file, was to be skipped, and was skipped by the attempt that held
-    /// it. No export is gone but a skipped one, after a later one of its lane was skipped, too.
+    /// 3, 4 and 8: Checks that a skipped export has no trace of a file, was to be skipped, and was skipped by its
+    /// attempt. Only skipped exports may be gone, after a later export of the lane was skipped too.
     fn check_skips(&self) {
         let mut last = HashMap::<&str, i64>::new();
         for export in self.era.exports.iter().filter(|export| export.status == "skipped") {
@@ -303,8 +303,8 @@ impl Judged<'_> {
         }
     }
 
-    /// 12: all exports of a job were committed, in one transaction and as of one snapshot, or none was, and then all of
-    /// them ended in one way. Also while the job is open.
+    /// 12: Checks that all exports of a job were committed in one transaction and as of one snapshot, or none of them.
+    /// In that case, all of them ended in one way. This also holds while the job is open.
     fn check_jobs(&self) {
         for (id, job) in self.era.jobs() {
             if job.states.len() > 1 || job.commits.len() > 1 {
@@ -325,14 +325,14 @@ impl Judged<'_> {
         }
     }
 
-    /// The snapshot of a job of several datasets, at which each of its exports must be the table.
+    /// Returns the snapshot of a job of several datasets. Each of its exports must equal the table at that snapshot.
     fn moment(&self, export: &Export) -> Result<Option<Snapshot>> {
         let of_job = self.era.exports.iter().filter(|other| export.is_of_datasets && other.job == export.job);
         let mut moments = of_job.filter_map(|other| self.era.commits.get(&other.id())?.1.clone());
         moments.next().map(Snapshot::try_from).transpose()
     }
 
-    /// 3 and 10: a completed export has its file whole, and there are no others.
+    /// 3 and 10: Checks that each completed export has its whole file, and that there are no other files.
     async fn check_files(&self) -> Result<()> {
         let place = &self.world.place;
         for left in place.leftovers(|job| self.is_forgotten(job)).await? {
@@ -370,7 +370,7 @@ impl Judged<'_> {
         Ok(())
     }
 
-    /// 2: each export begins where the one that was committed before it ended.
+    /// 2: Checks that each export begins where the last committed export ended.
     fn check_chain(&self, lane: &str) {
         let mut last = None;
         for export in self.era.of_lane(lane).filter(|export| export.has_committed()) {
@@ -382,8 +382,8 @@ impl Judged<'_> {
         }
     }
 
-    /// 6: a lane's published exports are numbered in its order, from 1 and without gaps, if the database was never put
-    /// back.
+    /// 6: Checks that a lane's published exports are numbered in order. If the database was never restored, the numbers
+    /// begin at 1 and have no gaps.
     fn check_numbers(&self, lane: &str) {
         let mut last = 0;
         for export in self.era.of_lane(lane) {
@@ -401,18 +401,18 @@ impl Judged<'_> {
         }
     }
 
-    /// 1: after each completed export the replica is the table as of a moment between the attempt's claim and its
-    /// commit; after the last one, a delta that began when nobody wrote any more, it is the table.
+    /// 1: Checks that the replica after each export is the table as of a moment between the attempt's claim and its
+    /// commit. After the last delta, which began when nobody wrote any more, the replica must be the table.
     ///
     /// Checks each skipped export: the replica must be the table without another file.
     ///
-    /// An export of changes is refused where what the consumer has is not what the database knows that it has, after
-    /// some moves of the table's owner, and where the change log may have been over its bound; never for nothing. A
-    /// full one only where it waited in a copy, and may have been done since.
+    /// An export of changes may be refused only for a reason. The database doesn't know what the consumer has, the
+    /// owner made certain moves, or the change log may have exceeded its bound. A full export may be refused only if it
+    /// waited in a copy, and may have been done since.
     fn replay(&self, lane: &Lane, consumer: &mut Consumer, before: &States, end: End) -> Result<usize> {
         let mut compared = 0;
         let mut since = Since::default();
-        // And no full export came after it.
+        // A file was lost, and no full export came after it.
         let mut has_lost_a_file = false;
         for export in self.era.of_lane(lane.name) {
             let Export { job, export_type, continuity, .. } = export;
@@ -436,7 +436,7 @@ impl Judged<'_> {
                         }
                         continue;
                     }
-                    // No file of the lane is there to bear witness that its first export wasn't done before a failover.
+                    // The lane has no file that shows that its first export wasn't done before a failover.
                     let unwitnessed = consumer.last.is_none() && self.world.was_turned_over();
                     if !has_moved && !consumer.astray && !consumer.doubtful && !has_lost_a_file && !unwitnessed {
                         self.red("1", format!("{about} was refused for nothing: {continuity:?}"));
@@ -452,9 +452,9 @@ impl Judged<'_> {
                     has_lost_a_file &= !is_full;
                     let is_new = !consumer.had.contains(&export.delivered());
                     if is_new && consumer.astray && !is_full {
-                        // The loader that asked was not given the lost export, and goes on from the one before.
-                        // `reload` compares what loaders have. This replica, which has the lost export, stands still
-                        // until a full one.
+                        // The loader that asked didn't receive the lost export, and goes on from the one before.
+                        // `reload` compares the loaders' rows. This replica has the lost export, and stays unchanged
+                        // until a full export.
                         if export.after().is_some_and(|after| Some(&after) != consumer.last.as_ref()) {
                             consumer.left_behind = true;
                             continue;
@@ -472,7 +472,7 @@ impl Judged<'_> {
                         }
                         continue;
                     }
-                    // One of before a put-back says nothing of what was committed since, and was lost.
+                    // An export from before a restore says nothing about later commits, which were lost.
                     if !is_as_before {
                         consumer.committed = Some(export.delivered());
                     }
@@ -490,7 +490,7 @@ impl Judged<'_> {
         Ok(compared)
     }
 
-    /// 1, as a loader sees it: what it loaded, in the order of its loading, whatever it was not given.
+    /// 1: Replays what a loader loaded, in the order of loading, whatever the loader didn't receive.
     fn reload(&self, lane: &Lane, which: usize, consumer: &mut Consumer, end: End) -> Result<usize> {
         let recorded = locked(&self.world.loaded);
         let loaded = recorded.get(&(lane.name, which)).map_or(&[][..], Vec::as_slice);
@@ -513,7 +513,7 @@ impl Judged<'_> {
         }
     }
 
-    /// Loads one export more, and compares. False: its file was never seen, which was said before.
+    /// Loads one more export and compares. Returns false if nobody saw its file, which is reported elsewhere.
     fn load(&self, export: &Export, consumer: &mut Consumer) -> Result<bool> {
         let archive = locked(&self.world.archive);
         let Some(file) = self.file(&archive, export) else { return Ok(false) };
@@ -528,7 +528,7 @@ impl Judged<'_> {
         Ok(true)
     }
 
-    /// Compares with the table that the export saw, and 12, with the table at the moment of the export's job.
+    /// 1: Compares with the table that the export saw. 12: Compares with the table at the moment of the export's job.
     fn compare(&self, export: &Export, consumer: &mut Consumer, brought: &BTreeSet<i64>) -> Result<()> {
         let nothing = Versions::new();
         let versions = self.era.versions.get(&export.dataset).unwrap_or(&nothing);
@@ -554,7 +554,7 @@ impl Judged<'_> {
         let Export { output_filename, status, lane_sequence, .. } = export;
         for wrong in wrong {
             consumer.wrong += 1;
-            // One lost row is wrong in every export until it changes again.
+            // One lost row stays wrong in every export until the row changes again.
             if consumer.wrong <= 5 {
                 let line = format!("after {output_filename} ({status}, lane_sequence {lane_sequence:?}), {wrong}");
                 self.red("1", line);
@@ -562,7 +562,7 @@ impl Judged<'_> {
         }
     }
 
-    /// 1, of an export for nobody: its rows are the table's, up to its key, at a moment from its claim to its commit.
+    /// 1: Checks that an ad-hoc export has the table's rows up to its key, as of a moment from its claim to its commit.
     fn compare_ad_hoc(&self, export: &Export) -> Result<()> {
         let archive = locked(&self.world.archive);
         let Some(file) = self.file(&archive, export) else { return Ok(()) };
@@ -585,7 +585,7 @@ impl Judged<'_> {
         archive.files.get(&self.world.place.name(export)?).map(|seen| seen.copy.clone())
     }
 
-    /// Whether it is a job that the database knew before it was put back: what such a one left stays for an hour.
+    /// Returns true if the database knew the job only before a restore. The leftovers of such a job stay for an hour.
     fn is_forgotten(&self, job: &str) -> bool {
         self.world.was_turned_over() && !self.era.exports.iter().any(|known| known.job.to_string() == job)
     }

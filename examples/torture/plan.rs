@@ -13,57 +13,57 @@ use crate::replica::LEASE;
 use crate::report::{EXPIRE, UPHEAVAL};
 use crate::upheavals::{Timeline, Upheaval};
 
-/// A reader that hears nothing is given up after five seconds: nothing else shall meet its replica meanwhile.
+/// Pause after a blow to a reader: the service gives up a silent one after five seconds, undisturbed by other blows.
 const SILENT: Duration = Duration::from_secs(8);
 
-/// What is done to one replica.
+/// A fault of one replica.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Blow {
     Kill,
-    /// SIGSTOP, and SIGCONT after so long.
+    /// Sends SIGSTOP, and SIGCONT after this time.
     Stop(Duration),
-    /// To its way to Postgres.
+    /// Disturbs the connections to Postgres.
     Link(LinkFault),
-    /// To its way to its bucket.
+    /// Disturbs the connections to the bucket.
     Store(LinkFault),
     LoseAnswer,
-    /// A reader hears nothing any more, while all other connections live.
+    /// Silences one reader's connection, while all other connections live.
     SilenceReader,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum LinkFault {
-    /// Nothing gets through for so long; it comes afterwards.
+    /// Holds all data back for this time, and delivers it afterwards.
     Hole(Duration),
-    /// Every piece takes so much longer, for two leases.
+    /// Delays each piece by this time, for two leases.
     Slow(Duration),
-    /// Its connections are reset.
+    /// Resets the link's connections.
     Reset,
-    /// No upload can be completed for so long.
+    /// Refuses to complete uploads for this time.
     Refuse(Duration),
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Quake {
-    /// `pg_terminate_backend` for so many of a hundred of the service's backends.
+    /// Runs `pg_terminate_backend` for this percentage of the service's backends.
     Terminate(u64),
-    /// Every lease has run out, as after a jump of the database's clock: its workers live, and don't know.
+    /// Ends every lease, like a jump of the database's clock. The workers live, and don't know.
     Expire,
     Crash,
 }
 
-/// Beside kills and cuts. A run has some or all of them.
+/// A kind of act beside kills and cuts. A run has some or all of these kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Move {
-    /// The tables' owner changes their shape.
+    /// The tables' owner changes the shape of the tables.
     Ddl,
-    /// A subscription that writes into a tracked table comes and goes.
+    /// A subscription that writes into a tracked table is paused, resumed and made anew.
     Subscription,
-    /// The database is put back to a copy of itself.
+    /// The database is restored from a copy of itself.
     Restores,
-    /// The database's clock goes back and forth.
+    /// The database's clock is set forward and back.
     Clock,
-    /// The tables' owner changes so many rows at once that the change log is over its bound.
+    /// The tables' owner changes so many rows at once that the change log exceeds its bound.
     Backfill,
     /// An application locks tables, while a folder hangs and the synchronous standby is dead.
     Locks,
@@ -71,23 +71,23 @@ pub(crate) enum Move {
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Act {
-    /// To the replica of this number.
+    /// Makes a blow against the replica with this index.
     Blow(usize, Blow),
     Quake(Quake),
     Shaping(Shaping),
     Upheaval(Upheaval),
-    /// How many seconds the database's is off.
+    /// Sets the offset of the database's clock, in seconds.
     Clock(i64),
     Subscribing(Subscribing),
     Backfill(Backfill),
-    /// The synchronous standby is dead for so long.
+    /// Makes commits wait for a dead synchronous standby, for this time.
     DeadStandby(Duration),
-    /// For so long, jobs are taken over from workers that live.
+    /// Takes jobs over from workers that live, for this time.
     Overtaking(Duration),
 }
 
 impl Act {
-    /// What attempts that it ends have died of; `None`: none dies of it.
+    /// Returns the cause of death of the attempts that this act ends, or `None` if it ends none.
     pub(crate) fn harm(self) -> Option<&'static str> {
         Some(match self {
             Act::Blow(_, Blow::Kill) => "kill",
@@ -113,15 +113,15 @@ pub(crate) struct Planned {
     pub(crate) act: Act,
 }
 
-/// All faults of a run's second phase: a list for each replica, one for what meets them all, and one for each kind of
-/// move. The acts of a list follow one another.
+/// All faults of a run's second phase: one list per replica, one for all replicas, and one per kind of move. The acts
+/// of a list follow one another.
 pub(crate) struct Plan {
     pub(crate) lists: Vec<Vec<Planned>>,
 }
 
 impl Plan {
     pub(crate) fn new(seed: u64, replicas: usize, length: Duration, moves: &[Move]) -> Plan {
-        // A stream of its own for each list: leaving one away leaves the others as they are.
+        // Each list has its own stream of random numbers. So leaving a list out doesn't change the others.
         let random = |of| Random::new(seed, of);
         let blows = (0..replicas).map(|replica| blows(replica, &mut random(300 + replica as u64), length));
         let moves = Move::value_variants().iter().filter(|kind| moves.contains(kind));
@@ -129,29 +129,29 @@ impl Plan {
         Plan { lists: blows.chain([quakes(&mut random(400), length)]).chain(moves).collect() }
     }
 
-    /// The same with what happens between the replicas and their bucket.
+    /// Adds faults between the replicas and their bucket.
     pub(crate) fn with_store_blows(mut self, seed: u64, replicas: usize, length: Duration) -> Plan {
         let blows = |replica| store_blows(replica, &mut Random::new(seed, 350 + replica as u64), length);
         self.lists.extend((0..replicas).map(blows));
         self
     }
 
-    /// For a directed scenario: see [`crate::nemesis::overtake`].
+    /// Plans a directed scenario: see [`crate::nemesis::overtake`].
     pub(crate) fn of_overtaking(length: Duration) -> Plan {
         Plan { lists: vec![vec![Planned { at: Duration::ZERO, act: Act::Overtaking(length) }]] }
     }
 
-    /// For a directed scenario: COMMITs go unanswered.
+    /// Plans a directed scenario: COMMITs go unanswered.
     pub(crate) fn of_lost_answers(replicas: usize, length: Duration) -> Plan {
         Plan::of_one_blow(Blow::LoseAnswer, replicas, length, |replica| 300 + 30 * replica)
     }
 
-    /// For a directed scenario: readers fall silent.
+    /// Plans a directed scenario: readers fall silent.
     pub(crate) fn of_silent_readers(replicas: usize, length: Duration) -> Plan {
         Plan::of_one_blow(Blow::SilenceReader, replicas, length, |replica| 2_000 + 300 * replica)
     }
 
-    /// The blow meets each replica again and again, after so many milliseconds.
+    /// Plans the same blow against each replica again and again. `millis` is the pause by the replica's index.
     fn of_one_blow(blow: Blow, replicas: usize, length: Duration, millis: fn(u64) -> u64) -> Plan {
         let blows = |replica| {
             let pause = Duration::from_millis(millis(replica as u64));
@@ -160,8 +160,8 @@ impl Plan {
         Plan { lists: (0..replicas).map(blows).collect() }
     }
 
-    /// For a directed scenario: a copy of the database is made in which exports are under way, and put back when they
-    /// are done; for a while after that no replica can complete an upload. Again and again.
+    /// Plans a directed scenario: copies the database while exports run, and puts the copy back when they are done. For
+    /// a while after that, no replica can complete an upload. Repeats this.
     pub(crate) fn of_restores(replicas: usize, length: Duration) -> Plan {
         let second = Duration::from_secs;
         let begins = (0..).map(|n| second(1 + 34 * n)).take_while(|begin| *begin + second(34) < length);
@@ -182,7 +182,7 @@ impl Plan {
     }
 }
 
-/// Draws acts until the end. Each comes with the time from it to the next.
+/// Draws acts until the end. `draw` returns an act, and the time from that act to the next.
 fn spread(first: Duration, length: Duration, mut draw: impl FnMut() -> (Act, Duration)) -> Vec<Planned> {
     let (mut planned, mut at) = (Vec::new(), first);
     while at < length {
@@ -193,7 +193,7 @@ fn spread(first: Duration, length: Duration, mut draw: impl FnMut() -> (Act, Dur
     planned
 }
 
-/// A fault that is over after so long.
+/// Returns a fault that lasts for `time`, and this time.
 fn lasting<T>(what: fn(Duration) -> T, time: Duration) -> (T, Duration) {
     (what(time), time)
 }
@@ -251,7 +251,7 @@ fn acts_of(kind: Move, random: &mut Random, length: Duration) -> Vec<Planned> {
         Move::Restores => {
             let at = random.millis(3_000, 8_000);
             let mut planned = vec![Planned { at, act: Act::Upheaval(Upheaval::Copy) }];
-            // Time is left to be told of it.
+            // Leaves the clients 5 s to learn of the last restore.
             let length = length.saturating_sub(Duration::from_secs(5));
             planned.extend(spread(at + random.millis(12_000, 35_000), length, || {
                 (Act::Upheaval(Upheaval::draw(random)), random.millis(12_000, 35_000))

@@ -1,6 +1,5 @@
-//! The network between a replica and Postgres, which may be slow, swallow everything or what one reader is sent, break,
-//! or lose the answer to a COMMIT. That between a replica and its bucket is one too, and may refuse to have uploads
-//! completed.
+//! The network between a replica and Postgres. It may be slow, swallow everything, silence one reader, break, or lose
+//! the answer to a COMMIT. The network between a replica and its bucket may also refuse to complete uploads.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,9 +14,9 @@ use tokio::sync::watch;
 use crate::plan::LinkFault;
 use crate::replica::LEASE;
 
-/// How long each piece takes one way when nothing is wrong: attempts last long enough to be hit.
+/// Milliseconds that each piece takes one way without a fault. So attempts last long enough to be hit.
 const LATENCY: u64 = 6;
-/// Bytes a millisecond from Postgres, for the same reason.
+/// Bytes per millisecond from Postgres, for the same reason.
 const RATE: usize = 600;
 
 #[derive(Clone)]
@@ -28,18 +27,18 @@ pub(crate) struct Link {
 
 struct State {
     server: SocketAddr,
-    /// Nothing gets through; it comes later, as TCP would send it again.
+    /// True while nothing gets through. Data arrives later, as if TCP had sent it again.
     hole: watch::Sender<bool>,
-    /// Connections of an earlier epoch are reset.
+    /// The current epoch. Connections of an earlier epoch are reset.
     epoch: watch::Sender<u64>,
     latency: AtomicU64,
     lost_answers: Mishap,
     silent_readers: Mishap,
-    /// Requests that would complete an upload get as far as here.
+    /// True while the proxy refuses requests that would complete an upload.
     refuses_completions: AtomicBool,
 }
 
-/// After its client gave up a silenced connection the server hears of it, as of a host that was started again.
+/// Time until the server hears that the client gave up a silenced connection, as if its host had been restarted.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(5);
 
 impl Link {
@@ -63,7 +62,7 @@ impl Link {
         Ok(link)
     }
 
-    /// Returns when it is over.
+    /// Makes the link suffer a fault. Returns when the fault is over.
     pub(crate) async fn suffer(&self, fault: LinkFault) {
         let state = &self.state;
         match fault {
@@ -86,18 +85,18 @@ impl Link {
         }
     }
 
-    /// Loses the answer to a COMMIT, and the connection with it.
+    /// Returns the mishap that loses the answer to a COMMIT, and the connection with it.
     pub(crate) fn lost_answers(&self) -> &Mishap {
         &self.state.lost_answers
     }
 
-    /// Silences a connection that imports a snapshot, from its next word on: nothing passes there any more, for good,
-    /// and the replica's other connections live.
+    /// Returns the mishap that silences a connection which imports a snapshot, from its next message on, for good. The
+    /// replica's other connections live.
     pub(crate) fn silent_readers(&self) -> &Mishap {
         &self.state.silent_readers
     }
 
-    /// Nothing that is still due happens.
+    /// Cancels all mishaps that are still due.
     pub(crate) fn heal(&self) {
         for mishap in [self.lost_answers(), self.silent_readers()] {
             mishap.due.store(0, Ordering::Relaxed);
@@ -105,7 +104,7 @@ impl Link {
     }
 }
 
-/// What happens to the next connection that meets its condition, when somebody wants it.
+/// A fault of the next connection that meets a condition, if the nemesis has requested one.
 #[derive(Default)]
 pub(crate) struct Mishap {
     due: AtomicU32,
@@ -117,7 +116,7 @@ impl Mishap {
         self.happened.load(Ordering::Relaxed)
     }
 
-    /// Has it happen once, and waits for that, for so long at most.
+    /// Makes the mishap happen once, and waits for it for `patience` at most.
     pub(crate) async fn bring_about(&self, patience: Duration) {
         let (before, asked) = (self.happened(), Instant::now());
         self.due.fetch_add(1, Ordering::Relaxed);
@@ -136,12 +135,12 @@ impl Mishap {
 enum End {
     Closed,
     Reset,
-    /// By an answer that isn't the store's.
+    /// The proxy answers instead of the store.
     Refused,
 }
 
 async fn connect(state: Arc<State>, mut client: TcpStream) {
-    // Without a server there is a refusal, as from a host whose Postgres is down.
+    // If the server is down, the client's connection is closed, as by a host whose Postgres is down.
     let Ok(mut server) = TcpStream::connect(state.server).await else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let mut epoch = state.epoch.subscribe();
@@ -192,7 +191,7 @@ async fn connect(state: Arc<State>, mut client: TcpStream) {
                     break;
                 }
             }
-            // Nor does the replica hear that the server has ended the session.
+            // The replica doesn't hear that the server has ended the session, either.
             if silent.load(Ordering::SeqCst) {
                 std::future::pending::<()>().await;
             }
@@ -211,7 +210,7 @@ async fn connect(state: Arc<State>, mut client: TcpStream) {
     }
 }
 
-/// Answers as a proxy does that lets nobody through. The client closes when it has read that.
+/// Answers like a proxy that lets nobody through. The client closes the connection after reading the answer.
 async fn refuse(mut client: TcpStream) {
     let answer = b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
     if client.write_all(answer).await.is_ok() {
@@ -235,13 +234,13 @@ fn has(bytes: &[u8], text: &[u8]) -> bool {
     bytes.windows(text.len()).any(|part| part == text)
 }
 
-/// A simple query that ends with the word. Which transaction it is, nobody here knows: one that submits a job, one that
-/// ends a reading, or one that completes an export.
+/// Returns true if this is a simple query that ends with `commit`. The transaction is unknown here: it may submit a
+/// job, end a reading, or complete an export.
 fn is_commit(bytes: &[u8]) -> bool {
     bytes.len() > 7 && bytes[bytes.len() - 7..].eq_ignore_ascii_case(b"commit\0")
 }
 
-/// The head of a request of S3 or of Azure that makes an object of what was uploaded in parts.
+/// Returns true if this is the head of a request to S3 or Azure that makes an object of uploaded parts.
 fn is_completion(bytes: &[u8]) -> bool {
     let line = bytes.split(|byte| *byte == b'\r').next().unwrap_or_default();
     (line.starts_with(b"POST ") && has(line, b"uploadId="))

@@ -1,5 +1,5 @@
-//! A receiver of webhooks that refuses, hangs, answers late and goes away. It holds each event that it is posted
-//! against the database, at that moment; in the end each end of a job has to have been told, under one id.
+//! A receiver of webhooks that refuses, hangs, answers late and goes away. It compares each event with the database at
+//! that moment. By the end of the run, the end of each job must have arrived, under one id.
 //!
 //! It refuses an event that it can't check at that moment, so the service has to deliver it again.
 
@@ -36,22 +36,22 @@ use crate::trial::World;
 pub(crate) const SECRET_ENV: &str = "RECEIVER_SECRET";
 const KEY: &[u8] = b"held against the torture's own";
 
-/// The service gives a post up after this time; what it is answered later, it doesn't hear.
+/// Time after which the service gives up a post. The service ignores later answers.
 const GIVEN_UP: Duration = Duration::from_secs(15);
-/// A post is signed just before it is sent: longer ago than any stop is a mistake.
+/// Largest age of a signature in seconds. A post is signed just before it is sent, and no stop lasts that long.
 const SIGNED_WITHIN: u64 = 60;
-/// From the time when the receiver takes everything until it has been told everything.
+/// Longest time from when the receiver accepts everything until all events have arrived.
 const TOLD_WITHIN: Duration = Duration::from_secs(30);
-/// The pause after a first try. Deliveries that are due by then arrive by themselves; later ones are asked for.
+/// Pause after a first try. Deliveries that are due by then arrive by themselves; the receiver requests later ones.
 const COMES_BY_ITSELF: Duration = Duration::from_secs(7);
 
 #[derive(Clone, Copy)]
 enum Answer {
-    /// With 200, after this time.
+    /// Answers with 200, after this time.
     Taken(Duration),
     Refused,
     Dropped,
-    /// With 200, when nobody listens any more, or not at all, until the connection is gone.
+    /// Answers with 200 when the service has given up, or not at all, until the connection is gone.
     Late(Duration),
 }
 
@@ -71,22 +71,22 @@ impl Answer {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Posts {
     pub(crate) tries: usize,
-    /// Events among them, by their ids.
+    /// Number of events among them, by their ids.
     pub(crate) ids: usize,
     pub(crate) refused: usize,
     pub(crate) dropped: usize,
-    /// Answered when the service had given up, or never.
+    /// Posts answered when the service had given up, or never.
     pub(crate) late: usize,
-    /// Refused, because the database couldn't be asked.
+    /// Posts refused because the database couldn't be queried.
     pub(crate) unchecked: usize,
-    /// Of before the database was put back, by processes that had them in hand.
+    /// Posts about the time before a restore of the database, by processes that still held them.
     pub(crate) strays: usize,
 }
 
 struct Event {
     id: Uuid,
     end: String,
-    /// How many posts of it were answered with 200 in time.
+    /// Number of posts of this event that were answered with 200 in time.
     taken: usize,
 }
 
@@ -94,18 +94,18 @@ struct Event {
 struct Told {
     events: HashMap<Uuid, Event>,
     ids: HashSet<Uuid>,
-    /// Events of a database that was put back, and doesn't know them any more.
+    /// Events of the time before a restore, which the database doesn't know any more.
     forgotten: HashSet<Uuid>,
     posts: Posts,
 }
 
 pub(crate) struct Receiver {
     port: u16,
-    /// Nobody else gets the port while the receiver is away: bound, and not listened at.
+    /// A socket that is bound and doesn't listen. It keeps the port reserved while the receiver is away.
     _reserved: TcpSocket,
     told: Mutex<Told>,
     answers: Mutex<Random>,
-    /// From now on it takes everything.
+    /// True once the receiver accepts everything.
     is_tame: watch::Sender<bool>,
     conn: tokio::sync::Mutex<Option<PgConnection>>,
 }
@@ -123,7 +123,7 @@ impl Receiver {
         })
     }
 
-    /// What the operator's file of each replica has of it.
+    /// Returns the receiver's block of the operator's file of each replica.
     pub(crate) fn block(&self) -> String {
         format!(
             "\n[[webhook]]\nname = \"receiver\"\nurl = \"http://127.0.0.1:{}/\"\nsecret_env = \"{SECRET_ENV}\"\n\
@@ -142,12 +142,12 @@ impl Receiver {
         Posts { ids: told.ids.len(), ..told.posts.clone() }
     }
 
-    /// The database was put back: it has these ends, and of the events that it had `before` these are `left`.
-    /// Events of other ends need not hold any more.
+    /// Adapts to a restored database: it has these ends, and of the events that it had `before` these are `left`.
+    /// Events of other ends needn't be right any more.
     pub(crate) fn put_back(&self, ends: &HashMap<Uuid, String>, before: HashSet<Uuid>, left: &HashSet<Uuid>) {
         let mut told = locked(&self.told);
         let is_so = |job: &Uuid, event: &Event| ends.get(job) == Some(&event.end);
-        // The events of a skipped job go with it, so that some aren't among those of before.
+        // The events of a skipped job are deleted with it, so some of them aren't in `before`.
         let wrong: Vec<Uuid> =
             told.events.iter().filter(|(job, event)| !is_so(job, event)).map(|(_, it)| it.id).collect();
         told.events.retain(|job, event| is_so(job, event));
@@ -155,7 +155,7 @@ impl Receiver {
         told.forgotten.retain(|id| !left.contains(id));
     }
 
-    /// For so long, or for ever.
+    /// Waits for this time, or for ever if the receiver is tame.
     async fn stays(&self, time: Duration) {
         tokio::time::sleep(time).await;
         if *self.is_tame.borrow() {
@@ -164,11 +164,11 @@ impl Receiver {
     }
 
     async fn tame(&self) {
-        // An error: there is no receiver any more.
+        // An error means that the receiver is gone.
         let _ = self.is_tame.subscribe().wait_for(|is_tame| *is_tame).await;
     }
 
-    /// Asks the database for the status in which a job has ended, and what its event must have of its exports.
+    /// Asks the database for the status in which a job has ended, and for the datasets that its event must have.
     async fn ask(&self, world: &World, job: Uuid) -> Result<Option<(String, bool, Vec<String>)>, sqlx::Error> {
         let mut kept = self.conn.lock().await;
         let mut conn = match kept.take() {
@@ -195,7 +195,7 @@ pub(crate) async fn planned(conn: &mut PgConnection) -> Result<HashSet<Uuid>> {
     Ok(ids.into_iter().collect())
 }
 
-/// A socket that has a port, and doesn't listen there.
+/// Returns a socket that is bound to a port and doesn't listen.
 pub(crate) fn bound(port: u16) -> Result<TcpSocket> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
@@ -203,7 +203,7 @@ pub(crate) fn bound(port: u16) -> Result<TcpSocket> {
     Ok(socket)
 }
 
-/// Listens and goes away by turns, until it is tame. Then it listens on.
+/// Listens and goes away by turns, until the receiver is tame. Then it listens on.
 pub(crate) async fn listen(world: Arc<World>) -> Result<()> {
     let receiver = &world.receiver;
     let mut random = Random::new(world.seed, 7_001);
@@ -221,7 +221,7 @@ pub(crate) async fn listen(world: Arc<World>) -> Result<()> {
     }
 }
 
-/// Answers as long as this is waited for: with it end the connections.
+/// Answers requests until this future is dropped, which also ends the connections.
 async fn accept(world: &Arc<World>, listener: TcpListener) {
     let mut connections = JoinSet::new();
     loop {
@@ -230,18 +230,18 @@ async fn accept(world: &Arc<World>, listener: TcpListener) {
         let world = Arc::clone(world);
         connections.spawn(async move {
             let service = service_fn(|request| answer(&world, request));
-            // An error: the sender is gone, or was left without an answer.
+            // An error means that the sender is gone, or got no answer.
             let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         });
     }
 }
 
-/// Takes a post in, and answers as it comes. An error: the connection is to be closed.
+/// Checks a post, and draws an answer to it. An error closes the connection.
 async fn answer(world: &Arc<World>, request: Request<Incoming>) -> Result<Response<String>> {
     let receiver = &world.receiver;
     let (head, body) = request.into_parts();
     let body = body.collect().await?.to_bytes();
-    // It was told, whether or not the sender lives to hear the answer.
+    // The post has arrived, whether or not the sender lives to hear the answer. So a task of its own checks it.
     let checked = tokio::spawn(check_post(Arc::clone(world), head.headers, body.to_vec())).await?;
     let Some((job, id)) = checked else { return said(StatusCode::SERVICE_UNAVAILABLE) };
     let is_tame = *receiver.is_tame.borrow();
@@ -278,8 +278,8 @@ fn said(status: StatusCode) -> Result<Response<String>> {
     Ok(Response::builder().status(status).body(String::new())?)
 }
 
-/// 11, of a post: it is signed, the database says the same, and it says so under one id. Returns the job and the id;
-/// `None`: it can't be taken.
+/// 11: Checks that a post is signed, agrees with the database, and has the same id as earlier posts of that end.
+/// Returns the job and the id, or `None` if the post can't be accepted.
 async fn check_post(world: Arc<World>, headers: HeaderMap, body: Vec<u8>) -> Option<(Uuid, Uuid)> {
     let (receiver, era) = (&world.receiver, world.era());
     let Post { id, job, end, status, is_skipped, is_of_datasets, datasets } = match Post::read(&headers, &body) {
@@ -298,7 +298,7 @@ async fn check_post(world: Arc<World>, headers: HeaderMap, body: Vec<u8>) -> Opt
         return None;
     }
     let found = match found {
-        // Nobody puts the database back as long as this is locked.
+        // Nobody restores the database while this is locked.
         Ok(found) if era.is_multiple_of(2) && era == world.era() => found,
         _ => {
             told.posts.unchecked += 1;
@@ -323,7 +323,7 @@ struct Post {
     id: Uuid,
     job: Uuid,
     end: String,
-    /// The job's, as the event shows it.
+    /// The status of the job, as the event shows it.
     status: String,
     is_skipped: bool,
     is_of_datasets: bool,
@@ -363,7 +363,7 @@ impl Post {
     }
 }
 
-/// The receiver takes everything from now on, and is told what it has not taken yet.
+/// Makes the receiver accept everything, and requests the events that it has not accepted yet.
 pub(crate) async fn settle(world: &World) -> Result<()> {
     world.receiver.is_tame.send_replace(true);
     let begun = Instant::now();
@@ -384,7 +384,7 @@ pub(crate) async fn settle(world: &World) -> Result<()> {
             world.report.red("11", line);
             return Ok(());
         }
-        // The database's clock, which may be off.
+        // The time by the database's clock, which may be off.
         let now: DateTime<Utc> = sqlx::query_scalar("select clock_timestamp()").fetch_one(&mut conn).await?;
         for delivery in left {
             let id = delivery["deliveryId"].as_str().context("a delivery has an id")?.to_owned();
@@ -399,7 +399,7 @@ pub(crate) async fn settle(world: &World) -> Result<()> {
     check_all(world, &mut conn).await
 }
 
-/// 11: each end was told, and taken, and nothing else.
+/// 11: Checks that the receiver got and accepted each end, and nothing else.
 async fn check_all(world: &World, conn: &mut PgConnection) -> Result<()> {
     let ended = ends(conn).await?;
     let told = locked(&world.receiver.told);

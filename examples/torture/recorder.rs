@@ -1,9 +1,8 @@
-//! The recorder: triggers of our own on jobs, exports and every table, so that the history of every attempt and of
-//! every row is known exactly and not by sampling. It writes in the transactions that it watches: what is rolled back
-//! was never there.
+//! The recorder: triggers on jobs, exports and every table write down the history of every attempt and every row
+//! exactly. They write in the transactions that they watch, so a transaction that is rolled back leaves no record.
 //!
-//! No clock of the database has a say in it, since the nemesis sets that: what an export may have seen is told by
-//! snapshots, and when something happened by the machine's uptime.
+//! The recorder uses no clock of the database, since the nemesis sets that. Snapshots show what an export may have
+//! seen, and the machine's uptime shows when something happened.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,13 +17,13 @@ use crate::era::ExportId;
 use crate::replica::Replica;
 use crate::report::{Done, EXPIRE, Report};
 
-/// Times are written as the service writes them: RFC 3339, UTC, microseconds.
+/// Format of times, the same as the service's: RFC 3339, UTC, microseconds.
 const TIME: &str = r#"'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"#;
 
 const TABLES: [&str; 5] = ["users", "shapes", "parts", "fed", "calm"];
 
-/// As SQL: the columns of a table's row, as texts, null as an empty one, which a reader of CSV can't tell apart. Null
-/// for a row that is deleted softly.
+/// Returns SQL for a row's columns as texts. Null is an empty text, since a reader of CSV can't tell them apart. The
+/// result is null for a row that is deleted softly.
 fn fields(table: &str, row: &str) -> String {
     let time = |column: &str| format!("to_char({row}.{column} at time zone 'UTC', {TIME})");
     let (created, updated) = (time("created_at"), time("updated_at"));
@@ -45,7 +44,7 @@ fn fields(table: &str, row: &str) -> String {
     )
 }
 
-/// Begins to record. The tables must be there, and no job yet.
+/// Begins to record. The tables must exist, and no job yet.
 pub(crate) async fn install(conn: &mut PgConnection) -> Result<()> {
     conn.execute(
         "create schema torture;
@@ -153,12 +152,12 @@ pub(crate) async fn install(conn: &mut PgConnection) -> Result<()> {
     Ok(())
 }
 
-/// Records what is written to a table from now on, by whomever: an apply worker's writes too.
+/// Records all writes to a table from now on, including those of an apply worker.
 pub(crate) async fn watch(conn: &mut PgConnection, table: &str) -> Result<()> {
     let fields = fields(table, "new");
     let sql = format!(
-        "create or replace function torture.version_of_{table}() returns trigger language plpgsql security definer set search_path = '' as $$
-         begin
+        "create or replace function torture.version_of_{table}() returns trigger
+         language plpgsql security definer set search_path = '' as $$ begin
            if tg_op = 'DELETE' or tg_op = 'UPDATE' and old.id <> new.id then
              insert into torture.versions (tbl, id) values ('{table}', old.id);
            end if;
@@ -176,7 +175,7 @@ pub(crate) async fn watch(conn: &mut PgConnection, table: &str) -> Result<()> {
     Ok(())
 }
 
-/// As SQL, for a transaction that changes values which no trigger sees: the rows `which`, as they are now.
+/// Returns SQL that records the rows `which` as they are now, for a transaction that changes values without triggers.
 pub(crate) fn record_all(table: &str, which: &str) -> String {
     let fields = fields(table, "r");
     format!(
@@ -184,30 +183,30 @@ pub(crate) fn record_all(table: &str, which: &str) -> String {
     )
 }
 
-/// As SQL, for a transaction that makes rows of the table go unseen by any trigger, before it does.
+/// Returns SQL that records the rows `which` as gone, for a transaction that then removes them without triggers.
 pub(crate) fn record_gone(table: &str, which: &str) -> String {
     format!("insert into torture.versions (tbl, id) select '{table}', r.id from {table} r where {which}")
 }
 
-/// What follows from something that is done to a table.
+/// The effect of a change to a table on its exports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub(crate) enum Consequence {
     /// Exports of changes may be refused.
     Refused,
-    /// The same until the next move of these two kinds.
+    /// The same, until the next `Refused` or `RefusedUntilNext` move.
     RefusedUntilNext,
-    /// Deltas are refused until a full export, also after an incremental. The table has a new file, too.
+    /// Deltas are refused until a full export, even after an incremental one. The table has a new file, too.
     Emptied,
-    /// Nothing, unless another change of the catalog comes with it: then it can't be told from values written anew.
+    /// Nothing, unless another change of the catalog comes with it. A rewrite of the values then looks the same.
     NewFile,
-    /// Nothing, unless a new file comes with it, or another one that gives the column its own name back: then nothing
-    /// tells why its row of the catalog is a new one.
+    /// Nothing, unless a new file comes with it, or a second rename gives the column its own name back. Nothing then
+    /// explains the new version of the column's row in the catalog.
     Renamed,
-    /// Nothing, unless a new file comes with it or later: the first one writes the column's default.
+    /// Nothing, unless a new file comes with it or later. The first such file has the column's default in its rows.
     Added,
 }
 
-/// As SQL: notes that something is done to a table.
+/// Returns SQL that records a move on a table.
 pub(crate) fn move_made(table: &str, what: &str, consequence: Consequence) -> String {
     format!("insert into torture.moves (tbl, what, consequence) values ('{table}', '{what}', '{consequence:?}')")
 }
@@ -242,15 +241,15 @@ pub(crate) async fn positions(conn: &mut PgConnection) -> Result<Positions> {
     Ok(recorded.into_iter().map(|(xid, lane, snapshot)| ((xid, lane), snapshot)).collect())
 }
 
-/// What a lane's last exports saw at their claims.
+/// The snapshots at the claims of a lane's last exports.
 #[derive(Default)]
 pub(crate) struct Since {
     pub(crate) any: Option<Snapshot>,
-    /// The last one that told of deletions.
+    /// The snapshot of the last export that included deletions.
     pub(crate) deletions: Option<Snapshot>,
 }
 
-/// Returns true if an export of this kind, refused at `now`, may see something done to its table since the claims.
+/// Returns true if an export of this kind, refused at `now`, may see a change to its table since the claims.
 pub(crate) fn has_moved(moves: &[MoveMade], table: &str, kind: &str, since: &Since, now: &Snapshot) -> bool {
     use Consequence::{Added, Emptied, NewFile, Refused, RefusedUntilNext, Renamed};
     let is_new_since =
@@ -270,7 +269,7 @@ pub(crate) fn has_moved(moves: &[MoveMade], table: &str, kind: &str, since: &Sin
     if seen().filter(|made| made.consequence == Renamed && is_new(made)).count() > 1 {
         return true;
     }
-    // A column that was dropped and added again is another one. That of `users` is in no file.
+    // A column that was dropped and added again is another one. No file has that column of `users`.
     let was_replaced = seen().filter(|made| made.consequence == Added && is_new(made)).count() > 1;
     if was_replaced && table == "shapes" {
         return true;
@@ -312,7 +311,7 @@ impl Snapshot {
     }
 }
 
-/// What a transaction left of a row. `row` is `None` where it is deleted, softly or not.
+/// The state in which a transaction left a row. `row` is `None` if the row is deleted, softly or not.
 #[derive(Clone, Debug)]
 pub(crate) struct Version {
     pub(crate) row: Option<Arc<Row>>,
@@ -322,8 +321,8 @@ pub(crate) struct Version {
 pub(crate) type Versions = BTreeMap<i64, Vec<Version>>;
 
 pub(crate) async fn versions(conn: &mut PgConnection) -> Result<BTreeMap<String, Versions>> {
-    // If a transaction wrote a row more than once, others see the last version. Writers of one row wait
-    // for each other, so the numbers of its versions are in the order of its commits.
+    // If a transaction wrote a row more than once, others see the last version. Writers of one row wait for each other,
+    // so the numbers of its versions are in the order of its commits.
     let recorded: Vec<(String, i64, i64, Option<Json<Row>>)> = sqlx::query_as(
         "select tbl, id, xid::text::bigint, fields
          from (select distinct on (tbl, id, xid) * from torture.versions order by tbl, id, xid, seq desc) last
@@ -339,7 +338,7 @@ pub(crate) async fn versions(conn: &mut PgConnection) -> Result<BTreeMap<String,
     Ok(versions)
 }
 
-/// The number of rows that a transaction wrote or deleted. One that it wrote more than once counts as often.
+/// The number of rows that a transaction wrote or deleted. A row counts each time that it is written.
 #[derive(sqlx_macros::FromRow)]
 pub(crate) struct Written {
     pub(crate) tbl: String,
@@ -363,7 +362,7 @@ pub(crate) async fn table(conn: &mut PgConnection, table: &str) -> Result<BTreeM
     Ok(rows.into_iter().map(|(id, Json(row))| (id, row)).collect())
 }
 
-/// When the machine was started, for what is recorded by its uptime.
+/// Returns the time at which the machine was started. Recorded times are uptimes.
 pub(crate) fn booted() -> Result<DateTime<Utc>> {
     let text = std::fs::read_to_string("/proc/uptime").context("the torture needs Linux")?;
     let up: f64 = text.split(' ').next().and_then(|up| up.parse().ok()).context("/proc/uptime")?;
@@ -374,12 +373,12 @@ pub(crate) fn booted() -> Result<DateTime<Utc>> {
 #[derive(sqlx_macros::FromRow)]
 pub(crate) struct Step {
     pub(crate) at: DateTime<Utc>,
-    /// Taken within the transaction of the step.
+    /// Taken in the transaction of the step.
     #[sqlx(json)]
     pub(crate) snapshot: Snapshot,
     pub(crate) xid: i64,
     pub(crate) job: uuid::Uuid,
-    /// Empty: ad hoc.
+    /// Empty for an ad-hoc export.
     pub(crate) lane: String,
     pub(crate) lane_sequence: Option<i64>,
     pub(crate) was: Option<String>,
@@ -401,9 +400,9 @@ impl Step {
 pub(crate) struct Attempt {
     pub(crate) owner: String,
     pub(crate) claimed: DateTime<Utc>,
-    /// What was visible then: its export sees that, and perhaps more.
+    /// The snapshot at the claim. The export sees at least as much.
     pub(crate) saw: Snapshot,
-    /// When, and what became of the job: its status, or `refused` where it failed with `full_export_needed`.
+    /// The time of the end, and the job's status then, or `refused` if the job failed with `full_export_needed`.
     pub(crate) ended: Option<(DateTime<Utc>, String)>,
 }
 
@@ -413,9 +412,9 @@ pub(crate) type Attempts = BTreeMap<uuid::Uuid, Attempt>;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Deaths {
     pub(crate) of: BTreeMap<&'static str, usize>,
-    /// Of nothing but the early end of their leases.
+    /// Attempts ended only by the early end of their leases.
     pub(crate) leases_ended: usize,
-    /// While no fault was near: a machine so busy that a lease ran out.
+    /// Attempts ended without a fault: the machine was so busy that a lease ran out.
     pub(crate) unexplained: usize,
 }
 
@@ -433,10 +432,10 @@ pub(crate) struct History {
 impl History {
     pub(crate) async fn read(conn: &mut PgConnection) -> Result<History> {
         let steps = sqlx::query_as(
-            "select $1::timestamptz + up * interval '1 s' as at, to_jsonb(snapshot) as snapshot, xid::text::bigint as xid, s.job, s.lane, s.lane_sequence,
-               was, became, token_was, token, owner, staged, case when became = 'failed' then e.error_code end as code
-             from torture.steps s left join torture.exports e on (e.job, e.lane) = (s.job, s.lane)
-             order by seq",
+            "select $1::timestamptz + up * interval '1 s' as at, to_jsonb(snapshot) as snapshot, xid::text::bigint as xid,
+               s.job, s.lane, s.lane_sequence, was, became, token_was, token, owner, staged,
+               case when became = 'failed' then e.error_code end as code
+             from torture.steps s left join torture.exports e on (e.job, e.lane) = (s.job, s.lane) order by seq",
         );
         let steps: Vec<Step> = steps.bind(booted()?).fetch_all(conn).await?;
         let mut attempts = Attempts::new();
@@ -455,9 +454,9 @@ impl History {
     }
 }
 
-/// Who died, and of what: attempts that ended neither completed, skipped or cancelled, nor with `full_export_needed`,
-/// while an act met their replica, or all of them. An act lasts until it is over. Of two acts the later one counts. The
-/// early end of a lease harms nobody's process or connection: it is told apart, and no death.
+/// Counts the attempts that died, by fault: an act met their replica, or all replicas, while they ran. Attempts that
+/// were completed, skipped or cancelled, or ended with `full_export_needed`, didn't die. An act lasts until it is over.
+/// The later one of two acts counts. An early end of a lease harms no process or connection, so it is no death.
 pub(crate) fn deaths(attempts: &Attempts, replicas: &[Replica], report: &Report) -> Deaths {
     let acts = report.acts();
     let mut deaths = Deaths::default();
@@ -486,10 +485,10 @@ fn has_committed(became: &str) -> bool {
     ["completed", "skipped"].contains(&became)
 }
 
-/// Stops during which an attempt of the stopped process was ended, which only somebody else can have done.
+/// Counts the stops during which somebody else ended an attempt of the stopped process.
 pub(crate) fn zombies(attempts: &Attempts, report: &Report) -> usize {
     let stops = report.stops();
-    // What was on its way when the signal came is done by itself.
+    // In this time, the process itself may still do what was under way when the signal came.
     let under_way = TimeDelta::milliseconds(300);
     let woken = stops.iter().filter(|stop| {
         attempts.values().any(|attempt| {

@@ -1,4 +1,4 @@
-//! Files replayed as a consumer would, and held against what the recorder saw of the table.
+//! Replays files like a consumer, and compares the result with the table's recorded versions.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -9,14 +9,14 @@ use anyhow::{Context, Result, ensure};
 use crate::era::Export;
 use crate::recorder::{Row, Snapshot, Version, Versions};
 
-/// From a job's claim, at which what was visible was visible to it, to its commit, at which what it saw was visible.
+/// From a job's claim to its commit. The export sees at least what `from` sees, and at most what `to` sees.
 pub(crate) struct Window {
     pub(crate) from: Snapshot,
     pub(crate) to: Snapshot,
 }
 
 impl Window {
-    /// What a row may have been. A version that is visible makes all before it visible.
+    /// Returns the states that a row may have had. A visible version makes all versions before it visible.
     fn possible<'v>(&self, versions: &'v [Version]) -> impl Iterator<Item = Option<&'v Arc<Row>>> + Clone {
         let seen = |snapshot: &Snapshot| versions.partition_point(|version| snapshot.sees(version.xid));
         let (first, last) = (seen(&self.from), seen(&self.to));
@@ -27,14 +27,14 @@ impl Window {
 #[derive(Default)]
 pub(crate) struct Replica {
     pub(crate) rows: BTreeMap<i64, Arc<Row>>,
-    /// The live rows that it was sent since its last full export, as they were, and how often.
+    /// The live rows that the consumer received since its last full export, and how often.
     sent: HashMap<(i64, Arc<Row>), usize>,
     header: Option<Vec<String>>,
 }
 
 impl Replica {
-    /// Replays a file. Returns what is wrong with it by itself: rows that it sends again, deletions that have more than
-    /// the key, another count, columns that changed and nothing was said. And which rows it brought.
+    /// Replays a file. Returns the mistakes in the file itself, and the keys of its rows. Mistakes are rows that are
+    /// sent again, deletions with more than the key, a wrong count, and changed columns without notice.
     pub(crate) fn load(
         &mut self,
         file: &Path,
@@ -72,7 +72,7 @@ impl Replica {
                 self.rows.remove(&id);
                 let told: Vec<_> =
                     row.iter().filter(|(name, value)| **name != header[key] && !value.is_empty()).collect();
-                // A row that was deleted softly is still there, and comes whole, with its flag.
+                // A softly deleted row still exists, and the file has the whole row, with its flag.
                 if !told.is_empty() && told.iter().all(|(_, value)| *value != "true") {
                     wrong.push(format!("the deletion of row {id} has more than its key: {told:?}"));
                 }
@@ -80,7 +80,7 @@ impl Replica {
             }
             let often = self.sent.entry((id, Arc::clone(&row))).or_default();
             *often += 1;
-            // A row that somebody wrote as it had been, as the first copy of a subscription does, is another version.
+            // A row that is written again unchanged, as by the first copy of a subscription, is another version.
             if *often > 1 && *often > times_written(versions, id, &row) {
                 wrong.push(format!("sent again unchanged: {id} {row:?}"));
             }
@@ -94,8 +94,8 @@ impl Replica {
         Ok((wrong, brought))
     }
 
-    /// Which rows can't be the table's at any moment of the window. Where columns came, went or were renamed since a
-    /// row was sent, those that it still has in common with the table must agree; of a row that was sent just now, all.
+    /// Returns the rows that differ from the table at every moment of the window. If columns were added, dropped or
+    /// renamed since a row was sent, the common ones must agree. In a row that was just sent, all columns must agree.
     pub(crate) fn compare(
         &self,
         versions: &Versions,

@@ -12,7 +12,7 @@ use crate::plan::Move;
 use crate::recorder::Deaths;
 use crate::replica::Stopped;
 
-/// A lock that a panic elsewhere doesn't spoil: the numbers in it are of use all the same.
+/// Locks data even after a panic of another holder: the data is still of use.
 pub(crate) fn locked<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
     what.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -23,7 +23,7 @@ pub(crate) const UPHEAVAL: &str = "upheaval";
 
 #[derive(Clone)]
 pub(crate) struct Done {
-    /// Whom it met; `None`: all of them.
+    /// Index of the replica that the act met. `None`: all of them.
     pub(crate) replica: Option<usize>,
     pub(crate) what: &'static str,
     pub(crate) from: DateTime<Utc>,
@@ -93,17 +93,17 @@ pub(crate) struct Counts {
     pub(crate) counted: Vec<(&'static str, usize, Least)>,
 }
 
-/// What makes a run of 180 s or more with three replicas valid. A shorter or smaller one needs less in proportion.
+/// The minimum of a count in a valid run of 180 s or more with three replicas. Other runs need less in proportion.
 #[derive(Clone, Copy)]
 pub(crate) enum Least {
     Any,
     Of(usize),
-    /// Of a run that has this kind of move.
+    /// The minimum in a run with this kind of move.
     With(Move, usize),
 }
 
 impl Counts {
-    /// Why a run of so many seconds proves nothing, if it doesn't.
+    /// Returns the reasons why a run of this length proves nothing. Returns none for a valid run.
     pub(crate) fn invalid(&self, secs: u64, replicas: usize, moves: &[Move]) -> Vec<String> {
         let too_few = self.counted.iter().filter_map(|(what, found, least)| {
             let least = match least {
