@@ -1,5 +1,5 @@
-//! The auditor: looks at the place of the files and at the tables twenty times a second, and keeps a copy of every file
-//! as it first saw it.
+//! The auditor lists the files and queries the tables twenty times a second. It keeps a copy of each file as it first
+//! saw that file.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
@@ -17,23 +17,23 @@ use crate::report::locked;
 use crate::trial::World;
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// Known files that are looked at again in each round, in turn: thousands would take all the time there is.
+/// Number of known files that each round checks again, in rotation: checking thousands would take too long.
 const AGAIN: usize = 200;
 
-/// A file as it was when it was first seen under its final name.
+/// A file as the auditor first saw it under its final name.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) identity: Identity,
     pub(crate) sha256: String,
     pub(crate) copy: PathBuf,
-    /// Whose file it is, once the database was asked.
+    /// The export that the file belongs to. `None` until the auditor has queried the database.
     export: Option<ExportId>,
 }
 
 #[derive(Default)]
 pub(crate) struct Archive {
     pub(crate) files: BTreeMap<String, Seen>,
-    /// Names whose files somebody asked to remove. A database that was put back doesn't know that they ever were.
+    /// Names of files that a client asked to remove. A restored database doesn't know that they ever existed.
     pub(crate) removed: HashSet<String>,
 }
 
@@ -44,7 +44,7 @@ impl Archive {
     }
 }
 
-/// Looks until the auditor is told to stop. Returns how often it did.
+/// Audits until `auditing` becomes false. Returns the number of rounds.
 pub(crate) async fn audit(world: Arc<World>) -> usize {
     let mut looks = 0;
     let mut turn = 0;
@@ -56,7 +56,7 @@ pub(crate) async fn audit(world: Arc<World>) -> usize {
         if let Err(error) = look_at_files(&world, &mut turn).await {
             world.report.red("5", format!("the files can't be looked at: {error:#}"));
         }
-        // Between a crash of Postgres and its recovery there is nothing to ask.
+        // Postgres accepts no connection between its crash and the end of its recovery.
         if conn.is_none() {
             conn = world.cluster.connect().await.ok();
         }
@@ -80,7 +80,7 @@ async fn look_at_files(world: &World, turn: &mut usize) -> Result<()> {
     let mut new = Vec::new();
     {
         let archive = locked(&world.archive);
-        // Somebody removed it before the database was put back, and its name is another one's now.
+        // A client removed this file before the database was restored, and another export has its name now.
         let may_be_another = |name: &String| world.era() > 0 && archive.removed.contains(name);
         let is_due = |name: &&String| !archive.files.contains_key(*name) || may_be_another(name);
         let in_turn = (0..finals.len().min(AGAIN)).map(|at| &finals[(*turn + at) % finals.len()]);
@@ -108,7 +108,7 @@ async fn look_at_files(world: &World, turn: &mut usize) -> Result<()> {
     Ok(())
 }
 
-/// What must hold at every moment, each in one statement and so of one moment.
+/// Rules that must hold at every moment. Each rule is one statement, so it reads one snapshot.
 const RULES: [(&str, &str, &str); 5] = [
     (
         "6",
@@ -118,7 +118,7 @@ const RULES: [(&str, &str, &str); 5] = [
          where j.status = 'processing' and e.consumer_id is not null
          group by e.consumer_id, e.dataset having count(*) > 1",
     ),
-    // The earlier one is open, or its file has no name yet.
+    // The earlier export is open, or its file has no name yet.
     (
         "6",
         "an export that overtook an earlier one",
@@ -128,7 +128,7 @@ const RULES: [(&str, &str, &str); 5] = [
          where o.published_at is null and o.status in ('open', 'completed')
            and e.status in ('processing', 'completed', 'skipped', 'failed')",
     ),
-    // Nobody here removes a file that has no name yet.
+    // No client of the torture removes a file that has no name yet.
     (
         "3",
         "a committed export without its file",
@@ -146,7 +146,7 @@ const RULES: [(&str, &str, &str); 5] = [
                             order by lane_sequence desc limit 1) j on true
          where w.last_exported_at is distinct from j.watermark_to",
     ),
-    // Claimed together, ended together. A lost file is a loss after the commit.
+    // The exports of a job are claimed together and end together. A file can be lost only after the commit.
     (
         "12",
         "a job that is neither all nor nothing",
@@ -187,12 +187,12 @@ async fn look_at_tables(world: &World, conn: &mut PgConnection) -> Result<(), sq
         match &export {
             Some((_, _, status, hash, size)) if status == "completed" => {
                 let is_recorded = hash.as_deref() == Some(&sha256) && *size as u64 == identity.size;
-                // In a bucket a name that is used again is another key.
+                // In a bucket, two exports with the same `output_filename` have different keys.
                 if !is_recorded && !locked(&world.lost).contains(&sha256) {
                     world.report.red("3", format!("{name} is not what is recorded of it: {size} bytes, {hash:?}"));
                 }
             }
-            // The database was put back to before it was made.
+            // The database was restored to a moment before this file was made.
             _ if locked(&world.lost).contains(&sha256) => {}
             other => world.report.red("5", format!("{name} has its final name, and its export is {other:?}")),
         }

@@ -1,5 +1,4 @@
-//! The tables' owner, who now and then changes very many rows at once: a backfill. The change log then has more than it
-//! may keep.
+//! A backfill: now and then, the tables' owner changes very many rows at once. The change log then exceeds its bound.
 
 use std::time::Duration;
 
@@ -10,19 +9,19 @@ use crate::cluster::SERVICE;
 use crate::random::Random;
 use crate::trial::World;
 
-/// A backfill, and what makes its rows differ from those of others.
+/// A backfill. Its `number` makes the values of its rows differ from those of other backfills.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Backfill {
     rows: Rows,
     number: u64,
-    /// Its transaction stays open for so long after the last row.
+    /// Time for which the transaction stays open after its last change.
     open_for: Duration,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Rows {
     Users(u64),
-    /// Rows of `users` that nobody else changes come, and change; or go, where they are there.
+    /// Inserts rows of `users` that nobody else changes, and updates them. Deletes these rows if they exist.
     UsersBeside,
     Small(&'static str, u64),
 }
@@ -42,14 +41,14 @@ impl Backfill {
         Backfill { rows, number: random.below(1_000_000_000), open_for }
     }
 
-    /// The table, the statement, and how often it is executed.
+    /// Returns the table, the statement, and the number of its executions.
     fn sql(self) -> (&'static str, String, u64) {
         let number = self.number;
-        // No two versions of a row have one text: each statement has a time of its own.
+        // Each statement has its own time, so no two versions of a row have the same text.
         let text = format!("'backfill-{number}-' || extract(epoch from statement_timestamp())");
         let (first, last) = BESIDE;
         match self.rows {
-            // Half of them as backfills do it that don't want to be noticed.
+            // Half of these backfills keep `updated_at`, like a backfill that is meant to go unnoticed.
             Rows::Users(times) => {
                 let updated = if number.is_multiple_of(2) { "updated_at" } else { "now()" };
                 ("users", format!("update users set name = {text}, updated_at = {updated}"), times)
@@ -67,7 +66,7 @@ impl Backfill {
     }
 }
 
-/// Makes it, or lets it be if the table can't be had: a clock that is set ends who waits for it.
+/// Runs a backfill, in at most three attempts: a locked table ends an attempt, and so may a change of the clock.
 pub(crate) async fn make(world: &World, backfill: Backfill) {
     for _ in 0..3 {
         match make_once(world, backfill).await {
@@ -77,13 +76,13 @@ pub(crate) async fn make(world: &World, backfill: Backfill) {
     }
 }
 
-/// In one transaction. Returns how many rows it changed.
+/// Runs a backfill in one transaction. Returns the number of changed rows.
 async fn make_once(world: &World, backfill: Backfill) -> Result<u64> {
     let mut conn = world.cluster.connect_at_last().await?;
     conn.execute("set lock_timeout = '10s'").await?;
     let (table, sql, times) = backfill.sql();
     let mut tx = conn.begin().await?;
-    // Otherwise it and a writer would now and then wait for each other.
+    // Without this lock, the backfill and a writer would now and then deadlock.
     let begin = format!("set local role {SERVICE}; lock table {table} in share row exclusive mode");
     tx.execute(AssertSqlSafe(begin)).await?;
     let (first, last) = BESIDE;

@@ -1,5 +1,5 @@
-//! A bucket of an emulator, asked by plain HTTP: what looks at the service's objects shares not even the client library
-//! with it.
+//! A bucket of an emulator, accessed by plain HTTP. The checks of the service's objects don't even share a client
+//! library with the service.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use crate::clients;
 use crate::environment;
 use crate::place::Identity;
 
-/// What lets anybody use the emulator of Azure, whose key is public, until the year 2099.
+/// Shared access signature for the emulator of Azure, whose key is public. It is valid until the year 2099.
 const AZURITE: &str = "se=2099-01-01T00%3A00%3A00Z&sp=rwdlac&sv=2026-10-06&ss=b&srt=sco&sig=5x/ZkIOORRabQ%2BcTQiijQru%2BqlZISjMz8nC58gJezkk%3D";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub(crate) struct Upload {
 }
 
 impl Bucket {
-    /// The bucket at a URL of the service, on the emulator that `tests/buckets.sh` has started.
+    /// Returns the bucket at a URL of the service, on the emulator that `tests/buckets.sh` has started.
     pub(crate) fn at(url: &str) -> Result<Bucket> {
         let (scheme, rest) = url.split_once("://").context("--store is a URL, as s3://bucket/prefix")?;
         let (cloud, variable) = match scheme {
@@ -52,7 +52,7 @@ impl Bucket {
         Ok(Bucket { cloud, endpoint, name: name.to_owned(), prefix, client })
     }
 
-    /// The bucket, made where there is none, below a prefix that nobody has used.
+    /// Creates the bucket if it does not exist. Returns it with a prefix that nobody has used.
     pub(crate) async fn unused(&self) -> Result<Bucket> {
         let made = match self.cloud {
             Cloud::S3 => self.send(Method::PUT, "", &[]).await?,
@@ -68,7 +68,7 @@ impl Bucket {
         Ok(port.parse()?)
     }
 
-    /// What a service needs to reach it through this port, with keys of nobody's.
+    /// Returns the variables with which a service reaches the bucket through this port. The access keys are dummies.
     pub(crate) fn environment(&self, port: u16) -> Vec<(&'static str, String)> {
         let endpoint = format!("http://127.0.0.1:{port}");
         let mut variables = vec![("OUTPUT_URL", self.url("")), ("OUTPUT_PART_SIZE", "5MiB".to_owned())];
@@ -133,8 +133,8 @@ impl Bucket {
         Ok(Some(answer.error_for_status()?.bytes().await?.to_vec()))
     }
 
-    /// The uploads that have parts. One without is what a process leaves that dies when it has just begun one: a rule
-    /// of the bucket ends it. Azure has no list of them, and drops by itself what nobody completes.
+    /// Returns the uploads that have parts. A process that dies just after it began an upload leaves one without parts,
+    /// which a rule of the bucket ends. Azure has no list of uploads, and drops by itself those that nobody completes.
     pub(crate) async fn uploads(&self) -> Result<Vec<Upload>> {
         let mut found = Vec::new();
         if self.cloud == Cloud::Azure {

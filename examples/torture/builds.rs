@@ -1,4 +1,4 @@
-//! The service's binaries, as cargo builds them, and the failpoints that its source has.
+//! The service's binaries, as cargo builds them, and the failpoints in the source.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -22,12 +22,12 @@ pub(crate) enum Profile {
     Release,
 }
 
-/// Builds the binary of the tree at `tree`, in `target` if not where cargo would.
+/// Builds the binary of the source tree `tree`. The output goes to `target`, if given, else to cargo's usual folder.
 pub(crate) async fn build(tree: &Path, profile: Profile, target: Option<&Path>) -> Result<PathBuf> {
     let mut cargo = Command::new(environment("CARGO").unwrap_or_else(|| "cargo".to_owned()));
     cargo.args(["build", "--locked", "--bin", BINARY, "--message-format", "json-render-diagnostics"]);
-    // With this program: without it the dependencies would have other features than the tests and this program want,
-    // and be compiled again.
+    // Builds this program too. Otherwise the dependencies would have other features than for the tests and this
+    // program, and cargo would compile them again.
     cargo.args(["--example", "torture"]);
     if let Some(features) = environment("FEATURES") {
         cargo.args(["--features", &features]);
@@ -40,7 +40,7 @@ pub(crate) async fn build(tree: &Path, profile: Profile, target: Option<&Path>) 
     }
     if let Some(target) = target {
         cargo.arg("--target-dir").arg(target);
-        // A control is code that no lint has to like.
+        // The code of a control needn't pass the lints.
         cargo.env_remove("RUSTC_WORKSPACE_WRAPPER");
     }
     let built = cargo.current_dir(tree).stderr(std::process::Stdio::inherit()).output().await?;
@@ -55,9 +55,9 @@ pub(crate) async fn build(tree: &Path, profile: Profile, target: Option<&Path>) 
         .context("cargo names no executable")
 }
 
-/// The variables that the cargo that started this program has set for its package. Some build scripts depend on them
-/// (`ring`'s on `OUT_DIR`): if they were passed on, these scripts would run again, and all crates that need them would
-/// be compiled again.
+/// Names of the variables that cargo set for the package when it started this program. Some build scripts depend on
+/// them (`ring`'s on `OUT_DIR`). Passing them on would run these scripts again, and compile all crates that need them
+/// again.
 #[expect(clippy::disallowed_methods, reason = "the service's configuration is not for its torturer")]
 fn inherited() -> impl Iterator<Item = OsString> {
     let names = std::env::vars_os().map(|(name, _)| name);
@@ -67,11 +67,11 @@ fn inherited() -> impl Iterator<Item = OsString> {
     })
 }
 
-/// The rooms that an export passes through with a fault to meet in them. Those of a start have tests of their own.
+/// Prefixes of the failpoints that an export can hit. The failpoints of a start have their own tests.
 const ROOMS: [&str; 3] = ["bucket.", "sink.", "worker."];
 
-/// The names of all failpoints of an export in a tree: read, so that a new one can't be forgotten. Without those of a
-/// destination that isn't in use, `src/sink/bucket` or `src/sink/folder`.
+/// Reads the names of all failpoints of an export from a source tree, so that a new one can't be forgotten. Leaves out
+/// the destination that isn't in use, `src/sink/bucket` or `src/sink/folder`.
 pub(crate) fn failpoints(tree: &Path, unused: &Path) -> Result<BTreeSet<String>> {
     let unused = tree.join(unused);
     let mut names = BTreeSet::new();

@@ -1,5 +1,5 @@
-//! An application beside the service: it reads rows by their keys, and locks tables as ALTER TABLE does. None of its
-//! statements may fail, or wait for longer than [`PATIENCE`], because of the service.
+//! An application beside the service reads rows by their keys, and locks tables like ALTER TABLE. The service must not
+//! make any statement of it fail, or wait for longer than [`PATIENCE`].
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,10 +12,10 @@ use crate::cluster::SERVICE;
 use crate::random::Random;
 use crate::trial::World;
 
-/// `GIVE_WAY_SECONDS`, the looks of an export, and the takeover of a job.
+/// Longest wait: `GIVE_WAY_SECONDS`, the interval at which an export checks for waiters, and the takeover of a job.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The pause between two looks at what a statement waits for.
+/// Pause between two checks of whether the service blocks a statement.
 const LOOK: Duration = Duration::from_millis(200);
 
 const STATEMENTS: [&str; 4] = [
@@ -25,10 +25,10 @@ const STATEMENTS: [&str; 4] = [
     "select from users where id = 1",
 ];
 
-/// Postgres's errors of a deadlock and of a full lock table. An end of the connection is the nemesis's.
+/// Postgres's error codes for a deadlock and a full lock table. Lost connections don't count: the nemesis cuts them.
 const HARMS: [&str; 2] = ["40P01", "53200"];
 
-/// Sends statements until the writers are told to stop. Returns how many were answered.
+/// Sends statements until the writers must stop. Returns the number of statements that were answered.
 pub(crate) async fn work(world: Arc<World>) -> usize {
     let (mut random, mut answered) = (Random::new(world.seed, 970), 0);
     while world.writing.load(Ordering::SeqCst) {

@@ -1,5 +1,4 @@
-//! The clients: they ask for exports, look at them, cancel some, fetch and remove files, and remember what they were
-//! told.
+//! The clients request exports, look at them, cancel some, and download and remove files. They record each answer.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
@@ -15,10 +14,10 @@ use crate::report::locked;
 use crate::trial::World;
 
 pub(crate) const CLIENTS: u64 = 6;
-/// Jobs of a lane that may be open at once, as far as the clients know: the drain is bounded by it.
+/// Largest number of open jobs of a lane, as far as the clients know. It bounds the time of the drain.
 pub(crate) const MOST_OPEN: usize = 4;
 
-/// Asks until the clients are told to stop.
+/// Sends requests until the clients must stop.
 pub(crate) async fn ask(world: Arc<World>, client: u64) {
     let mut random = Random::new(world.seed, 200 + client);
     let lanes: Vec<&Lane> = LANES.iter().filter(|lane| lane.asked_by != AskedBy::Loaders).collect();
@@ -60,7 +59,7 @@ type Accepted = (String, Vec<&'static str>);
 pub(crate) struct Caller<'w> {
     pub(crate) world: &'w World,
     pub(crate) address: String,
-    /// When it began to ask. What it is told after the database was put back is of another era than what it asked for.
+    /// The era in which the caller was created. An answer after a restore of the database belongs to another era.
     era: u64,
 }
 
@@ -69,7 +68,7 @@ impl<'w> Caller<'w> {
         Caller { world, address, era: world.era() }
     }
 
-    /// The ledger, unless it is another era's by now.
+    /// Returns the ledger, or `None` if another era has begun.
     pub(crate) fn ledger(&self) -> Option<MutexGuard<'w, Ledger>> {
         let ledger = locked(&self.world.ledger);
         (self.era == self.world.era()).then_some(ledger)
@@ -91,7 +90,7 @@ impl<'w> Caller<'w> {
         Some((status, answer.bytes().await.ok()?.to_vec()))
     }
 
-    /// An answer that isn't an error of the network. What no answer may be is red here.
+    /// Sends a request. Returns `None` after a network error, or after a status that no answer may have: a violation.
     pub(crate) async fn call(
         &self,
         method: Method,
@@ -120,7 +119,7 @@ impl<'w> Caller<'w> {
         Some((status, answer))
     }
 
-    /// Asks for an export of a lane; mostly, if its consumer has several datasets, for a job of some or all of these.
+    /// Requests an export of a lane; mostly, if its consumer has several datasets, a job of some or all of these.
     async fn ask_for(&self, lane: &'static Lane, random: &mut Random) {
         let is_of_several = lane.asked_by == AskedBy::Datasets && random.percent(75);
         let is_of_all = is_of_several && random.percent(20);
@@ -153,7 +152,7 @@ impl<'w> Caller<'w> {
             body["skipEmpty"] = json!(true);
         }
         self.submit(kind, lane.consumer, &body).await;
-        // It looks again at once, and in a calm table mostly finds nothing.
+        // The consumer requests a delta again at once, which in a calm table mostly finds nothing.
         let again = if lane.dataset == "calm" { 90 } else { 20 };
         if !is_of_several && open + 1 < MOST_OPEN && random.percent(again) {
             body["skipEmpty"] = json!(true);
@@ -161,7 +160,7 @@ impl<'w> Caller<'w> {
         }
     }
 
-    /// Asks twice with one key, as a client that isn't sure of the first answer: it is one job. Returns its id.
+    /// Requests a job twice with one key, like a client that missed the first answer. Both are one job. Returns its id.
     pub(crate) async fn submit(&self, kind: &str, consumer: &str, body: &Value) -> Option<String> {
         let (path, key) = (format!("/exports/{kind}"), uuid::Uuid::new_v4().to_string());
         let once = async || self.post(&path, consumer, Some(&key), body).await?.2;
@@ -174,7 +173,7 @@ impl<'w> Caller<'w> {
         first.or(second).map(|(job, _)| job)
     }
 
-    /// An export for no consumer: of all rows, or of those up to some key.
+    /// Requests an export without a consumer: of all rows, or of the rows up to a key.
     async fn submit_ad_hoc(&self, random: &mut Random) {
         let up_to = [None, Some(random.between(1, 2_400))][random.below(2) as usize];
         let filter: Vec<_> = up_to.iter().map(|key| json!({ "column": "id", "op": "lte", "value": key })).collect();
@@ -182,7 +181,7 @@ impl<'w> Caller<'w> {
         self.post("/exports", AD_HOC, None, &body).await;
     }
 
-    /// Asks for an export; the status, the answer, and what it promises.
+    /// Requests an export. Returns the status, the answer, and the accepted job with its lanes.
     pub(crate) async fn post(
         &self,
         path: &str,
@@ -198,7 +197,7 @@ impl<'w> Caller<'w> {
             request = request.header("X-Consumer-ID", consumer);
         }
         let (status, answer) = self.send(request, &format!("POST {path} of {body}")).await?;
-        // A body that was cut off is a 202 all the same, but of which job, nobody knows.
+        // A truncated answer is a 202 as well, but its job is unknown.
         let answer = answer.json().await.ok()?;
         let accepted = if status == 202 { Some(self.promised(&answer, consumer, body)?) } else { None };
         Some((status, answer, accepted))
@@ -220,15 +219,15 @@ impl<'w> Caller<'w> {
 
     pub(crate) async fn look(&self, lane: &Lane) {
         let Lane { name, consumer, dataset, .. } = lane;
-        // `:` and `@` may stand in a query as they are.
+        // A query may contain `:` and `@` unescaped.
         let jobs = self.look_at(&format!("/exports?consumer={consumer}&dataset={dataset}&limit=30")).await;
-        // 6: newest first, whatever clocks say.
+        // 6: The list must be ordered newest first, whatever the clocks say.
         let exports = jobs.iter().flat_map(exports).filter(|export| export["dataset"] == *dataset);
         let numbers: Vec<u64> = exports.filter_map(|export| export["number"].as_u64()).collect();
         if !numbers.is_sorted_by(|newer, older| newer > older) {
             self.red("6", format!("the list of {name} has the numbers {numbers:?}"));
         }
-        // No list has a skipped job with another one after it.
+        // A list omits a skipped job that a later one follows. So the client requests such a job by its id.
         let listed = |id: &String| jobs.iter().any(|job| job["jobId"] == id.as_str());
         let of_lane = locked(&self.world.ledger).ids(|promise| promise.lanes.contains(name) && promise.is_open());
         for id in of_lane.iter().filter(|id| !listed(id)) {
@@ -259,7 +258,7 @@ impl<'w> Caller<'w> {
         Some(job)
     }
 
-    /// The job has no exports of these lanes, or there is no job of that id. Whether it may be so, the oracle says.
+    /// Records that the job has no exports of these lanes, or does not exist. The oracle judges whether that may be.
     fn gone(&self, id: &str, is_gone: impl Fn(&str) -> bool) {
         if let Some(promise) = self.ledger().as_mut().and_then(|ledger| ledger.promises.get_mut(id)) {
             promise.gone.extend(promise.lanes.iter().filter(|lane| is_gone(lane)));
@@ -288,7 +287,7 @@ impl<'w> Caller<'w> {
         }
     }
 
-    /// Downloads a completed export's file: all of it or an error, never a part. A skipped one has none.
+    /// Downloads a completed export's file: the whole file or an error, never a part. A skipped export has none.
     async fn fetch(&self, random: &mut Random) {
         let done: Vec<Value> = {
             let ledger = locked(&self.world.ledger);
@@ -320,11 +319,11 @@ impl<'w> Caller<'w> {
         }
     }
 
-    /// Removes a file that the auditor has a copy of, for the oracle to replay. Only of jobs that are known to have
-    /// ended: a file that has no name yet would be given up.
+    /// Removes a file that the auditor has a copy of, for the oracle to replay. The job must be known to have ended:
+    /// the service would give up a file that has no name yet.
     async fn remove(&self, random: &mut Random) {
         let mut kept = locked(&self.world.archive).exports();
-        // Loaders come later than others.
+        // Loaders fetch files later than other consumers.
         kept.retain(|(id, lane)| {
             let is_loaded = lanes::of_loaders().any(|loaded| loaded.name == lane);
             let has_ended = |promise: &Promise| promise.ended.is_some();
@@ -342,7 +341,7 @@ impl<'w> Caller<'w> {
         self.call(Method::DELETE, &self.path_of_file(&id, &lane, ""), None).await;
     }
 
-    /// The path of a call about the file of an export. It names the dataset where the job has several.
+    /// Returns the path of a call about the file of an export. The path names the dataset if the job has several.
     fn path_of_file(&self, id: &str, lane: &str, call: &str) -> String {
         let several = |promise: &Promise| promise.lanes.len() > 1;
         let is_one_of_several = locked(&self.world.ledger).promises.get(id).is_some_and(several);
@@ -357,14 +356,14 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
     hex::encode(ring::digest::digest(&ring::digest::SHA256, bytes))
 }
 
-/// An HTTP client in the making, which speaks TLS as the service does: built beside the service, it has no other.
+/// Returns an HTTP client builder with the service's TLS provider. A program built beside the service has no other.
 pub(crate) fn client_builder() -> reqwest::ClientBuilder {
-    // Who comes second finds it installed.
+    // An error means that another caller has already installed the provider.
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder()
 }
 
-/// A client's patience: a replica may be stopped for longer than that.
+/// Returns a client that waits for at most 6 s. A replica may be stopped for longer.
 pub(crate) fn http() -> Result<reqwest::Client, reqwest::Error> {
     client_builder().timeout(Duration::from_secs(6)).build()
 }

@@ -1,5 +1,5 @@
-//! The database's clock, which somebody sets: libfaketime (Debian's `faketime`) in the server's processes, and a file
-//! that says how far they are off. The machine's own clock, and with it ours and the replicas', stays as it is.
+//! Sets the database's clock. The server's processes run with libfaketime (Debian's `faketime`), and a file has the
+//! offset. The machine's own clock, and so the clock of this program and of the replicas, is unchanged.
 
 use std::path::{Path, PathBuf};
 
@@ -9,19 +9,19 @@ use tokio::process::Command;
 use crate::environment;
 use crate::random::Random;
 
-/// The largest distance, in seconds, by which it is ahead. It goes back too, but never behind the machine's: a signal
-/// handler sees that one through the library, so that Postgres's timers would end each transaction that idles now and
-/// then in a second.
+/// Largest offset in seconds by which the database's clock is ahead. It also goes back, but never behind the machine's.
+/// A signal handler reads the machine's clock through the library. If that were ahead, Postgres's timers would now and
+/// then end an idle transaction within a second.
 const FURTHEST: u64 = 600;
 
 pub(crate) struct Clock {
     library: PathBuf,
-    /// Read by the server's processes once a second: for so long they may disagree.
+    /// File with the offset. The server's processes read it once a second, so they may disagree for that long.
     file: PathBuf,
 }
 
 impl Clock {
-    /// With the library of `FAKETIME_LIB`, else where Debian has it. Without, nobody sets the clock.
+    /// Finds the library in `FAKETIME_LIB`, or where Debian has it. Without a library, nobody sets the clock.
     pub(crate) fn find(folder: &Path) -> Result<Option<Clock>> {
         let debian = ["x86_64-linux-gnu", "aarch64-linux-gnu"]
             .map(|machine| format!("/usr/lib/{machine}/faketime/libfaketime.so.1"));
@@ -40,7 +40,7 @@ impl Clock {
         Ok(std::fs::rename(new, &self.file)?)
     }
 
-    /// Lets a server go by it. What it measures by a clock that nobody can set stays true.
+    /// Makes a server use this clock. Intervals that it measures by a clock that nobody can set stay right.
     pub(crate) fn rule(&self, server: &mut Command) {
         server
             .env("LD_PRELOAD", &self.library)

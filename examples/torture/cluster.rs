@@ -1,4 +1,4 @@
-//! A private Postgres that nobody else uses, so that it may be crashed.
+//! A private Postgres that nobody else uses, so the nemesis may crash it.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -17,10 +17,9 @@ use crate::patience::at_last;
 use crate::{environment, receiver};
 
 pub(crate) const DATABASE: &str = "torture";
-/// The role of the replicas, which owns the database and is no superuser.
+/// Role of the replicas. It owns the database and is no superuser.
 pub(crate) const SERVICE: &str = "service";
 
-/// The commit's time of each change is what the oracle goes by.
 const SETTINGS: &[&str] = &[
     "track_commit_timestamp=on",
     "max_connections=200",
@@ -31,7 +30,7 @@ const SETTINGS: &[&str] = &[
     "max_wal_size=256MB",
     "wal_level=logical",
     "wal_retrieve_retry_interval=500ms",
-    // There is no archive; where a recovery is asked for, it ends with what there is.
+    // There is no archive. A recovery that somebody requests ends with the WAL that the server has.
     "restore_command=/bin/false",
 ];
 
@@ -40,14 +39,14 @@ pub(crate) struct Cluster {
     folder: PathBuf,
     account: Option<User>,
     port: u16,
-    /// Where it listens while nobody but us shall reach it.
+    /// Port of the server while only this program may reach it.
     side_port: u16,
-    /// Nobody else gets the ports while it is down: bound, and not listened at.
+    /// Sockets that are bound and don't listen. They keep the ports reserved while the server is down.
     _reserved: [TcpSocket; 2],
     password: String,
     clock: Option<Clock>,
     server: Mutex<Option<Child>>,
-    /// Who stops and starts it.
+    /// Held by the task that stops and starts the server.
     hands: Mutex<()>,
 }
 
@@ -58,7 +57,7 @@ pub(crate) enum Reach {
 }
 
 impl Cluster {
-    /// Makes one in `folder` and starts it, by a clock that may be set.
+    /// Creates a cluster in `folder` and starts it. With a `clock`, the server uses that one.
     pub(crate) async fn start(folder: &Path, clock: Option<Clock>) -> Result<Cluster> {
         // Postgres refuses to run as root.
         let account = if nix::unistd::geteuid().is_root() {
@@ -95,7 +94,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// The superuser, past the proxy.
+    /// Returns the options of a superuser's connection that bypasses the proxy.
     pub(crate) fn admin(&self) -> PgConnectOptions {
         PgConnectOptions::new_without_pgpass()
             .host("127.0.0.1")
@@ -131,8 +130,8 @@ impl Cluster {
         self.port
     }
 
-    /// A crash of the whole server and its recovery, as `pg_ctl restart -m immediate` makes it. The server stays our
-    /// child, so that it doesn't outlive us.
+    /// Crashes the whole server and recovers it, like `pg_ctl restart -m immediate`. The server stays a child process,
+    /// so that it doesn't outlive this program.
     pub(crate) async fn crash(&self) -> Result<()> {
         let _hands = self.hands.lock().await;
         self.stop_by("immediate").await?;
@@ -143,12 +142,12 @@ impl Cluster {
         self.hands.lock().await
     }
 
-    /// Past everything, while only we reach it.
+    /// Connects while only this program may reach the server.
     pub(crate) async fn connect_aside(&self) -> Result<PgConnection, sqlx::Error> {
         PgConnection::connect_with(&self.admin().port(self.side_port)).await
     }
 
-    /// Commits wait for a synchronous standby that is dead, for so long. Nobody stops the server meanwhile.
+    /// Makes commits wait for a dead synchronous standby, for `time`. Nobody stops the server meanwhile.
     pub(crate) async fn without_standby(&self, time: Duration) -> Result<()> {
         let _hands = self.hands.lock().await;
         let mut conn = self.connect_at_last().await?;
@@ -180,7 +179,7 @@ impl Cluster {
         self.clock.as_ref().map_or(Ok(()), |clock| clock.set(seconds))
     }
 
-    /// Its next start ends with a new timeline, as that of a promoted standby or of a recovery to a point in time.
+    /// Makes the next start end with a new timeline, like a promotion or a recovery to a point in time.
     pub(crate) fn promote(&self) -> Result<()> {
         Ok(std::fs::write(self.folder.join("data/recovery.signal"), "")?)
     }
@@ -230,21 +229,21 @@ impl Cluster {
         if let Some(account) = &self.account {
             command.uid(account.uid.as_raw()).gid(account.gid.as_raw());
         }
-        // A group of its own: Ctrl-C goes to us, who stop it last.
+        // Own process group: Ctrl-C reaches only this program, which stops the server last.
         command.process_group(0).current_dir(&self.folder).stdin(Stdio::null());
         command.env("PGDATA", self.folder.join("data")).env("LC_ALL", "C");
         command
     }
 }
 
-/// Runs a program that must succeed.
+/// Runs a program. Returns an error if the program fails.
 pub(crate) async fn succeed(command: &mut Command) -> Result<()> {
     let done = command.output().await?;
     ensure!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
     Ok(())
 }
 
-/// `PG_BIN_DIR`, else Debian's newest, else what is in the `PATH`.
+/// Returns the folder of Postgres's programs: `PG_BIN_DIR`, else Debian's newest, else one of the `PATH`.
 fn binaries() -> Result<PathBuf> {
     if let Some(chosen) = environment("PG_BIN_DIR") {
         return Ok(chosen.into());

@@ -1,5 +1,5 @@
-//! The tables' owner, who changes their shape while all others write and export. What values become by it no trigger
-//! sees, so each move records the rows itself, in the transaction that it is made in.
+//! The tables' owner changes their shape while all others write and export. No trigger sees how this changes values. So
+//! each move records the rows itself, in its own transaction.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,33 +13,33 @@ use crate::recorder::{Consequence, move_made, record_all, record_gone};
 use crate::shapes;
 use crate::trial::World;
 
-/// One move. Of those that go to and fro, the catalog says which way it is.
+/// A move. If a move goes to and fro, the catalog says which way it goes this time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Shaping {
     VacuumFull,
-    /// Of a table whose dataset doesn't have the column.
+    /// Adds or drops a column that the dataset doesn't have.
     UnwantedColumn,
     Column,
     Rename,
-    /// A column loses digits, or has room for more.
+    /// Reduces the digits of a column, or increases them again.
     Narrow,
-    /// A column's values are written anew in its own type.
+    /// Rewrites the values of a column in its own type.
     Rewrite,
     Swap,
-    /// A column goes, and another one comes under its name.
+    /// Drops a column, and adds another one with the same name.
     Replace,
-    /// The same of the column that says which rows are deleted.
+    /// Does the same with the column that marks deleted rows.
     ReplaceFlag,
     Label,
     Truncate,
-    /// Of one partition.
+    /// Truncates one partition.
     TruncatePartition,
     Disable(Duration),
-    /// They are gone until somebody tracks the table anew.
+    /// Drops a trigger of the service, and tracks the table again after this time.
     DropTriggers(Duration),
-    /// A partition goes with its rows, or comes back with others.
+    /// Detaches a partition with its rows, or attaches it again with changed rows.
     Partition,
-    /// An empty partition comes or goes.
+    /// Creates or drops an empty partition.
     EmptyPartition,
 }
 
@@ -80,7 +80,7 @@ impl Shaping {
     }
 }
 
-/// Makes a move, or lets it be if the table can't be had. `binary` is the service's, whose `track` some need.
+/// Makes a move, or gives up if the table stays locked. Some moves run `track` of `binary`, the service.
 pub(crate) async fn make(world: &World, shaping: Shaping, binary: &Path) -> Result<()> {
     let made = async {
         let mut conn = world.cluster.connect_at_last().await?;
@@ -88,7 +88,7 @@ pub(crate) async fn make(world: &World, shaping: Shaping, binary: &Path) -> Resu
         let table = shaping.table();
         match shaping {
             Shaping::VacuumFull => {
-                // Which can't be done in a transaction: noted before, and after for who comes in between.
+                // `vacuum full` can't run in a transaction: recorded before, and again after for exports in between.
                 let noted = move_made(table, "vacuum", Consequence::NewFile);
                 conn.execute(AssertSqlSafe(noted.clone())).await?;
                 conn.execute("vacuum full shapes").await?;
@@ -118,7 +118,7 @@ pub(crate) async fn make(world: &World, shaping: Shaping, binary: &Path) -> Resu
     Ok(())
 }
 
-/// Everything as it was at first: for the last exports, and after a put-back.
+/// Turns the triggers on and tracks the tables again, for the last exports and after a restore of the database.
 pub(crate) async fn rest(world: &World, binary: &Path) -> Result<()> {
     triggers_on(world).await?;
     for dataset in ["shapes", "parts"] {
@@ -127,10 +127,10 @@ pub(crate) async fn rest(world: &World, binary: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The time for which Postgres may be down, or a table taken.
+/// Longest time for which Postgres may be down, or a table locked.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// No move leaves them off.
+/// Turns the triggers on. Retries, since no move may leave them off.
 async fn triggers_on(world: &World) -> Result<()> {
     at_last(PATIENCE, || async { turn_triggers(&mut connect(world).await?, true).await }).await
 }
@@ -204,7 +204,7 @@ async fn transact(conn: &mut PgConnection, shaping: Shaping) -> Result<()> {
             if one(&mut tx, "select relispartition from pg_class where oid = 'parts_3'::regclass").await? {
                 format!("{}; alter table parts detach partition {name}", record_gone(table, &its))
             } else {
-                // Somebody wrote to it meanwhile.
+                // Changes the partition as if somebody had written to it meanwhile.
                 format!(
                     "update {name} set note = 'away-' || coalesce(note, '') where id % 7 = 0; delete from {name} where id % 11 = 0;
                      alter table parts attach partition {name} for values from ({from}) to ({to}); {}",
@@ -232,7 +232,7 @@ impl Shaping {
             Shaping::VacuumFull => Consequence::NewFile,
             Shaping::Rename => Consequence::Renamed,
             Shaping::UnwantedColumn | Shaping::Column => Consequence::Added,
-            // A new partition is without its triggers until somebody tracks the table.
+            // A new partition lacks its triggers until somebody tracks the table.
             Shaping::Partition | Shaping::EmptyPartition => Consequence::RefusedUntilNext,
             Shaping::Truncate | Shaping::TruncatePartition => Consequence::Emptied,
             _ => Consequence::Refused,
@@ -240,7 +240,7 @@ impl Shaping {
     }
 }
 
-/// The service's triggers of `shapes`, off, or as they were at first, which `torture.triggers` remembers.
+/// Turns the service's triggers of `shapes` off, or back to their first state, which `torture.triggers` has.
 async fn turn_triggers(conn: &mut PgConnection, on: bool) -> Result<()> {
     let (which, turned, noted) = if on {
         (

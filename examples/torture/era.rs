@@ -1,4 +1,4 @@
-//! An era as the database tells it: its exports, what the recorder wrote down, and the tables as they are.
+//! An era as the database records it: its exports, the tables of the recorder, and the exported tables.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -13,24 +13,24 @@ use crate::recorder::{self, History, MoveMade, Row, Step, Versions};
 use crate::replay::Window;
 
 pub(crate) const FILE_LOST: &str = "file_lost";
-/// The code here of the exports of a job beside the one that ended it.
+/// The torture's own error code for the exports of a failed job that did not fail themselves.
 pub(crate) const OTHER_FAILED: &str = "other_dataset_failed";
 
-/// The job of an export, and its lane, in which the job has no other export.
+/// A job and a lane, which identify an export: a job has at most one export in a lane.
 pub(crate) type ExportId = (Uuid, String);
 
 #[derive(Debug, sqlx_macros::FromRow)]
 pub(crate) struct Export {
     pub(crate) job: Uuid,
-    /// `consumer/dataset`; empty: ad hoc.
+    /// `consumer/dataset`. Empty for an ad-hoc export.
     pub(crate) lane: String,
-    /// Empty: ad hoc.
+    /// Empty for an ad-hoc export.
     pub(crate) consumer_id: String,
     pub(crate) is_of_datasets: bool,
     pub(crate) dataset: String,
     pub(crate) lane_sequence: Option<i64>,
     pub(crate) number: Option<i64>,
-    /// The last key that an ad-hoc export was to have.
+    /// Highest key that an ad-hoc export may have.
     pub(crate) up_to: Option<i64>,
     pub(crate) export_type: String,
     pub(crate) status: String,
@@ -54,8 +54,8 @@ pub(crate) struct Export {
     pub(crate) after_sha256: Option<String>,
 }
 
-/// An export of a lane as its consumer has it: after the database was put back, a job may make another file under its
-/// old id, or be skipped anew.
+/// An export of a lane as its consumer received it. After a restore of the database, a job may make another file under
+/// its old id, or be skipped again.
 pub(crate) type Delivered = (Uuid, String);
 
 impl Export {
@@ -72,12 +72,12 @@ impl Export {
         Some((self.after_job?, self.after_sha256.clone()?))
     }
 
-    /// The failure of a committed export whose file was gone before it had its name. Its position stays moved.
+    /// Returns true if the file of a committed export was gone before it got its name. The position stays moved.
     pub(crate) fn has_lost_its_file(&self) -> bool {
         self.error_code.as_deref() == Some(FILE_LOST)
     }
 
-    /// Its position moved, with a file or without one.
+    /// Returns true if the export moved its position, with a file or without one.
     pub(crate) fn has_committed(&self) -> bool {
         ["completed", "skipped"].contains(&self.status.as_str()) || self.has_lost_its_file()
     }
@@ -89,10 +89,10 @@ pub(crate) struct Era {
     pub(crate) moves: Vec<MoveMade>,
     pub(crate) versions: BTreeMap<String, Versions>,
     pub(crate) tables: BTreeMap<&'static str, BTreeMap<i64, Row>>,
-    /// The refused exports whose positions the bound of the change log may have cost.
+    /// The refused exports whose positions may have been given up because of the bound of the change log.
     pub(crate) given_up: HashSet<ExportId>,
-    /// For each export that moved its consumer's position, the transaction that did, and the snapshot that the position
-    /// is at; `None`: there is no position yet.
+    /// For each export that moved its consumer's position: the transaction, and the snapshot of the new position.
+    /// `None`: there is no position yet.
     pub(crate) commits: HashMap<ExportId, (i64, Option<String>)>,
 }
 
@@ -100,7 +100,7 @@ pub(crate) struct Era {
 pub(crate) struct Job<'e> {
     pub(crate) is_of_datasets: bool,
     pub(crate) exports: Vec<&'e Export>,
-    /// `committed` for each export that moved its consumer's position, else its status.
+    /// `committed` for each export that moved its consumer's position, otherwise its status.
     pub(crate) states: BTreeSet<&'e str>,
     pub(crate) commits: BTreeSet<i64>,
     pub(crate) snapshots: BTreeSet<&'e str>,
@@ -163,7 +163,7 @@ impl Era {
         jobs
     }
 
-    /// From the claim of the attempt that completed or skipped an export to its commit.
+    /// Returns the window from the claim of the attempt that completed or skipped an export to its commit.
     pub(crate) fn window(&self, export: &Export) -> Option<Window> {
         let attempts = &self.history.attempts;
         let (attempt, end) = match export.skipped_by {

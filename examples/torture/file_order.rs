@@ -1,7 +1,6 @@
-//! The order of one export's file operations, as the kernel saw them. `kill -9` leaves the page cache alone and can't
-//! show that an fsync is missing; a power cut would. So the operations themselves are looked at: strace writes them
-//! down, in their order, and after every prefix of them what is recorded has to be whole, whichever of the unsynced
-//! writes reached the disk.
+//! Checks the order of one export's file operations, as the kernel saw them. `kill -9` keeps the page cache, so it
+//! can't show a missing fsync; a power cut would. So strace records the operations in their order. After every prefix
+//! of them the recorded files must be whole, whichever unsynced writes reached the disk.
 
 use std::path::Path;
 use std::time::Duration;
@@ -20,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 const CALLS: &str = "openat,write,pwrite64,writev,fsync,fdatasync,rename,renameat,renameat2,linkat,sendto,sendmsg";
 
-/// One operation that matters, in the order in which they took effect.
+/// An operation that matters. The operations are in the order in which they took effect.
 #[derive(Debug, PartialEq, Eq)]
 enum Operation {
     Create,
@@ -47,7 +46,7 @@ pub(crate) async fn check(binary: &Path, folder: &Path) -> Result<Vec<String>> {
     let mut strace = trace_of(pid, &trace)?;
     attached(pid, &mut strace).await?;
     export(&address).await?;
-    // It lets the service go and ends.
+    // Makes strace detach from the service and end.
     nix::sys::signal::kill(
         nix::unistd::Pid::from_raw(strace.id().context("it runs")?.cast_signed()),
         nix::sys::signal::Signal::SIGINT,
@@ -64,7 +63,7 @@ async fn address_of(service: &mut Child) -> Result<String> {
     while let Some(line) = lines.next_line().await? {
         let event: Value = serde_json::from_str(&line).unwrap_or_default();
         if let Some(address) = event["address"].as_str() {
-            // What else it says is of no interest, but has to go somewhere.
+            // Reads the rest of the log, so that the service can write it. Nobody needs it.
             tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
             return Ok(address.to_owned());
         }
@@ -73,7 +72,7 @@ async fn address_of(service: &mut Child) -> Result<String> {
 }
 
 fn trace_of(pid: u32, file: &Path) -> Result<Child> {
-    // With paths for descriptors, and enough of each text to know a statement by its name.
+    // Prints paths for descriptors, and enough of each text to recognize a statement by its name.
     let arguments = ["-f", "-qq", "-y", "-s", "400", "-e", &format!("trace={CALLS}"), "-e", "signal=none", "-o"];
     let strace =
         Command::new("strace").args(arguments).arg(file).arg("-p").arg(pid.to_string()).kill_on_drop(true).spawn();
@@ -104,8 +103,8 @@ async fn export(address: &str) -> Result<()> {
     Ok(())
 }
 
-/// Returns the output of strace as operations. A call that another thread's interrupted is written in two parts: what
-/// it does to the disk holds from its end on, what it sends may arrive from its beginning on.
+/// Returns the output of strace as operations. If another thread interrupts a call, strace prints two parts. Changes of
+/// the disk hold from the call's end on. Sent data may arrive from the call's beginning on.
 fn operations(trace: &str, output: &Path) -> Vec<Operation> {
     let mut begun = std::collections::HashMap::new();
     let mut operations = Vec::new();
@@ -122,14 +121,14 @@ fn operations(trace: &str, output: &Path) -> Vec<Operation> {
             let ended_well = !call.contains(" = -1 ");
             let Some((start, at)) = begun.remove(pid).filter(|_| ended_well) else { continue };
             let found = operation(&start, output);
-            // A sync has what was written before it began, and may not have what was written meanwhile.
+            // A sync covers the writes before its beginning. It may miss later writes.
             let is_overtaken = found == Some(Operation::SyncFile) && operations[at..].contains(&Operation::Write);
             operations.extend(found.filter(|_| !is_overtaken));
         } else if !call.contains(" = -1 ") {
             operations.extend(operation(call, output));
         }
     }
-    // One write is as good as a thousand.
+    // Repeated operations count as one.
     operations.dedup();
     operations
 }
@@ -155,7 +154,7 @@ fn operation(call: &str, output: &Path) -> Option<Operation> {
     }
 }
 
-/// What a power cut could show: the file not whole although it is recorded, or under no name.
+/// Returns the rules that are broken: a power cut could show a recorded file that isn't whole, or has no name.
 fn violations(operations: &[Operation]) -> Vec<String> {
     use Operation::{Commit, Create, Name, Record, SyncFile, SyncFolder, Write};
     let first = |wanted: &Operation| operations.iter().position(|operation| operation == wanted);

@@ -1,4 +1,4 @@
-//! The lanes, each a consumer in a dataset, and the tables behind the datasets.
+//! The lanes, each a consumer of a dataset, and the tables of the datasets.
 
 #[derive(Debug)]
 pub(crate) struct Lane {
@@ -6,17 +6,17 @@ pub(crate) struct Lane {
     pub(crate) name: &'static str,
     pub(crate) consumer: &'static str,
     pub(crate) dataset: &'static str,
-    /// Of a hundred exports that it asks for, so many are full ones, and so many incremental.
+    /// Percentages of full and of incremental exports among the exports that the consumer requests.
     full: u64,
     incremental: u64,
-    /// Who asks: the clients, as they come, or loaders of its own.
+    /// Clients, at random, or the lane's own loaders.
     pub(crate) asked_by: AskedBy,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AskedBy {
     Clients,
-    /// The clients, mostly for several of the consumer's datasets in one job.
+    /// The clients, mostly with one job for several of the consumer's datasets.
     Datasets,
     Loaders,
 }
@@ -66,7 +66,7 @@ pub(crate) const LANES: [Lane; 28] = [
     lane!("mart", "calm", 0, 30, Datasets),
 ];
 
-/// Whose ad-hoc exports are: nobody's, and no lane.
+/// The consumer and the lane of ad-hoc exports, which have neither.
 pub(crate) const AD_HOC: &str = "";
 
 impl Lane {

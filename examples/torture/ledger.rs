@@ -1,4 +1,4 @@
-//! The clients' record: every job that the service promised, and every answer about it.
+//! The clients' record of every job that the service promised, and of every answer about it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
@@ -12,12 +12,12 @@ use crate::report::Report;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Promise {
     pub(crate) lanes: Vec<&'static str>,
-    /// The job as it was when somebody first saw it ended, and when that answer came.
+    /// The job as the first client saw it ended, and the time of that answer.
     pub(crate) ended: Option<(Value, Instant)>,
     pub(crate) cancel_accepted: bool,
-    /// The lanes whose exports the service doesn't know any more: they were skipped, with another one after them.
+    /// The lanes whose exports the service has forgotten: they were skipped, and a later one followed.
     pub(crate) gone: BTreeSet<&'static str>,
-    /// The lanes whose files somebody asked to remove; whether that was done is not known if the answer was lost.
+    /// The lanes whose files a client asked to remove. After a lost answer, it is unknown if the file is gone.
     pub(crate) removal_asked: BTreeSet<&'static str>,
 }
 
@@ -30,7 +30,7 @@ impl Promise {
         self.gone.len() == self.lanes.len()
     }
 
-    /// Returns the answer about the lane's export that a client got when the job had ended.
+    /// Returns the lane's export from the answer in which a client first saw the job ended.
     pub(crate) fn told(&self, lane: &str) -> Option<Value> {
         let (job, _) = self.ended.as_ref()?;
         exports(job).into_iter().find(|export| lane_of(export) == Some(lane))
@@ -40,13 +40,13 @@ impl Promise {
 #[derive(Default)]
 pub(crate) struct Ledger {
     pub(crate) promises: BTreeMap<String, Promise>,
-    /// The highest watermark that a client was told of, by lane. RFC 3339 in UTC with microseconds sorts as text.
+    /// The highest watermark that a client received, by lane. RFC 3339 in UTC with microseconds sorts as text.
     watermarks: BTreeMap<&'static str, String>,
-    /// Lanes whose last job asked for a full export.
+    /// Lanes in which an export needed a full export, and no full export has completed since.
     full_wanted: BTreeSet<&'static str>,
 }
 
-/// The exports of a job, each in the form of a job of one dataset, as far as the torture goes by it.
+/// Returns the exports of a job, each like a job of one dataset. Only members that the torture reads are right.
 pub(crate) fn exports(job: &Value) -> Vec<Value> {
     let Some(exports) = job["exports"].as_array() else { return vec![job.clone()] };
     let cause = &job["error"]["dataset"];
@@ -58,7 +58,7 @@ pub(crate) fn exports(job: &Value) -> Vec<Value> {
         if !cause.is_null() && *cause != export["dataset"] {
             alone["error"] = Value::Null;
         }
-        // A job whose file is lost has failed, and the other exports have not.
+        // If a file is lost, the job fails, but its other exports don't.
         if job["error"]["code"] == FILE_LOST && has_ended_well(export) {
             alone["status"] = json!("completed");
         }
@@ -67,7 +67,7 @@ pub(crate) fn exports(job: &Value) -> Vec<Value> {
     exports.iter().map(alone).collect()
 }
 
-/// Returns true if an export of a job of several datasets is published, or was skipped.
+/// Returns true if an export of a job of several datasets is published or skipped.
 fn has_ended_well(export: &Value) -> bool {
     export["skipped"] == true || !export["number"].is_null()
 }
@@ -76,7 +76,7 @@ pub(crate) fn lane_of(export: &Value) -> Option<&'static str> {
     lanes::name(export["consumerId"].as_str().unwrap_or(AD_HOC), export["dataset"].as_str()?)
 }
 
-/// The status of a job, which its clients see as completed if it was skipped.
+/// Returns the status of a job, or `skipped`. Clients see a skipped job as completed.
 pub(crate) fn status(job: &Value) -> &str {
     if job["skipped"] == true { "skipped" } else { job["status"].as_str().unwrap_or_default() }
 }
@@ -87,7 +87,7 @@ pub(crate) fn is_terminal(job: &Value) -> bool {
 
 impl Ledger {
     pub(crate) fn promised(&mut self, job: &str, lanes: Vec<&'static str>) {
-        // The same job may be promised twice, by its key.
+        // Two requests with one key promise the same job.
         self.promises.entry(job.to_owned()).or_insert(Promise { lanes, ..Promise::default() });
     }
 
@@ -95,14 +95,14 @@ impl Ledger {
         self.promises.values().filter(|promise| promise.lanes.contains(&lane) && promise.is_open()).count()
     }
 
-    /// The open jobs of a consumer. Its turns come as they do to a consumer with one lane.
+    /// Returns the number of a consumer's open jobs. Several lanes together may have as many as a single lane.
     pub(crate) fn open_of(&self, consumer: &str) -> usize {
         let is_its = |promise: &&Promise| lanes::of_consumer(consumer).any(|its| promise.lanes.contains(&its.name));
         self.promises.values().filter(|promise| promise.is_open()).filter(is_its).count()
     }
 
-    /// The database was put back: it has these jobs, as the API shows them, with whether somebody cancelled them. What
-    /// clients were told of others is no promise any more.
+    /// Adapts to a restored database, which has these jobs: the status in the API, and whether somebody cancelled the
+    /// job. Answers about other jobs are no longer promises.
     pub(crate) fn put_back(&mut self, states: &HashMap<String, (String, bool)>) {
         self.promises.retain(|id, _| states.contains_key(id));
         for (id, promise) in &mut self.promises {
@@ -122,8 +122,8 @@ impl Ledger {
         self.promises.iter().filter(|(_, promise)| of(promise)).map(|(id, _)| id.clone()).collect()
     }
 
-    /// Takes in what an answer says of a job. Terminal is final: two answers that say "ended" say the same, and none
-    /// that was asked for afterwards says less.
+    /// Records an answer about a job. An end is final: two answers after the end are the same. An answer to a request
+    /// after the end doesn't show an open job.
     pub(crate) fn told(&mut self, job: &Value, asked: Instant, report: &Report) {
         let Some(promise) = job["jobId"].as_str().and_then(|id| self.promises.get_mut(id)) else { return };
         let exports = exports(job);
@@ -161,7 +161,7 @@ impl Ledger {
         self.watermarks.get(lane).cloned()
     }
 
-    /// A watermark that a client was told of, which may not be below what somebody was told before it asked.
+    /// Records a watermark. It may not be below one that a client received before the request.
     pub(crate) fn told_watermark(
         &mut self,
         lane: &'static str,
@@ -180,7 +180,7 @@ impl Ledger {
     }
 }
 
-/// Returns true if an answer contradicts that exports of a job are committed together. A later loss doesn't.
+/// Returns true if an answer shows that a job is committed in part. A later loss of a file is no contradiction.
 fn is_torn(job: &Value) -> bool {
     let Some(exports) = job["exports"].as_array() else { return false };
     let is_committed = |export: &&Value| has_ended_well(export) || export["phase"] == "publishing";
@@ -193,7 +193,7 @@ fn is_torn(job: &Value) -> bool {
     }
 }
 
-/// Returns true if two answers say the same about an ended job. Exports that were skipped may be gone in one of them.
+/// Returns true if two answers about an ended job are the same. Skipped exports may be missing in one of them.
 fn say_the_same(mut one: Value, mut other: Value) -> bool {
     if let (Some(Value::Array(left)), Some(Value::Array(right))) = (one.get_mut("exports"), other.get_mut("exports")) {
         let has = |exports: &[Value], export: &Value| exports.iter().any(|its| its["dataset"] == export["dataset"]);
@@ -203,7 +203,7 @@ fn say_the_same(mut one: Value, mut other: Value) -> bool {
     one == other
 }
 
-/// Why an ended job says wrongly that it was skipped, or that it was not.
+/// Returns the mistake in an ended job that was skipped or was not. Returns `None` if there is no mistake.
 fn wrong_with_skip(job: &Value) -> Option<&'static str> {
     let of_file = ["outputFilename", "location", "sha256", "digest", "number", "continuity", "error"];
     let has = |member: &&str| !job[*member].is_null();

@@ -1,6 +1,6 @@
-//! Loaders: clients that load each export of their lane once, in its order, and say with each request which one they
-//! loaded last. Two of them share a lane, and know nothing of each other. They are killed now and then, and remember
-//! what they had recorded.
+//! Loaders: clients that load each export of their lane once, in order. Each request names the export that was loaded
+//! last. Two loaders share a lane and know nothing of each other. They are killed now and then, and remember what they
+//! had recorded.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,17 +19,17 @@ use crate::report::locked;
 use crate::trial::World;
 
 const LOADERS: usize = 2;
-/// How long a loader waits for its export before it goes on with its life.
+/// Longest time that a loader waits for its export.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The exports that a loader has recorded, beside their rows, in the order of their loading.
+/// The exports that a loader has recorded together with their rows, in the order of loading.
 pub(crate) type Recorded = Vec<Delivered>;
 
 pub(crate) fn all() -> impl Iterator<Item = (&'static Lane, usize)> {
     lanes::of_loaders().flat_map(|lane| (0..LOADERS).map(move |which| (lane, which)))
 }
 
-/// Loads until the clients are told to stop.
+/// Loads exports until the clients must stop.
 pub(crate) async fn load(world: Arc<World>, lane: &'static Lane, which: usize) {
     let of = lanes::of_loaders().position(|other| other.name == lane.name).unwrap_or_default();
     let mut loader = Loader::new(&world, lane, which, Random::new(world.seed, (250 + LOADERS * of + which) as u64));
@@ -40,7 +40,7 @@ pub(crate) async fn load(world: Arc<World>, lane: &'static Lane, which: usize) {
     }
 }
 
-/// Loads what there is until the loader is in step, with nothing wrong any more.
+/// Loads the available exports until the loader is in step. No faults happen any more.
 pub(crate) async fn catch_up(world: &World, lane: &'static Lane, which: usize) -> Result<()> {
     let mut loader = Loader::new(world, lane, which, Random::new(world.seed, 290));
     loader.mortal = false;
@@ -58,14 +58,14 @@ struct Loader<'w> {
     lane: &'static Lane,
     which: usize,
     random: Random,
-    /// It was told to make a full export. Not recorded: it is told again.
+    /// The loader was told to make a full export. A killed loader forgets this, and is told again.
     wants_full: bool,
     mortal: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Round {
-    /// It asked for an export and loaded it: there was nothing else to load.
+    /// The requested export was loaded, or was skipped: nothing else was left to load.
     InStep,
     Behind,
 }
@@ -99,7 +99,7 @@ impl<'w> Loader<'w> {
             self.list(&caller, &standing).await;
             return Round::Behind;
         }
-        // Those that it died over are still under way.
+        // Jobs that the loader requested before it was killed are still open.
         if self.mortal && locked(&self.world.ledger).open(self.lane.name) >= MOST_OPEN {
             caller.look(self.lane).await;
             return Round::Behind;
@@ -107,7 +107,7 @@ impl<'w> Loader<'w> {
         self.ask(&caller, &standing).await
     }
 
-    /// Loads what the list has after the last one, without asking for more.
+    /// Loads the exports after the last one from the list, without requesting a new one.
     async fn list(&mut self, caller: &Caller<'_>, standing: &Standing) {
         let Some((last, _)) = &standing.last else { return };
         let path = format!("/exports?consumer={}&dataset={}&after={last}", self.lane.consumer, self.lane.dataset);
@@ -140,7 +140,7 @@ impl<'w> Loader<'w> {
                 if job["error"]["code"] == "full_export_needed" {
                     self.wants_full = true;
                 }
-                // A skipped one says that there is nothing to load.
+                // A skipped export means that there is nothing to load.
                 let is_loaded = match ledger::status(&job) {
                     "skipped" => true,
                     "completed" => self.load(caller, standing, &job).await,
@@ -174,7 +174,7 @@ impl<'w> Loader<'w> {
             if self.is_killed(5) || begun.elapsed() > PATIENCE {
                 return None;
             }
-            // The other loader's export was skipped after it.
+            // The other loader's export was skipped after this one, so this one is gone.
             if locked(&self.world.ledger).promises.get(id).is_some_and(Promise::is_gone) {
                 return None;
             }
@@ -185,7 +185,7 @@ impl<'w> Loader<'w> {
         }
     }
 
-    /// Loads an export: fetches its file, and records that it has it. False: it hasn't.
+    /// Fetches an export's file and records the export. Returns false if the export was not recorded.
     async fn load(&mut self, caller: &Caller<'_>, standing: &Standing, job: &Value) -> bool {
         let (Some(id), Some(hash)) = (job["jobId"].as_str(), job["sha256"].as_str()) else {
             self.world.report.red("api", format!("an export to load without id or hash: {job}"));
@@ -196,13 +196,13 @@ impl<'w> Loader<'w> {
             self.world.report.red("5", format!("a loader got {} bytes that are not the file of {job}", bytes.len()));
             return false;
         }
-        // It dies with what it hasn't recorded yet.
+        // A killed loader loses what it hasn't recorded yet.
         if self.is_killed(10) {
             return false;
         }
         let Ok(id) = id.parse() else { return false };
         let mut recorded = locked(&self.world.loaded);
-        // Put back meanwhile: it dies before it records the export, so that the oracle knows each record's era.
+        // The database was restored meanwhile. The loader dies first, so that the oracle knows the era of each record.
         if self.world.era() != standing.era {
             return false;
         }

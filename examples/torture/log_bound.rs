@@ -1,8 +1,8 @@
-//! The bound of the change log, by the recorder's own count of what was written: which positions it may have cost.
+//! Computes which positions the bound of the change log may have cost, from the recorder's own count of the writes.
 //!
-//! A position is given up where all tables together hold more than twice the bound, in the table that holds most. So of
-//! every other table no more counts than that one holds. Here a table holds what its position that is furthest behind
-//! hasn't seen, estimated too high: what isn't over the bound by this count, was never over it.
+//! The service gives up positions if all tables together hold more than twice the bound. It does so in the table that
+//! holds most. So each other table counts for at most as much as that table holds. Here a table holds all changes that
+//! its oldest position hasn't seen. The estimate is too high, so a log within the bound here was never over it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -10,13 +10,13 @@ use crate::era::{Export, ExportId};
 use crate::lanes::LANES;
 use crate::recorder::{History, Snapshot, Written};
 
-/// `CHANGE_LOG_MAX_BYTES`: a backfill is over it, and what else is written between two exports of a lane mostly isn't.
+/// `CHANGE_LOG_MAX_BYTES`. A backfill exceeds it; other changes between two exports of a lane mostly don't.
 pub(crate) const MAX_BYTES: u64 = 150 << 10;
 
-/// A change has 56 bytes and its key in the log. With a fifth more, since the service estimates.
+/// Bytes of a change in the log: 56 and the key, and a fifth more, since the service only estimates.
 const ROW: u64 = 85;
 
-/// The words of a refusal by what the log has lost.
+/// Reasons of a refusal after the log has lost changes.
 pub(crate) const LOG_LOST: [&str; 2] = ["log_expired", "deletes_expired"];
 
 #[derive(Default)]
@@ -50,16 +50,16 @@ struct Mark {
     may_be_given_up: bool,
 }
 
-/// A lane's position, from its last export that was committed.
+/// The position of a lane after its last committed export.
 #[derive(Clone, Copy)]
 struct Position {
     table: &'static str,
     live: Mark,
-    /// As the last export that told of deletions left it.
+    /// State after the last export that included deletions.
     deletions: Mark,
 }
 
-/// The exports that were refused because of the log, and whose position may have been given up because of the bound.
+/// Returns the exports refused because of the log, if the bound may have been the reason to give up their position.
 pub(crate) fn given_up(exports: &[Export], history: &History, written: &[Written]) -> HashSet<ExportId> {
     let mut logs = BTreeMap::<&str, Log>::new();
     for written in written {
@@ -76,8 +76,8 @@ pub(crate) fn given_up(exports: &[Export], history: &History, written: &[Written
         if !moves && lost.is_none() {
             continue;
         }
-        // A commit's own snapshot is its export's, and others know of what came after it. A position that no commit
-        // replaces holds more and more: it is enough to look just before each.
+        // A commit's own snapshot is that of its export; the snapshots of later steps show the changes after it. A
+        // position holds more and more until a commit replaces it. So a check just before each such step is enough.
         let is_of_now = |became: &str| ["pending", "processing", "failed"].contains(&became);
         let now = history.steps[at..].iter().find(|step| is_of_now(&step.became));
         look(&mut positions, &logs, now.map(|step| &step.snapshot));
@@ -101,7 +101,7 @@ pub(crate) fn given_up(exports: &[Export], history: &History, written: &[Written
     explained
 }
 
-/// Notes which positions may be given up, if the log has what `now` sees of it, or all that was ever written.
+/// Marks the positions that may be given up if the log has all changes that `now` sees, or all changes ever.
 fn look(positions: &mut BTreeMap<&str, Position>, logs: &BTreeMap<&str, Log>, now: Option<&Snapshot>) {
     let whole = |log: &Log| now.map_or_else(|| log.sums.last().copied().unwrap_or_default(), |now| log.seen(now));
     let sizes: BTreeMap<&str, u64> = logs.iter().map(|(table, log)| (*table, whole(log))).collect();

@@ -1,9 +1,9 @@
-//! The torture: three replicas of the real binary on a Postgres of its own, users who write and ask all the time, and a
-//! nemesis that kills, stops and cuts off whatever runs. Afterwards an oracle that shares no code with the service says
-//! what was lost.
+//! The torture runs three replicas of the real binary on its own Postgres. Users write and request exports all the
+//! time, and a nemesis kills, stops and cuts off whatever runs. Afterwards an oracle that shares no code with the
+//! service reports the losses.
 //!
-//! `cargo run --release --example torture -- --seed 1 --secs 180`; docs/RELIABILITY.md says what it checks.
-//! `--controls` runs it against services that lack one protection each, and succeeds if every one is found out.
+//! `cargo run --release --example torture -- --seed 1 --secs 180`; docs/RELIABILITY.md lists the checks. `--controls`
+//! runs it against services that lack one protection each, and succeeds if it detects every one.
 
 mod auditor;
 mod backfill;
@@ -56,32 +56,32 @@ use crate::plan::{Move, Plan};
 use crate::report::Report;
 use crate::trial::Trial;
 
-/// Harms the service in every way it knows, and says what was lost.
+/// Harms the service in every way it knows, and reports the losses.
 #[derive(Parser)]
 struct Arguments {
-    /// What all random numbers come from.
+    /// Seed of all random numbers.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// How long the second phase lasts.
+    /// Length of the second phase in seconds.
     #[arg(long, default_value_t = 180)]
     secs: u64,
-    /// Against each service that lacks a protection, or that lacks this one.
+    /// Run against each control, a service that lacks one protection, or only against this one.
     #[arg(long, num_args = 0..=1)]
     controls: Option<Option<String>>,
-    /// Only the order of one export's file operations, as strace sees them.
+    /// Check only the order of one export's file operations, with strace.
     #[arg(long)]
     file_order: bool,
-    /// Only a copy that `apply` keeps in another Postgres, while all of them are killed, for `--secs`.
+    /// Test only a copy that `apply` keeps in another Postgres while all processes are killed, for `--secs`.
     #[arg(long)]
     apply: bool,
-    /// Two replicas put their files there, an address as the service's OUTPUT_URL, without a folder in common; on the
+    /// Write the files to this address, in the form of OUTPUT_URL, from two replicas without a common folder. Needs the
     /// emulators that `tests/buckets.sh --torture` starts.
     #[arg(long, overrides_with = "store")]
     store: Option<String>,
-    /// What is done beside kills and cuts; all, unless it says which; nothing, where it names none.
+    /// Moves beside kills and cuts: by default all, with an empty list none.
     #[arg(long, value_enum, value_delimiter = ',', num_args = 0..)]
     moves: Option<Vec<Move>>,
-    /// The debug build in place of the release build, which takes longer to compile.
+    /// Use the debug build instead of the release build, which takes longer to compile.
     #[arg(long)]
     debug: bool,
     /// Keep the run's folder.
@@ -106,7 +106,7 @@ async fn main() -> Result<ExitCode> {
             None => torture(&arguments, store).await,
         }
     };
-    // Whoever interrupts it wants the processes gone: they end with what is dropped here. `timeout` sends a SIGTERM.
+    // After an interrupt, the processes must end too: dropping them here kills them. `timeout` sends a SIGTERM.
     let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let fine = tokio::select! {
         done = all => done?,
@@ -116,7 +116,7 @@ async fn main() -> Result<ExitCode> {
     Ok(if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Looks at the order of the service's file operations. False: a rule is broken.
+/// Checks the order of the service's file operations. Returns false if a rule is broken.
 async fn file_order() -> Result<bool> {
     let binary = builds::build(builds::tree(), Profile::Debug, None).await?;
     let broken = file_order::check(&binary, reachable_folder()?.path()).await?;
@@ -124,7 +124,7 @@ async fn file_order() -> Result<bool> {
     Ok(broken.is_empty())
 }
 
-/// Lets `apply` keep a copy. False: it was wrong, or too little was tried.
+/// Tests a copy that `apply` keeps. Returns false if the copy was wrong, or if too little was tried.
 async fn apply(arguments: &Arguments) -> Result<bool> {
     let Arguments { seed, secs, debug, .. } = *arguments;
     let folder = reachable_folder()?;
@@ -193,7 +193,7 @@ async fn torture(arguments: &Arguments, store: Option<Bucket>) -> Result<bool> {
     }
     if report.is_red() {
         println!("the schedule, in seconds from the second phase's begin:\n{schedule}");
-        // Last, where a log that was cut still has it.
+        // Printed last, so that a truncated log still has it.
         print_violations(&report, 5);
     }
     let fine = invalid.is_empty() && !report.is_red();
@@ -204,7 +204,7 @@ async fn torture(arguments: &Arguments, store: Option<Bucket>) -> Result<bool> {
     Ok(fine)
 }
 
-/// Builds the binary and keeps it in `folder`, where no other build takes its place.
+/// Builds the binary and copies it to `folder`, where no other build replaces it.
 async fn build(profile: Profile, folder: &Path) -> Result<PathBuf> {
     let built = builds::build(builds::tree(), profile, None).await?;
     let kept = folder.join(format!("cdc-export-{profile:?}").to_lowercase());
@@ -212,7 +212,7 @@ async fn build(profile: Profile, folder: &Path) -> Result<PathBuf> {
     Ok(kept)
 }
 
-/// A folder that the user who runs Postgres can reach.
+/// Makes a folder that the user who runs Postgres can reach.
 fn reachable_folder() -> Result<TempDir> {
     let folder = tempfile::Builder::new().prefix("torture-").tempdir()?;
     open_to_others(folder.path())?;
@@ -223,7 +223,7 @@ fn open_to_others(folder: &Path) -> Result<()> {
     Ok(std::fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o755))?)
 }
 
-/// The first few of each invariant: what comes after is mostly the same again.
+/// Prints the first few violations of each invariant. Later ones mostly repeat them.
 fn print_violations(report: &Report, most: usize) {
     for (invariant, found) in report.violations() {
         println!("RED {invariant}: {} times", found.len());

@@ -1,4 +1,4 @@
-//! The manifests, read by themselves: whoever has them alone replays what the oracle replays by the database.
+//! Checks the manifests by themselves: from them alone, a reader replays what the oracle replays from the database.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -46,7 +46,7 @@ impl Manifest {
     }
 }
 
-/// RFC 8785 of what has no numbers, without the files' paths.
+/// Returns RFC 8785 of a value without numbers. Leaves out the paths of the files.
 fn canonical(value: &Value) -> String {
     match value {
         Value::Object(members) => {
@@ -60,9 +60,9 @@ fn canonical(value: &Value) -> String {
     }
 }
 
-/// 2, 3 and 6: each published export of a consumer has its manifest, with its number and its file's hash; and if the
-/// database was never put back, the manifests of a lane are all there is of it, each naming the one before. 12: so are
-/// those of a job of several datasets, each of which says how many there are.
+/// 2, 3 and 6: Each published export of a consumer has a manifest with its number and the hash of its file. If the
+/// database was never restored, a lane has no other manifests, and each names the one before. 12: Nor has a job of
+/// several datasets, and each of its manifests says how many there are.
 pub(crate) async fn check(world: &World, era: &Era) -> Result<()> {
     let report: &Arc<Report> = &world.report;
     let mut lanes: HashMap<String, Vec<Manifest>> = HashMap::new();
@@ -90,7 +90,7 @@ pub(crate) async fn check(world: &World, era: &Era) -> Result<()> {
             report.red("3", format!("{} is of {said:?}, and brought its consumer to {position:?}", found.name));
         }
     }
-    // 12: what readers of the manifests alone go by.
+    // 12: A reader of the manifests alone relies on these snapshots.
     for (id, job) in era.jobs() {
         let found = job.exports.iter().filter_map(|export| of_all.get(export.digest.as_ref()?));
         let snapshots: BTreeSet<_> = found.map(|manifest| &manifest.snapshot).collect();

@@ -1,10 +1,10 @@
-//! Waiting for what comes about sooner or later.
+//! Waits for conditions that hold sooner or later.
 
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-/// Tries until it succeeds. An error: the last one, after so long.
+/// Retries until `act` succeeds. Returns the last error after `patience`.
 pub(crate) async fn at_last<T, E, F>(patience: Duration, mut act: impl FnMut() -> F) -> Result<T, E>
 where
     F: Future<Output = Result<T, E>>,
@@ -18,7 +18,7 @@ where
     }
 }
 
-/// Looks until the condition holds. False: it didn't for so long.
+/// Polls until the condition holds. Returns false if it didn't within `patience`.
 pub(crate) async fn eventually(patience: Duration, mut condition: impl AsyncFnMut() -> Result<bool>) -> Result<bool> {
     let begun = Instant::now();
     loop {

@@ -1,4 +1,4 @@
-//! The place of the files, a folder or a bucket: what lies there, as somebody sees it who doesn't ask the service.
+//! The place of the files, a folder or a bucket. This module reads it without asking the service.
 
 use std::collections::{BTreeSet, HashMap};
 use std::os::unix::fs::MetadataExt;
@@ -11,7 +11,7 @@ use crate::era::Export;
 use crate::lanes::AD_HOC;
 use crate::proxy::Link;
 
-/// Replicas on one folder, and on one bucket with no folder in common.
+/// Number of replicas on one folder, and on one bucket without a common folder.
 const ON_A_FOLDER: usize = 3;
 const ON_A_BUCKET: usize = 2;
 
@@ -34,9 +34,9 @@ pub(crate) struct Listing<'p> {
     place: &'p Place,
     pub(crate) finals: Vec<String>,
     pub(crate) manifests: Vec<String>,
-    /// What is hidden, but for the place's own mark and those of lanes.
+    /// Hidden files, except the place's own mark and those of lanes.
     pub(crate) hidden: Vec<String>,
-    /// A bucket's list says with each name what is there.
+    /// The objects of a bucket, by name. Its list has the identity of each.
     objects: HashMap<String, Identity>,
 }
 
@@ -45,7 +45,7 @@ pub(crate) fn replicas(store: Option<&Bucket>) -> usize {
 }
 
 impl Place {
-    /// One that has nothing in it yet: a prefix of its own in the store, else a folder in `folder`.
+    /// Makes an empty place: an unused prefix in the store, or a folder in `folder`.
     pub(crate) async fn new(store: Option<&Bucket>, folder: &Path) -> Result<Place> {
         if let Some(bucket) = store {
             return Ok(Place::Bucket(bucket.unused().await?));
@@ -55,7 +55,7 @@ impl Place {
         Ok(Place::Folder(output))
     }
 
-    /// What its processes are told of it; through a link, where they have one.
+    /// Returns the variables that describe the place to a process. With a link, they lead through it.
     pub(crate) fn environment(&self, link: Option<&Link>) -> Result<Vec<(&'static str, String)>> {
         Ok(match self {
             Place::Folder(path) => vec![("OUTPUT_DIR", path.to_string_lossy().into_owned())],
@@ -109,7 +109,7 @@ impl Place {
         }
     }
 
-    /// Returns the name that it must have: in a bucket with the first eight digits of its attempt's token.
+    /// Returns the name that the file must have. In a bucket, it has the first eight digits of the attempt's token.
     pub(crate) fn due_name(&self, export: &Export) -> Result<String> {
         let Export { output_filename, dataset, consumer_id, staged_name, .. } = export;
         if let Place::Folder(_) = self {
@@ -132,10 +132,10 @@ impl Place {
         }
     }
 
-    /// Returns hidden files, notes of uploads, and uploads. Not what forgotten jobs have left.
+    /// Returns hidden files, notes of uploads, and uploads. Leaves out those of forgotten jobs.
     pub(crate) async fn leftovers(&self, is_forgotten: impl Fn(&str) -> bool) -> Result<Vec<String>> {
         let (kept, mut left): (Vec<_>, Vec<_>) = self.list().await?.hidden.into_iter().partition(|name| {
-            // `.{database}.{job}.{token}.{n}.part`, of a bucket's notes in their folder.
+            // `.{database}.{job}.{token}.{n}.part`; a bucket has its notes in a folder of their own.
             let job = name.strip_prefix(NOTES).unwrap_or(name).split('.').nth(2);
             job.is_some_and(&is_forgotten)
         });
@@ -152,7 +152,7 @@ impl Place {
 }
 
 impl Listing<'_> {
-    /// What has this name: in a folder now, in a bucket when it was listed.
+    /// Returns the identity of the file with this name: in a folder now, in a bucket when it was listed.
     pub(crate) fn identity(&self, name: &str) -> Option<Identity> {
         match self.place {
             Place::Folder(path) => {
@@ -165,7 +165,7 @@ impl Listing<'_> {
     }
 }
 
-/// Stem and extension; no stem has a dot but that of a consumer's name, and no extension here has two.
+/// Splits a name into stem and extension. Only a consumer's name has dots in a stem, and no extension here has two.
 fn split(name: &str) -> (&str, &str) {
     name.rfind('.').map_or((name, ""), |at| name.split_at(at))
 }

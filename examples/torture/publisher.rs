@@ -1,5 +1,5 @@
-//! Another database of the cluster, whose rows a subscription writes into the tracked table `fed`: the even keys are
-//! its own. The subscription comes and goes.
+//! Another database of the cluster. A subscription writes its rows into the tracked table `fed`, where it owns the even
+//! keys. The subscription comes and goes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,10 +15,10 @@ use crate::writers::Writer;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Subscribing {
-    /// It rests, and later goes on where it was.
+    /// Disables the subscription, which later goes on from the same point.
     Pause,
     Resume,
-    /// It is dropped with what it wrote, and another one begins with a copy of everything.
+    /// Drops the subscription and deletes its rows. Makes another one, which begins with a copy of everything.
     Anew,
 }
 
@@ -43,7 +43,7 @@ pub(crate) async fn make(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Does it. What goes wrong is said and left: Postgres may be down.
+/// Makes a move. Announces an error and goes on, since Postgres may be down.
 pub(crate) async fn make_move(world: &World, subscribing: Subscribing) {
     let done = async {
         let mut conn = world.cluster.connect_at_last().await?;
@@ -78,7 +78,7 @@ async fn subscribe_anew(world: &World, conn: &mut PgConnection, subscribed: bool
         )
         .await?;
     conn.execute("delete from fed where id % 2 = 0").await?;
-    // A slot in the same cluster can't be made by the statement that subscribes.
+    // The statement that subscribes can't make a slot in the same cluster.
     let sql = format!(
         "create subscription torture connection '{}' publication torture with (create_slot = false, slot_name = 'torture')",
         world.cluster.publisher()
@@ -87,7 +87,7 @@ async fn subscribe_anew(world: &World, conn: &mut PgConnection, subscribed: bool
     Ok(())
 }
 
-/// Drops the subscription, and leaves its slots to who comes next.
+/// Drops the subscription, and leaves its slots to the next one.
 async fn leave(world: &World, conn: &mut PgConnection) -> Result<()> {
     conn.execute("alter subscription torture disable").await?;
     conn.execute("alter subscription torture set (slot_name = none)").await?;
@@ -105,7 +105,7 @@ async fn no_worker(world: &World) -> Result<()> {
     .await
 }
 
-/// So that the last exports meet a table at rest.
+/// Disables the subscription, so that the last exports read a table at rest.
 pub(crate) async fn rest(world: &World) -> Result<()> {
     let mut conn = world.cluster.connect_at_last().await?;
     let sql = "select count(*) from pg_subscription where subname = 'torture'";
@@ -115,7 +115,7 @@ pub(crate) async fn rest(world: &World) -> Result<()> {
     no_worker(world).await
 }
 
-/// Writes to the other database until the writers are told to stop. Returns how many transactions were committed.
+/// Writes to the other database until the writers must stop. Returns the number of committed transactions.
 pub(crate) async fn write(world: Arc<World>) -> usize {
     let change = |random: &mut Random, number| {
         let key = 2 * random.between(1, KEYS);

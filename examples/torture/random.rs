@@ -1,4 +1,4 @@
-//! Random numbers that a seed decides, so that a schedule can be had again.
+//! Random numbers from a seed, so that a schedule can be repeated.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use std::time::Duration;
 pub(crate) struct Random(u64);
 
 impl Random {
-    /// A stream of its own for each `of`: what one task draws doesn't depend on how fast the others are.
+    /// Makes a separate stream for each `of`, so the numbers of one task don't depend on the speed of others.
     pub(crate) fn new(seed: u64, of: u64) -> Random {
         let mut random = Random(seed.wrapping_mul(0x2545_f491_4f6c_dd1d).wrapping_add(of));
         random.next();

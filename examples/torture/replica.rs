@@ -1,4 +1,4 @@
-//! A replica of the service: the real binary, started again and again in one place.
+//! A replica of the service: the real binary, started again and again in one folder.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -25,18 +25,18 @@ use crate::receiver::{Receiver, SECRET_ENV};
 use crate::report::{Report, locked};
 
 pub(crate) const LEASE: Duration = Duration::from_secs(1);
-/// A start waits for a recovery of Postgres, or a replica that was stopped in its own start.
+/// Longest start. It may wait for a recovery of Postgres, or for a replica that was stopped in its own start.
 const START: Duration = Duration::from_secs(15);
 
 pub(crate) struct Replica {
     pub(crate) index: usize,
     pub(crate) link: Link,
     pub(crate) store_link: Option<Link>,
-    /// Of its database, by its link.
+    /// URL of the database, through the link.
     url: String,
     environment: Vec<(&'static str, String)>,
     log: PathBuf,
-    /// Its own: replicas have in common what the place of the files is, and nothing else.
+    /// The replica's own folder. Replicas have only the place of the files in common.
     folder: PathBuf,
     life: tokio::sync::Mutex<Option<Life>>,
     address: watch::Sender<Option<String>>,
@@ -52,11 +52,11 @@ struct Life {
 #[derive(Default)]
 struct Signs {
     address: Option<String>,
-    /// Failpoints.
+    /// Names of the failpoints that the process has hit.
     hits: Vec<String>,
 }
 
-/// The service, with nothing of our own environment, on the database at this URL. It ends with us.
+/// Returns a command that runs the service on this database, without our environment. The process ends with ours.
 pub(crate) fn command(binary: &Path, url: &str) -> Command {
     let mut command = Command::new(binary);
     command.env_clear().env("PATH", environment("PATH").unwrap_or_default());
@@ -66,7 +66,7 @@ pub(crate) fn command(binary: &Path, url: &str) -> Command {
 }
 
 impl Replica {
-    /// One of the service on `cluster`, with a folder of its own in `folder`.
+    /// Makes a replica of the service on `cluster`, with its own folder in `folder`.
     pub(crate) async fn new(
         index: usize,
         cluster: &Cluster,
@@ -102,12 +102,12 @@ impl Replica {
         self.address.borrow().clone()
     }
 
-    /// Whether this was one of its lives, of which a lease's owner carries the process id.
+    /// Returns true if a lease's owner has the process id of one of this replica's lives.
     pub(crate) fn is(&self, owner: &str) -> bool {
         locked(&self.pids).iter().any(|pid| Replica::owns(*pid, owner))
     }
 
-    /// The process ids of all its lives, the present one last.
+    /// Returns the process ids of all its lives, the present one last.
     pub(crate) fn lives(&self) -> Vec<i32> {
         locked(&self.pids).clone()
     }
@@ -116,7 +116,7 @@ impl Replica {
         owner.split([':', '@', '/']).any(|part| part.parse() == Ok(pid))
     }
 
-    /// Starts it until it listens. One that ends meanwhile couldn't reach Postgres, and is started again.
+    /// Starts the replica and waits until it listens. Restarts a process that ends earlier: it couldn't reach Postgres.
     pub(crate) async fn start(&self, binary: &Path, failpoints: Option<&str>, report: &Arc<Report>) -> Result<()> {
         let begun = Instant::now();
         loop {
@@ -146,7 +146,7 @@ impl Replica {
             .env("PORT", "0")
             .env("MANIFESTS", "on")
             .env("LEASE_SECONDS", LEASE.as_secs().to_string())
-            // So that a job which meets one fault after the other ends, too.
+            // So a job ends even if it meets one fault after the other.
             .env("MAX_ATTEMPTS", "4")
             .env("WORKERS", "3")
             .env("READERS", "3")
@@ -166,11 +166,11 @@ impl Replica {
     pub(crate) async fn hits(&self, name: &str, patience: Duration) -> bool {
         let Some(mut signs) = self.life.lock().await.as_ref().map(|life| life.signs.clone()) else { return false };
         let hit = signs.wait_for(|signs| signs.hits.iter().any(|hit| hit == name));
-        // An error: its log has ended, and it with it.
+        // An error means that the log has ended, and the process with it.
         matches!(tokio::time::timeout(patience, hit).await, Ok(Ok(_)))
     }
 
-    /// Waits for its end, which somebody else brought about.
+    /// Waits until the process ends. Somebody else must end it.
     pub(crate) async fn dies(&self, patience: Duration) -> Option<ExitStatus> {
         let mut life = self.life.lock().await;
         let ended = tokio::time::timeout(patience, life.as_mut()?.child.wait()).await.ok()?.ok()?;
@@ -189,7 +189,7 @@ impl Replica {
         Ok(Some(life.pid))
     }
 
-    /// Kills it. It must have lived until then.
+    /// Kills the process. An earlier end by itself is a violation.
     pub(crate) async fn kill(&self, report: &Report) -> Result<()> {
         self.address.send_replace(None);
         if let Some(mut life) = self.life.lock().await.take() {
@@ -201,7 +201,7 @@ impl Replica {
         Ok(())
     }
 
-    /// Asks it to end: exit code 0 within half a minute.
+    /// Asks the process to end. It must do so with exit code 0 within half a minute.
     pub(crate) async fn stop(&self, report: &Report) -> Result<()> {
         self.address.send_replace(None);
         if self.signal(Signal::SIGTERM).await?.is_none() {
@@ -214,7 +214,7 @@ impl Replica {
         Ok(())
     }
 
-    /// Open descriptors and resident memory in KiB, where the system tells.
+    /// Returns the number of open descriptors and the resident memory in KiB, if the system has them.
     pub(crate) async fn size(&self) -> Option<(usize, u64)> {
         let pid = self.life.lock().await.as_ref()?.pid;
         let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
@@ -253,7 +253,7 @@ async fn read_log(stderr: ChildStderr, file: PathBuf, signs: watch::Sender<Signs
     }
 }
 
-/// A time that a process was stopped.
+/// A time for which a process was stopped.
 #[derive(Clone, Copy)]
 pub(crate) struct Stopped {
     pub(crate) pid: Pid,

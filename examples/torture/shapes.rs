@@ -1,5 +1,5 @@
-//! The tables whose shape changes: plain ones and a partitioned one, tracked as somebody's own, and who writes to them.
-//! Beside them a calm one, to which nothing is written most of the time.
+//! The tables whose shape changes, tracked like a user's tables, and their writers: plain tables and a partitioned one.
+//! Most of the time, nobody writes to another table, the calm one.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use crate::replica;
 use crate::trial::World;
 use crate::writers::Writer;
 
-/// Keys of each table that its writer changes.
+/// Number of keys that a table's writer changes.
 pub(crate) const KEYS: u64 = 300;
 
-/// Of the key ranges that `parts` has partitions for; the last of them comes and goes.
+/// The partitions of `parts`, with their key ranges. The last partition comes and goes.
 pub(crate) const PARTITIONS: [(&str, u64, u64); 3] =
     [("parts_1", 0, 100), ("parts_2", 100, 200), ("parts_3", 200, 301)];
 
@@ -52,7 +52,7 @@ pub(crate) async fn fill(conn: &mut PgConnection) -> Result<()> {
     Ok(())
 }
 
-/// Has the service's own command install its triggers, over a link that nothing harms.
+/// Runs the service's own command that installs its triggers, over a link without faults.
 pub(crate) async fn track(world: &World, binary: &Path, dataset: &str) -> Result<()> {
     let mut command = replica::command(binary, &world.cluster.service_url(world.cluster.port()));
     command.env("DATASETS", &world.datasets).envs(world.place.environment(None)?);
@@ -65,7 +65,7 @@ pub(crate) async fn write(world: Arc<World>) -> usize {
     writer(&world, 150, &["shapes", "shapes", "parts", "fed"], rest).write(&world).await
 }
 
-/// The same for the calm table: a few transactions, and then a pause.
+/// Writes to the calm table: a few transactions, and then a pause.
 pub(crate) async fn write_now_and_then(world: Arc<World>) -> usize {
     let rest = |random: &mut Random| {
         if random.percent(80) { random.millis(10, 300) } else { random.millis(3_000, 60_000) }
@@ -82,12 +82,12 @@ fn writer(world: &World, stream: u64, tables: &'static [&str], rest: fn(&mut Ran
     Writer { database: DATABASE, random, change: Box::new(change), rest, pause: (100, 800), replicating: 5 }
 }
 
-/// One change, as SQL. No two versions of a row have one note.
+/// Returns one change, as SQL. No two versions of a row have the same note.
 fn change(random: &mut Random, table: &str, note: &str) -> String {
     let key = random.between(1, KEYS);
     let odd = key | 1;
     match (table, random.below(100)) {
-        // Of `fed` the even keys are the publisher's.
+        // The publisher has the even keys of `fed`.
         ("fed", 0..70) => {
             format!(
                 "insert into fed (id, note) values ({odd}, '{note}') on conflict (id) do update set note = excluded.note"
@@ -105,7 +105,7 @@ fn change(random: &mut Random, table: &str, note: &str) -> String {
         ("shapes", 60..70) => {
             format!("update shapes set label = '{note}', hidden = not hidden where id between {key} and {key} + 3")
         }
-        // To another partition, or another key.
+        // Moves a row to another partition, or to another key.
         (_, 60..70) => format!("update {table} set id = {odd}, note = '{note}' where id = {key} and id <> {odd}"),
         ("shapes", 70..80) => format!("update shapes set note = '{note}', amount = amount + 0.0125 where id = {key}"),
         (_, 70..80) => format!("update {table} set note = '{note}', id = id % {KEYS} + 1 where id = {key}"),

@@ -1,4 +1,4 @@
-//! A trial: a service, those who use it, and those who harm it, from the first process to the oracle's word.
+//! A trial: a service, its users and its faults, from the first process to the oracle's verdict.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -30,10 +30,10 @@ use crate::replica::Replica;
 use crate::report::{Counts, Least, Report, UPHEAVAL, locked};
 use crate::{bystander, ddl, publisher, shapes, writers};
 
-/// From the last fault until every job has ended: the longest pause of a job that is tried for the fourth time (18 s
-/// and a fifth of it), the jobs behind it, and a busy machine.
+/// Longest time from the last fault until every job has ended. It covers the longest pause before a fourth attempt (18
+/// s and a fifth of it), the jobs behind that one, and a busy machine.
 const DRAIN: Duration = Duration::from_secs(60);
-/// More than three workers, the API and the rest of a process need; less than a leak makes of it.
+/// More than three workers, the API and the rest of a process need. A leak exceeds it.
 const MOST_DESCRIPTORS: usize = 128;
 const MOST_RESIDENT_KIB: u64 = 256 * 1024;
 
@@ -51,14 +51,14 @@ pub(crate) struct World {
     pub(crate) archive: Mutex<Archive>,
     pub(crate) oracle: tokio::sync::Mutex<Oracle>,
     pub(crate) loaded: Mutex<BTreeMap<(&'static str, usize), Recorded>>,
-    /// The hashes of the files of exports that the database once knew.
+    /// Hashes of the files that the database knew before a restore.
     pub(crate) lost: Mutex<HashSet<String>>,
-    /// Even: the database goes its way. Odd: it is being put back.
+    /// Even: the database runs normally. Odd: it is being restored.
     pub(crate) era: AtomicU64,
     pub(crate) writing: AtomicBool,
     pub(crate) asking: AtomicBool,
     pub(crate) auditing: AtomicBool,
-    /// The invariant whose first violation ends it, since that is what it is for.
+    /// The invariant whose first violation ends the trial. A control needs no other.
     ends_with: Option<&'static str>,
 }
 
@@ -67,7 +67,7 @@ impl World {
         self.era.load(Ordering::SeqCst)
     }
 
-    /// Whether the database was put back, or failed over.
+    /// Returns true if the database was restored, or failed over.
     pub(crate) fn was_turned_over(&self) -> bool {
         self.report.acts().iter().any(|act| act.what == UPHEAVAL)
     }
@@ -90,20 +90,20 @@ pub(crate) struct Trial {
     pub(crate) struck: PathBuf,
     pub(crate) plan: Plan,
     pub(crate) ends_with: Option<&'static str>,
-    /// Where the files go, if not to a folder.
+    /// The bucket for the files. `None`: a folder.
     pub(crate) store: Option<Bucket>,
     pub(crate) clock: Option<Clock>,
     pub(crate) moves: Vec<Move>,
 }
 
 impl Trial {
-    /// Runs it in `folder`, which the user that runs Postgres must reach.
+    /// Runs the trial in `folder`. The user that runs Postgres must reach `folder`.
     pub(crate) async fn run(mut self, folder: &Path) -> Result<(Arc<Report>, Counts)> {
         let report = Arc::new(Report::new(folder)?);
         std::fs::write(folder.join("schedule.log"), self.plan.text())?;
         let world = self.prepare(folder, &report).await?;
         let ran = self.run_in(&world).await;
-        // A trial that broke off leaves no process behind.
+        // Leaves no process behind if the trial broke off.
         for replica in &world.replicas {
             let _ = replica.kill(&report).await;
         }
@@ -148,7 +148,7 @@ impl Trial {
 
     async fn run_in(self, world: &Arc<World>) -> Result<Counts> {
         let report = &world.report;
-        // All at once: one of them migrates.
+        // Starts all replicas at once: one of them migrates.
         let first = if self.failpoints.is_empty() { &self.struck } else { &self.debug };
         let receiving = tokio::spawn(receiver::listen(Arc::clone(world)));
         let mut conn = world.cluster.connect().await?;
@@ -260,13 +260,13 @@ fn counts(world: &World, oracle: &Oracle, commits: usize, statements: usize, loo
     Counts { deaths, counted }
 }
 
-/// The queue drains, and each consumer gets a last delta of a table that nobody changes any more.
+/// Drains the queue, and gives each consumer a last delta of a table that nobody changes any more.
 async fn settle(world: &World) -> Result<()> {
     let begun = Instant::now();
     let mut conn = world.cluster.connect().await?;
-    // Jobs that have not ended, or of which a file has no name yet.
+    // Jobs that have not ended, or that have a file without a name.
     let open = "select count(*) from torture.ends where status = 'open'";
-    // An export that gave way is tried again after minutes.
+    // An export that gave way is retried only after minutes.
     let make_ready = "update cdc_export.jobs set run_at = clock_timestamp()
                       where status = 'pending' and gave_way > 0 and run_at > clock_timestamp()";
     let is_drained = async || {
@@ -294,7 +294,7 @@ async fn settle(world: &World) -> Result<()> {
         for (lane, kind, job) in last {
             let ended = insist(async || caller.job(&job).await.filter(is_terminal)).await;
             let job = ended.with_context(|| format!("the last export {job} takes too long"))?;
-            // Whether it was refused for a reason, the oracle says.
+            // The oracle judges whether the refusal had a reason.
             if kind == "delta" && job["error"]["code"] == "full_export_needed" {
                 lanes.push((lane, "full"));
             } else if job["status"] != "completed" {
@@ -308,14 +308,13 @@ async fn settle(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Asks until there is an answer. A server process that learns late that its clock was set forward takes the
-/// transaction that it has begun for one that stands idle, and ends it, so that a caller may be sent away even now, as
-/// any caller is with a 503.
+/// Asks until there is an answer. A server process may learn late that its clock was set forward. It then takes its new
+/// transaction for an idle one and ends it. So even now a caller may be refused with a 503.
 async fn insist<T>(ask: impl AsyncFn() -> Option<T>) -> Option<T> {
     at_last(DRAIN, || async { ask().await.ok_or(()) }).await.ok()
 }
 
-/// 10: what is left when all have gone home.
+/// 10: Checks that nothing is left when nothing runs any more.
 async fn rest(world: &Arc<World>, binary: &Path) -> Result<()> {
     let mut conn = world.cluster.connect().await?;
     let idle = format!("select count(*) from pg_stat_activity where usename = '{SERVICE}' and state like 'idle in%'");
@@ -337,7 +336,7 @@ async fn rest(world: &Arc<World>, binary: &Path) -> Result<()> {
     if !eventually(Duration::from_secs(5), async || Ok(count(&mut conn, &connected).await? == 0)).await? {
         world.report.red("10", "connections of the service are left although it is gone");
     }
-    // What the killed left is swept at a start, if nobody came to it before.
+    // A start sweeps what killed processes left, unless another process swept it before.
     world.replicas[0].start(binary, None, &world.report).await?;
     let swept = async || Ok(world.place.leftovers(|_| false).await?.is_empty());
     eventually(Duration::from_secs(10), swept).await?;

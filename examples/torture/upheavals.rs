@@ -1,5 +1,5 @@
-//! The database is put back to what it was: an operator's restore, a standby that lagged. With it an era ends: what it
-//! says that happened since is gone, and what the consumers have of it is theirs.
+//! Puts the database back to an earlier state, like an operator's restore or a standby that lagged. This ends an era:
+//! the database loses its later records, and the consumers keep what they received.
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
@@ -20,13 +20,13 @@ use crate::trial::World;
 pub(crate) enum Upheaval {
     Copy,
     PutBack(Timeline),
-    /// A planned failover: another timeline, and nothing lost.
+    /// A planned failover: a new timeline, and nothing lost.
     Failover,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Timeline {
-    /// As of a disk that was put back.
+    /// The timeline after a disk was put back.
     Same,
     New,
 }
@@ -53,9 +53,9 @@ pub(crate) async fn turn_over(world: &World, upheaval: Upheaval) -> Result<()> {
     world.cluster.launch(Reach::All).await
 }
 
-/// The era is judged while nobody reaches the server, and all who remember are told what is no more.
+/// Judges the era while nobody else reaches the server. Then tells everybody who remembers what the database lost.
 async fn put_back(world: &World, timeline: Timeline) -> Result<()> {
-    // Whoever asked before, and hears now, takes nothing in: see `Caller`.
+    // A caller that asked before ignores an answer that arrives now: see `Caller`.
     world.era.fetch_add(1, Ordering::SeqCst);
     let mut oracle = world.oracle.lock().await;
     world.cluster.launch(Reach::OnlyUs).await?;

@@ -1,6 +1,5 @@
-//! The writers: what a table goes through, transactions held open and rolled back among it. They don't go through the
-//! proxy: the table isn't the service's, and its writers have no part in the service's faults but the crashes of
-//! Postgres.
+//! The writers change a table, also in transactions that stay open or are rolled back. They bypass the proxy: the table
+//! isn't the service's, so only crashes of Postgres affect its writers, and no other faults of the service.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,16 +13,16 @@ use crate::random::Random;
 use crate::trial::World;
 
 pub(crate) const WRITERS: u64 = 2;
-/// The time after which a writer has heard that it is over.
+/// Longest time until a writer hears that it must stop.
 const STOPS_WITHIN: Duration = Duration::from_millis(100);
-/// Keys that the writers change; enough that a lost change is seldom hidden by the next one of its row.
+/// Number of keys that the writers change. With so many, the next change of a row seldom hides a lost one.
 const KEYS: u64 = 2_400;
 
 /// Texts that a sloppy writer or reader of CSV gets wrong.
 const AWKWARD: [&str; 9] = ["", "\"", "a,b", "line\nline", "\r\n", "=1+1", "ü€😀", " end ", "\\N"];
 
-/// Rows that are gone before anybody looks, whose blocks stay before those of the others: so that a full export has
-/// several ranges to read, with several readers, and still few rows to send through slow proxies.
+/// Number of rows that are deleted before the first export. Their blocks stay before those of the other rows. So a full
+/// export has several ranges to read, with several readers, but few rows to send through slow proxies.
 const GONE: u64 = 400_000;
 
 pub(crate) async fn fill(conn: &mut PgConnection) -> Result<()> {
@@ -57,14 +56,14 @@ pub(crate) struct Writer {
     pub(crate) random: Random,
     pub(crate) change: Change,
     pub(crate) rest: fn(&mut Random) -> Duration,
-    /// The bounds of the pause within one of ten transactions, in milliseconds.
+    /// Bounds in milliseconds of the pause in one of ten transactions.
     pub(crate) pause: (u64, u64),
     /// The percentage of transactions that fire no ordinary trigger, like those of a replication tool.
     pub(crate) replicating: u64,
 }
 
 impl Writer {
-    /// Writes until the writers are told to stop. Returns how many transactions were committed, as far as is known.
+    /// Writes until the writers must stop. Returns the number of transactions that are known to be committed.
     pub(crate) async fn write(mut self, world: &World) -> usize {
         let (mut committed, mut number) = (0, 0);
         while world.writing.load(Ordering::SeqCst) {
@@ -77,7 +76,7 @@ impl Writer {
             while world.writing.load(Ordering::SeqCst) {
                 match self.transaction(&mut conn, &mut number).await {
                     Ok(whole) => committed += usize::from(whole),
-                    // A column has another name just now, a partition is away.
+                    // A column has another name at the moment, or a partition is detached.
                     Err(sqlx::Error::Database(_)) if conn.execute("rollback").await.is_ok() => {}
                     Err(_) => break,
                 }
@@ -113,7 +112,7 @@ impl Writer {
 
 pub(crate) async fn write(world: Arc<World>, writer: u64) -> usize {
     let change = move |random: &mut Random, number| {
-        // No two versions of a row have one name.
+        // No two versions of a row have the same name.
         let change = change(random, &format!("w{writer}-{number}"));
         match random.below(10) {
             0 => format!("savepoint s; {change}; rollback to s"),
@@ -160,7 +159,7 @@ fn change(random: &mut Random, version: &str) -> String {
         }
         82..92 => format!("delete from users where id = {key}"),
         92..95 => format!("delete from users where id between {key} and {key} + {few}"),
-        // More subtransactions than a backend shows to the others.
+        // Makes more subtransactions than a backend shows to others.
         95 => format!(
             "do $$ begin
                for n in {key}..{key} + 80 loop
