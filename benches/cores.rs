@@ -65,7 +65,7 @@ fn own_time() -> Duration {
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
-/// Encodes and packs so many rows; returns the processor time that it took.
+/// Encodes and packs this number of rows. Returns the processor time of that.
 fn read(layout: &Arc<Layout>, messages: &[Vec<u8>], count: usize, pieces: &mpsc::SyncSender<Piece>) -> Duration {
     let (mut encoder, mut room) = (Encoder::new(layout), Fields::default());
     let pass_on = |encoder: &mut Encoder| {
@@ -112,7 +112,7 @@ fn write(layout: &Arc<Layout>, pieces: &mpsc::Receiver<Piece>) -> (Duration, u64
 
 struct Measured {
     wall: Duration,
-    /// Of all reading threads.
+    /// Sum of all reading threads.
     parallel: Duration,
     serial: Duration,
     bytes: u64,

@@ -6,13 +6,13 @@ mod pair;
 use crate::apply::pair::Pair;
 use crate::harness::KILLED;
 
-/// Between all steps, and where the answer to COMMIT is lost.
+/// Kills `apply` between all steps, and where the answer to COMMIT is lost.
 #[tokio::test]
 async fn each_export_is_applied_once_whatever_is_killed() {
     let pair = Pair::of("create table t (id bigint primary key, n bigint not null default 0)").await;
     pair.applied(&[]).await;
-    // Whoever applies a delta twice, or leaves one out, is found out by the log. An index writes it: its function runs
-    // once for each row that is written.
+    // The log shows a delta that is applied twice or left out. An index writes the log: its function runs once for each
+    // row that is written.
     let statements = "create table log (id bigint, n bigint);
          create function log(id bigint, n bigint) returns void language sql as 'insert into public.log values (id, n)';
          create function note(id bigint, n bigint) returns bigint immutable language plpgsql as $$ begin

@@ -9,21 +9,21 @@ use crate::catalog::{Catalog, Replica, export};
 use crate::ddl::attempt::{attempt, told, word};
 use crate::harness::{Csv, Database};
 
-/// A table, its dataset, and DDL between two exports of it. `{t}` is the table's name, and the beginning of the names
+/// A table, its dataset, and DDL between two exports of it. `{t}` is the table's name, and the prefix of the names
 /// beside it.
 struct Case {
     what: &'static str,
     /// Makes the table, with rows 1 to 6 by `id`.
     made: &'static str,
-    /// Of its dataset, beside name and table.
+    /// Settings of the dataset, besides name and table.
     dataset: &'static str,
-    /// What a consumer shall have of it.
+    /// Query for the rows that a consumer must have.
     rows: &'static str,
-    /// Transactions, with `;;` between them.
+    /// Transactions, separated by `;;`.
     change: &'static str,
-    /// The guard's word; none: an incremental and a delta are exact all the same.
+    /// The guard's word. Empty: an incremental and a delta are exact all the same.
     word: Option<&'static str>,
-    /// What a loader does that reads `schemaChanged`.
+    /// SQL that a loader runs on its copy after it has read `schemaChanged`.
     loader: &'static str,
 }
 
@@ -153,7 +153,7 @@ async fn ddl_is_exact_or_has_a_word() {
     .await;
 }
 
-/// What a filter calls is part of what it says.
+/// A function that a filter calls is a part of the filter.
 #[tokio::test]
 async fn a_filter_whose_function_is_replaced_is_another_one() {
     const TABLE: &str =

@@ -96,13 +96,13 @@ async fn a_dump_restored_in_another_cluster_needs_a_full_export() {
 
     let database = Database::at(other_options);
     assert!(logged(&database).await > 0);
-    // What comes first of the two: the oid is the same only by chance.
+    // The guard compares the table's oid first, which is the same only by chance.
     let word = database.one::<bool>("select table_oid = 'users'::regclass from watermarks").await;
     let word = if word { "other_cluster" } else { "table_recreated" };
     let service = Start::on(&database).service().await;
     refused(&database, &service, "incremental", "a", word).await;
     refused(&database, &service, "delta", "a", word).await;
-    // Here it is the same.
+    // From here on, the oid is the same.
     database.run("update watermarks set table_oid = 'users'::regclass; update cdc_export.change_log set table_oid = 'users'::regclass").await;
     refused(&database, &service, "delta", "a", "other_cluster").await;
     // The log of the old cluster, whose transactions would come for a long time yet, is nobody's here.

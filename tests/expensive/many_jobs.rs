@@ -85,7 +85,7 @@ fn first_id(time: &str) -> String {
     uuid::Uuid::from_u128(u128::from(millis.unsigned_abs()) << 80).to_string()
 }
 
-/// What a list should have, told by the plainest statement there is.
+/// Returns the ids that a list should have, by the plainest possible statement.
 async fn expected(database: &Database, filter: &BTreeMap<&str, &str>, among: &str, limit: u32) -> Vec<String> {
     let condition = |column: &str, name: &str| {
         filter.get(name).map(|value| format!(" and {column} = '{value}'")).unwrap_or_default()
@@ -165,17 +165,17 @@ async fn every_filter_of_the_list_is_served_by_an_index() {
     assert!(costs.iter().all(|(_, filtered)| *filtered < 10), "{costs:?}");
 }
 
-/// What runs again and again, or at each request: none of it reads the jobs that have ended.
+/// No statement that runs again and again, or at each request, reads the jobs that have ended.
 #[tokio::test]
 async fn nothing_reads_all_jobs_again_and_again() {
     let database = with_jobs().await;
     database.add_users(1, 5).await;
-    // What a lane's commit looks for is its last completed job, behind all that failed since.
+    // A lane's commit looks for its last completed job, which is behind all jobs that failed since.
     let rows =
         "select 'failing', 'users', n, 'delta', 'failed', timestamptz '2026-01-01' from generate_series(1, 20000) n";
     let lane = "insert into cdc_export.lanes (consumer_id, dataset, last_sequence) values ('failing', 'users', 20000)";
     database.run(&(planted(rows) + lane)).await;
-    // Names that go on after another's whole stem.
+    // These names continue after another name's whole stem.
     let now: String = database.one("select to_char(now() at time zone 'UTC', 'YYYYMMDD\"T\"HH24')").await;
     let statements = format!(
         "update cdc_export.exports set output_filename = 'full_failing_{now}' || output_filename where lane_sequence % 2 = 0 and consumer_id = 'early'"
@@ -197,7 +197,7 @@ async fn nothing_reads_all_jobs_again_and_again() {
         (!plans(&service, "files.names_taken").is_empty()).then_some(())
     })
     .await;
-    // A caller that says what it loaded last, and one that was away for long.
+    // One caller says what it loaded last, and another one was away for long.
     let after = serde_json::json!({ "after": full });
     let delta = service
         .client

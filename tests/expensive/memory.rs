@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::catalog::ended;
 use crate::harness::{Database, Service, Start, eventually, serving_users};
 
-/// What a process has of what it might forget to give back.
+/// The resources that a process might forget to give back.
 #[derive(Debug)]
 struct Held {
     resident_kib: u64,
@@ -82,7 +82,7 @@ async fn memory_does_not_grow_with_the_table() {
     }
     let grown = peak(&service) - idle;
     assert!(grown < 24, "{grown} MiB above {idle} MiB");
-    // What is freed goes back, however large it was. A row group is large.
+    // Freed memory goes back to the system, however large it was. A row group is large.
     #[cfg(all(feature = "parquet", target_env = "gnu"))]
     {
         let own = |service: &Service| in_status(service.pid(), "RssAnon:") / 1024;

@@ -25,7 +25,7 @@ pub(crate) fn plans(service: &Service, statement: &str) -> Vec<String> {
     messages.filter(|message| message.contains(statement)).collect()
 }
 
-/// What a plan read of a table: the entries that it went on with, and those that a filter threw away.
+/// Returns the number of a table's entries that a plan kept, and the number that a filter removed.
 pub(crate) fn cost_of(plan: &str, table: &str) -> (u64, u64) {
     let number = |line: &str, after: &str| -> f64 {
         let digits = line.split(after).nth(1).unwrap().chars().take_while(|c| c.is_ascii_digit() || *c == '.');

@@ -8,12 +8,12 @@ use serde_json::json;
 use crate::catalog::{Catalog, export};
 use crate::harness::{Csv, Database, Service};
 
-/// What a consumer's copy has to be, by what was done to the table.
+/// A consumer's copy, and the copy that it must have after the changes of the table.
 #[derive(Default)]
 struct Consumer {
     copy: BTreeMap<i64, i64>,
     wanted: BTreeMap<i64, i64>,
-    /// Keys that were deleted aloud since the last delta or full export.
+    /// Keys that were deleted without `cdc_export.quiet` since the last delta or full export.
     told: BTreeSet<i64>,
     quiet: u64,
 }
@@ -85,7 +85,7 @@ async fn quiet_deletions_are_counted_and_not_told(create: &str, seed: u64) {
                 live.insert(key, n);
                 continue;
             }
-            // Of keys, none of them there or several.
+            // Deletes two keys, none, one or both of which exist.
             statements.push(format!("delete from t where k in ({key}, {})", key + 1));
             for key in [key, key + 1] {
                 let was_there = live.remove(&key).is_some();

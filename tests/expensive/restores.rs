@@ -106,7 +106,7 @@ async fn without_a_marker_another_timeline_needs_a_full_export() {
     cluster.stop().await;
 }
 
-/// What becomes of a standby's promotion: of one that has all of its primary, or of one that lags behind a delivery.
+/// Promotes a standby that has all of its primary, or one that lags behind a delivery.
 async fn promoted_standby(lags: bool) {
     let mut cluster = Cluster::new().await;
     let mut service = exported(&cluster, &["a", "b"]).await;

@@ -51,7 +51,7 @@ async fn what_is_deleted_after_a_watermark_that_was_set_by_hand_comes_once() {
                 assert_eq!(delta(&service, table, consumer).await, Vec::<String>::new(), "{table} {consumer}");
             }
         }
-        // What a full export has made up for is due no more.
+        // A deletion that a full export has made up for is not due any more.
         insert_watermark(&database, table, "healed", "2026-01-02T12:00:00Z").await;
         export(&service, "incremental", table, "healed").await;
         export(&service, "full", table, "healed").await;

@@ -21,7 +21,7 @@ async fn acked(service: &Service, job: &Value) -> Value {
     answer.json().await.unwrap()
 }
 
-/// What `/consumers` tells of a consumer: how many exports it has not acknowledged, and since when.
+/// Returns the number of a consumer's unacknowledged exports in `/consumers`, and since when.
 async fn told(service: &Service, consumer: &str) -> (Value, Value) {
     let page: Value = service.call("GET", &format!("/consumers?consumer={consumer}"), &[]).await.json().await.unwrap();
     let [of] = page["items"].as_array().unwrap().as_slice() else { panic!("{page}") };
@@ -211,8 +211,8 @@ async fn of_many_at_once_the_latest_stands() {
     assert_eq!(told(&one, "a").await, (json!(0), Value::Null));
 }
 
-/// What a restore, or whoever writes to the tables, may leave: a lane's numbers skip those that were handed out, or
-/// have not come as far as what was acknowledged.
+/// A restore or a manual write may leave a lane whose numbers skip some that were handed out. Its numbers may also be
+/// smaller than the acknowledged one.
 #[tokio::test]
 async fn numbers_that_skip_or_were_put_back_are_counted_by_what_is_there() {
     let (database, service) = serving_users(5).await;
@@ -225,7 +225,7 @@ async fn numbers_that_skip_or_were_put_back_are_counted_by_what_is_there() {
     acked(&service, &tenth).await;
     assert_eq!(told(&service, "a").await, (json!(0), Value::Null));
 
-    // Back to the second export, but for what was acknowledged.
+    // The database goes back to the second export, except for the acknowledgement.
     let statements = "delete from cdc_export.exports where number > 2; update cdc_export.lanes set last_number = 2, acknowledged = 10";
     database.run(statements).await;
     assert_eq!(told(&service, "a").await, (json!(0), Value::Null));

@@ -43,7 +43,7 @@ async fn a_caller_that_is_elsewhere_than_its_lane_is_refused() {
     assert_eq!((&first["status"], &first["number"]), (&json!("completed"), &json!(1)));
     assert_eq!(out_of_step(delta(&service, json!({ "after": null })).await).await, std::slice::from_ref(&first));
 
-    // What it says is held against what is open as well.
+    // `after` is compared with open exports, too.
     let held = database.hold_exports().await;
     let second = taken(delta(&service, json!({ "after": first["jobId"], "afterSha256": first["sha256"] })).await).await;
     let open = out_of_step(delta(&service, json!({ "after": first["jobId"] })).await).await;
@@ -57,16 +57,16 @@ async fn a_caller_that_is_elsewhere_than_its_lane_is_refused() {
         out_of_step(delta(&service, json!({ "after": first["jobId"] })).await).await,
         [second.clone(), third.clone()]
     );
-    // By another way in, and another type.
+    // Another path and another type are checked in the same way.
     let other = ask(&service, "/export/a", None, None, json!({ "after": second["jobId"] })).await;
     assert_eq!(out_of_step(other).await, std::slice::from_ref(&third));
     let other =
         ask(&service, "/exports", Some("a"), None, json!({ "exportType": "delta", "after": second["jobId"] })).await;
     assert_eq!(out_of_step(other).await, std::slice::from_ref(&third));
-    // Nobody who doesn't ask is held up.
+    // A caller without `after` is not refused.
     let fourth = service.export("delta", "a").await.0;
 
-    // What the database doesn't know: another content, nobody's id, another lane's, one that failed.
+    // The database doesn't know these: other content, an unknown id, an id of another lane, a cancelled job.
     let (theirs, _) = service.export("full", "b").await;
     let held = database.hold_exports().await;
     let cancelled = service.submit("delta", "a").await;
@@ -81,7 +81,7 @@ async fn a_caller_that_is_elsewhere_than_its_lane_is_refused() {
     ] {
         assert_eq!(refusal(delta(&service, body.clone()).await).await, (409, "database_restored".to_owned()), "{body}");
     }
-    // One that was cancelled is nothing to wait for.
+    // A cancelled export is nothing to wait for.
     taken(delta(&service, json!({ "after": fourth["jobId"] })).await).await;
 }
 
@@ -186,7 +186,7 @@ async fn what_was_published_since_is_listed_in_its_order() {
         "consumer=a&dataset=users&after=".to_owned(),
         format!("consumer=a&dataset=users&status=completed&after={first}"),
         format!("consumer=a&dataset=users&exportType=delta&after={first}"),
-        // Of the other list.
+        // This is a cursor of the other list.
         format!("consumer=a&dataset=users&after={first}&cursor={}", newest["nextCursor"].as_str().unwrap()),
         "cursor=number_1".to_owned(),
         format!("consumer=a&dataset=users&after={first}&cursor=number_"),

@@ -151,6 +151,6 @@ async fn a_missing_address_stops_the_start() {
             assert!(code == 2 && is_said_once, "{command:?} {code} {said}");
         }
     }
-    // Who doesn't need it doesn't ask for it.
+    // A process without deliveries doesn't need the address.
     operator.start(&database).arguments(&["serve", "--no-workers"]).service().await.stop().await;
 }

@@ -234,7 +234,7 @@ async fn unique_values_may_change_places() {
 async fn the_table_follows_the_sources_columns() {
     let pair = Pair::of(SIMPLE).await;
     pair.applied(&[]).await;
-    // What nobody changed has no value in a delta: a full export brings it.
+    // A delta has no values of a new column in unchanged rows: a full export brings them.
     pair.source.run("alter table t add more int default 7; update t set more = 8 where id = 3").await;
     export(&pair.service, "delta", "t", "a").await;
     let said = pair.refused(&["--request", "none"], "full_export_needed").await;
@@ -449,7 +449,7 @@ async fn nothing_diverges_in_silence() {
     assert_eq!(pair.target.one::<i64>("select sum(name) from t").await, 21);
 }
 
-/// Whoever writes the manifests writes no SQL.
+/// A manifest can't make `apply` run SQL.
 #[tokio::test]
 async fn a_manifest_is_no_program() {
     let pair = Pair::started(SIMPLE, |start| start.with("MANIFESTS", "on")).await;
@@ -477,7 +477,7 @@ async fn readers_never_see_an_empty_table() {
     export(&pair.service, "full", "t", "a").await;
     let (held, call) = pair.held_at("apply.applied", &["--request", "none"]).await;
     assert_eq!(pair.target.one::<i64>("select count(*) from t").await, 50);
-    // Whoever began before the commit doesn't either.
+    // A reader that began before the commit doesn't see an empty table either.
     let mut reader = pair.target.open("set transaction isolation level repeatable read; select from pg_class").await;
     held.release().await;
     assert_eq!(call.await.unwrap().0, 0);
@@ -511,7 +511,7 @@ async fn a_gap_is_healed_by_a_full_export_or_said() {
     ends(pair.apply(&[]).output().await, 0, "asking for a full export");
     pair.require_equal("a file that is gone").await;
 
-    // What it can't read, another export makes good.
+    // Another export replaces one that `apply` can't read.
     let body = serde_json::json!({ "dataset": "t", "format": "ndjson" });
     crate::catalog::ended(&pair.service, "/exports/delta", Some("a"), body).await;
     pair.source.run("insert into t values (3, 'more')").await;
@@ -618,7 +618,7 @@ async fn a_folder_is_enough() {
     ends(pair.apply_from(&[]).output().await, 0, "");
     pair.require_equal("as it was").await;
 
-    // What `pull` has fetched is such a folder as well.
+    // A folder that `pull` has filled is such a folder as well.
     export(&pair.service, "full", "t", "a").await;
     let folder = reachable_folder();
     let into = folder.path().to_str().unwrap();
@@ -666,7 +666,7 @@ async fn it_follows_until_it_is_told_to_end() {
     stop(&mut child).await;
 }
 
-/// What doesn't pass by itself is not waited for.
+/// `apply` doesn't wait if an error doesn't pass by itself.
 #[tokio::test]
 async fn a_target_that_is_not_there_is_told_at_once() {
     let pair = Pair::of("create table t (id int primary key)").await;
@@ -682,8 +682,7 @@ async fn a_target_that_is_not_there_is_told_at_once() {
     }
 }
 
-/// What is in the way of one export is in the way of no newer full one; and a place that has nothing for the table says
-/// what it has.
+/// An obstacle to one export doesn't stop a newer full one. A place without exports of the table says what it has.
 #[tokio::test]
 async fn a_folder_goes_on_with_its_newest_full_export() {
     let pair = Pair::started(SIMPLE, |start| start.with("MANIFESTS", "on")).await;

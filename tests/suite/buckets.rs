@@ -18,7 +18,7 @@ use crate::harness::{
     until,
 };
 
-/// What lets anybody use the emulator of Azure, whose key is public, until the year 2099.
+/// Shared access signature for the emulator of Azure, whose key is public. It is valid until the year 2099.
 const AZURITE: &str = "se=2099-01-01T00%3A00%3A00Z&sp=rwdlac&sv=2026-10-06&ss=b&srt=sco&sig=5x/ZkIOORRabQ%2BcTQiijQru%2BqlZISjMz8nC58gJezkk%3D";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,13 +77,13 @@ impl Bucket {
         bucket
     }
 
-    /// Whether it is at s3s-fs, which keeps to S3 in what an export needs, and lacks what tests ask beyond that: it
-    /// lists no uploads, and makes a bucket that isn't there.
+    /// Returns true if the bucket is at s3s-fs. That has all of S3 that an export needs. Beyond that, it lists no
+    /// uploads, and makes a bucket that doesn't exist.
     fn is_at_s3s(&self) -> bool {
         option_env("BUCKETS_S3S").as_ref() == Some(&self.endpoint)
     }
 
-    /// The same one elsewhere.
+    /// Returns the same bucket at another endpoint.
     fn at(&self, endpoint: &str) -> Bucket {
         let Bucket { cloud, name, client, .. } = self;
         Bucket { cloud: *cloud, endpoint: endpoint.to_owned(), name: name.clone(), client: client.clone() }
@@ -107,7 +107,7 @@ impl Bucket {
         self.variables().into_iter().fold(start, |start, (name, value)| start.with(name, value))
     }
 
-    /// What says where it is, and how to reach it.
+    /// Returns the variables that name the bucket and give access to it.
     fn variables(&self) -> Vec<(&'static str, String)> {
         let Bucket { cloud, endpoint, name, .. } = self;
         let (endpoint, yes) = (endpoint.clone(), || "true".to_owned());
@@ -261,7 +261,7 @@ fn texts(xml: &str, tag: &str) -> Vec<String> {
     xml.split(&begin).skip(1).map(|rest| rest.split_once("</").unwrap().0.to_owned()).collect()
 }
 
-/// Whether it is `{prefix}/{dataset}/{consumer}/{stem}_{token8}{ext}`.
+/// Returns true if a key is `{prefix}/{dataset}/{consumer}/{stem}_{token8}{ext}`.
 fn is_key_of(key: &str, job: &Value) -> bool {
     let name = job["outputFilename"].as_str().unwrap();
     let (stem, extension) = name.split_once('.').unwrap();
@@ -320,7 +320,7 @@ async fn an_export_is_one_object() {
         database.run("update users set name = 'new', updated_at = now() where id = 7").await;
         let changed = export(&service, "incremental", "a:b@c").await;
         assert_eq!(downloaded(&service, &changed).await.ids(), [7]);
-        // Of no rows too there is a file.
+        // An export without rows has a file, too.
         let none = export(&service, "delta", "a:b@c").await;
         assert_eq!(downloaded(&service, &none).await.rows.len(), 0);
 

@@ -22,8 +22,8 @@ impl Catalog {
         Catalog::of(&tables.iter().map(block).collect::<String>())
     }
 
-    /// Of the blocks of the datasets `t0`, `t1` and so on, each of them tracked with a catalog of its own: a process
-    /// looks at every dataset of its catalog, so that for all of them together the work would grow with their square.
+    /// Makes a catalog of the datasets `t0`, `t1` and so on, each tracked with its own catalog. A process looks at
+    /// every dataset of its catalog, so with one catalog for all the work would grow with their square.
     pub(crate) async fn tracked(database: &Database, blocks: &[String]) -> Catalog {
         for (at, block) in blocks.iter().enumerate() {
             Catalog::of(block).track(database, &format!("t{at}")).await;

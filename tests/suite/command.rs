@@ -115,7 +115,7 @@ async fn a_failed_or_interrupted_export_is_no_success() {
     }
 }
 
-/// As it is in `export … --output - | loader` when the loader dies.
+/// `export … --output - | loader` does this when the loader dies.
 #[tokio::test]
 async fn a_file_that_is_not_read_to_its_end_is_a_failure_and_a_list_is_none() {
     let database = Database::with_users(9).await;

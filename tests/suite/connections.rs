@@ -81,7 +81,7 @@ async fn a_download_that_is_not_read_is_cut_off_and_a_slow_one_is_not() {
     let (download, length) = large_file(&database, &service).await;
     let download = &*download;
     let open = async || connected(&service, [127, 0, 0, 1], download).await;
-    // How many bytes come before the connection ends.
+    // Counts the bytes that arrive before the connection ends.
     let rest = async |mut stream: TcpStream| {
         let (mut bytes, mut buffer) = (0, vec![0; 64 * 1024]);
         loop {

@@ -95,7 +95,7 @@ async fn a_copy_reads_its_originals_files_and_removes_none() {
     assert_eq!(stranger.call("GET", &download, &[]).await.text().await.unwrap().lines().count(), 6);
     stranger.refuses("DELETE", &path(&jobs[2]), &[], 409, "file_of_other_database").await;
 
-    // What is past the retention of jobs is forgotten; its file stays.
+    // A job past the retention of jobs is forgotten, and its file stays.
     passes(&stranger, "full", "a", Some("database_restored")).await;
     let left = async || (copy.one::<i64>("select count(*) from exports").await <= 2).then_some(());
     let keeping = Start::on(&copy).sharing_output(&service).with("RETAIN_FILES", "1").with("RETAIN_JOBS", "2");
@@ -112,7 +112,7 @@ async fn a_copy_reads_its_originals_files_and_removes_none() {
     eventually("the original's files are removed", removed).await;
     keeping.stop().await;
 
-    // Where there is no original any more.
+    // Now there is no original any more.
     copy.run("update cdc_export.jobs set database_id = default").await;
     let successor = Start::on(&copy).sharing_output(&service).service().await;
     assert_eq!(successor.call("DELETE", &path(&jobs[2]), &[]).await.status(), 204);

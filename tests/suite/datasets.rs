@@ -109,7 +109,7 @@ async fn a_row_that_leaves_the_filter_is_deleted_and_tells_nothing_more() {
     );
     let service = catalog.serving(&database, &["orders"]).await;
     let replica = Replica { database: &database, source: "select * from orders where tenant = 1", key: &["id"] };
-    // Who begins with a delta learns of no other tenant's row.
+    // A consumer that begins with a delta learns nothing of other tenants' rows.
     assert_eq!(export(&service, "delta", "orders", "b").await["rowsExported"], 10);
     let full = export(&service, "full", "orders", "a").await;
     replica.begin(&service, &full).await;
@@ -295,7 +295,7 @@ async fn by_timestamp_a_table_needs_to_be_read_only() {
     let after = export(&service, "incremental", "events", "b").await;
     assert!(Csv::read(&service.path(&after)).sorted("id").contains(&"201"), "{after}");
     database.run("delete from theirs.events where id >= 200").await;
-    // What lies further back than the overlap is missed: that is what triggers are for.
+    // A change further back than the overlap is missed. Only triggers would capture it.
     let ids = file.sorted("id");
     assert!(["1", "5", "101"].iter().all(|id| ids.contains(id)) && !ids.contains(&"102"), "{ids:?}");
     let delta = export(&service, "delta", "events", "a").await;
@@ -721,8 +721,7 @@ async fn the_command_line_knows_the_catalog() {
     assert!(said.contains("line: there is no dataset of this name; is it `lines`? There are: lines"), "{said}");
     catalog.track(&database, "lines").await;
     ends(catalog.command(&database, &["export", "delta", "--dataset", "lines", "--consumer", "c"]).await, 0, "");
-    // What is drafted of a table is a catalog.
-    // The file that the draft goes to is there before it, empty.
+    // The draft of a table is a valid catalog. The file for the draft exists before, and is empty.
     catalog.write("");
     let (code, draft, said) = catalog.command(&database, &["datasets", "add", "stock"]).await;
     assert!(code == 0 && draft.contains("# updated_at = \"updated_at\""), "{draft} {said}");
@@ -804,8 +803,8 @@ async fn what_is_not_captured_is_tracked_before_the_full_export() {
     assert_eq!(warned, ["a", "c"]);
 }
 
-/// Of each completed job is saved which columns its file has, of which types, and the key: after a DDL change of a
-/// table too.
+/// Each completed job saves the columns of its file, their types, and the key. This also holds after a DDL change of a
+/// table.
 #[tokio::test]
 async fn a_job_keeps_the_columns_of_its_file() {
     let database = Database::empty_with("create table t (no numeric(8,2), code varchar(5), at inet, gone boolean not null default false, primary key (code, no))")

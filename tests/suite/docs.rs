@@ -146,7 +146,7 @@ fn every_call_is_explained_with_what_it_takes_and_answers() {
         let members = schema["properties"].as_object().into_iter().flatten().map(|(member, _)| &**member);
         let words = schema["enum"].as_array().into_iter().flatten().filter_map(Value::as_str);
         for word in members.chain(words) {
-            // What failed jobs and interrupted chains say is in the guide for operators, with what to do.
+            // The guide for operators has the words of failed jobs and interrupted chains, with what to do.
             if !["FailureCode", "Continuity"].contains(&&**name) {
                 assert!(is_told(word), "docs/API.md lacks `{word}` of {name}");
             }

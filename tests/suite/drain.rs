@@ -24,7 +24,7 @@ async fn an_export_that_ends_in_time_is_whole() {
     service.signal(Signal::SIGTERM);
     eventually("it is not ready", || async {
         let answer = service.call("GET", "/health/ready", &[]).await;
-        // Whoever keeps connections, as a proxy does, makes the next one elsewhere.
+        // A client that keeps connections, like a proxy, makes the next one elsewhere.
         let refused = answer.status() == 503 && answer.headers()["Connection"] == "close";
         let body: Value = answer.json().await.unwrap();
         (refused && body["checks"]["service"] == "it is stopping" && body["checks"]["postgres"] == "ok").then_some(())

@@ -34,7 +34,7 @@ impl Role {
     }
 }
 
-/// What a line says to run.
+/// Returns the command that a line says to run.
 fn remedy(line: &str) -> &str {
     line.rsplit_once(" run ").unwrap_or_else(|| panic!("nothing to run: {line}")).1
 }

@@ -53,7 +53,7 @@ async fn a_failed_disk_operation_is_tried_again_with_a_new_file() {
     assert_eq!(service.files(), names, "nothing hidden is left");
 }
 
-/// How large a file the service may write. As a quota, and unlike a full disk, anybody can set it.
+/// Limits the size of the service's files. The limit acts like a quota and, unlike a full disk, anybody can set it.
 fn limit_files(service: &Service, bytes: u64) {
     let pid = rustix::process::Pid::from_raw(service.pid().as_raw());
     let limit = Rlimit { current: Some(bytes), maximum: None };
@@ -173,7 +173,7 @@ async fn a_restart_adopts_an_empty_folder_and_goes_on_where_the_database_is() {
     let again = again.service().await;
     let (delta, file) = again.export("delta", "a").await;
     assert_eq!((file.ids(), &delta["watermarkFrom"]), (vec![3], &old["watermarkTo"]));
-    // What was lost with the old folder is said to be elsewhere, never served as something else.
+    // A file that was lost with the old folder is reported as elsewhere. No other file is served in its place.
     let path = format!("/exports/{}/download", old["jobId"].as_str().unwrap());
     assert_eq!(
         crate::harness::refusal(again.call("GET", &path, &[]).await).await,

@@ -198,7 +198,7 @@ async fn one_key_asks_for_fewer_open_jobs_than_half_of_what_is_left() {
         assert_eq!(ask(&other, format!("o{n}")).await.status(), 202);
     }
     assert_eq!(refusal(ask(&other, "o2".to_owned()).await).await, (429, "too_many_open_jobs".to_owned()));
-    // However many keys somebody has, the next one finds a place.
+    // The next key finds a place, however many keys somebody has.
     assert_eq!(ask(&bearer(&database, "third", &[], &[]).await, "t0".to_owned()).await.status(), 202);
     // The only usable key has no limit of its own.
     let changes = "update cdc_export.keys set revoked_at = now() where name <> 'greedy';

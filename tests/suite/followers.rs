@@ -62,9 +62,9 @@ async fn one_key_or_address_leaves_followers_to_others() {
         assert!(refused.headers().contains_key("Retry-After"));
         assert_eq!(refusal(refused).await, (503, "too_many_followers".to_owned()), "{path}");
     }
-    // Who doesn't wait is answered.
+    // A call that doesn't wait is answered.
     assert_eq!(call_as(&service, &one, "GET", &format!("/exports/{id}")).await.status(), 200);
-    // However many keys somebody has, the next one finds a place.
+    // The next key finds a place, however many keys somebody has.
     let mut others = Vec::new();
     for n in 0..3 {
         let key = bearer(&database, &format!("more {n}"), &[], &[]).await;
@@ -108,7 +108,7 @@ async fn many_followers_cost_one_look_a_second_together() {
     until("nobody follows", async || begun_in_a_while().await.0 == 0).await;
 }
 
-/// Whoever follows a job in this process hears of its end at once, also where its worker has vanished.
+/// A client that follows a job in this process hears of its end at once, even if its worker has vanished.
 #[tokio::test]
 async fn the_end_of_a_job_whose_worker_vanished_is_told() {
     let changes = "

@@ -642,7 +642,7 @@ async fn hostile_users(database: &Database) {
     database.run(changes).await;
 }
 
-/// What an unpacker makes of a file: it must be satisfied with it, and read it whole.
+/// Unpacks a file. The unpacker must report no problem, and must read the whole file.
 fn unpacked(compression: &str, path: &Path) -> Vec<u8> {
     if compression == "zstd" {
         return zstd::decode_all(std::fs::File::open(path).unwrap()).unwrap();

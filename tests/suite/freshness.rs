@@ -26,7 +26,7 @@ async fn started(file: &str) -> (Database, Catalog, Service) {
     (database, catalog, service)
 }
 
-/// What `/consumers` has of a consumer's lane.
+/// Returns a consumer's lane in `/consumers`.
 async fn lane(service: &Service, consumer: &str, dataset: &str) -> Value {
     let page = service.get(&format!("/consumers?consumer={consumer}")).await;
     let lanes = page["items"].as_array().unwrap();
@@ -149,7 +149,7 @@ async fn a_quiet_database_is_not_written_to() {
     let (database, _catalog, _service) = started(&file()).await;
     let moments = async || database.one::<i64>("select count(*) from cdc_export.moments").await;
     let writer = database.open("update logged set n = 0").await;
-    // What `track` and the start left is in a moment by now. Other tables don't count, nor does a writer that waits.
+    // A moment covers the writes of `track` and the start by now. Other tables don't count, nor does a waiting writer.
     let settled = eventually("no more moments", async || {
         let before = moments().await;
         let looked = now(&database).await;
@@ -358,7 +358,7 @@ async fn what_a_removed_consumer_had_loaded_is_no_part_of_what_comes_after_it() 
     assert_eq!(service.call("DELETE", "/consumers/a", &[]).await.status(), 204);
     database.run("delete from logged").await;
 
-    // Whoever goes on from there would keep the rows that were deleted meanwhile.
+    // A consumer that goes on from there would keep the rows that were deleted meanwhile.
     let after = json!({ "dataset": "logged", "after": id(&second) });
     let refused = refusal(post(&service, "/exports/delta", Some("a"), &after).await).await;
     assert_eq!(refused, (409, "database_restored".to_owned()));

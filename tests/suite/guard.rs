@@ -37,7 +37,7 @@ async fn a_start_puts_missing_triggers_back_on_our_own_table() {
     assert_eq!(database.one::<i64>("select count(*) from pg_proc where pronamespace = 'cdc_export'::regnamespace and proname like 'capture%'").await, 5);
     service.stop().await;
 
-    // What is in place is left in place.
+    // A start leaves existing triggers as they are.
     let service = Start::on(&database).service().await;
     assert_eq!(service.events("table_tracked").len(), 0);
     passes(&service, "delta", "a", None).await;
@@ -103,7 +103,7 @@ async fn a_time_set_by_hand_is_obeyed_once_and_the_log_from_then_on() {
     for (consumer, word, live) in [
         ("planted", "no_snapshot", vec![6, 7, 16, 17, 18, 19]),
         ("forward", "watermark_edited", vec![6, 7]),
-        // What changed, and what the time says; no row of infinity but by the log.
+        // These are changed rows, and rows by their time. A row of infinity comes only by the log.
         ("back", "rewound", vec![4, 6, 7, 17, 18, 19]),
     ] {
         assert_eq!(passes(&service, "incremental", consumer, Some(word)).await.1.ids(), live, "{word}");
@@ -295,7 +295,7 @@ async fn a_rewritten_table_is_named_and_fails_nothing() {
     assert_eq!(job["tableRewritten"], false);
 }
 
-/// How many triggers and functions capture changes.
+/// Counts the triggers and functions that capture changes.
 const OF_THE_CAPTURE: &str = "select count(*) from (select oid from pg_trigger where tgname like 'cdc%'
   union all select oid from pg_proc where proname like 'capture%') x";
 

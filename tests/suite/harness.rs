@@ -678,7 +678,7 @@ impl Hold {
     }
 }
 
-/// How a service is started.
+/// The settings of a service that is to start.
 pub(crate) struct Start {
     arguments: Vec<String>,
     variables: Vec<(String, String)>,

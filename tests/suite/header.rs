@@ -101,7 +101,7 @@ async fn each_export_says_its_place_and_the_transactions_of_its_rows() {
         assert_eq!(said[..], ["order", "xid", "committed_at", "operation"][..]);
         assert_eq!(columns[2]["name"], "Customer Name", "{manifest}");
 
-        // Nobody's place: an export without a consumer.
+        // An export without a consumer has nobody's position.
         let body = json!({ "dataset": dataset, "columns": ["cust_nm", "id"], "filter": [{ "column": "id", "op": "eq", "value": 3 }] });
         let found = ended(&service, "/exports", None, body).await;
         assert_eq!((meta(&service, &found), &found["order"]), (vec!["3   READ".to_owned()], &json!(null)));

@@ -769,7 +769,7 @@ async fn connected(service: &Service, sent: &str) -> TcpStream {
     stream
 }
 
-/// What comes until the service closes the connection.
+/// Returns everything that arrives until the service closes the connection.
 async fn rest(mut stream: TcpStream) -> String {
     let mut text = String::new();
     let read = tokio::time::timeout(HANG_TIMEOUT, stream.read_to_string(&mut text)).await;

@@ -134,7 +134,7 @@ async fn a_name_is_one_keys_alone_until_it_is_revoked() {
     let second = create(&database, "search", &[]).await;
     assert_ne!(first["prefix"], second["prefix"]);
     revoke(&database, second["prefix"].as_str().unwrap()).await;
-    // Where a key leaked it may be all that one has.
+    // After a leak, the key itself may be all that somebody has.
     let third = create(&database, "search", &[]).await;
     revoke(&database, third["key"].as_str().unwrap()).await;
 
@@ -178,7 +178,7 @@ async fn every_route_but_health_and_the_page_wants_a_key() {
         assert_eq!(call_plainly(&service, "GET", path, &[]).await.status(), 200, "{path}");
     }
     assert_eq!(database.one::<i64>("select count(*) from exports").await, 0);
-    // Whoever has a key may come from anywhere: there is nothing that a web page could send by itself.
+    // A caller with a key may come from any origin: a web page can't send a key by itself.
     let key = bearer(&database, "reader", &["export:read"], &[]).await;
     let headers = [("Authorization", &*key), ("Host", "example.com"), ("Origin", "https://example.com")];
     assert_eq!(call_plainly(&service, "GET", "/exports", &headers).await.status(), 200);
@@ -556,7 +556,7 @@ async fn a_key_has_a_rate_of_its_own() {
     .await;
     limited(call_plainly(&service, "GET", "/exports", &[]).await).await;
     assert_eq!(call_as(&service, &other, "GET", "/exports").await.status(), 200);
-    // What needs no key is the address's to pay for; health alone is free.
+    // The address pays for calls that need no key. Only health is free.
     for path in ["/", "/page/app.js", "/docs", "/docs/docs.css", "/openapi.json"] {
         limited(call_plainly(&service, "GET", path, &[]).await).await;
     }

@@ -25,7 +25,7 @@ const NOUNS: [&str; 14] = [
 /// The modules that a module of the library may use, besides itself.
 fn allowed(module: &str) -> BTreeSet<&'static str> {
     let own: &[&str] = match module {
-        // What a user of the demo's table is.
+        // `demo` defines a user of the demo's table.
         "http" => &["service", "demo"],
         "service" => &["demo", "store", "source", "sink"],
         "worker" => &["pipeline", "publisher", "store", "source", "sink"],
@@ -75,7 +75,7 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
     others
 }
 
-/// Whether the layering holds for a module. Not for the command line, which wires the others.
+/// Returns true if the layering holds for a module. It doesn't for the command line, which wires the others.
 fn is_layered(module: &str) -> bool {
     !matches!(module, "command" | "lib" | "main")
 }
@@ -100,15 +100,15 @@ fn a_module_uses_only_those_that_it_may() {
 
 /// Modules that use each other in a circle are one module in several files: none can be read, or changed, by itself.
 ///
-/// Of two modules of one parent, only one may use the other, whatever it uses of it, and however deep below: where
+/// Only one of two modules of one parent may use the other, whatever it uses of it, and however deep below. If
 /// `source::guard::columns` uses `source::capture::stamps`, then `guard` uses `capture`. A parent may use its children.
 /// A child may use its parent's nouns (types, traits and constants: `store::Error`), which the modules below a parent
-/// share; but a function of its parent only if the parent's file doesn't use that child. `pub use` counts for nothing:
-/// it is how a parent shows its children.
+/// share. It may use a function of its parent only if the parent's file doesn't use that child. `pub use` counts for
+/// nothing: it is how a parent shows its children.
 #[test]
 fn no_modules_use_each_other_in_a_circle() {
     let is_noun = |name: &str| name.chars().next().is_none_or(char::is_uppercase);
-    // Of each parent: which of its modules uses which.
+    // For each parent: the pairs of its modules of which the first uses the second.
     let mut parents = BTreeMap::<Vec<String>, BTreeSet<(String, String)>>::new();
     for Use { by, of, name, is_handed_on, .. } in uses(&source_files()) {
         let common = by.iter().zip(&of).take_while(|(a, b)| a == b).count();
@@ -290,7 +290,7 @@ fn every_statement_is_headed_by_its_name() {
         .filter(|(module, _)| matches!(module.as_str(), "apply" | "demo" | "postgres" | "store" | "source"))
     {
         for (file, code) in files {
-            // Where a statement is made, its text begins a few characters on.
+            // The text of a statement begins a few characters after its call.
             for call in ["query(", "query_as(", "query_scalar(", "raw_sql("] {
                 for (at, _) in code.match_indices(call) {
                     let text: String = code[at + call.len()..].chars().take(100).collect();

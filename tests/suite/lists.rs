@@ -165,7 +165,7 @@ async fn a_client_may_wait_for_the_end() {
     for bad in ["soon", "", "-1", "1.5", "%2B1", "0x1", "1%00"] {
         assert_eq!(refused(&service, &format!("/exports/{id}?wait={bad}")).await, "wait", "{bad}");
     }
-    // Of more than it waits at most, there is no too many.
+    // A wait longer than the service's limit is valid, however long it is.
     service.get(&format!("/exports/{id}?wait=99999999999999999999")).await;
 }
 

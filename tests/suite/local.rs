@@ -44,7 +44,7 @@ async fn a_proxy_on_this_machine_publishes_nothing() {
     assert_eq!(database.one::<i64>("select count(*) from exports").await, 0);
     service.stop().await;
 
-    // What the problem says helps.
+    // The settings that the problem names help.
     let open = Start::on(&database).with("AUTH", "none").service().await;
     let keys = Start::on(&database).with("AUTH", "keys").service().await;
     for mark in marks {
@@ -126,7 +126,7 @@ async fn local_checks_hosts_and_origins_on_every_address() {
     let (status, code, body) = answer(&service, "GET", "/health", &[("Host", "rebound.example.com")]).await;
     assert_eq!((status, code.as_str()), (403, "host_not_local"));
     assert!(body["detail"].as_str().unwrap().contains("LOCAL_HOSTS"), "{body}");
-    // What `AUTH=none` let a page do.
+    // `AUTH=none` let a page do this.
     for by in
         [("Origin", "https://evil.example.com"), ("Sec-Fetch-Site", "cross-site"), ("Origin", "http://localhost:3000")]
     {
@@ -137,7 +137,7 @@ async fn local_checks_hosts_and_origins_on_every_address() {
     assert_eq!(database.one::<i64>("select count(*) from users where is_deleted").await, 0);
     service.stop().await;
 
-    // As it does where nothing is said of `AUTH`, on a loopback address.
+    // The same holds by default, without `AUTH`, on a loopback address.
     let service = Start::on(&database).with("LOCAL_HOSTS", "app").service().await;
     assert_eq!(answer(&service, "GET", "/exports", &[("Host", "app")]).await.0, 200);
     service.stop().await;

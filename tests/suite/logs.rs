@@ -147,7 +147,7 @@ async fn who_may_call_is_told_by_the_commands_that_change_it() {
     let (_, _, errors) = Start::on(&database).arguments(&["keys", "revoke", "loader"]).output().await;
     let [line] = &told(&errors)[..] else { panic!("{errors}") };
     assert_eq!((&line["event"], &line["key"]), (&json!("key_revoked"), &created["prefix"]));
-    // Who wants less of the log gets less of this too.
+    // A process that logs less logs less of this too.
     let quiet = Start::on(&database).with("LOG_LEVEL", "error").arguments(&["keys", "create", "--name", "again"]);
     let (_, _, errors) = quiet.output().await;
     assert!(told(&errors).is_empty(), "{errors}");

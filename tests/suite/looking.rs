@@ -33,7 +33,7 @@ fn everything_in(folder: &Path) -> Vec<(String, Vec<u8>)> {
     found
 }
 
-/// What there is in a database but Postgres's own: relations, functions, schemas.
+/// Returns all relations, functions and schemas of a database, except Postgres's own.
 async fn everything_of(database: &Database) -> String {
     let everything = "select coalesce(string_agg(name, ' ' order by name), '') from (
            select n.nspname || '.' || c.relname as name from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -144,7 +144,7 @@ async fn a_catalog_is_written_and_checked_before_anything_is_made() {
     assert!(block.contains("updated_at = \"modified_at\""));
     assert_eq!(file(), block);
 
-    // What somebody wrote stays, whatever it looks like.
+    // Text that somebody wrote stays, whatever it looks like.
     let theirs = format!("# ours, by hand\n{block}filter = \"id > 0\"   # no newline after this");
     std::fs::write(work.path().join("datasets.toml"), &theirs).unwrap();
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o640);
@@ -166,7 +166,7 @@ async fn a_catalog_is_written_and_checked_before_anything_is_made() {
     assert!(["orders", "items", "`cdc-export track --all`"].iter().all(|text| said.contains(text)), "{said}");
     let (code, printed, said) = run_in(work.path(), &["datasets", "list"], &settings).await;
     assert!(code == 0 && printed.matches("untracked").count() == 2, "{printed}{said}");
-    // Where the file is wrong it stays wrong, and nothing is added.
+    // A wrong file stays wrong, and nothing is added.
     let wrong = both.replace("filter = \"id > 0\"", "filter = \"nobody > 0\"");
     std::fs::write(work.path().join("datasets.toml"), &wrong).unwrap();
     ends(run_in(work.path(), &["datasets", "check"], &settings).await, 2, "nobody");
@@ -176,7 +176,7 @@ async fn a_catalog_is_written_and_checked_before_anything_is_made() {
     assert_eq!(std::fs::read_dir(work.path()).unwrap().count(), 1, "nothing is left beside it");
     assert_eq!(everything_of(&database).await, before);
 
-    // Nor is anything replaced that is no file of its own.
+    // A path that isn't a file of its own is not replaced.
     let at = |name: &str| work.path().join(name);
     std::os::unix::fs::symlink("nowhere", at("link.toml")).unwrap();
     std::fs::write(at("one.toml"), "").unwrap();
@@ -194,7 +194,7 @@ async fn a_catalog_is_written_and_checked_before_anything_is_made() {
     }
     assert!(!at("nowhere").exists() && std::fs::read(at("two.toml")).unwrap().is_empty());
 
-    // Who may not make anything is told what comes first.
+    // A role without rights is told the first step.
     let role = database.role().await;
     database.run(&format!("grant select on items to {role}")).await;
     let url = database.url_as(&role, "pass");

@@ -110,7 +110,7 @@ async fn a_file_is_not_lost_while_its_folder_is_away() {
 async fn a_file_that_stands_under_another_name_is_found() {
     let database = Database::with_users(5).await;
     let (doomed, id, hidden) = dead_after_a_commit(&database, Start::on(&database), "/exports/full", Some("a")).await;
-    // As another publisher leaves it that dies, and whose name was given up meanwhile.
+    // A publisher that dies leaves this, if the name was given up meanwhile.
     std::fs::rename(&hidden, doomed.output().join("full_a_20200101T000000Z-7.csv")).unwrap();
     let heir = Start::on(&database).sharing_output(&doomed).service().await;
     let job = heir.completes(&id).await;

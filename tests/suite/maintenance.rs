@@ -95,7 +95,7 @@ async fn a_marker_in_the_making_is_nobodys_only_after_a_while() {
     let published: Uuid = job["jobId"].as_str().unwrap().parse().unwrap();
     let unknown = Uuid::new_v4();
     let (in_the_making, left) = (mark(unknown), mark(unknown));
-    // Whoever wrote these had died, or another one was first.
+    // The processes that wrote these have died, or others were first.
     let draft = written(HiddenFile::of_attempt(&database_id, published.into(), LeaseToken::random(), 1));
     let marker = mark(published);
     let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(2 * 3600);

@@ -109,7 +109,7 @@ fn manifest_text(service: &Service, job: &Value) -> String {
     std::fs::read_to_string(path(service, job)).unwrap()
 }
 
-/// Whether or not they are written, the chain goes on.
+/// The chain goes on whether or not manifests are written.
 #[tokio::test]
 async fn in_a_folder_none_is_written_unless_it_is_asked_for() {
     let database = Database::new().await;
@@ -123,7 +123,7 @@ async fn in_a_folder_none_is_written_unless_it_is_asked_for() {
     let on = on.service().await;
     let (second, _) = on.export("delta", "a").await;
     assert_eq!(read(&on, &second)["export"]["previous"], first["digest"]);
-    // What retention or a client removes is a file; its manifest says for ever that there was one.
+    // Retention or a client removes only the file. Its manifest stays for ever, and says that there was one.
     let id = second["jobId"].as_str().unwrap();
     assert_eq!(on.call("DELETE", &format!("/exports/{id}"), &[]).await.status(), 204);
     assert_eq!(read(&on, &second)["digest"], second["digest"]);

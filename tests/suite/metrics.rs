@@ -14,8 +14,8 @@ use crate::webhooks::with_a_closed_door;
 
 type Labels = BTreeMap<String, String>;
 
-/// What a scrape shows. Parsing is strict: whatever the format (Prometheus documentation, "Exposition formats", text
-/// 0.0.4) doesn't allow, or recommends against, panics.
+/// A scrape. Parsing is strict: it panics at anything that the format (Prometheus documentation, "Exposition formats",
+/// text 0.0.4) doesn't allow, or recommends against.
 #[derive(Debug, Default)]
 struct Scrape {
     /// By family: its type.
@@ -106,7 +106,7 @@ impl Scrape {
         self.sum(name, wanted).unwrap_or_else(|| panic!("no {name} {wanted:?} in {self:#?}")) as u64
     }
 
-    /// How many jobs ended so.
+    /// Returns the number of jobs that ended with this status.
     fn jobs(&self, export_type: &str, status: &str) -> u64 {
         let labels = [("dataset", "users"), ("export_type", export_type), ("status", status)];
         self.sum("cdc_export_jobs_total", &labels).unwrap_or(0.0) as u64
@@ -349,7 +349,7 @@ async fn of_consumers_that_acknowledge_it_is_seen_what_they_have_not() {
     ack(3).await;
     scrape_with(&service, "none", |scrape| seen(scrape) == [Some(0.0), Some(0.0)]).await;
 
-    // Of many, those that wait longest; and none of a dataset that isn't there any more.
+    // The metrics show the hundred lanes that wait longest, and none of a dataset that doesn't exist any more.
     let rows = "select 'c' || n, dataset, 1, 'delta', 'completed', now() - n * interval '1 day'
                 from generate_series(1, 150) n, unnest(array['users', 'gone']) dataset";
     // They ended a moment ago, so that retention keeps them.

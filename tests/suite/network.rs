@@ -31,7 +31,7 @@ pub(crate) struct Proxy {
 struct Fuse(Arc<Mutex<Option<&'static str>>>);
 
 impl Fuse {
-    /// Whether these bytes have the text. Once.
+    /// Returns true if these bytes contain the text, and does so only once.
     fn burns(&self, bytes: &[u8]) -> bool {
         let mut text = self.0.lock().unwrap();
         let found = text.is_some_and(|text| bytes.windows(text.len()).any(|part| part == text.as_bytes()));
@@ -42,7 +42,7 @@ impl Fuse {
     }
 }
 
-/// What a server says while it starts or recovers (PostgreSQL documentation, "Message Formats", ErrorResponse).
+/// The error of a server that starts or recovers (PostgreSQL documentation, "Message Formats", ErrorResponse).
 const STARTING: &[u8] = b"E\0\0\0\x3eSFATAL\0VFATAL\0C57P03\0Mthe database system is starting up\0\0";
 
 impl Proxy {

@@ -10,7 +10,7 @@ use crate::harness::{Database, Start, option_env};
 use crate::page;
 use crate::source_files::files_below;
 
-/// Where the clone has the document.
+/// Returns the path of the document in the clone.
 fn kept() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/openapi.json")
 }
@@ -162,7 +162,7 @@ fn a_query_that_is_read_is_told() {
     assert_eq!(read, 8);
 }
 
-/// What follows a mark in a text, up to the next quote.
+/// Returns the text after each mark, up to the next quote.
 fn named<'t>(text: &'t str, mark: &'t str) -> impl Iterator<Item = &'t str> {
     text.split(mark).skip(1).map(|rest| rest.split('"').next().unwrap())
 }

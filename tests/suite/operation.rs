@@ -20,7 +20,7 @@ fn catalog() -> Catalog {
     Catalog::of(&(of("logged", "") + &of("timed", "operation = \"timestamps\"")))
 }
 
-/// What a delta says of each row, by key.
+/// Returns the job of a delta, and key and operation of each row, sorted.
 async fn delta(service: &Service, dataset: &str, consumer: &str) -> (Value, Vec<String>) {
     let job = export(service, "delta", dataset, consumer).await;
     let mut rows: Vec<_> =

@@ -32,7 +32,7 @@ async fn a_committed_export_without_its_name_is_not_overtaken() {
     assert!(metrics.contains("cdc_export_unpublished_jobs 1\n"), "{metrics}");
     let waits = metrics.lines().find_map(|line| line.strip_prefix("cdc_export_unpublished_seconds ")).unwrap();
     assert!(waits.parse::<f64>().unwrap() > 0.0, "{metrics}");
-    // What a reader sees of the lane is none of it.
+    // A reader doesn't see the unpublished export of the lane.
     let completed = elsewhere.get("/exports?consumer=a&status=completed").await;
     assert_eq!(completed["items"].as_array().unwrap().len(), 1);
 
@@ -131,7 +131,7 @@ async fn a_clock_that_was_set_back_changes_no_order() {
         let listed: Vec<Value> = page["items"].as_array().unwrap().iter().map(|job| job["jobId"].clone()).collect();
         assert_eq!(listed, newest_first[skipped..], "{query}");
     }
-    // Of the files, the newest stays.
+    // Only the newest file stays.
     let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_FILES", "90000d,1");
     service.stop().await;
     let keeping = keeping.service().await;
@@ -139,8 +139,8 @@ async fn a_clock_that_was_set_back_changes_no_order() {
     until("older files go", async || keeping.files() == newest).await;
 }
 
-/// What was ready before the database's clock was set back is ready after it, and what a worker had that is gone is
-/// taken over.
+/// A job that was ready before the database's clock was set back is ready afterwards. The job of a dead worker is taken
+/// over.
 #[tokio::test]
 async fn a_clock_that_was_set_back_holds_no_job_up() {
     let database = Database::with_users(5).await;

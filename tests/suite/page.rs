@@ -16,7 +16,7 @@ pub(crate) const POLICY: [&str; 8] = [
     "frame-ancestors 'none'",
 ];
 
-/// What the page is made of, as its HTML and its modules name it.
+/// Returns the paths of the page's files, as its HTML and its modules name them.
 async fn assets(service: &Service) -> Vec<String> {
     let mut paths = vec!["/".to_owned()];
     let mut read = 0;

@@ -241,7 +241,7 @@ async fn a_tracked_root_that_is_another_s_partition_for_a_while_loses_nothing() 
     ends(tables.catalog.command(&tables.database, &["track", "parted"]).await, 1, "name `public.whole`");
     tables.run("alter table whole detach partition parted").await;
     assert_eq!(tables.delta("parted").await, ["DELETE 30", "UPDATE 10", "UPDATE 20"]);
-    // What it lost there is told too: columns were touched and files are other ones, as after an ALTER TABLE.
+    // Changes that it lost there are reported too: columns were touched and files replaced, as after an ALTER TABLE.
     let changes = "alter table whole attach partition parted for values from (0) to (1000); truncate whole;
                    alter table whole detach partition parted";
     tables.run(changes).await;
@@ -276,8 +276,8 @@ async fn a_tracked_root_is_attached_to_another_tracked_one() {
 async fn the_key_that_is_logged_is_the_one_that_counts_whatever_the_table_is_called() {
     let tables = Tables::new().await;
     let by_code = BOTH.replace("table = \"plain\"", "table = \"plain\"\n    key = [\"code\"]");
-    // Of `plain` by its code, which then is called otherwise; and of another `plain` by its id.
-    // The service does not read this file.
+    // Tracks `plain` by its code, and renames it. Tracks another `plain` by its id. The service does not read this
+    // file.
     Catalog::of(&by_code).track(&tables.database, "plain").await;
     tables.run(&format!("alter table plain rename to moved; {PLAIN}")).await;
     tables.catalog.track(&tables.database, "plain").await;
@@ -316,7 +316,7 @@ async fn what_is_written_through_a_parent_for_a_while_is_not_missed() {
         tables.run(&format!("{comes}; update parent set note = note || '!'; {goes}; drop table parent")).await;
         tables.heals_after("plain", "partitions_changed").await;
     }
-    // What changes a column otherwise is no such thing.
+    // Other changes of a column are no reason for a full export.
     let statements = "
         alter table plain alter note set default 'x', alter note set not null; alter table plain alter note set default 'y';
         alter table plain add more int default 7; alter table plain alter code set statistics 7; analyze plain";
@@ -448,7 +448,7 @@ async fn a_table_that_had_no_partition_for_a_while_is_exported() {
     let delta = export(&service, "delta", "parted", "a").await;
     assert_eq!((&delta["rowsExported"], &delta["continuity"]), (&json!(1), &Value::Null), "{delta}");
     assert_eq!(export(&service, "full", "parted", "a").await["rowsExported"], 1);
-    // As positions were saved before.
+    // Makes positions look as earlier versions saved them.
     let statements =
         "update watermarks set guard_state = jsonb_set(guard_state, '{touches}', 'null') where dataset = 'parted'";
     database.run(statements).await;

@@ -133,8 +133,7 @@ async fn a_name_that_is_taken_is_left_and_all_files_get_another() {
     assert_eq!(heir.files().len(), 3);
 }
 
-/// Who was held up before a name that was taken meanwhile finds the files handed out under others, and leaves them
-/// there.
+/// A publisher that was held up before a taken name finds the files published under other names. It leaves them there.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_publisher_that_was_held_up_moves_nothing() {
     let database = with_users(20).await;
@@ -167,7 +166,7 @@ async fn the_command_fetches_all_files_and_goes_on_where_it_broke_off() {
         Start::plain().arguments(&["download", id, "--server", &service.address, "--output", output]).output()
     };
     ends(download("-").await, 1, "the export has 2 files: --output names a folder");
-    // As an earlier download left it.
+    // An earlier download left this file.
     std::fs::copy(&paths(&service, &job)[0], folder.path().join(names(&job)[0])).unwrap();
     for _ in 0..2 {
         let (code, out, errors) = download(to).await;

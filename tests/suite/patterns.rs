@@ -427,7 +427,7 @@ async fn commands_add_tables_and_list_them() {
     assert!(printed.starts_with("[[tables]]\nmatch = [\"shop.*\"]\n"), "{printed}");
     let hint = "`cdc-export datasets add shop.bare 'shop.big orders' shop.sums` adds these, with `capture = \"none\"`";
     assert!(said.contains(hint), "{said}");
-    // Whoever names what the pattern leaves out gets blocks beside it.
+    // Tables that the pattern leaves out get their own blocks if they are named.
     let empty = Catalog::of("# Mine.\n");
     let both = ["datasets", "add", "--schema", "shop", "shop.sums", "shop.bare"];
     let (code, printed, said) = empty.command(&database, &both).await;

@@ -47,7 +47,7 @@ async fn each_export_arrives_once_and_in_order() {
         database.run("update users set name = name || 'x', updated_at = now() where id = 3").await;
         jobs.push(service.export(kind, "a").await.0);
     }
-    // Who has nothing begins with the newest full export.
+    // A folder without exports begins with the newest full export.
     let expected: Vec<_> = jobs[1..].iter().map(|job| into.join(name_of(job))).collect();
     assert_eq!(pulled(&service, &into, &[]).await, expected);
     for (path, job) in expected.iter().zip(&jobs[1..]) {
@@ -68,7 +68,7 @@ async fn each_export_arrives_once_and_in_order() {
     assert_eq!(pulled(&service, &into, &[]).await, [into.join(name_of(&job))]);
     assert_eq!(files(&into), [name_of(&job).to_owned(), manifest_of(&job)].into());
 
-    // What is in the folder is acknowledged, if the service is to know.
+    // The exports in the folder are acknowledged, if `--ack` says so.
     let standing = async || service.job(job["jobId"].as_str().unwrap()).await["acknowledged"].clone();
     assert_eq!(standing().await, Value::Null);
     pulled(&service, &into, &["--ack"]).await;
@@ -260,7 +260,7 @@ async fn a_new_column_is_told_as_apply_tells_it() {
     silent(pull().await);
 }
 
-/// Of several files all have their names before the manifest has.
+/// All files of an export get their names before the manifest does.
 #[tokio::test]
 async fn several_files_arrive_together() {
     let database = Database::new_with("alter table users alter column name type text").await;

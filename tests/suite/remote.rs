@@ -208,7 +208,7 @@ async fn whoever_asked_for_an_export_learns_its_name() {
     let said = String::from_utf8(done.stderr).unwrap();
     assert_eq!(done.status.code(), Some(1), "{said}");
     let id = said.split(named).nth(1).unwrap_or_else(|| panic!("{said}")).split(' ').next().unwrap();
-    // What had come is not asked for again.
+    // The second command doesn't request the arrived bytes again.
     ends(run(&["download", id, "--output", export[5], "--server", &service.address]).await, 0, "");
     assert_eq!(std::fs::read(&output).unwrap(), std::fs::read(service.path(&service.job(id).await)).unwrap());
 }
@@ -255,9 +255,9 @@ async fn a_download_that_breaks_off_goes_on_from_there() {
         "{passed} of {size} bytes came: not from the beginning each time"
     );
 
-    // What is there is nobody's to replace.
+    // An existing file is never replaced.
     ends(run(&["download", &id, "--output", output, "--server", &server]).await, 2, "is there already");
-    // Nor is it found out after an export that nothing can be put there.
+    // A path that can't have a file is refused before the export, not after it.
     let (dangling, below) = (folder.path().join("dangling.csv"), folder.path().join("users.csv/"));
     std::os::unix::fs::symlink("nowhere", &dangling).unwrap();
     let jobs = database.one::<i64>("select count(*) from exports").await;

@@ -62,7 +62,7 @@ async fn a_cold_copy_put_back_is_seen_by_what_the_folder_knows() {
         "delete from cdc_export.exports where consumer_id = 'c'; delete from cdc_export.lanes where consumer_id = 'c'";
     database.run(statements).await;
     what_was_delivered_is_missed(&database, &service).await;
-    // Who has seen nothing of what is gone goes on.
+    // A consumer that has none of the lost exports goes on.
     database.add_users(7, 7).await;
     assert_eq!(passes(&service, "delta", "b", None).await.1.ids(), [7]);
     service.stop().await;
@@ -111,7 +111,7 @@ async fn a_marker_that_cannot_be_read_vouches_for_nothing() {
         assert_eq!(service.events("marker_unreadable").last().unwrap()["file"], json!(name));
         full_heals(&database, &service, "a", "database_restored").await;
     }
-    // What isn't even a file is refused as well, and named to whoever has to take it away.
+    // A marker that isn't a file is refused as well. The error names it, so that somebody can take it away.
     std::fs::remove_file(&marker).unwrap();
     std::fs::create_dir(&marker).unwrap();
     refused(&database, &service, "delta", "a", "database_restored").await;

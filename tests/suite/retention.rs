@@ -19,7 +19,7 @@ async fn a_file_is_removed_on_request_and_its_job_stays() {
     }
     assert_eq!(service.call("DELETE", "/exports/x", &[]).await.status(), 404);
 
-    // What somebody put in its place is theirs.
+    // A file that somebody put in its place is theirs.
     let (job, _) = service.export("full", "a").await;
     std::fs::remove_file(service.path(&job)).unwrap();
     std::fs::write(service.path(&job), "theirs").unwrap();
@@ -111,11 +111,11 @@ async fn nothing_is_forgotten_behind_a_job_that_is_kept() {
         .await;
 }
 
-/// What a lane needs to go on: its own row, as long as it has published anything, and its last published job.
+/// A lane needs these to go on: its own row, if it has published anything, and its last published job.
 #[tokio::test]
 async fn a_lane_goes_with_its_jobs_unless_it_has_published() {
     let (database, service) = serving_users(5).await;
-    // It published twice; what came after failed.
+    // It published two exports; the later ones were cancelled.
     service.export("full", "published").await;
     let (last, _) = service.export("delta", "published").await;
     for consumer in ["published", "cancelled"] {
@@ -156,7 +156,7 @@ async fn a_lane_goes_with_its_jobs_unless_it_has_published() {
     assert_eq!(database.one::<i64>("select count(*) from cdc_export.destinations").await, 1, "the one that lives");
     assert_eq!(keeping.files(), Vec::<String>::new(), "a job that stays keeps no file");
 
-    // Who comes back begins anew, and who has published goes on.
+    // A consumer that comes back begins anew, and one that has published goes on.
     let (job, _) = keeping.export("full", "cancelled").await;
     assert_eq!(
         database.one::<i64>("select lane_sequence from cdc_export.exports where consumer_id = 'cancelled'").await,
@@ -177,7 +177,7 @@ async fn a_lane_that_is_submitted_to_is_not_forgotten() {
         insert into cdc_export.lanes (consumer_id, dataset, last_sequence) values ('a', 'users', 7), ('b', 'users', 7)";
     let database = Database::new_with(changes).await;
     let store = cdc_export::store::Store::new(database.pool.clone());
-    // What a submission holds between its number and its commit.
+    // A submission holds these rows between its number and its commit.
     let next = "update cdc_export.lanes set last_sequence = last_sequence + 1 where consumer_id = 'a';";
     let submitting = format!("{next} {}", planted("select 'a', 'users', 8, 'delta', 'pending', now()"));
     let submitting = database.open(&submitting).await;

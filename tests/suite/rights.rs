@@ -58,7 +58,7 @@ async fn a_table_that_may_not_be_read_is_told_with_the_grant() {
         );
         assert_eq!(is_refused, refused["detail"].as_str().is_some_and(|detail| detail.contains(problem)), "{refused}");
         assert!(fitting.contains("open") && listed.contains("open ") && listed.contains(problem), "{fitting} {listed}");
-        // Whoever asks for health needs no key.
+        // A caller of health needs no key.
         assert!(!ready.contains(&role) && !ready.contains("Shut"), "{ready}");
         is_told.then(|| problem.to_owned())
     };
@@ -139,11 +139,11 @@ async fn a_job_whose_table_may_no_longer_be_read_names_the_grant() {
         worker.kill().await.unwrap();
         database.run(&format!("grant {revoke} to {role}")).await;
     }
-    // What lags behind such a table is unknown, and the table's own calls say why.
+    // The lag of such a table is unknown, and the table's own calls say why.
     database.run(&format!("revoke usage on schema sales from {role}")).await;
     assert_eq!(service.call("GET", "/consumers", &[]).await.status(), 200);
     assert_eq!(service.call("GET", "/datasets", &[]).await.status(), 200);
-    // A right to the service's own tables is no one dataset's.
+    // A right to the service's own tables belongs to no single dataset.
     let statements = format!("revoke select on cdc_export.tracked from {role}; grant usage on schema sales to {role}");
     database.run(&statements).await;
     let answer = post(&service, "/exports/full", Some("c"), &json!({})).await;

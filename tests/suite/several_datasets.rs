@@ -450,7 +450,7 @@ async fn a_destination_that_goes_fails_a_job_as_a_whole_and_is_said_once() {
     assert_eq!(database.one::<String>(errors).await, "3 output_missing");
 }
 
-/// Whoever finds no room for a lock fails, also a user's own application.
+/// A session without room for a lock fails, even one of a user's own application.
 #[tokio::test]
 async fn a_job_leaves_half_of_the_room_for_locks_to_others() {
     let mut cluster = Cluster::with(&["max_locks_per_transaction = 10", "max_connections = 25"]).await;

@@ -47,7 +47,7 @@ async fn a_delta_after_a_full_is_empty_and_a_deletion_comes_once() {
         replica.require_equal().await;
         assert_eq!(delta(&service, table, "a").await, Vec::<String>::new(), "{table}");
     }
-    // Who begins learns of everything, and who begins with an incremental of what is deleted since.
+    // A new consumer learns all deletions. One that begins with an incremental learns the deletions since then.
     assert!(delta(&service, "flag", "new").await.contains(&"DELETE 5".to_owned()));
     database.run("update flag set gone = false, at = '2026-04-01' where id = 4").await;
     export(&service, "incremental", "flag", "late").await;

@@ -181,7 +181,7 @@ fn paths_in(code: &str) -> BTreeSet<Vec<String>> {
     let mut paths = BTreeSet::new();
     let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
     for word in code.split(|c| !is_word(c)) {
-        // Of `a::b: C` the type stands apart already.
+        // In `a::b: C`, the type is already a word of its own.
         let word = word.trim_end_matches(':');
         let path: Vec<String> = word.split("::").map(str::to_owned).collect();
         if path.len() > 1 && path.iter().all(|name| !name.is_empty() && !name.contains(':')) {

@@ -19,7 +19,7 @@ async fn refused(start: Start) -> (i32, String) {
     (code, line.to_owned())
 }
 
-/// What is in a database, ours or not, but for Postgres's own.
+/// Returns all relations of a database, ours or not, except Postgres's own.
 async fn relations(database: &Database) -> Vec<String> {
     let relations = "
         select n.nspname || '.' || c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace

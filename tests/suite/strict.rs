@@ -8,7 +8,7 @@ use crate::harness::{Database, Service, Start, refusal, serving_users};
 use crate::openapi;
 
 const JOB: &str = "01900000-0000-7000-8000-000000000000";
-/// What one JSON library calls a text that it is to read as JSON.
+/// Name that one JSON library gives a text that it must read as JSON.
 const RAW_VALUE: &str = "$serde_json::private::RawValue";
 
 async fn send(service: &Service, method: &str, path: &str, body: Option<&str>) -> Response {
@@ -57,7 +57,7 @@ async fn a_parameter_that_nobody_reads_is_refused_on_every_route() {
     refused(&service, "DELETE", "/exports/watermark?consumer=b", None, "parameter_unknown", "consumer").await;
     assert_eq!(service.call("HEAD", &format!("/exports/{JOB}/download?part=2"), &[]).await.status(), 400);
 
-    // What is known is given once.
+    // A known parameter is given once.
     for (method, path, field) in [
         ("GET", "/exports?limit=1&limit=2".to_owned(), "limit"),
         ("GET", "/exports?consumer=a&status=failed&consumer=a".to_owned(), "consumer"),
@@ -72,13 +72,13 @@ async fn a_parameter_that_nobody_reads_is_refused_on_every_route() {
     for path in ["/exports?", "/exports?&", "/health?", "/?"] {
         assert_eq!(service.call("GET", path, &[]).await.status(), 200, "{path}");
     }
-    // Of what isn't there, no query is known.
+    // An unknown path or method is reported before an unknown parameter.
     service.refuses("GET", "/nowhere?nothere=1", &[], 404, "not_found").await;
     service.refuses("PATCH", "/exports?nothere=1", &[], 405, "method_not_allowed").await;
     assert_untouched(&database).await;
     service.stop().await;
 
-    // Whoever has no key learns nothing of it.
+    // A caller without a key doesn't learn that a parameter is unknown.
     let service = Start::on(&database).with("AUTH", "keys").service().await;
     service.refuses("GET", "/exports?nothere=1", &[], 401, "key_required").await;
     service.stop().await;

@@ -8,7 +8,7 @@ use crate::catalog::Catalog;
 use crate::harness::{Csv, Database, Service, Start, eventually, needs_full, silent, until};
 use crate::restores::cluster::Cluster;
 
-/// What a consumer has after its files: names by id.
+/// A consumer's copy after its files: names by id.
 #[derive(Default)]
 struct Loaded(BTreeMap<String, String>);
 
@@ -95,7 +95,7 @@ async fn what_a_subscription_writes_is_captured_once() {
         update users set name = 'u' where id < 14; delete from users where id = 15; update users set id = 99 where id = 16;
         insert into users select 100, 'last', 'e', '2026-01-01', '2026-01-01'";
     publisher.run(statements).await;
-    // Who writes here goes on beside it.
+    // A local writer changes rows beside the subscription.
     here.run("update users set name = 'here' where id = 1; delete from users where id = 2").await;
     arrived("exists (select from users where id = 100)").await;
     let (job, rows) = loaded.next(&service, "delta").await;

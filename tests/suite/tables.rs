@@ -83,7 +83,7 @@ async fn a_role_that_may_just_read_exports_what_its_owner_tracked() {
     database.run("delete from sales.orders where id = 3; update sales.orders set total = 0 where id = 4").await;
     replica.apply(&service, &export(&service, "delta", "orders", "a").await).await;
     replica.require_equal().await;
-    // Who writes to the table needs no right on the log.
+    // A writer of the table needs no right on the log.
     let writer = sqlx::PgPool::connect(&database.url_as(&role, "pass")).await.unwrap();
     assert!(sqlx::query("delete from sales.orders").execute(&writer).await.is_err());
     let statements =
@@ -158,7 +158,7 @@ async fn an_index_on_a_function_that_names_another_without_its_schema_is_no_obst
     let (code, printed, said) = Catalog::of("").command(&database, &["datasets", "add", "single"]).await;
     assert!(code == 0 && printed.contains("would leave 0 rows out"), "{printed} {said}");
 
-    // What nobody finds is told. A session remembers the functions of an index until the index is altered.
+    // A missing function is reported. A session remembers the functions of an index until the index is altered.
     let statements =
         "alter function helpers.plain(text) rename to gone; alter index single_searched_idx set (fillfactor = 80)";
     database.run(statements).await;

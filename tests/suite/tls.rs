@@ -267,12 +267,12 @@ async fn a_parameter_that_would_be_ignored_stops_the_start() {
             format!("the parameter {name} is not one of disable, allow, prefer, require, verify-ca and verify-full");
         assert!(line.contains(&told) && !line.contains(value), "{line}");
     }
-    // What comes after a `&` or a `#` of a password may be the password.
+    // Text after a `&` or a `#` of a password may belong to the password.
     for odd in ["db?password=x&secr%20et/=1", "db?sslmode=require#secret", "db#sslmode=verify-full"] {
         let line = refused(on(format!("postgres://somebody@127.0.0.1:1/{odd}"))).await;
         assert!(line.starts_with("cdc-export: DATABASE_URL: ") && !line.contains("secr"), "{odd}: {line}");
     }
-    // The same of the environment, which libpq reads too: what asks for more than there is, and what nobody can read.
+    // The same holds for the environment, which libpq reads too: for unsupported and for unreadable values.
     for (variable, value) in [
         ("PGSSLMODE", "verify-fulll"),
         ("PGSSLROOTCERT", "system"),
@@ -297,10 +297,10 @@ async fn a_parameter_that_would_be_ignored_stops_the_start() {
     let line = refused(on(url("sslmode=verify-ca"))).await;
     assert!(line.starts_with("cdc-export: DATABASE_URL: with sslmode=verify-ca, "), "{line}");
     assert!(line.contains("SSL_CERT_FILE"), "{line}");
-    // What the URL says itself is asked of nobody else.
+    // The URL's own parameter hides the variable of the same setting.
     let said = reaches(on(url("sslmode=require")).with("PGSSLMODE", "verify-fulll")).await.unwrap_err();
     assert!(said.contains("refused"), "nobody listens: {said}");
-    // What asks for nothing beyond what is done anyway is no reason to refuse a start.
+    // A parameter that asks only for the usual behaviour is no reason to refuse a start.
     let same = "sslmode=disable&channel_binding=prefer&gssencmode=disable&target_session_attrs=any&ssl_min_protocol_version=TLSv1.2\
                 &statement-cache-capacity=50&options=-c%20geqo%3Doff&options[jit]=off";
     let start = on(url(same)).with("PGGSSENCMODE", "disable").with("PGCONNECT_TIMEOUT", "10");

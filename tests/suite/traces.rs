@@ -24,7 +24,7 @@ const SECRET: &str = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3";
 #[derive(Clone, Default)]
 struct Collector {
     port: u16,
-    /// What it answers to all posts.
+    /// The status of the answers to all posts.
     status: Option<StatusCode>,
     spans: Arc<Mutex<Vec<Span>>>,
     resource: Arc<Mutex<Vec<KeyValue>>>,
@@ -81,7 +81,7 @@ async fn take(State(collector): State<Collector>, uri: Uri, headers: HeaderMap, 
     collector.status.unwrap_or(StatusCode::OK)
 }
 
-/// What is said of a span, or of the process, as texts and numbers.
+/// Returns an attribute of a span, or of the process, as a text or a number.
 fn said(attributes: &[KeyValue], name: &str) -> Option<Value> {
     let found = attributes.iter().find(|attribute| attribute.key == name)?;
     match found.value.clone() {
@@ -263,8 +263,8 @@ async fn a_caller_that_records_nothing_is_obeyed() {
     assert!(spans.iter().all(|span| !span.name.contains("health")));
 }
 
-/// Whether it refuses, hangs or isn't there: exports go on, the process ends in time, and the log says once what is
-/// lost.
+/// Exports go on if the collector refuses, hangs or isn't there. The process ends in time, and the log says once what
+/// is lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collector_that_takes_nothing_holds_nothing_up() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

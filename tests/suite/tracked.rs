@@ -222,7 +222,7 @@ async fn triggers_that_are_there_but_not_always_enabled_are_told_everywhere() {
     let (_, said) = ends(run("delta", "c").await, 1, "(trigger_missing): `cdc-export track orders`");
     let needed = "then a full export is needed: `cdc-export export full --consumer c --dataset orders`";
     assert!(said.contains(needed) && !said.contains("heals"), "{said}");
-    // Of the first one of a consumer, too.
+    // A full export warns as well, even the first one of a consumer.
     for consumer in ["c", "new"] {
         ends(run("full", consumer).await, 0, "will fail until you run `cdc-export track orders`");
     }

@@ -70,7 +70,7 @@ pub(crate) fn file_of(format: Format, columns: Vec<Column>, rows: &[u8]) -> Vec<
     file
 }
 
-/// How many rows there are, and how many of them a condition holds for.
+/// Returns the number of rows, and the number of those for which a condition holds.
 async fn counts(connection: &mut PoolConnection<Postgres>, from: &str, differs: &str) -> (i64, i64) {
     let query = format!("select count(*), count(*) filter (where {differs}) from {from}");
     sqlx::query_as(AssertSqlSafe(query)).fetch_one(&mut **connection).await.unwrap()
@@ -81,7 +81,7 @@ async fn copy_from_restores_every_value_of_a_csv() {
     let mut connection = values().await;
     for (kind, name) in TYPES {
         let csv = file(&mut connection, Format::Csv, kind, &format!("select id, v from of_{name}")).await;
-        // What the reading session is set to makes no difference.
+        // The settings of the reading session make no difference.
         let restored = format!(
             "create table restored_{name} (id int8, v {name});
              set datestyle = 'sql, dmy';
@@ -164,7 +164,7 @@ mod in_parquet {
         })
     }
 
-    /// What a text of the file, `p`, stands for.
+    /// Returns SQL for the value of `p`, a text of the file.
     fn meaning(kind: ColumnType, name: &str) -> String {
         let moment = "timestamp '1970-01-01' + p::int8 / 86400000000 * interval '1 day'
                       + p::int8 % 86400000000 * interval '1 microsecond'";

@@ -57,7 +57,7 @@ impl Export {
         }
     }
 
-    /// How a line begins that is about this export's file or manifest.
+    /// Returns the beginning of a line about this export's file or manifest.
     fn line(&self, name: &str, fault: &str) -> String {
         let Chained { dataset, consumer, .. } = &self.manifest.export;
         format!("{dataset}/{consumer} {} {name}: {fault}", self.manifest.number)
@@ -243,7 +243,7 @@ proptest! {
             5 => {
                 let mut value = serde_json::to_value(&export.manifest).unwrap();
                 let mut leaves = leaves(&value, "");
-                // What the digest leaves out is where the files are. A number is wrong only beside others.
+                // The digest leaves out the places of the files. A wrong number shows only beside other manifests.
                 leaves.retain(|at| !at.ends_with("/url") && !at.ends_with("/path") && !at.starts_with("/author"));
                 leaves.retain(|at| at != "/export/version" && at != "/number");
                 let member = value.pointer_mut(&leaves[part.index(leaves.len())]).unwrap();
@@ -338,7 +338,7 @@ fn names_are_printed_without_what_a_terminal_obeys() {
     assert!(code == 2 && said.starts_with(r"cdc-export: no\u{202e}ne: "), "{said}");
 }
 
-/// Nobody has to read it to see that it is too long.
+/// The length alone shows that a text is too long, so nobody has to read it.
 #[test]
 fn what_is_too_long_for_a_manifest_is_not_read() {
     let folder = folder_of(&lane("a", &[(true, vec![1])], ""));
@@ -509,7 +509,7 @@ fn a_place_without_manifests_is_not_whole() {
     }
 }
 
-/// Whoever can write to a place can't choose what `verify` reads there, if the keys are known.
+/// A person who can write to a place can't choose what `verify` reads there, if the keys are known.
 #[test]
 fn files_of_a_manifest_without_the_keys_signature_are_not_opened() {
     let key = |seed: &str| SigningKey::read(&seed.repeat(32)).unwrap();
@@ -604,7 +604,7 @@ fn url_of_another_file_is_outside() {
     }
 }
 
-/// Who stops to read before the end hasn't heard that all is well.
+/// A reader that stops before the end hasn't read that everything is right.
 #[test]
 fn a_closed_pipe_is_no_success() {
     let folder = folder_of(&lane("a", &[(true, vec![1])], ""));

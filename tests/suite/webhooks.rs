@@ -161,7 +161,7 @@ async fn each_end_is_delivered_once_and_signed() {
     assert_eq!(service.call("POST", &path, &[]).await.status(), 202);
     held.rollback().await.unwrap();
     assert_eq!(service.ended(&cancelled).await["status"], "cancelled");
-    // Of no consumer.
+    // This export has no consumer.
     let adhoc = service.call("POST", "/exports", &[]).await.json::<Value>().await.unwrap();
     let adhoc = service.ended(adhoc["jobId"].as_str().unwrap()).await;
 
@@ -252,7 +252,7 @@ async fn an_event_that_is_not_accepted_is_retried_and_then_dead() {
     let answer = service.call("POST", &path, &[]).await;
     assert_eq!((answer.status().as_u16(), answer.json::<Value>().await.unwrap()["attempt"].clone()), (202, json!(0)));
     stands(&service, "delivered", 1).await;
-    // What was taken is told again, too.
+    // An event that the receiver accepted is delivered again, too.
     assert_eq!(service.call("POST", &path, &[]).await.status(), 202);
     let heard = receiver.hears(11).await;
     assert!(heard.iter().all(|it| it.id == delivery["deliveryId"].as_str().unwrap() && it.signed));
@@ -346,7 +346,7 @@ async fn a_missing_secret_stops_the_start() {
             assert!(said.contains(why) && said.contains("webhook all: ") && !said.contains("whsec_secret"), "{said}");
         }
     }
-    // Who tells nobody needs no secret.
+    // A process that delivers no events needs no secret.
     let api = operator.start(&database).arguments(&["serve", "--no-workers"]).with("HOOK_SECRET", "");
     api.service().await.stop().await;
 }

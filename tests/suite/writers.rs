@@ -279,7 +279,7 @@ async fn revoked_rights_on_the_log_are_reported_and_lose_no_change() {
             health["checks"]["datasets"].as_str().unwrap().contains("plain: writes to its table fail").then_some(())
         };
         eventually("readiness says it", ready).await;
-        // What was written is exact all the same.
+        // The committed writes are exact all the same.
         assert_eq!(tables.delta("plain").await, Vec::<String>::new());
 
         tables

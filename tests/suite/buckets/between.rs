@@ -18,19 +18,19 @@ use tokio::task::JoinSet;
 
 use crate::harness::{client_builder, until};
 
-/// What becomes of a request.
+/// The treatment of a request by the proxy.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Fate {
-    /// It is passed on, and so is its answer.
+    /// Passes on the request, and its answer.
     Passed,
-    /// It is neither passed on nor answered before another rule says so. A store that stood still does then what it was
-    /// asked, though its client may be gone.
+    /// Neither passes on nor answers the request until another rule decides. The store then does what it was asked,
+    /// like one that stood still, though its client may be gone.
     Held,
-    /// It is answered with this status and code.
+    /// Answers with this status and code.
     Refused(u16, &'static str),
-    /// It is passed on, and the connection ends in place of an answer.
+    /// Passes on the request, and ends the connection instead of answering.
     AnswerLost,
-    /// One bit of its body is another one when it arrives.
+    /// Passes on the request with one bit of its body flipped.
     BitFlipped,
 }
 

@@ -62,7 +62,7 @@ impl Request {
 }
 
 enum Answer {
-    /// What S3 answers.
+    /// The answer of S3.
     Honest,
     /// An answer with this status line, headers and body.
     Short(String),

@@ -54,7 +54,7 @@ async fn a_lanes_manifests_have_its_numbers_for_keys() {
     }
 }
 
-/// What somebody has read stays; the database goes on behind it.
+/// A manifest that somebody may have read stays, and the database goes on after it.
 #[tokio::test]
 async fn after_a_restore_the_manifests_of_what_was_forgotten_stay() {
     for bucket in buckets().await {
@@ -65,7 +65,7 @@ async fn after_a_restore_the_manifests_of_what_was_forgotten_stay() {
             export(&service, "delta", "a").await;
         }
         let handed_out = bucket.manifests().await;
-        // As a database is that was put back to after the first.
+        // The database is as if it was put back to the moment after the first export.
         database
             .run("delete from cdc_export.exports where number > 1; update cdc_export.lanes set last_number = 1")
             .await;
@@ -166,7 +166,7 @@ async fn an_export_of_more_is_several_objects() {
     }
 }
 
-/// Where nothing is left of an attempt, nothing is left of any of its parts either.
+/// If nothing is left of an attempt, nothing is left of any of its parts either.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_among_the_parts_leaves_all_or_nothing() {
     for (fault, attempt) in [("bucket.created=kill@2", 2), ("worker.staged=kill", 2), ("bucket.completed=kill@2", 1)] {

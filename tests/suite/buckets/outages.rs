@@ -81,12 +81,12 @@ impl Trial {
         assert!(checks["output"] != "ok" && checks["postgres"] == "ok", "{checks}");
     }
 
-    /// Everything is as if nothing had been: the job's file once, no other, and the next export goes on from there.
-    /// What an attempt left that couldn't reach the store is swept by whoever starts next.
+    /// Requires that nothing shows a fault: the job's file is there once, no other, and the next export goes on from
+    /// there. The next start sweeps the leftovers of an attempt that couldn't reach the store.
     async fn ends_well(self, id: &str) -> Value {
         let Trial { bucket, database, mut service, .. } = self;
         let job = service.completes(id).await;
-        // It is logged behind the transaction, of which clients hear at once.
+        // The log line follows the transaction, which clients see at once.
         service.says("export_completed", id).await;
         assert_eq!(service.events("export_completed").len(), 1, "{}", service.log());
         service.end().await;

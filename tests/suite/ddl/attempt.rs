@@ -19,7 +19,7 @@ pub(crate) fn word(job: &Value) -> Option<String> {
     job["continuity"].as_str().map(str::to_owned)
 }
 
-/// What `GET /consumers` says of a consumer's first dataset.
+/// Returns the word of `GET /consumers` for a consumer's first dataset.
 pub(crate) async fn told(service: &Service, consumer: &str) -> Option<String> {
     let path = format!("/consumers?limit=1&cursor={consumer}/a");
     let consumers: Value = service.call("GET", &path, &[]).await.json().await.unwrap();

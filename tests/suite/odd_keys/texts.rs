@@ -14,12 +14,12 @@ pub(crate) struct Texts {
 }
 
 impl Texts {
-    /// Of a key of so many columns, which stand first.
+    /// Makes a consumer of a table whose first `columns` columns are the key.
     pub(crate) fn of(columns: usize) -> Texts {
         Texts { rows: BTreeMap::new(), columns }
     }
 
-    /// An export that completes, loaded: its job and its file.
+    /// Runs an export that must complete, and loads it. Returns its job and its file.
     pub(crate) async fn exports(
         &mut self,
         service: &Service,

@@ -19,7 +19,7 @@ pub(crate) async fn exported(cluster: &Cluster, consumers: &[&str]) -> Service {
     start
 }
 
-/// What is delivered to `a` and to a new consumer `late`, and to nobody else, after a backup.
+/// Delivers exports to `a` and to a new consumer `late`, and to nobody else, after a backup.
 pub(crate) async fn delivered_afterwards(cluster: &Cluster, service: &Service) {
     cluster.database().add_users(6, 6).await;
     assert_eq!(passes(service, "delta", "a", None).await.1.ids(), [6]);

@@ -23,7 +23,7 @@ pub(crate) async fn begin() -> (Database, Catalog, Service) {
     (database, catalog, service)
 }
 
-/// What a delta has, sorted: operation and key of each row.
+/// Returns the rows of a delta, sorted: operation and key of each.
 pub(crate) async fn delta(service: &Service, dataset: &str, consumer: &str) -> Vec<String> {
     let file = Csv::read(&service.path(&export(service, "delta", dataset, consumer).await));
     let mut rows: Vec<_> = file.rows.iter().map(|row| format!("{} {}", row[0], row[1])).collect();

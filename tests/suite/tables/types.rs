@@ -110,7 +110,7 @@ pub(crate) async fn passes(database: &Database) {
     let replica = Replica { database, source: "select * from t", key: &["id"] };
     replica.begin(&service, &export(&service, "full", "t", "a").await).await;
     replica.require_equal().await;
-    // Whoever writes may have any settings.
+    // A writer may have any settings.
     let writer = Database::at(database.options.clone());
     writer.run("delete from t where id % 3 = 0; update t set id = id + 1000 where id % 3 = 1").await;
     let delta = export(&service, "delta", "t", "a").await;

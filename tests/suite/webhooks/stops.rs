@@ -5,7 +5,7 @@ use nix::sys::signal::Signal;
 use super::{Answer, Operator, Receiver};
 use crate::harness::{Database, until};
 
-/// Of the last exports of a drain: what was answered is recorded, and what was not has no lease to wait for.
+/// During the last exports of a drain, answered events are recorded, and unanswered ones have no lease to wait for.
 #[tokio::test]
 async fn a_stop_releases_the_claimed_events() {
     let database = Database::with_users(5).await;
@@ -36,7 +36,7 @@ async fn a_stop_releases_the_claimed_events() {
     held.rollback().await.unwrap();
     assert_eq!(service.exit().await, Some(0));
 
-    // What nobody has begun to tell is due, and nothing is left to a lease that nobody keeps any more.
+    // An event that nobody has begun to deliver is due. No event has a lease that nobody keeps any more.
     let leased = "select count(*) from cdc_export.deliveries where delivered_at is null and run_at > clock_timestamp() + interval '10 s'";
     assert_eq!(database.one::<i64>(leased).await, 0);
     for (n, receiver) in others.iter().enumerate() {

@@ -3,7 +3,7 @@
 use super::{Answer, Operator, Receiver};
 use crate::harness::{Database, eventually, until};
 
-/// Where the clock is set back, an event waits as long as it was meant to, not until the clock has come so far again.
+/// After the clock is set back, an event waits for the intended time, and not until the clock has caught up.
 #[tokio::test]
 async fn a_clock_set_back_delays_no_event() {
     let database = Database::with_users(5).await;
