@@ -1,4 +1,4 @@
-"""How long GETs of a job take while two full exports run: PORT SECONDS. Python's own library only."""
+"""Measures the time of GETs of a job while two full exports run: PORT SECONDS. Python's own library only."""
 
 import http.client
 import json

@@ -19,7 +19,7 @@ table='(id bigint not null, name text not null, email text, created_at timestamp
 into() { psql -qAt -v ON_ERROR_STOP=1 -d copy "$@"; }
 empty() {
     into -c 'set client_min_messages = error' -c 'drop table if exists users' -c 'drop schema if exists cdc_apply cascade' -c checkpoint
-    # What the last case left to do.
+    # Waits until the server has done what the last case left to do.
     pause 0.5
 }
 piped() {

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What change capture costs those who write: each statement on a table with triggers and on its twin without, in turn. Prints for each the
+# Measures the cost of change capture for writers: each statement on a table with triggers and on its twin without, in turn. Prints for each the
 # CPU of the session and the WAL, by row, and how many transaction ids and bytes of temporary files it takes. Medians of the rounds.
 #
 #   cargo build --release && benches/capture_cost.sh [ROUNDS [PARTITIONS]]
@@ -101,7 +101,7 @@ SQL
 echo '| what | CPU of a row without and with the triggers | more | WAL of a row | more | transaction ids |'
 echo '|---|---|---|---|---|---|'
 psql -qX -v ON_ERROR_STOP=1 -f all.sql
-# What a session keeps when it has written to many tables.
+# Memory that a session keeps after writes to many tables.
 for twin in _plain ''; do
     for n in $(seq 100); do
         echo "insert into many$twin$n values (1, 'x'); update many$twin$n set name = 'y'; delete from many$twin$n;"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What an export asks Postgres before it reads: the look at its table and the statement that opens its snapshot, with the guard in it.
-# Of a table of 10 columns, one of 300, one of 100 partitions, and one with a filter. Medians, with the smallest and the largest value.
+# Measures an export's queries before it reads: the look at its table, and the statement that opens its snapshot, with the guard.
+# The tables are one of 10 columns, one of 300, one of 100 partitions, and one with a filter. Medians, with the smallest and the largest value.
 #
 #   cargo build --release && benches/guard_cost.sh [TIMES]
 #

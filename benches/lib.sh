@@ -1,4 +1,4 @@
-# What the scripts here stand on, to be sourced: a service with a private server of its own in a scratch folder, its calls, and
+# Library of the scripts here, to be sourced: a service with a private server of its own in a scratch folder, its calls, and
 # clocks for wall time, CPU and memory. Times are in microseconds. For bash 5 on Linux, whose /proc tells them.
 
 # BINARY names another one than the release's.
@@ -32,9 +32,9 @@ load() { cut -d' ' -f1 /proc/loadavg; }
 clock() { printf -v "$1" %s "${EPOCHREALTIME//[!0-9]/}"; }
 exec {never}<> <(:)
 pause() { read -rt "$1" <&"$never" || true; }
-# Of the numbers in a file: the 99th percentile.
+# Prints the 99th percentile of the numbers in a file.
 percentile99() { sort -n "$1" | awk '{v[NR] = $1} END {print v[int((NR * 99 + 99) / 100)]}'; }
-# Of the numbers in a file: median [smallest - largest].
+# Prints the numbers in a file as: median [smallest - largest].
 median() { sort -n "$1" | awk '{v[NR] = $1} END {printf "%s [%s - %s]", v[int((NR + 1) / 2)], v[1], v[NR]}'; }
 milliseconds() { awk -v us="$1" 'BEGIN {printf "%.1f\n", us / 1000}'; }
 # timed FILE COMMAND…: runs it, and appends its milliseconds to the file.
@@ -48,7 +48,7 @@ timed() {
 ratios() { paste "$1" "$2" | awk '{printf "%.2f\n", $1 / $2}' >ratios; }
 # each N TIMES
 each() { awk -v n="$1" -v times="$2" 'BEGIN {printf "%.1f", n / times}'; }
-# What a synced write of 4 kB takes here, in milliseconds.
+# Prints the time of a synced write of 4 kB here, in milliseconds.
 synced_write() {
     { LC_ALL=C dd if=/dev/zero of=synced bs=4k count=50 oflag=dsync; } 2>&1 |
         awk '/copied/ {for (i = 1; i < NF; i++) if ($(i + 1) ~ /^s,?$/) printf "%.2f", $i * 1000 / 50}'
@@ -86,11 +86,11 @@ of_answer() { [[ $answer =~ \"$1\":\"?([^\",}]*) ]] && echo "${BASH_REMATCH[1]}"
 
 # CPU of living processes.
 cpu() { cat $(printf '/proc/%s/task/*/schedstat ' "$@") 2>/dev/null | awk '{ns += $1} END {printf "%d", ns / 1000}'; }
-# Of a process's ended children that it has waited for.
+# Prints the CPU time of a process's ended children that it has waited for.
 cpu_of_ended() { sed 's/.*) //' "/proc/$1/stat" | awk -v hz="$(getconf CLK_TCK)" '{printf "%d", ($14 + $15) * 1000000 / hz}'; }
-# Of the server, its ended sessions too.
+# Prints the CPU time of the server, including its ended sessions.
 server_cpu() { echo $(($(cpu "$postmaster" $(cat "/proc/$postmaster/task/$postmaster/children")) + $(cpu_of_ended "$postmaster"))); }
-# Of a process, in kB: VmRSS is what it has now, VmHWM the most it had. The second begins anew with `forget_peak`.
+# Prints the memory of a process in kB: VmRSS is the present one, VmHWM the peak. `forget_peak` resets the peak.
 memory() { awk -v what="$1:" '$1 == what {print $2}' "/proc/$2/status"; }
 forget_peak() { echo 5 >"/proc/$1/clear_refs"; }
 
@@ -109,7 +109,7 @@ remove_files() {
 measure() {
     local began ended service_was server_was children_was
     remove_files
-    # What the last case left to do.
+    # Waits until the last case's leftover work is done.
     pause 0.2
     service_was=$(cpu "$service") server_was=$(server_cpu) children_was=$(cpu_of_ended $$)
     clock began

@@ -96,7 +96,7 @@ done
 printf 'load %s\n\n' "$(load)"
 
 printf '\\set id random(1, %s)\nselect * from users where id = :id;\n' "$rows" >point.sql
-# Of the sessions that a case has: its longest statement and its oldest snapshot so far, in seconds.
+# Longest statement and oldest snapshot of a case's sessions so far, in seconds.
 seen="select coalesce(max(extract(epoch from clock_timestamp() - query_start)) filter (where state = 'active'), 0),
         coalesce(max(extract(epoch from clock_timestamp() - xact_start)) filter (where backend_xmin is not null), 0)
     from pg_stat_activity

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What it costs an export that somebody is told of it: an incremental of three rows, from its request to its end, of a consumer of whom
-# nobody hears, of one with a webhook, and of one whose calls are traced, in turns at one process. Medians in milliseconds.
+# Measures what an event costs an export: an incremental of three rows, from its request to its end, of a consumer of whom nobody
+# hears, of one with a webhook, and of one whose calls are traced, in turns at one process. Medians in milliseconds.
 #
 #   cargo build --release && benches/told.sh [ROUNDS]
 #
@@ -9,7 +9,7 @@ set -euo pipefail
 source "$(dirname "$0")/lib.sh"
 rounds=${1:-500}
 
-# Who is told: it takes everything.
+# The receiver of the events accepts everything.
 told=$(mktemp -d)
 python3 -c '
 import http.server
@@ -44,7 +44,7 @@ allow_http = true
 allow_private = true
 END
 TOLD_SECRET=whsec_$(head -c 32 /dev/urandom | base64 -w0)
-# Of the calls those that say so are recorded.
+# Only calls that ask for it are traced.
 export DATASETS=$told/datasets.toml TOLD_SECRET OTEL_EXPORTER_OTLP_ENDPOINT=$address \
     OTEL_TRACES_SAMPLER=parentbased_traceidratio OTEL_TRACES_SAMPLER_ARG=0
 start_service 2000

@@ -1,4 +1,4 @@
-"""What the page's tests share: the service, a browser's page that is watched, and how its rows are found."""
+"""Provides the page's tests with the service, a watched page of a browser, and the search for its rows."""
 
 import contextlib
 import hashlib
@@ -150,7 +150,7 @@ class Watched:
         self.unanswered -= 1
 
     def asked_in(self, seconds, each=lambda second: None):
-        """What the page asks for in so many seconds of its own clock, which is to be installed; every answer comes at once."""
+        """Returns the page's requests in this time of its own clock, which must be installed. Every answer comes at once."""
         before = len(self.requests)
         for second in range(seconds):
             each(second)

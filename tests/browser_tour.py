@@ -25,7 +25,7 @@ def test_the_first_export_by_one_button(watch, service):
         f"curl -X POST -H 'X-Consumer-ID: consumer-1' '{service.url}/exports/full'"
     )
     accessible(page, "the empty page")
-    # Of a consumer by any name.
+    # The consumer may have any name.
     named = steps.last.get_by_label("A consumer is whoever asks for one")
     named.fill("the mart")
     expect(steps.last.get_by_role("alert")).to_contain_text("A consumer id has 1 to 128 of")
@@ -44,7 +44,7 @@ def test_the_first_export_by_one_button(watch, service):
     expect(steps).to_have_class(["done", "", ""])
     accessible(page, "the first steps")
     page.unroute("**/datasets")
-    # Where there is no such dataset, it is another one's.
+    # Without a dataset `users`, the page offers an export of another dataset.
     orders = [{**one, "name": "orders"} for one in service.call("GET", "/datasets")["items"]]
     answered_by(page, "**/datasets", lambda route: route.fulfill(json={"items": orders}))
     page.reload()
@@ -66,7 +66,7 @@ def test_the_first_export_by_one_button(watch, service):
     expect(row).to_contain_text(" left")
     accessible(page, "an export that runs")
     expect(row).to_have_attribute("data-status", "completed")
-    # What ended is said to who doesn't see it.
+    # A screen reader hears that the export has ended.
     expect(page.locator("#said")).to_have_text(re.compile(r"completed: full export of users, for consumer-1, [0-9,]+ rows"))
     expect(bar).to_be_hidden()
 
@@ -286,7 +286,7 @@ def test_hostile_texts_are_texts(watch, service):
     expect(page.get_by_role("dialog")).to_contain_text(HOSTILE)
     assert page.locator("main img, main script, dialog img, dialog script").count() == 0
     assert page.title() == "cdc-export"
-    # What forbids it is the page's policy too, not only its care.
+    # The page's policy forbids it too, not only the page's own care.
     refused = page.evaluate("() => { try { document.body.innerHTML = '<b>x</b>'; return false } catch (e) { return e.name } }")
     assert refused == "TypeError", refused
     watch.expected = ["policy: require-trusted-types-for", "TrustedHTML"]
@@ -302,7 +302,7 @@ def test_the_page_is_quiet(watch, service):
     minute = [url.removeprefix(service.url) for url in watch.asked_in(60)]
     # Each look at the consumers may bring one more look at the exports.
     assert 5 <= sum(url.startswith("/exports?") for url in minute) <= 9 and len(minute) <= 14, minute
-    # What nobody sees is not kept fresh.
+    # A hidden page requests nothing.
     page.evaluate(
         """() => { Object.defineProperty(document, 'hidden', { value: true, configurable: true });
                    document.dispatchEvent(new Event('visibilitychange')); }"""

@@ -15,7 +15,7 @@ with Client(base_url=sys.argv[1], timeout=70) as client:
 
     refused = start_delta.sync(client=client, x_consumer_id="no good")
     assert isinstance(refused, Problem) and refused.code == "consumer_invalid", refused
-    # What its caller has to tell apart: the answer, that to a request for several datasets, and the problem.
+    # A caller must tell these apart: the answer, the answer to a request for several datasets, and the problem.
     told_apart = typing.get_args(typing.get_type_hints(start_full.sync)["return"])
     assert set(told_apart) == {Submitted, SubmittedDatasets, Problem, type(None)}, told_apart
     print(f"openapi-python-client: {job.rows_exported} rows")

@@ -35,7 +35,7 @@ def blocks_of_page(text):
 
 
 def blocks_of_workflow(text):
-    """What each `run` of a workflow has."""
+    """Yields the commands of each `run` of a workflow."""
     lines = text.splitlines()
     for at, line in enumerate(lines):
         found = re.match(r"( *)(?:- )?run: (.*)", line)

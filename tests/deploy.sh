@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What is in deploy/, as far as one machine can try it, and docs/alerts.yml: the manifests of Kubernetes by its schemas, rendered where
+# Tests deploy/, as far as one machine can, and docs/alerts.yml: the manifests of Kubernetes by its schemas, rendered where
 # there is a kubectl or a kustomize; the dashboard and the alerts by a real Prometheus that scrapes a service and a worker with the manifests'
 # settings; and the unit of systemd. `cargo build` comes first; BINARY names another binary. Needs curl, what tests/venv.sh does,
 # systemd-analyze, and Debian's `prometheus`, whose server listens on 127.0.0.1 only.
@@ -14,7 +14,7 @@ trap 'for process in $prometheus $worker $service; do kill "$process" || true; d
 python=$(tests/venv.sh deploy)
 
 printf 'kubernetes:\n'
-# Of version 5: those before know no components, or not all of these fields.
+# Kustomize 5 is needed: earlier versions know no components, or not all of these fields.
 if command -v kustomize >/dev/null && [[ $(kustomize version) == *v5.* ]]; then
     render=(kustomize build)
 elif command -v kubectl >/dev/null && [[ $(kubectl version --client 2>/dev/null) == *'Kustomize Version: v5.'* ]]; then
@@ -140,7 +140,7 @@ call DELETE /users/42 >"$work/deleted"
 # A deletion that a query by timestamps would miss, for the panel of late rows.
 private
 psql -qX -h "$socket" -U postgres cdc_export -c 'delete from users where id = 43'
-# What nobody captured has to be made good by a full export.
+# Changes that nobody captured need a full export.
 export_and_wait delta >"$work/job"
 (cd "$work" && "${settings[@]}" "$binary" untrack users && "${settings[@]}" "$binary" track users) >"$work/tracked" 2>&1
 export_and_wait delta failed >"$work/job"
@@ -148,7 +148,7 @@ export_and_wait full >"$work/job"
 call GET /metrics | promtool check metrics
 KEY=$key "$python" tests/deploy_dashboard.py "http://127.0.0.1:$port" deploy/grafana/cdc-export.json "$api" "$worker_address" "$first"
 
-# What prometheus-adapter would ask for the autoscaler, which puts its own series and labels there.
+# prometheus-adapter sends this query for the autoscaler, with its own series and labels.
 query=$(sed -n 's/^ *metricsQuery: //p' deploy/kubernetes/components/autoscale/prometheus-adapter.yaml)
 query=${query//'<<.Series>>'/cdc_export_queue_jobs}
 query=${query//'<<.LabelMatchers>>'/'job="cdc-export"'}

@@ -15,9 +15,9 @@ import urllib.request
 
 prometheus, dashboard, service, worker, first = sys.argv[1:]
 
-# What Prometheus adds to each series.
+# Labels that Prometheus adds to each series.
 ADDED = {"job", "instance"}
-# What Grafana would put there, and what stands for it here.
+# Variables that Grafana would replace, with their values here.
 VARIABLES = {"$__rate_interval": "10s", "$__range": "1m", "$job": ".*", "$dataset": ".*"}
 WAIT = 45
 
@@ -36,7 +36,7 @@ def exposed():
     """The names that the processes answer, each with its labels."""
     # The series of these begin with the first failure, and with the first late row.
     names = {"cdc_export_failures_total": {"dataset", "code"}, "cdc_export_late_rows_total": {"dataset", "export_type"}}
-    # Of datasets with `capture = "timestamp"`, of which there is none here.
+    # Only datasets with `capture = "timestamp"` have this series, and there is none here.
     names["cdc_export_watermark_age_seconds"] = {"consumer", "dataset"}
     for address in (service, worker):
         request = urllib.request.Request(f"{address}/metrics", headers={"Authorization": f"Bearer {os.environ['KEY']}"})
@@ -78,7 +78,7 @@ def check_variable(variable, names):
 
 
 def has_data(expression):
-    """Whether the expression had data at any moment since the first scrape: a rate of something rare has none most of the time."""
+    """Returns true if the expression had data at any moment since the first scrape: a rare thing mostly has no rate."""
     now = time.time()
     found = api("query_range", query=expression, start=first, end=now, step=1)["result"]
     return any(value != "NaN" for series in found for _, value in series["values"])

@@ -21,7 +21,7 @@ VERSIONS = ["1.27", kubernetes_validate.latest_version()]
 # Kinds that a cluster has only with an operator, and files that others than Kubernetes read.
 OTHERS_KINDS = {"ServiceMonitor"}
 OTHERS_FILES = {root / "components/autoscale/prometheus-adapter.yaml"}
-# How long a process takes to stop, beyond DRAIN_SECONDS: answers under way, and exports given back.
+# Seconds that a process takes to stop, beyond DRAIN_SECONDS: it ends answers and gives exports back.
 STOPPING = 45
 # Made by the user.
 SECRETS = {"cdc-export": True, "cdc-export-owner": True, "cdc-export-metrics": True}
@@ -47,7 +47,7 @@ def settings_of(path):
 
 
 def check_kustomizations():
-    """What each names is there, and each file is named by one."""
+    """Checks that each kustomization names existing files, and that each file is named by one."""
     named = set()
     for file in root.rglob("kustomization.yaml"):
         (document,) = documents(file)

@@ -11,7 +11,7 @@ chmod 755 "$work"
 trap 'rm -rf "$work"' EXIT
 die() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
-# Where the binary is one day, none is now.
+# There is no binary yet at its future path.
 sed "s#^ExecStart=/usr/bin/cdc-export#ExecStart=$(realpath "$binary")#" "$unit" >"$work/cdc-export.service"
 verified=$(systemd-analyze verify --man=no "$work/cdc-export.service" 2>&1) || die "$verified"
 [[ -z $verified ]] || die "$verified"

@@ -35,7 +35,7 @@ here=$(uname -m)-unknown-linux
 if [[ -n ${BINARY:-} ]]; then
     dist=$work/dist
     mkdir "$dist"
-    # Of a debug build, which is large.
+    # A debug build is large, so the package has a stripped one.
     strip -o "$work/stripped" "$BINARY"
     DPKG_DEB_COMPRESSOR_LEVEL=0 packaging/pack.sh "$work/stripped" "$here-gnu" "$dist" >"$work/log"
     packaging/sums.sh "$dist" >>"$work/log"
@@ -44,7 +44,7 @@ else
     [[ -f $dist/SHA256SUMS ]] || die 'target/dist has no release: packaging/dist.sh makes one'
 fi
 
-# What is there.
+# Checks the files and their sums.
 (cd "$dist" && sha256sum --check --strict --quiet SHA256SUMS) || die 'SHA256SUMS'
 expect 'files that have a sum' "$(cd "$dist" && find . -type f ! -name SHA256SUMS | wc -l)" "$(wc -l <"$dist/SHA256SUMS")"
 
@@ -187,7 +187,7 @@ mount --rbind /dev "$machine/dev"
 mount -t proc proc "$machine/proc"
 mkdir -p "$machine/debs"
 cp "${deb[0]}" "$machine/debs/this.deb"
-# What the next version is: the same with another number, and another file of settings.
+# The next version is the same with another number, and another file of settings.
 sed '$a# Of the next version.' packaging/debian/environment >"$work/environment"
 cp -r packaging "$work/packaging"
 cp "$work/environment" "$work/packaging/debian/environment"
@@ -226,7 +226,7 @@ if [[ -z ${BINARY:-} ]]; then
     ok 'the Postgres it would fetch is one for glibc'
 fi
 
-# What an administrator changed stays, and so does what the service wrote.
+# Changes of an administrator stay, and so do files of the service.
 echo 'PORT=8081' >>"$machine/etc/cdc-export/environment"
 chroot "$machine" chgrp adm /etc/cdc-export/environment
 echo 1 >"$machine/var/lib/cdc-export/written"

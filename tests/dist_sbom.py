@@ -1,4 +1,4 @@
-"""Whether a release's SBOM is a CycloneDX document, by the library of its makers, and is of that binary: dist_sbom.py SBOM BINARY."""
+"""Checks that a release's SBOM is a CycloneDX document, by its makers' library, and of that binary: dist_sbom.py SBOM BINARY."""
 
 import hashlib
 import json

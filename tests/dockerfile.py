@@ -68,7 +68,7 @@ def stages():
 
 
 def copies_before_cargo(name, by_name):
-    """What a stage and its bases copy from the context until cargo runs, and whether it runs."""
+    """Returns what a stage and its bases copy from the context until cargo runs, and whether cargo runs."""
     base, instructions = by_name[name]
     copies, runs_cargo = copies_before_cargo(base, by_name) if base in by_name else ([], False)
     for instruction, words in instructions:

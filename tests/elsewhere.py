@@ -333,7 +333,7 @@ def main():
     (command,) = re.findall(r"^```sh\n(.*?)^```$", introduction, flags=re.M | re.S)
     (table,) = re.findall(r"^```sql\n(.*?)^```$", introduction, flags=re.M | re.S)
     assert table in Path(__file__).with_suffix(".sql").read_text(), "the page shows another table than elsewhere.sql makes"
-    # What the page says to write in place of these columns, where a reader needs their types.
+    # The page says what replaces these columns if a reader needs their types.
     ((lists, texts),) = re.findall(r"`(stock [^`]*)` in place of\s+`(stock [^`]*)`", found["Arrays"])
     skipped, wrong = [], []
     for folder, dataset in (("plain", "orders"), ("text", "orders-text"), ("lists", "orders-lists")):
@@ -357,7 +357,7 @@ def main():
         block = r"^\*\*(CSV|Parquet|NDJSON)\b(?:(?!```).)*```(?:python|sql)\n(.*?)^```$"
         blocks = re.findall(block, found[section], flags=re.M | re.S)
         assert len(blocks) == found[section].count("\n```") // 2, f"{section} has a block of no format"
-        # What the page's table says to set in the dataset.
+        # The page's table has the settings of the dataset.
         (settings,) = re.findall(rf"^\| \[{section}\].*?\|.*?\|(.*?)\|", introduction, flags=re.M)
         try:
             with contextlib.chdir("text" if '"text"' in settings else "plain"):

@@ -39,7 +39,7 @@ explain() {
     echo '```'
 }
 
-# Of a long plan: the node that returns the rows, that of each CTE, and the totals.
+# Prints of a long plan the node that returns the rows, that of each CTE, and the totals.
 top_nodes() {
     awk '{ match($0, /^ */) }
         RLENGTH < 4 || RLENGTH == 4 && $1 == "->" { print; node = RLENGTH == 4; next }

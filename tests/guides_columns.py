@@ -79,7 +79,7 @@ check("triggers that are back", "full", "first, family")
 run("update people set family = 'after' where id = 7")
 check("and a delta behind them", "delta", "first, family")
 
-# What is no use of a loader is said in one line, at once.
+# A wrong call of a loader is refused at once, in one line.
 for which in ("duckdb", "pandas"):
     right = PEOPLE.load(which)
     for arguments in ([], right[:-1], ["nowhere", *right[1:]], [*right, "more"]):

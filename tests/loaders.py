@@ -61,7 +61,7 @@ class Copy:
         return finish(self.start(which, server))[0]
 
     def rows(self, which, columns, order):
-        """What a target has of these columns, as SQL names them; of pandas times are in microseconds."""
+        """Returns a target's rows of these columns, as SQL names them. In pandas, times are in microseconds."""
         sql = f"select {columns} from {self.dataset} order by {order}"
         match which:
             case "postgres":
@@ -85,7 +85,7 @@ def finish(process):
 
 
 def loaded(text):
-    """What the loaders say, and `apply`."""
+    """Returns type and row count of each export in the output of a loader or of `apply`."""
     return [(kind, int(rows)) for kind, rows in re.findall(r"^(?:[\w-]+: )?(full|delta|incremental) \d+(?::|  *)\s*(\d+) rows", text, flags=re.M)]
 
 

@@ -45,7 +45,7 @@ awk -v folder="$work/blocks" '
         if (kind != "") { file = sprintf("%s/%02d.%s", folder, n, kind); printf "" >file } else { file = "/dev/null" } } next }
     inside { print >file }' "$readme"
 
-# What a reader does in a terminal of its own: the service runs on beside the next blocks. The reader ends the one before.
+# Does what a reader does in a second terminal: ends the previous service, and starts one beside the next blocks.
 serve() {
     local log=$work/reader.log
     if [[ -n $reader ]]; then kill "$reader" && wait "$reader" || true; fi
@@ -80,7 +80,7 @@ for block in "$work"/blocks/*.sh; do
     fi
 done
 
-# What the reader has in the end.
+# Checks the files that the reader has in the end.
 cmp missed.csv output/delta_warehouse_*.csv
 [[ $(grep -o '"jobId"' missed.json | wc -l) == 1 ]] || die 'more than one export was missed'
 files=(inbox/*/*.csv)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the API says of itself, held against it by schemathesis: calls made up from /openapi.json, good and bad ones, with a
+# Compares the API with its own document by schemathesis: calls made up from /openapi.json, good and bad ones, with a
 # key. All of its checks, but for what schemathesis.toml says; a failure is a defect of the document or of the service. `cargo build` comes first.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,7 +11,7 @@ python=$(tests/venv.sh schemathesis)
 start_service AUTH=keys RATE_LIMIT=1000000/s
 key=$(cd "$work" && "${settings[@]}" "$binary" keys create --name schemathesis --scope admin 2>>"$work/log")
 
-# What it may look at first: a consumer with an export and a watermark.
+# Makes the first things to look at: a consumer with an export and a watermark.
 job=$(call POST /exports/full | member jobId)
 call GET "/exports/$job?wait=60" >"$work/job"
 [[ $(member status <"$work/job") == completed ]] || die "the first export: $(<"$work/job")"

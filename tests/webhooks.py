@@ -94,7 +94,7 @@ late.daemon = True
 late.start()
 try:
     one, several = (export(body)["jobId"] for body in ({"dataset": dataset}, {"datasets": [dataset]}))
-    # What was exported before is told as well.
+    # Events of earlier exports arrive as well.
     awaited = {one: f"{dataset}/webhooks", several: "_datasets/webhooks"}
     while awaited:
         type, subject, of, id = next(line.split() for line in listening.stdout)

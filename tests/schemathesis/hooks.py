@@ -1,4 +1,4 @@
-"""What the document can't say: which datasets this service has, which cursors it gives, and what goes with what."""
+"""Adds what the document can't say: this service's datasets, its cursors, and which parameters go together."""
 
 import schemathesis
 
@@ -19,7 +19,7 @@ def before_load_schema(context, raw_schema):
         for parameter in raw_schema["paths"][path]["get"]["parameters"]:
             if parameter.get("name") == "cursor":
                 parameter["schema"]["pattern"] = pattern
-        # Of the exports after one, `status` and `exportType` would leave some out; another list has other cursors.
+        # `after` doesn't go with `status` and `exportType`, which would leave exports out, nor with another list's cursors.
         parameters = raw_schema["paths"][path]["get"]["parameters"]
         raw_schema["paths"][path]["get"]["parameters"] = [one for one in parameters if one.get("name") != "after"]
     # A file's sha256 is said beside the export that has it.
