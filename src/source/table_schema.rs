@@ -217,7 +217,7 @@ async fn table_names(conn: &mut PgConnection) -> Result<Vec<[String; 3]>, sqlx::
              coalesce(cdc_export.table_of_role(quote_ident(c.relname)) = c.oid, false) as is_found) named
          where c.relkind in ('r', 'p') and n.nspname not in ('pg_catalog', 'information_schema', 'cdc_export')
            and n.nspname not like 'pg\\_%'
-         -- Of names that are equally near, the last one is in the hint.
+         -- The hint names the last one of the tables that are equally near.
          order by named.is_found, named.in_full desc",
     )
     .fetch_all(conn)
