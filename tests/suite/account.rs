@@ -131,7 +131,7 @@ async fn settings_are_read_from_no_file_above() {
         let output = command.args(["keys", "list"]).current_dir(&inner).output().unwrap();
         (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
     };
-    // One that is read stops the start with 2.
+    // A `.env` that is read stops the start with 2.
     fs::write(folder.path().join(".env"), "PORT=none\n").unwrap();
     let (code, said) = run();
     assert_eq!(code, 1, "a folder above: {said}");
@@ -149,7 +149,7 @@ async fn a_start_survives_a_crash_a_setgid_folder_and_a_strict_umask() {
     let data = folder.path().join("data");
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o2755)).unwrap();
     Server::start(&embedded_settings(&data)).await.unwrap().stop().await;
-    // As a crash leaves it between its making and its giving away.
+    // Leaves the lock as a crash does between its creation and its handover.
     let lock = data.join("supervisor.lock");
     fs::remove_file(&lock).unwrap();
     fs::write(&lock, "").unwrap();

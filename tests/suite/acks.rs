@@ -14,7 +14,7 @@ async fn ack(service: &Service, id: &str) -> reqwest::Response {
     service.call("POST", &format!("/exports/{id}/ack"), &[]).await
 }
 
-/// The job, as its acknowledgement answers.
+/// Acknowledges a job. Returns the job in the answer.
 async fn acked(service: &Service, job: &Value) -> Value {
     let answer = ack(service, id_of(job)).await;
     assert_eq!(answer.status(), 200, "{job}");
@@ -36,7 +36,7 @@ async fn published(database: &Database, job: &Value) -> Value {
     database.one::<String>(&format!("select {time} from exports where job = '{}'", id_of(job))).await.into()
 }
 
-/// The lane's row, as far as acknowledgements change it.
+/// Returns the columns of the lane's row that acknowledgements change.
 async fn recorded(database: &Database, consumer: &str) -> String {
     let lane = format!("from cdc_export.lanes where consumer_id = '{consumer}'");
     database.one(&format!("select concat(acknowledged, ' ', acknowledged_at) {lane}")).await
@@ -124,7 +124,7 @@ async fn what_was_never_published_for_a_consumer_is_not_acknowledged() {
     service.refuses("POST", &format!("/exports/{failed}/ack?number=1"), &[], 400, "parameter_unknown").await;
 }
 
-/// A committed export may be lost before it has its name: nobody can have loaded it, before and after.
+/// A committed export may be lost before it has its name. Nobody can have loaded it, before or after.
 #[tokio::test]
 async fn an_export_that_is_given_up_was_not_loaded() {
     let database = Database::with_users(5).await;
@@ -173,7 +173,7 @@ async fn an_export_is_acknowledged_while_the_next_one_is_published() {
     assert_eq!(database.one::<String>(numbers).await, "3 2");
 }
 
-/// Inserts so many published exports of a consumer.
+/// Inserts this number of a consumer's published exports.
 async fn plant(database: &Database, consumer: &str, count: u32) {
     let rows =
         format!("select '{consumer}', 'users', n, 'delta', 'completed', now() from generate_series(1, {count}) n");
@@ -252,7 +252,7 @@ async fn a_thousand_are_counted_and_no_more() {
     assert_eq!(told(&service, "b").await.0, 999);
 }
 
-/// The numbers of a consumer's exports that are left: of its jobs, and of those whose file is still there.
+/// Returns the numbers of a consumer's exports that are left: of its jobs, and of those whose file is still there.
 async fn left(database: &Database, consumer: &str) -> (Vec<i64>, Vec<i64>) {
     let numbers = |condition: &str| {
         let numbered = format!("from exports where consumer_id = '{consumer}' and number is not null {condition}");
@@ -261,7 +261,7 @@ async fn left(database: &Database, consumer: &str) -> (Vec<i64>, Vec<i64>) {
     (database.one(&numbers("")).await, database.one(&numbers("and file_removed_at is null")).await)
 }
 
-/// Waits until a retention that keeps one has been through: a lane that acknowledges nothing has one left.
+/// Waits until a retention that keeps one export has run: a lane that acknowledges nothing has one left.
 async fn swept(database: &Database) {
     until("the retention", async || left(database, "never").await == (vec![3], vec![3])).await;
 }
@@ -348,7 +348,7 @@ async fn what_nobody_acknowledges_for_long_goes_and_is_told_once() {
     assert_eq!(numbers, [json!(4), json!(5)]);
 }
 
-/// Two processes do the same: each file's end is told by the one that recorded it.
+/// Two processes remove the same files: the one that recorded a file's end reports it.
 #[tokio::test]
 async fn two_that_remove_the_same_tell_of_it_once() {
     let database = Database::new().await;

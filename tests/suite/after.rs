@@ -16,14 +16,14 @@ async fn delta(service: &Service, body: Value) -> Response {
     ask(service, "/exports/delta", Some("a"), None, body).await
 }
 
-/// The id of a job that was taken on.
+/// Returns the id of the job in an accepting answer.
 async fn taken(answer: Response) -> String {
     let (status, body) = (answer.status(), answer.json::<Value>().await.unwrap());
     assert_eq!(status, 202, "{body}");
     body["jobId"].as_str().unwrap().to_owned()
 }
 
-/// The jobs that a refusal names.
+/// Returns the jobs that a refusal names.
 async fn out_of_step(answer: Response) -> Vec<Value> {
     let (status, body) = (answer.status(), answer.json::<Value>().await.unwrap());
     assert_eq!(status.as_u16(), 409, "{body}");
@@ -107,7 +107,7 @@ async fn what_after_may_say() {
     assert_eq!(refusal(ad_hoc).await, (400, "member_unknown".to_owned()));
 }
 
-/// It is a part of the request: a key names one with it, and a retry keeps it.
+/// `after` is a part of the request: a key names the request with it, and a retry keeps it.
 #[tokio::test]
 async fn after_belongs_to_the_request() {
     let (database, service) = serving_users(5).await;
@@ -132,7 +132,7 @@ async fn after_belongs_to_the_request() {
     assert_eq!(out_of_step(retry().await).await, [fourth]);
 }
 
-/// A job that is committed, and has no name yet, is one to wait for.
+/// A job that is committed and has no name yet is worth waiting for.
 #[tokio::test]
 async fn what_is_not_published_is_waited_for() {
     let (database, service) = serving_users(5).await;

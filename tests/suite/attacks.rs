@@ -253,7 +253,7 @@ async fn the_owner_of_a_tracked_table_goes_on_making_partitions() {
     owner.runs(&format!("create table {}.parts (a int primary key, b text) partition by range (a)", owner.name)).await;
     let catalog = Catalog::of(&format!("[[dataset]]\nname = \"parts\"\ntable = \"{}.parts\"\n", owner.name));
     catalog.track(&database, "parts").await;
-    // One of them has its columns in another order, and a hole in their numbers.
+    // One of the partitions has its columns in another order, and a hole in their numbers.
     owner
         .runs(&format!(
             "set search_path = {0}; create table low partition of parts for values from (0) to (9);

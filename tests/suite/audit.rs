@@ -6,17 +6,17 @@ use crate::catalog::{Catalog, ended};
 use crate::harness::{Database, Service, Start, eventually, refusal, until};
 use crate::keys::{bearer, service};
 
-/// The prefix of the key in a header.
+/// Returns the prefix of the key in a header.
 fn prefix(bearer: &str) -> String {
     bearer.split('_').nth(1).unwrap().to_owned()
 }
 
-/// A line of the log: action, consumer, dataset, job and outcome.
+/// Returns a line of the log: action, consumer, dataset, job and outcome.
 fn entry(line: &Value) -> Value {
     ["action", "consumer", "dataset", "jobId", "outcome"].iter().map(|field| line[field].clone()).collect()
 }
 
-/// The lines with this key, as soon as there are so many of them.
+/// Waits for this number of lines with this key, and returns them.
 async fn lines(service: &Service, key: &str, count: usize) -> Vec<Value> {
     eventually("the log has them", async || {
         let mut lines = service.events("audit");

@@ -108,7 +108,7 @@ async fn the_log_keeps_what_somebody_has_yet_to_see() {
         database.one::<i64>("select count(*) from cdc_export.change_log").await
     };
     assert_eq!(purged().await, 0, "everybody has seen the first rows");
-    // Its transaction is older than all that follows.
+    // The transaction of `idle` is older than all that follow.
     let idle = database.open("select pg_current_xact_id()").await;
     database.run("update users set name = 'x' where id <= 3").await;
     assert_eq!(purged().await, 3);

@@ -112,7 +112,7 @@ impl Replica<'_> {
         self.database.run(&statements).await;
     }
 
-    /// That the replica is the source, row by row as texts.
+    /// Requires that the replica equals the source, row by row as texts.
     pub(crate) async fn require_equal(&self) {
         let differing = format!(
             "select count(*) from (

@@ -18,7 +18,7 @@ async fn rows_handled(database: &Database, statement: &str) -> u64 {
         let children = node["Plans"].as_array().into_iter().flatten();
         own * number("Actual Loops") + children.map(of_node).sum::<f64>()
     }
-    // As the service runs it.
+    // Runs the statement like the service.
     let mut tx = database.open("set local enable_seqscan = off; set local enable_bitmapscan = off").await;
     let explain = format!("explain (analyze, timing off, format json) {statement}");
     let plan: Value = sqlx::query_scalar(AssertSqlSafe(explain)).fetch_one(&mut *tx).await.unwrap();
@@ -41,8 +41,8 @@ async fn a_purge_beside_an_open_transaction_looks_at_each_row_once() {
     service.stop().await;
     no_purge.rollback().await.unwrap();
     copy_position(&database, "reader", 999).await;
-    // Each has a snapshot of its own, as if it had been taken between two of these transactions. Only the open
-    // transaction is in progress in it: how many more there are, other databases of the server decide.
+    // Each position has its own snapshot, as if taken between two of these transactions. Only the open transaction is
+    // in progress in a snapshot: other databases of the server decide how many more there are.
     database.run("do $$ begin for n in 1..999 loop perform pg_current_xact_id(); commit; end loop; end $$").await;
     let statements = format!(
         "update watermarks w set live_snapshot = own.snapshot, deletions_snapshot = own.snapshot
@@ -75,7 +75,7 @@ async fn an_export_beside_an_open_transaction_reads_what_its_position_has_not_se
     let database = Database::with_users(3_000).await;
     log_plans(&database).await;
     let service = Start::on(&database).service().await;
-    // Its position keeps the log.
+    // The position of `behind` keeps the log.
     service.export("full", "behind").await;
     let mut open =
         database.open("update users set name = 'open' where id = 2; set local cdc_export.quiet = 'delete'").await;

@@ -115,7 +115,7 @@ async fn a_failed_or_interrupted_export_is_no_success() {
     }
 }
 
-/// `export … --output - | loader` does this when the loader dies.
+/// `export … --output - | loader` has such a closed pipe when the loader dies.
 #[tokio::test]
 async fn a_file_that_is_not_read_to_its_end_is_a_failure_and_a_list_is_none() {
     let database = Database::with_users(9).await;
@@ -269,7 +269,7 @@ async fn a_cancel_that_was_asked_for_is_shown_until_the_worker_stops() {
     let pid = Pid::from_raw(worker.id().unwrap().cast_signed());
     let (held, id) = service.held_export(&database, "full", "a").await;
     assert_eq!(service.job(&id).await["cancelRequestedAt"], Value::Null);
-    // Its worker neither hears of the cancel nor can end the job.
+    // A stopped worker neither hears of the cancel nor ends the job.
     kill(pid, Signal::SIGSTOP).unwrap();
     assert_eq!(service.call("POST", &format!("/exports/{id}/cancel"), &[]).await.status(), 202);
     let list: Value = service.call("GET", "/exports", &[]).await.json().await.unwrap();

@@ -53,13 +53,13 @@ async fn a_table_with_odd_names_and_a_key_of_two_columns_is_exact() {
     let key = |row: &Vec<String>| format!("{} {}{}", row[0], row[1], row[2]);
     let mut seen: Vec<_> = file.rows.iter().map(key).collect();
     seen.sort();
-    // Without created_at the log tells what is new.
+    // Without `created_at`, the log shows which rows are new.
     assert_eq!(
         seen,
         ["DELETE A12", "DELETE B10", "DELETE B13", "DELETE C11", "INSERT Z2000", "INSERT Z2001", "UPDATE B1013"]
     );
     replica.apply(&service, &delta).await;
-    // By its time and by the log, and sent once.
+    // These rows are found by their times and by the log, and are sent once.
     assert_eq!(export(&service, "incremental", "lines", "b").await["rowsExported"], 3);
     late.commit().await.unwrap();
     let delta = export(&service, "delta", "lines", "a").await;
@@ -79,7 +79,7 @@ async fn a_table_without_times_is_exact_by_the_log_alone() {
     assert!(Csv::read(&service.path(&first)).rows.iter().all(|row| row[0] == "INSERT"));
     let full = export(&service, "full", "stock", "b").await;
     replica.begin(&service, &full).await;
-    // There is no time to read off the rows: it is that of the snapshot.
+    // The rows have no time, so the watermark has that of the snapshot.
     let answer = service.call("GET", "/exports/watermark?dataset=stock", &[("X-Consumer-ID", "b")]).await;
     let watermark: Value = answer.json().await.unwrap();
     assert_eq!(watermark["lastExportedAt"], full["watermarkTo"], "{watermark}");
@@ -161,8 +161,8 @@ async fn by_timestamp_another_table_under_the_name_wants_a_full_export() {
     let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\nupdated_at = \"at\"\ncapture = \"timestamp\"");
     let service = catalog.start(&database).service().await;
     export(&service, "full", "t", "a").await;
-    // Its rows have times from before the watermark: by time alone none of them would come, and none of the old ones
-    // would go.
+    // The rows of this table have times before the watermark. By time alone, none of them would come, and none of the
+    // old ones would go.
     let statements = format!("{}; alter table t rename to old; alter table other rename to t", table("other", 5, 20));
     database.run(&statements).await;
     for export_type in ["incremental", "delta"] {
@@ -209,7 +209,7 @@ async fn two_datasets_of_a_table_share_its_triggers() {
     let consumers: Value = service.call("GET", "/consumers", &[]).await.json().await.unwrap();
     assert_eq!(consumers["items"].as_array().unwrap().len(), 2, "{consumers}");
     service.stop().await;
-    // With another key they can't share them.
+    // Datasets with different keys can't share the triggers.
     catalog.write(&[users, emails].concat());
     ends(catalog.command(&database, &["track", "emails"]).await, 2, "which has another key");
     // A dataset that is no more lets its watermarks go.
@@ -592,7 +592,7 @@ async fn a_call_that_names_no_dataset_means_users_or_the_only_one() {
     let theirs = "select array_agg(dataset) from exports where consumer_id = 'd'";
     assert_eq!(database.one::<Vec<String>>(theirs).await, ["a", "a"]);
 
-    // Several, and none of them is `users`.
+    // There are several datasets, and none of them is `users`.
     catalog.write(&format!("{a}{b}"));
     let why = "there are several datasets, and none is called users: name one of a, b";
     let service = catalog.start(&database).service().await;
@@ -619,7 +619,7 @@ async fn a_call_that_names_no_dataset_means_users_or_the_only_one() {
     let (code, _, said) = catalog.command(&database, &["export", "full", "--consumer", "d"]).await;
     assert!(code != 0 && said.contains(why), "{code} {said}");
 
-    // One of several is.
+    // One of several datasets is `users`.
     catalog.write(&format!("{a}{users}"));
     assert_eq!(ended(&catalog.start(&database).service().await, "/exports", None, json!({})).await["dataset"], "users");
 }
@@ -760,7 +760,7 @@ async fn track_looks_at_its_own_dataset_alone() {
     }
 }
 
-/// As after the restore of a dump: a full export without the triggers would need another one.
+/// The triggers are missing like after the restore of a dump. A full export without them would need another one.
 #[tokio::test]
 async fn what_is_not_captured_is_tracked_before_the_full_export() {
     let database = Database::empty().await;

@@ -31,7 +31,7 @@ async fn an_export_that_ends_in_time_is_whole() {
     })
     .await;
     assert_eq!(service.call("GET", "/health", &[]).await.status(), 200, "it lives");
-    // It still answers, takes requests for others to run, and cancels.
+    // The process still answers, accepts requests for others to run, and cancels.
     let waiting = service.submit("full", "c").await;
     assert_eq!(service.call("POST", &format!("/exports/{cancelled}/cancel"), &[]).await.status(), 202);
     assert_eq!(service.ended(&cancelled).await["status"], "cancelled");

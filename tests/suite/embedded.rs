@@ -34,7 +34,7 @@ struct Home {
 }
 
 impl Home {
-    /// With a cluster in it.
+    /// Makes a folder with a cluster in it.
     async fn new() -> Home {
         let home = Home::empty();
         embedded_settings_with_cluster(&home.data_dir()).await;
@@ -145,7 +145,7 @@ impl Supervisor {
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["embedded::supervise_until_killed", "--exact"])
             .env(DATA_DIR_OF_CHILD, home.data_dir())
-            // It needn't find out by a server of its own.
+            // The process needn't find the programs with a server of its own.
             .env("TEST_PG_BIN_DIR", chosen_binaries().unwrap_or_default())
             .stdout(Stdio::null())
             .spawn()
@@ -233,7 +233,7 @@ async fn a_start_that_is_given_up_leaves_no_server() {
     let settings = home.settings();
     let pid = {
         let (mut start, mut look) = (pin!(Server::start(&settings)), interval(Duration::from_millis(5)));
-        // It has begun before it is ready, so the one is looked at before the other, each time.
+        // The postmaster exists before it is ready, so each turn looks for its process id before it polls the start.
         poll_fn(|cx| {
             while look.poll_tick(cx).is_ready() {}
             if let Some(pid) = home.postmaster() {
@@ -369,7 +369,7 @@ async fn failed_start_quotes_the_servers_last_error() {
     let line = error.to_string();
     assert!(matches!(error, Error::Start { .. }), "{line}");
     assert!(line.contains("FATAL:") && line.contains("postgres.log"), "{line}");
-    // Nothing is left that would stand in the way of the next start.
+    // Nothing hinders the next start.
     fs::write(&configuration, good).unwrap();
     Server::start(&home.settings()).await.unwrap().stop().await;
 }

@@ -64,7 +64,7 @@ async fn a_job_is_followed_to_its_end() {
     let (name, job) = stream.next().await.unwrap();
     assert_eq!((name.as_str(), &job["jobId"], &job["status"]), ("job", &Value::from(id.clone()), &"processing".into()));
     held.rollback().await.unwrap();
-    // Held, it tells of its progress again and again.
+    // A held job reports its progress again and again.
     let mut before = vec![stream.next().await.unwrap()];
     service.release("sink.write").await;
     let rest = stream.rest().await;
@@ -77,7 +77,7 @@ async fn a_job_is_followed_to_its_end() {
     let progress: Vec<u64> = progress.collect();
     assert!(progress.is_sorted(), "{progress:?}");
 
-    // One that has ended is told and done with.
+    // The stream of an ended job reports the end at once, and ends.
     let names: Vec<String> = Stream::of(&service, &id).await.rest().await.into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, ["job", "completed"]);
     service.refuses("GET", "/exports/no-such-job/events", &[], 404, "not_found").await;

@@ -93,7 +93,7 @@ async fn what_a_role_may_not_create_is_named_with_the_grants_for_it() {
     assert_eq!(remedy(&line), both);
     assert!(line.contains(": run `cdc-export migrate` as the database's owner, `postgres`, or run "), "{line}");
 
-    // With half of it, the other half is asked for, and nothing is half made.
+    // With half of the grants, the start asks for the other half, and leaves nothing half made.
     let (first, second) = both.split_once("; ").unwrap();
     database.run(first).await;
     assert_eq!(remedy(&role.refused().await), second);
@@ -332,7 +332,7 @@ async fn texts_of_another_encoding_arrive_as_utf_8() {
     assert_eq!(delta.sorted("name"), ["Søren"]);
 }
 
-/// As psql: the system's user, with the password that the user's own file has for it.
+/// Uses the system's user, like psql, with the password in that user's own file.
 #[tokio::test]
 async fn a_url_without_a_user_means_the_user_of_the_system() {
     let database = Database::new().await;

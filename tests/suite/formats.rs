@@ -12,7 +12,7 @@ use crate::harness::{Csv, Database, Service, Start, lacks, refusal, serving_user
 
 const CALLS: [&str; 5] = ["/exports", "/exports/full", "/exports/incremental", "/exports/delta", "/export/a"];
 
-/// A consumer's export that completes, with these options: its job.
+/// Runs a consumer's export with these options, which must complete. Returns its job.
 async fn export(service: &Service, export_type: &str, consumer: &str, options: &Value) -> Value {
     let path = format!("/exports/{export_type}");
     let answer = service.post(&path, &[("X-Consumer-ID", consumer)], options).await;
@@ -51,7 +51,7 @@ async fn every_call_takes_the_options() {
             assert_eq!(job["format"], *options.get("format").unwrap_or(&json!("csv")));
             assert_eq!(job["compression"], *options.get("compression").unwrap_or(&default));
             let name = job["outputFilename"].as_str().unwrap();
-            // Several within a second have a number behind the time.
+            // Several exports within a second have a number after the time.
             let stem = name.strip_suffix(ending).unwrap_or_else(|| panic!("{name} ends with {ending}"));
             assert!(!stem.contains('.'), "{name}");
             let download = format!("/exports/{}/download", job["jobId"].as_str().unwrap());
@@ -163,7 +163,7 @@ mod in_parquet {
         SerializedFileReader::new(std::fs::File::open(path).unwrap()).unwrap()
     }
 
-    /// The names of the columns, and the values as the CSV has them.
+    /// Returns the names of the columns, and the values as the CSV has them.
     fn read(path: &Path) -> (Vec<String>, Vec<Vec<Option<String>>>) {
         let file = opened(path);
         let columns = file.metadata().file_metadata().schema_descr().columns();
@@ -209,7 +209,7 @@ mod in_parquet {
         }
     }
 
-    /// The codec of each column of a file, in one word if all have the same.
+    /// Returns the codec of a file's columns, which must all have the same.
     fn codec(path: &Path) -> basic::Compression {
         let file = opened(path);
         let mut codecs = file.metadata().row_group(0).columns().iter().map(|column| column.compression());
@@ -300,7 +300,7 @@ mod in_parquet {
         assert_eq!(fields[1..], [Field::Date(day), Field::TimestampMicros(local), Field::TimestampMicros(made)]);
     }
 
-    /// A number as Parquet has it: its units, the highest byte first.
+    /// Returns a number of Parquet as text. Parquet has its units, the highest byte first.
     fn decimal(field: &Field) -> String {
         let Field::Decimal(decimal) = field else { panic!("{field} is no decimal") };
         let sign = if decimal.data()[0] < 0x80 { 0 } else { 0xff };
@@ -356,7 +356,7 @@ mod in_parquet {
                 decimal_of(5, 2, basic::Type::INT32)
             ]
         );
-        // Without digits, or with those that Parquet has no type for, it stays a text.
+        // A number without declared digits, or with more than a type of Parquet has, stays a text.
         assert!(types[5..].iter().all(|(logical, _)| *logical == Some(LogicalType::String)), "{types:?}");
         let (_, rows) = read(&service.path(&parquet));
         assert_eq!(rows.len(), 4);
@@ -430,7 +430,7 @@ mod in_parquet {
         assert_eq!(sorted(rows)[1][2].as_deref(), Some("24:00:00.000000"));
     }
 
-    /// The rows of a file, each value as the library writes it.
+    /// Returns the rows of a file, each value as the library writes it.
     fn values(path: &Path) -> Vec<Vec<String>> {
         let file = opened(path);
         let rows = file.get_row_iter(None).unwrap().map(Result::unwrap);
@@ -569,7 +569,7 @@ fn sorted<T: Ord>(mut rows: Vec<T>) -> Vec<T> {
     rows
 }
 
-/// The values of a line, in the order of the columns, which must be that of the members.
+/// Returns the values of a line, in the order of the columns, which must be that of the members.
 fn values_of_json(columns: &[String], line: &str) -> Vec<Option<String>> {
     let object: serde_json::Map<String, Value> = serde_json::from_str(line).unwrap();
     assert_eq!(object.len(), columns.len());
@@ -585,7 +585,7 @@ fn values_of_json(columns: &[String], line: &str) -> Vec<Option<String>> {
     columns.iter().map(value).collect()
 }
 
-/// The values of a CSV, NULL told from the empty text, which no ordinary reader does.
+/// Returns the values of a CSV. Distinguishes NULL from the empty text, which no ordinary reader does.
 fn values_of_csv(path: &Path) -> Vec<Vec<Option<String>>> {
     let text = std::fs::read_to_string(path).unwrap();
     let (mut rows, mut row, mut field) = (Vec::new(), Vec::new(), None::<String>);
@@ -612,7 +612,7 @@ fn values_of_csv(path: &Path) -> Vec<Vec<Option<String>>> {
     rows.split_off(1)
 }
 
-/// Users with every value that a format may stumble on.
+/// Adds users with every value that a format may stumble on.
 async fn hostile_users(database: &Database) {
     database.run("alter table users alter column name drop not null").await;
     database.add_users(1001, 1030).await;
@@ -658,7 +658,7 @@ async fn a_compressed_file_is_the_plain_one_packed() {
         return;
     }
     let database = Database::new().await;
-    // Several frames.
+    // Makes a file of several frames.
     database.add_users(1, 40_000).await;
     let one_reader = Start::on(&database).with("READERS", 1).with("COMPRESSION_LEVEL", 3).service().await;
     let service = &one_reader;
@@ -693,7 +693,7 @@ async fn a_job_of_an_unknown_format_is_left_to_other_processes() {
     assert_eq!(status, "pending");
 }
 
-/// The text of the first frame of a file, as readers have it that know no second one.
+/// Returns the text of a file's first frame, as a reader that knows no second one has it.
 fn first_frame(compression: &str, file: &[u8]) -> String {
     let mut text = String::new();
     if compression == "gzip" {

@@ -25,19 +25,19 @@ use tokio::sync::{OnceCell, oneshot};
 /// A call or a wait that takes longer than this has failed, even on a busy machine.
 pub(crate) const HANG_TIMEOUT: Duration = Duration::from_secs(180);
 
-/// The failpoints of every service: a call and a look at a table may take 20 s, longer than in use, because the machine
-/// may be busy. Health checks look again at each call. A test's own `FAILPOINTS` come first, and the first entry of a
-/// name counts.
+/// Failpoints of every service. A call and a look at a table may take 20 s, longer than in use, because the machine may
+/// be busy. Health checks look again at each call. A test's own `FAILPOINTS` come first, and the first entry of a name
+/// counts.
 const PATIENT: &str = "service.call=time:20000,service.patience=time:20000,service.checks=time:0";
 
-/// The failpoints of a test of the time limit itself: a call may take as long as in use.
+/// Failpoints of a test of the time limit itself: a call may take as long as in use.
 pub(crate) const PROMPT: &str = "service.call=time:1900";
 
 pub(crate) const UNKNOWN_JOB: &str = "01900000-0000-7000-8000-000000000000";
 
-/// Each setting that changes how Postgres reads or writes a value, otherwise than by default. Of `pg_settings` of
-/// Postgres 13 to 18; `client_encoding` is each client's own, and another `lc_monetary` the operating system may not
-/// have.
+/// Each setting that changes how Postgres reads or writes a value, with another value than the default. The list is
+/// from `pg_settings` of Postgres 13 to 18. `client_encoding` belongs to each client, and the operating system may lack
+/// another `lc_monetary`.
 pub(crate) const SETTINGS_OF_VALUES: [&str; 12] = [
     "array_nulls = off",
     "bytea_output = escape",
@@ -131,13 +131,13 @@ pub(crate) async fn passed_on(
 /// The exit code of a command that a signal has ended.
 pub(crate) const KILLED: i32 = -1;
 
-/// A folder that the user who runs Postgres can reach.
+/// Makes a folder that the user who runs Postgres can reach.
 pub(crate) fn reachable_folder() -> TempDir {
     opened(tempfile::tempdir().unwrap())
 }
 
-/// The same in memory, if more than 1 GiB is free there: a sync in memory doesn't wait for other programs' writes to
-/// the disk.
+/// Makes such a folder in memory, if more than 1 GiB is free there. A sync in memory doesn't wait for other programs'
+/// writes to the disk.
 #[cfg(feature = "amqp")]
 pub(crate) fn folder_in_memory() -> TempDir {
     let has_room = |volume: rustix::fs::StatVfs| volume.f_bavail * volume.f_frsize > 1 << 30;
@@ -152,19 +152,19 @@ fn opened(folder: TempDir) -> TempDir {
     folder
 }
 
-/// The user that a private server runs as if the tests run as root: Postgres doesn't run as root.
+/// Returns the user of a private server if the tests run as root: Postgres doesn't run as root.
 pub(crate) fn lent_user() -> nix::unistd::User {
     let named = |name: &&str| nix::unistd::User::from_name(name).unwrap();
     ["postgres", "nobody"].iter().find_map(named).expect("a user without rights")
 }
 
-/// Settings for a private server in `data_dir`, of the Postgres that the tests run on.
+/// Returns settings for a private server in `data_dir`, of the Postgres that the tests run on.
 pub(crate) fn embedded_settings(data_dir: &Path) -> private_postgres::Settings {
     settings_with(data_dir, chosen_binaries())
 }
 
-/// The same, with a cluster in `data_dir` already: a copy of one that is made once in the run, since `initdb` takes
-/// long. It isn't the cluster of the run's server.
+/// Returns such settings after copying a cluster to `data_dir`. The copied cluster is made once in the run, since
+/// `initdb` takes long. It isn't the cluster of the run's server.
 pub(crate) async fn embedded_settings_with_cluster(data_dir: &Path) -> private_postgres::Settings {
     static CLUSTER: OnceCell<PathBuf> = OnceCell::const_new();
     let cluster = CLUSTER
@@ -208,7 +208,7 @@ pub(crate) fn connect_options(socket_folder: &Path) -> PgConnectOptions {
         .ssl_mode(PgSslMode::Disable)
 }
 
-/// The folder of the Postgres programs that the tests use: `TEST_PG_BIN_DIR`, or that of the Postgres that was
+/// Returns the folder of the Postgres programs that the tests use: `TEST_PG_BIN_DIR`, or that of the Postgres that was
 /// downloaded for the run's server. `None`: the service finds the installed one by itself.
 pub(crate) fn chosen_binaries() -> Option<PathBuf> {
     match option_env("TEST_PG_BIN_DIR") {
@@ -217,7 +217,7 @@ pub(crate) fn chosen_binaries() -> Option<PathBuf> {
     }
 }
 
-/// Returns true if a program isn't installed, and prints what to install; the test that needs it then passes. In CI it
+/// Returns true if a program isn't installed, and prints what to install. The test that needs it then passes; in CI it
 /// fails instead.
 #[must_use]
 pub(crate) fn lacks(program: &str, package: &str) -> bool {
@@ -227,7 +227,7 @@ pub(crate) fn lacks(program: &str, package: &str) -> bool {
     lacks_in(&folders, program, package)
 }
 
-/// The same of a program that comes with Postgres.
+/// Does the same for a program that comes with Postgres.
 #[must_use]
 pub(crate) async fn server_lacks(program: &str) -> bool {
     let mut connection = PgConnection::connect_with(server().await).await.unwrap();
@@ -250,13 +250,13 @@ fn lacks_in(folders: &[PathBuf], program: &str, package: &str) -> bool {
     true
 }
 
-/// Prints that this thread's test did not run. Not by `eprintln!`: its output is shown only if the test fails.
+/// Prints that this thread's test did not run. Doesn't use `eprintln!`, whose output is shown only if the test fails.
 fn tell_not_run(why: &str) {
     let thread = std::thread::current();
     let _ = writeln!(std::io::stderr(), "{} did not run: {why}", thread.name().unwrap_or("a test"));
 }
 
-/// The features that this build lacks, each with the name of the tests that need it.
+/// Returns the features that this build lacks, each with the name of the tests that need it.
 fn left_out() -> Vec<(&'static str, &'static str)> {
     let groups = [
         (cfg!(feature = "amqp"), "amqp", "brokers"),
@@ -267,7 +267,7 @@ fn left_out() -> Vec<(&'static str, &'static str)> {
     groups.into_iter().filter(|(is_built, ..)| !is_built).map(|(_, feature, group)| (feature, group)).collect()
 }
 
-/// Prints which tests are not in this build. Not by `eprintln!`: its output is shown only if the test fails.
+/// Prints which tests are not in this build. Doesn't use `eprintln!`, whose output is shown only if the test fails.
 fn tell_left_out() {
     let (features, groups): (Vec<_>, Vec<_>) = left_out().into_iter().unzip();
     if !features.is_empty() {
@@ -279,8 +279,8 @@ fn tell_left_out() {
     }
 }
 
-/// The run's server: `TEST_DATABASE_URL`, else a private one, started at the first call. With a migrated template
-/// database.
+/// Returns the run's server: `TEST_DATABASE_URL`, else a private one, started at the first call. The server has a
+/// migrated template database.
 async fn server() -> &'static PgConnectOptions {
     static SERVER: OnceCell<PgConnectOptions> = OnceCell::const_new();
     SERVER
@@ -444,20 +444,20 @@ pub(crate) struct Database {
 }
 
 impl Database {
-    /// A clone of the migrated template.
+    /// Clones the migrated template.
     pub(crate) async fn new() -> Database {
         let server = server().await;
         Database::create(server, &format!("template {}", template())).await
     }
 
-    /// The same with what these statements make.
+    /// Clones the migrated template, and runs these statements.
     pub(crate) async fn new_with(sql: &str) -> Database {
         let database = Database::new().await;
         database.run(sql).await;
         database
     }
 
-    /// The same with users `1..=count`.
+    /// Clones the migrated template, and adds users `1..=count`.
     pub(crate) async fn with_users(count: i64) -> Database {
         let database = Database::new().await;
         if count > 0 {
@@ -466,20 +466,20 @@ impl Database {
         database
     }
 
-    /// A database with nothing in it.
+    /// Makes a database with nothing in it.
     pub(crate) async fn empty() -> Database {
         let server = server().await;
         Database::create(server, "").await
     }
 
-    /// A database with nothing in it but what these statements make.
+    /// Makes a database with nothing in it but what these statements make.
     pub(crate) async fn empty_with(sql: &str) -> Database {
         let database = Database::empty().await;
         database.run(sql).await;
         database
     }
 
-    /// A database with nothing in it, in an encoding other than UTF-8.
+    /// Makes a database with nothing in it, in an encoding other than UTF-8.
     pub(crate) async fn encoded(encoding: &str) -> Database {
         let server = server().await;
         Database::create(server, &format!("template template0 encoding '{encoding}' locale 'C'")).await
@@ -514,7 +514,7 @@ impl Database {
         role
     }
 
-    /// Has all but this pool connect as a role that has another value of each setting that changes how Postgres reads
+    /// Makes all but this pool connect as a role that has another value of each setting that changes how Postgres reads
     /// or writes a value.
     pub(crate) async fn set_otherwise(&mut self) {
         let role = self.role().await;
@@ -558,7 +558,7 @@ impl Database {
         self.open("lock table users in access exclusive mode").await
     }
 
-    /// A transaction in which these statements have run.
+    /// Opens a transaction and runs these statements in it.
     pub(crate) async fn open(&self, sql: &str) -> Transaction<'static, Postgres> {
         let mut open = self.pool.begin().await.unwrap();
         sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut *open).await.unwrap();
@@ -623,7 +623,7 @@ pub(crate) struct Service {
     work: Arc<TempDir>,
 }
 
-/// The lines of a log. If a test fails, its services' last ones are printed.
+/// The lines of a log. If a test fails, the last lines of its services are printed.
 #[derive(Default)]
 struct Log(Mutex<Vec<Value>>);
 
@@ -693,7 +693,7 @@ impl Start {
         Start::plain().with("DATABASE_URL", database.url())
     }
 
-    /// With nothing but a folder for its files.
+    /// Makes a start with nothing but a folder for its files.
     pub(crate) fn plain() -> Start {
         let output = Arc::new(tempfile::tempdir().unwrap());
         Start {
@@ -713,13 +713,13 @@ impl Start {
         self
     }
 
-    /// Under a umask, in octal.
+    /// Sets the umask, in octal.
     pub(crate) fn under_umask(mut self, umask: &'static str) -> Start {
         self.umask = Some(umask);
         self
     }
 
-    /// With a command and its arguments; without, it serves.
+    /// Sets the command and its arguments. Without them, the process serves.
     pub(crate) fn arguments(mut self, arguments: &[&str]) -> Start {
         self.arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         self
@@ -730,7 +730,7 @@ impl Start {
         self
     }
 
-    /// With more arguments behind the others.
+    /// Adds arguments behind the others.
     pub(crate) fn and(mut self, more: &[&str]) -> Start {
         self.arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
         self
@@ -783,7 +783,7 @@ impl Start {
         command
     }
 
-    /// Starts it and waits until it listens.
+    /// Starts the service and waits until it listens.
     pub(crate) async fn service(self) -> Service {
         let (reader, writer) = std::io::pipe().unwrap();
         let child = self.command().stderr(writer).spawn().unwrap();
@@ -799,23 +799,23 @@ impl Start {
         Service { child, address, client: client(), output: self.output, log, reader, work: self.work }
     }
 
-    /// Starts it and waits for nothing; with the folder it runs in.
+    /// Starts the process and waits for nothing. Returns the process, and the folder that it runs in.
     pub(crate) fn spawn(self) -> (Child, Arc<TempDir>) {
         (self.command().spawn().unwrap(), self.work)
     }
 
-    /// The same, with what it prints to be read.
+    /// Does the same, and lets the test read what the process prints.
     pub(crate) fn spawn_piped(self) -> (Child, Arc<TempDir>) {
         (self.command().stdout(Stdio::piped()).spawn().unwrap(), self.work)
     }
 
-    /// Starts it and waits until it ends by itself: exit code and standard error.
+    /// Starts the process and waits until it ends by itself. Returns the exit code and standard error.
     pub(crate) async fn until_it_ends(self) -> (i32, String) {
         let (code, _, errors) = self.output().await;
         (code, errors)
     }
 
-    /// Starts it and waits until it ends by itself: exit code, what it printed, and standard error.
+    /// Starts the process and waits until it ends by itself. Returns the exit code, its output, and standard error.
     pub(crate) async fn output(self) -> (i32, String, String) {
         let output = tokio::time::timeout(HANG_TIMEOUT, self.command().stdout(Stdio::piped()).output()).await;
         let output = output.expect("it ends by itself").unwrap();
@@ -840,39 +840,39 @@ pub(crate) fn silent((code, printed, errors): (i32, String, String)) -> String {
     printed
 }
 
-/// A service on a fresh database that has so many users.
+/// Starts a service on a fresh database with this number of users.
 pub(crate) async fn serving_users(count: i64) -> (Database, Service) {
     let database = Database::with_users(count).await;
     let service = Start::on(&database).service().await;
     (database, service)
 }
 
-/// A command that has no database to fall back on.
+/// Makes a command that has no database to fall back on.
 pub(crate) fn far(arguments: &[&str]) -> Start {
     Start::plain().with("DATABASE_URL", "postgres://nobody@127.0.0.1:1/nothing").arguments(arguments)
 }
 
-/// The builder of an HTTP client with the service's TLS library, the only one in this build.
+/// Returns the builder of an HTTP client with the service's TLS library, the only one in this build.
 pub(crate) fn client_builder() -> reqwest::ClientBuilder {
     // Another test of this process may have been first.
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder()
 }
 
-/// Ends a program that a test has spawned, as an operator does.
+/// Ends a program that a test has spawned, like an operator.
 pub(crate) async fn stop(child: &mut tokio::process::Child) {
     let pid = nix::unistd::Pid::from_raw(child.id().expect("it runs").cast_signed());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     assert!(child.wait().await.unwrap().success());
 }
 
-/// A client whose timeout is twice `HANG_TIMEOUT`, because a call with `?wait=` may last that long by itself.
+/// Makes a client whose timeout is twice `HANG_TIMEOUT`, because a call with `?wait=` may last that long by itself.
 fn client() -> reqwest::Client {
     client_builder().timeout(2 * HANG_TIMEOUT).build().unwrap()
 }
 
 impl Service {
-    /// A request without a body.
+    /// Sends a request without a body.
     pub(crate) async fn call(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> reqwest::Response {
         let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
         let mut request = self.client.request(method, format!("{}{path}", self.address));
@@ -917,8 +917,8 @@ impl Service {
         request.send().await.unwrap()
     }
 
-    /// The same as `call`, repeated while the answer is 503 with `Retry-After`: on a busy machine the service may get
-    /// no connection in time.
+    /// Calls like `call`, and repeats the call while the answer is 503 with `Retry-After`. On a busy machine, the
+    /// service may get no connection in time.
     pub(crate) async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> reqwest::Response {
         let is_busy =
             |answer: &reqwest::Response| answer.status() == 503 && answer.headers().contains_key("retry-after");
@@ -948,7 +948,7 @@ impl Service {
         answer.json::<Value>().await.unwrap()["jobId"].as_str().unwrap().to_owned()
     }
 
-    /// Asks for an export of which the service dies, and waits for that. The answer may die with it.
+    /// Requests an export that kills the service, and waits for that. The answer may be lost.
     pub(crate) async fn dies_of(&mut self, export_type: &str, consumer: &str, body: &Value) {
         let request = self.client.post(format!("{}/exports/{export_type}", self.address)).json(body);
         let _ = request.header("X-Consumer-ID", consumer).send().await;
@@ -961,7 +961,7 @@ impl Service {
         answer.json().await.unwrap()
     }
 
-    /// Waits until a job has ended, however.
+    /// Waits until a job has ended, in whatever status.
     pub(crate) async fn ended(&self, id: &str) -> Value {
         let terminal = |job: &Value| matches!(job["status"].as_str(), Some("completed" | "failed" | "cancelled"));
         eventually("a job ends", || async { Some(self.job(id).await).filter(terminal) }).await
@@ -981,7 +981,7 @@ impl Service {
         job
     }
 
-    /// An export that completes: its job and its file.
+    /// Runs an export that must complete. Returns its job and its file.
     pub(crate) async fn export(&self, export_type: &str, consumer: &str) -> (Value, Csv) {
         let id = self.submit(export_type, consumer).await;
         let job = self.completes(&id).await;
@@ -1003,7 +1003,7 @@ impl Service {
         self.output().join(job["outputFilename"].as_str().unwrap())
     }
 
-    /// The names in the output folder, without the folder's own mark and the markers of lanes.
+    /// Returns the names in the output folder, without the folder's own mark and the markers of lanes.
     pub(crate) fn files(&self) -> Vec<String> {
         let names = std::fs::read_dir(self.output()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
         let mut names: Vec<_> =
@@ -1046,7 +1046,7 @@ impl Service {
         nix::sys::signal::kill(self.pid(), signal).unwrap();
     }
 
-    /// Waits until it has ended and its whole log is read: its exit code, `None` after a signal.
+    /// Waits until the service has ended and its whole log is read. Returns the exit code, or `None` after a signal.
     pub(crate) async fn exit(&mut self) -> Option<i32> {
         let status = tokio::time::timeout(HANG_TIMEOUT, self.child.wait()).await.expect("the service ends").unwrap();
         eventually("its log is read", async || self.reader.is_finished().then_some(())).await;
@@ -1057,12 +1057,12 @@ impl Service {
         assert_eq!(self.exit().await, None, "killed, not ended");
     }
 
-    /// Stops it as an operator would.
+    /// Stops the service like an operator.
     pub(crate) async fn stop(mut self) {
         self.end().await;
     }
 
-    /// Stops it as an operator would, and keeps its folder for another service.
+    /// Stops the service like an operator, and keeps its folder for another service.
     pub(crate) async fn end(&mut self) {
         self.signal(nix::sys::signal::Signal::SIGTERM);
         assert_eq!(self.exit().await, Some(0));
@@ -1070,7 +1070,7 @@ impl Service {
 }
 
 impl Drop for Service {
-    /// Stops it as an operator would, if it runs. If the test has failed, it is killed.
+    /// Stops the service like an operator, if it runs. If the test has failed, the service is killed.
     fn drop(&mut self) {
         if std::thread::panicking() || self.child.try_wait().unwrap().is_some() {
             return;
@@ -1090,7 +1090,7 @@ impl Drop for Service {
     }
 }
 
-/// The status of a call that was refused, with the problem's code.
+/// Returns the status of a call that was refused, with the problem's code.
 pub(crate) async fn refusal(answer: reqwest::Response) -> (u16, String) {
     let status = answer.status().as_u16();
     (status, answer.json::<Value>().await.unwrap()["code"].as_str().unwrap_or_default().to_owned())
@@ -1103,7 +1103,7 @@ pub(crate) fn needs_full(job: &Value, why: &str) {
     assert_eq!(found, ["failed", "full_export_needed", why], "{job}");
 }
 
-/// A CSV file, read by a reader that isn't ours.
+/// A CSV file, read by a reader other than the service's own code.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Csv {
     pub(crate) header: Vec<String>,

@@ -20,8 +20,8 @@ use crate::harness::{
     silent,
 };
 
-/// A service that answers as another one does, except that `change` gets the path of each call and changes its JSON.
-/// Returns its address.
+/// Starts a service that answers like another one, except that `change` gets the path of each call and changes its
+/// JSON. Returns its address.
 pub(crate) async fn lying(service: &Service, change: impl Fn(&str, &mut Value) + Send + Sync + 'static) -> String {
     let (client, behind, change) = (service.client.clone(), service.address.clone(), Arc::new(change));
     let handler = async move |request: Request| -> Response {
@@ -48,7 +48,7 @@ fn pull(address: &str, into: &Path) -> Start {
     far(&["pull", "--consumer", "a", "--dataset", "users", "--server", address, "--into", into])
 }
 
-/// All names below a folder, hidden ones too, except for the state and the lock of a pull.
+/// Returns all names below a folder, hidden ones too, except the state and the lock of a pull.
 fn names_below(folder: &Path) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
@@ -81,14 +81,14 @@ fn rename(value: &mut Value, output: &str, files: &[&str], manifest: &Value) {
     }
 }
 
-/// The manifest with its first file so many times.
+/// Returns the manifest with this number of copies of its first file.
 fn with_files(manifest: &Value, count: usize) -> Value {
     let Manifest { number, mut export, entries, .. } = Manifest::read(manifest.to_string().as_bytes()).unwrap();
     export.files = vec![export.files[0].clone(); count];
     serde_json::to_value(Manifest::new(number, export, vec![entries[0].url.clone(); count])).unwrap()
 }
 
-/// The name of the manifest follows from the service's answer, too, and not only those of the files.
+/// The name of the manifest follows from the service's answer, too, like the names of the files.
 #[tokio::test]
 async fn a_service_chooses_no_folder_for_what_is_pulled() {
     let (_database, service) = serving_users(5).await;
@@ -207,14 +207,14 @@ async fn a_state_names_no_file_of_another_folder() {
     }
 }
 
-/// The seed of a signing key and its public half.
+/// Returns the seed of a signing key and its public half.
 fn signing_key(byte: &str) -> (String, String) {
     let seed = byte.repeat(32);
     let public = cdc_export::manifest::signing::SigningKey::read(&seed).unwrap().public_key();
     (seed, public)
 }
 
-/// A service that lists a signed full export of before as what comes next.
+/// The service lists an earlier signed full export as the next one.
 #[tokio::test]
 async fn with_a_key_nothing_goes_back_to_an_older_export() {
     let (seed, public) = signing_key("07");
@@ -427,7 +427,7 @@ async fn nothing_planted_is_the_lock_of_a_loader() {
     }
 }
 
-/// A service that answers each call in the same way. Returns its address.
+/// Starts a service that answers each call in the same way. Returns its address.
 async fn answering(answer: impl Fn(&str) -> Value + Clone + Send + Sync + 'static) -> String {
     let handler = async move |request: Request| axum::Json(answer(&request.uri().to_string()));
     serving(axum::Router::new().fallback(handler)).await

@@ -20,7 +20,7 @@ async fn keys(database: &Database, arguments: &[&str]) -> (i32, String, String) 
     Start::on(database).arguments(&[&["keys"], arguments].concat()).output().await
 }
 
-/// A new key, as `keys create` shows it.
+/// Makes a new key. Returns it as `keys create` shows it.
 pub(crate) async fn made(start: Start, name: &str, more: &[&str]) -> Value {
     let arguments = [&["keys", "create", "--json", "--name", name], more].concat();
     let (printed, _) = ends(start.arguments(&arguments).output().await, 0, "");
@@ -31,12 +31,12 @@ async fn create(database: &Database, name: &str, more: &[&str]) -> Value {
     made(Start::on(database), name, more).await
 }
 
-/// A key as the value of a header.
+/// Returns a key as the value of a header.
 pub(crate) fn header_of(key: &Value) -> String {
     format!("Bearer {}", key["key"].as_str().unwrap())
 }
 
-/// A new key for these scopes and consumers, as a header's value.
+/// Makes a new key for these scopes and consumers. Returns it as a header's value.
 pub(crate) async fn bearer(database: &Database, name: &str, scopes: &[&str], consumers: &[&str]) -> String {
     let scopes = scopes.iter().flat_map(|scope| ["--scope", scope]);
     let all_datasets = (!consumers.is_empty()).then_some("--all-datasets");
@@ -51,7 +51,7 @@ async fn revoke(database: &Database, name: &str) {
     assert_eq!((code, &line["event"]), (0, &serde_json::json!("key_revoked")));
 }
 
-/// A service that wants keys, with a key that may do everything in its client.
+/// Starts a service that wants keys. Its client has a key that may do everything.
 pub(crate) async fn service(database: &Database) -> Service {
     served(Start::on(database).with("AUTH", "keys"), database).await
 }
@@ -73,7 +73,7 @@ async fn call_for(service: &Service, key: &str, consumer: &str, method: &str, pa
     service.call(method, path, &[("Authorization", key), ("X-Consumer-ID", consumer)]).await
 }
 
-/// A request with these headers and no others.
+/// Sends a request with these headers and no others.
 async fn call_plainly(service: &Service, method: &str, path: &str, headers: &[(&str, &str)]) -> reqwest::Response {
     let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
     let mut request = client_builder().build().unwrap().request(method, format!("{}{path}", service.address));
@@ -83,7 +83,7 @@ async fn call_plainly(service: &Service, method: &str, path: &str, headers: &[(&
     request.send().await.unwrap()
 }
 
-/// That a call was refused for want of a good key: what it is challenged with.
+/// Requires that a call was refused without a good key. Returns the challenge.
 async fn challenged(answer: reqwest::Response, code: &str) -> String {
     let challenge = answer.headers()["WWW-Authenticate"].to_str().unwrap().to_owned();
     assert_eq!(answer.headers()["Content-Type"], "application/problem+json");
@@ -191,7 +191,7 @@ async fn every_route_but_health_and_the_page_wants_a_key() {
 #[tokio::test]
 async fn only_an_admin_gives_up_an_export_whose_file_has_no_name() {
     let database = Database::new().await;
-    // Its folder is gone with its host.
+    // The folder is gone with its host.
     let (_doomed, id, _) = dead_after_a_commit(&database, Start::on(&database), "/exports/full", Some("a")).await;
     let service = service(&database).await;
     database.run("update cdc_export.exports set finished_at = finished_at - interval '1 minute'").await;
@@ -298,7 +298,7 @@ async fn a_bound_key_is_for_its_consumers_only() {
     assert_eq!(made, [Some("a".to_owned()), Some("team:1".to_owned())]);
 }
 
-/// All that an answer says, but for its time and its request's id.
+/// Returns everything that an answer says, except its time and its request's id.
 async fn said(answer: reqwest::Response) -> (u16, BTreeMap<String, String>, String) {
     let mut headers = BTreeMap::new();
     for (name, value) in answer.headers() {
@@ -526,7 +526,7 @@ async fn without_its_database_nobody_gets_in() {
     until("the key is good again", async || nowhere(&key).await.status() == 404).await;
 }
 
-/// That a call was refused for too many: when it may come again.
+/// Requires that a call was refused because there were too many. Returns the seconds until the next one may come.
 async fn limited(answer: reqwest::Response) -> u64 {
     let wait = answer.headers()["Retry-After"].to_str().unwrap().parse().unwrap();
     assert_eq!(answer.headers()["Content-Type"], "application/problem+json");

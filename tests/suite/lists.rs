@@ -137,7 +137,7 @@ async fn the_exports_of_the_last_day_are_counted_by_the_hour() {
     assert_eq!(of_b["consumers"], json!([activity["consumers"][1]]));
     assert_eq!(names(&of_b["datasets"]), vec!["users".to_owned()]);
     assert_eq!(service.get("/exports/activity?consumer=nobody").await["datasets"], json!([]));
-    // One that fails comes first.
+    // A consumer or a dataset with a failed export comes first.
     database.run("delete from users where id = 3; truncate users").await;
     let failed = service.submit("delta", "b").await;
     service.ended(&failed).await;

@@ -85,7 +85,7 @@ async fn an_ad_hoc_export_whose_file_vanished_fails_too() {
 async fn a_file_is_not_lost_while_its_folder_is_away() {
     let database = Database::with_users(5).await;
     let (doomed, id, _) = dead_after_a_commit(&database, Start::on(&database), "/exports/full", Some("a")).await;
-    // That the file has its name can't be recorded.
+    // The service can't record that the file has its name.
     let schema =
         "create function refuse() returns trigger language plpgsql as 'begin raise exception ''refused''; end';
              create trigger refuse before update of published_at on cdc_export.exports

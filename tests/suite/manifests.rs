@@ -139,7 +139,7 @@ async fn a_manifest_is_signed_with_the_services_key() {
     let manifest = read(&service, &job);
     let public = hex::decode("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a").unwrap();
     let key = ring::signature::UnparsedPublicKey::new(&ring::signature::ED25519, public);
-    // As anybody builds the bytes: the canonical form of four members.
+    // Anybody can build the signed bytes like this: the canonical form of four members.
     let signed = format!(
         r#"{{"digest":{},"locations":[{{"path":{},"url":{}}}],"number":"1","version":"2"}}"#,
         manifest["digest"], manifest["export"]["files"][0]["path"], manifest["entries"][0]["url"]
@@ -273,7 +273,7 @@ async fn a_worker_that_was_overtaken_reports_no_failure() {
     until("the hidden file is swept", async || slow.files().len() == 2).await;
     quick.stop().await;
     slow.release("sink.drafted").await;
-    // By the same worker.
+    // The same worker runs the next export.
     slow.export("full", "b").await;
     assert_eq!(slow.events("publish_failed"), [] as [Value; 0]);
 }

@@ -68,7 +68,7 @@ async fn a_start_reads_pg_trigger_once() {
     // The planner reads a small table whole, although an index has the few rows that are asked for.
     let name = database.options.get_database().unwrap();
     database.run(&format!("alter database {name} set enable_seqscan = off")).await;
-    // It prepares a database as each start does.
+    // `migrate` prepares a database like each start.
     let read = async |catalog: &_| rows_read(&database, catalog, "pg_trigger", &["migrate"]).await;
     let catalog = tracked(&database, 2).await;
     // The first one renews the functions of `users`, which another database's role owns.
@@ -267,7 +267,7 @@ async fn a_look_that_takes_long_is_answered_with_the_one_before() {
         assert!(state == "fresh" && last >= as_of, "{state} {last}");
         as_of = last;
     }
-    // Without an earlier look, the state alone is missing.
+    // Before an earlier look, only the state is missing.
     let newcomer = catalog.start(&database).sharing_output(&service).service().await;
     let page: Value = newcomer.ask("GET", "/consumers", &[]).await.json().await.unwrap();
     assert_eq!((&page["items"][0]["consumerId"], &page["items"][0]["state"]), (&"a".into(), &Value::Null));

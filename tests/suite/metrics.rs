@@ -95,7 +95,7 @@ impl Scrape {
         Scrape::parse(&answer.text().await.unwrap())
     }
 
-    /// The sum of the series of this name that have these labels; `None` where there is none.
+    /// Returns the sum of the series of this name that have these labels, or `None` without such a series.
     fn sum(&self, name: &str, wanted: &[(&str, &str)]) -> Option<f64> {
         let has = |labels: &Labels| wanted.iter().all(|(name, value)| labels.get(*name).is_some_and(|v| v == value));
         let found = self.values.iter().filter(|((n, labels), _)| n == name && has(labels)).map(|(_, value)| *value);
@@ -120,7 +120,7 @@ impl Scrape {
     }
 }
 
-/// Waits for a scrape that shows something: what is looked up in the database is a second old at most.
+/// Waits for a scrape that shows something: values from the database are at most a second old.
 async fn scrape_with(service: &Service, what: &str, shows: impl Fn(&Scrape) -> bool) -> Scrape {
     eventually(what, || async { Some(Scrape::of(service).await).filter(|scrape| shows(scrape)) }).await
 }
@@ -460,7 +460,7 @@ async fn a_worker_without_an_api_is_watched_on_its_own_port() {
     assert_eq!(worker.call("GET", "/exports", &[]).await.status(), 404);
 }
 
-/// The rows of the table in `docs/METRICS.md`: name, type, names of labels.
+/// Returns the rows of the table in `docs/METRICS.md`: name, type, names of labels.
 fn documented() -> BTreeMap<String, (String, BTreeSet<String>)> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/METRICS.md");
     let text = std::fs::read_to_string(file).unwrap();

@@ -54,7 +54,7 @@ impl Mirror {
         Mirror::with_secret(file, statements, "no secret, since no mask").await
     }
 
-    /// The same, with a secret of masks.
+    /// Makes the same mirror with a secret of masks.
     pub(crate) async fn with_secret(file: &str, statements: &str, secret: &str) -> Mirror {
         let (source, target) = (Database::empty().await, Database::empty().await);
         source.run(statements).await;
@@ -169,7 +169,7 @@ async fn each_dataset_is_pulled_into_a_folder_of_its_own() {
     let (code, before, said) = far(&from(pulled.to_str().unwrap())).output().await;
     assert_eq!((code, before.lines().count(), said.as_str()), (0, 2, ""));
     let (code, printed, said) = far(&[&from(place)[..], &["--dataset", "t1"]].concat()).output().await;
-    // One of the exports was asked for alone.
+    // Somebody requested one of the exports alone.
     assert!(code == 0 && said.lines().count() == 1 && said.contains(OF_NO_JOB), "{said}");
     let expected = [
         "t1: delta 1  20 rows written, 0 deleted",
@@ -284,7 +284,7 @@ async fn datasets_come_and_go_between_rounds() {
     child.stderr.take().unwrap().read_to_string(&mut said).await.unwrap();
     let count = |text: &str| said.lines().filter(|line| line.starts_with(text)).count();
     assert_eq!(count(warning), 1, "{said}");
-    // Its copies stay, which is said once.
+    // The copies of the dataset stay, and a warning says so once.
     let gone = "cdc-export: warning: t3 is left out, because it is not ready: it is no dataset any more, and its copy \
                 stays as it is";
     assert_eq!(count(gone), 1, "{said}");

@@ -107,7 +107,7 @@ fn join(
 ) {
     let (from_client, to_client) = split(client);
     let (from_server, to_server) = split(server);
-    // One for both ways: silenced, neither passes anything, nor tells an end of the other side.
+    // One flag for both ways: if it is set, neither way passes data or reports an end of the other side.
     let deaf = watch::Sender::new(false);
     let epoch = (*epoch.borrow(), epoch.subscribe());
     let way = Way { gate: gate.clone(), deaf, fuse: None, epoch, conversation: traffic.conversation(), asks: false };
@@ -234,7 +234,7 @@ async fn a_call_that_was_never_answered_keeps_no_place_in_its_pool() {
     let start = Start::plain().with("DATABASE_URL", url(&database, &proxy)).with("FAILPOINTS", PROMPT);
     let service = start.service().await;
     service.export("full", "one").await;
-    // As many as the pool has connections.
+    // Repeats this for each connection of the pool.
     for _ in 0..2 {
         proxy.silence("source.lag.list");
         // A call that comes just before the end of a look shares its failure, and sends nothing.
@@ -355,7 +355,7 @@ async fn an_api_without_a_free_connection_says_so_and_is_healthy() {
         most
     };
     let (posted, health, most) = tokio::join!(posts, health, watch);
-    // As `.env.example` has it, for two workers and two readers.
+    // This is the number in `.env.example`, for two workers and two readers.
     assert!(most <= (4 * 2 + 2 + 1) + (4 + 3), "{most} connections");
     assert_eq!(health, 200);
     for answer in posted {

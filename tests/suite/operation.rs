@@ -51,7 +51,7 @@ async fn the_log_tells_inserts_from_updates_unless_a_dataset_asks_for_its_times(
     let timed = ["1 UPDATE", "2 DELETE", "3 INSERT", "5 INSERT", "6 INSERT", "7 UPDATE"];
     assert_eq!(delta(&service, "timed", "a").await.1, timed);
 
-    // Nothing was logged of these rows since: their times alone bring them.
+    // The log has no changes of these rows since then: their times alone bring them.
     for dataset in ["logged", "timed"] {
         let set_back = "update watermarks set last_exported_at = '2026-01-02 12:00+00' where consumer_id = 'a'";
         database.run(&format!("{set_back} and dataset = '{dataset}'")).await;

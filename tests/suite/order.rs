@@ -57,7 +57,7 @@ async fn an_export_that_is_given_up_frees_its_lane_and_has_no_number() {
     let full = heir.submit("full", "a").await;
     let path = format!("/exports/{lost}");
     heir.refuses("DELETE", &path, &[], 409, "still_open").await;
-    // As if that was a while ago.
+    // Pretends that this was a while ago.
     let earlier =
         "update cdc_export.exports set finished_at = finished_at - interval '1 minute' where status = 'completed'";
     database.run(earlier).await;
@@ -66,7 +66,7 @@ async fn an_export_that_is_given_up_frees_its_lane_and_has_no_number() {
     assert_eq!((&lost["error"]["code"], &lost["number"]), (&json!("file_lost"), &Value::Null), "{lost}");
     needs_full(&delta, "file_lost");
     assert_eq!((&full["status"], &full["number"]), (&json!("completed"), &json!(1)), "{full}");
-    // Back again, its folder loses what was staged there.
+    // A process that returns to the folder removes the staged file.
     let back = Start::on(&database).sharing_output(&dead).service().await;
     until("the staged file goes", async || back.files().is_empty()).await;
 }
@@ -78,7 +78,7 @@ async fn what_is_given_up_leaves_no_file() {
     for moved in ["- interval '1 minute'", "+ interval '1 hour'"] {
         let database = Database::with_users(5).await;
         let (dead, lost, _) = dead_after_a_commit(&database, Start::on(&database), "/exports/full", Some("a")).await;
-        // Without workers nobody gives it its name, and nobody sweeps.
+        // Without workers, nobody gives the file its name, and nobody sweeps.
         let api = Start::on(&database).sharing_output(&dead).arguments(&["serve", "--no-workers"]).service().await;
         assert_eq!(api.files().len(), 1);
         database.run(&format!("update cdc_export.exports set finished_at = finished_at {moved}")).await;
@@ -93,7 +93,7 @@ async fn what_is_given_up_leaves_no_file() {
 async fn a_clock_that_was_set_back_changes_no_order() {
     let (database, service) = serving_users(5).await;
     let (full, _) = service.export("full", "a").await;
-    // As the clock had it before.
+    // Makes the times those of the clock before it was set back.
     let changes = "update cdc_export.jobs
          set created_at = created_at + interval '1 hour', started_at = started_at + interval '1 hour';
          update cdc_export.exports

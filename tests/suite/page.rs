@@ -92,7 +92,7 @@ async fn the_page_has_no_other_files() {
     for path in ["/", "/page/app.js"] {
         service.refuses("POST", path, &[], 405, "method_not_allowed").await;
     }
-    // There is one thing at `/`, whoever asks.
+    // `/` has one answer for all callers.
     let answer = service.call("GET", "/", &[("Accept", "application/json")]).await;
     assert_eq!(header(answer.headers(), "content-type"), "text/html; charset=utf-8");
 }

@@ -90,10 +90,10 @@ async fn a_new_partition_needs_neither_track_nor_a_full_export() {
     assert_eq!(tables.delta("parted").await, ["DELETE 0", "DELETE 203", "INSERT 201", "INSERT 202", "INSERT 204"]);
     tables.run("update more set note = 'x' where id = 201").await;
     assert_eq!(tables.delta("parted").await, ["UPDATE 201"]);
-    // Its TRUNCATE is noticed though no trigger is there for it.
+    // The TRUNCATE of a partition is noticed although no trigger is there for it.
     tables.run("truncate more").await;
     tables.heals_after("parted", "truncated").await;
-    // One that comes empty, and one whose rows were there before, away from another.
+    // One partition is attached empty, and another one with rows that were there before.
     let schema = "
         create table later (like parted including all); alter table parted attach partition later for values from (300) to (400);
         insert into later values (301, 'x')";
@@ -115,7 +115,7 @@ async fn a_new_partition_needs_neither_track_nor_a_full_export() {
     tables.refused("parted", "partitions_changed").await;
     tables.catalog.track(&tables.database, "parted").await;
     tables.heals_after("parted", "partitions_changed").await;
-    // With its trigger it is told by the log, whatever happens to its file.
+    // With its trigger, the log reports deletions of the partition, whatever happens to its file.
     tables.run("vacuum full loaded").await;
     tables.run("delete from loaded where id = 401").await;
     assert_eq!(tables.delta("parted").await, ["DELETE 401"]);
@@ -125,7 +125,7 @@ async fn a_new_partition_needs_neither_track_nor_a_full_export() {
     tables.heals_after("parted", "partitions_changed").await;
 }
 
-/// It delivers no deletions, so that it heals none.
+/// An incremental export delivers no deletions, so it doesn't heal a truncate.
 #[tokio::test]
 async fn a_truncate_that_only_a_file_tells_stays_due_after_an_incremental() {
     let tables = Tables::new().await;
@@ -188,7 +188,7 @@ async fn a_partition_that_the_role_may_not_read_by_itself_needs_no_full_export()
     let statements = "create table rest partition of parted default; insert into parted values (201, 'x'), (500, 'y'); create schema apart; alter table rest set schema apart";
     tables.run(statements).await;
     assert_eq!(tables.delta("parted").await, ["INSERT 201", "INSERT 500"]);
-    // One that has rows all the same.
+    // This partition has rows all the same.
     let schema = "
         create table loaded (like parted including all); insert into loaded values (401, 'before');
         alter table parted attach partition loaded for values from (400) to (500); insert into loaded values (402, 'after')";
@@ -374,7 +374,7 @@ async fn what_a_crash_empties_is_not_captured() {
         let full = export(&tables.service, "full", dataset, "a").await;
         assert_eq!(full["continuity"], "trigger_missing", "{full}");
         tables.run(logged).await;
-        // It may have been emptied since.
+        // The partition may have been emptied since.
         tables.heals_after(dataset, "trigger_changed").await;
     }
     tables.run("alter table high set unlogged").await;

@@ -11,7 +11,7 @@ use crate::parts::files::{MOST, VALUE, files, ids, names, paths, submit};
 /// So many users of a MiB each.
 async fn with_users(users: i64) -> Database {
     let database = Database::new().await;
-    // Nothing is won by a value that can be compressed where nobody compresses it.
+    // The value isn't compressed in the table: compression would gain nothing here.
     database.run("alter table users alter column name type text, alter column name set storage external").await;
     database.add_users(1, users).await;
     database.run(&format!("update users set is_deleted = false, name = repeat('x', {VALUE})")).await;
@@ -146,7 +146,7 @@ async fn a_publisher_that_was_held_up_moves_nothing() {
     service.release("sink.publish").await;
     let expected = [1, 2].map(|part| format!("{stem}-2.part-{part:05}.csv"));
     assert_eq!(names(&job), expected);
-    // There is one worker, and it has left the first export when it has done the next.
+    // There is one worker. After the next export, it has left the first one.
     service.ended(&service.submit("full", "b").await).await;
     assert_eq!(ids(&service, &job), (1..=20).collect::<Vec<_>>());
     for part in [1, 2] {

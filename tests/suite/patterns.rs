@@ -26,7 +26,7 @@ async fn items(service: &Service) -> Vec<Value> {
     service.get("/datasets").await["items"].as_array().unwrap().clone()
 }
 
-/// Each item of `GET /datasets`: its name, its table, and why it isn't ready.
+/// Returns for each item of `GET /datasets` its name, its table, and why it isn't ready.
 async fn listed(service: &Service) -> Vec<String> {
     let line = |item: &Value| {
         let text = |member: &str| item[member].as_str().unwrap_or("ready").to_owned();

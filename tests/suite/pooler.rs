@@ -17,7 +17,7 @@ struct Pooler {
 }
 
 impl Pooler {
-    /// With settings beside those that it needs, one a line.
+    /// Starts a pooler with these settings beside those that it needs, one per line.
     async fn start(database: &Database, settings: &str) -> Pooler {
         let folder = reachable_folder();
         let direct = database.options.to_url_lossy();
@@ -43,7 +43,7 @@ impl Pooler {
             std::env::join_paths(std::env::split_paths(&option_env("PATH").unwrap()).chain(["/usr/sbin".into()]));
         let mut command = std::process::Command::new("pgbouncer");
         command.arg("-q").arg(at("pgbouncer.ini")).env_clear().env("PATH", path.unwrap());
-        // It doesn't run as root.
+        // The pooler doesn't run as root.
         if nix::unistd::geteuid().is_root() {
             let user = lent_user();
             command.uid(user.uid.as_raw()).gid(user.gid.as_raw());

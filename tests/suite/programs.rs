@@ -10,7 +10,7 @@ use sqlx::postgres::PgConnectOptions;
 
 use crate::harness::Database;
 
-/// One of Postgres's own programs, as the user who may: the owner of a folder.
+/// Returns a command for one of Postgres's programs, run by the owner of a folder.
 pub(crate) async fn program(server: &PgConnectOptions, name: &str, folder: &Path) -> tokio::process::Command {
     let programs = Database::at(server.clone()).programs().await;
     let mut program = std::process::Command::new(programs.join(name));

@@ -81,7 +81,7 @@ async fn a_remote_export_needs_no_database() {
     database.run("update users set name = 'x' where id = 3").await;
     let (code, printed, said) = export(&["delta", "--consumer", "a"]).await;
     assert!(code == 0 && printed.starts_with("delta_a_") && printed.ends_with("  1 rows\n"), "{printed}");
-    // It says how to go on, and that works as it stands.
+    // The error names the next command, which works as it stands.
     let next = said.trim().trim_start_matches("`cdc-export ").split('`').next().unwrap();
     let (code, printed, _) = run(&[&next.split(' ').collect::<Vec<_>>()[..], &["--output", here]].concat()).await;
     assert_eq!((code, Csv::read(path_in(&printed)).ids()), (0, vec![3]));
@@ -194,7 +194,7 @@ async fn whoever_asked_for_an_export_learns_its_name() {
     let (_database, service) = serving_users(20_000).await;
     let folder = reachable_folder();
     let (output, named) = (folder.path().join("x.csv"), "`cdc-export download ");
-    // Its file comes slowly, and somebody is impatient.
+    // The file arrives slowly, and the user interrupts the command.
     let (server, passed) = frail(&service.address, 0, u64::MAX).await;
     let export = ["export", "full", "--consumer", "a", "--output", output.to_str().unwrap(), "--server", &server];
     let (child, _work) = far(&export).spawn();
@@ -433,7 +433,7 @@ async fn a_watched_status_outlives_the_service() {
     service.export("full", "a").await;
     while next().await["consumers"][0]["consumerId"] != "a" {}
 
-    // It comes back at the same place.
+    // The service comes back at the same address.
     let port = service.address.rsplit(':').next().unwrap().to_owned();
     service.stop().await;
     let service = Start::on(&database).with("PORT", &port).service().await;
@@ -472,13 +472,13 @@ async fn a_key_that_everybody_on_the_way_can_read_is_warned_of() {
     assert_eq!(said.lines().count(), 1, "{said}");
     assert!(said.starts_with("cdc-export: warning: ") && said.contains("https://"), "{said}");
     assert!(said.contains("0.0.0.0") && !said.contains(key.trim()), "{said}");
-    // Here, and without a key, there is nothing to be read.
+    // On this machine, or without a key, there is no key that others could read.
     for here in ["127.0.0.1", "localhost", "LOCALHOST"] {
         silent(status(&format!("http://{here}:{port}"), key.trim()).await);
     }
     let (code, _, said) = status(&format!("http://0.0.0.0:{port}"), "").await;
     assert!(code == 1 && said.lines().count() == 1 && !said.contains("warning"), "{said}");
-    // Nor where it is encrypted, although nobody speaks it there.
+    // Nor is there one on an encrypted connection, although nobody speaks TLS here.
     let (code, _, said) = status(&format!("https://0.0.0.0:{port}"), key.trim()).await;
     assert!(code == 1 && !said.contains("warning"), "{said}");
 }
@@ -568,7 +568,7 @@ async fn a_download_is_fetched_from_the_bucket_without_the_key() {
         std::fs::remove_file(&path).unwrap();
     }
 
-    // It goes on from what is there.
+    // The download goes on from the existing part.
     let (store, asked) = keeping(whole.clone(), 206).await;
     std::fs::write(folder.path().join(format!(".users.csv.{id}.part")), &whole[..100]).unwrap();
     assert_eq!(download(&store).await, (0, String::new()));

@@ -29,7 +29,7 @@ async fn fifty_posts_with_one_key_are_one_job() {
     assert_eq!(bodies.len(), 1, "each gets the first answer: {bodies:?}");
     assert_eq!(database.one::<i64>("select count(*) from exports").await, 1);
 
-    // As long as the job is kept, also when it has ended.
+    // The key names the job as long as the job is kept, even after its end.
     let id = serde_json::from_str::<Value>(bodies.iter().next().unwrap()).unwrap()["jobId"].clone();
     services[0].ended(id.as_str().unwrap()).await;
     assert_eq!(ask(&services[0], "/exports/full", "one", "key-1").await.json::<Value>().await.unwrap()["jobId"], id);
@@ -43,12 +43,12 @@ async fn a_key_names_one_request_only() {
     assert_eq!(ask(&service, "/exports/full", "one", "k").await.status(), 202);
     let other = ask(&service, "/exports/delta", "one", "k").await;
     assert_eq!(refusal(other).await, (422, "idempotency_key_reused".to_owned()));
-    // The same request by another way in.
+    // The same request arrives at another path.
     assert_eq!(ask(&service, "/exports", "one", "k").await.status(), 202);
     assert_eq!(ask(&service, "/export/one", "one", "incremental").await.status(), 202);
     assert_eq!(ask(&service, "/exports/incremental", "one", "incremental").await.status(), 202);
 
-    // Without a consumer keys are one family.
+    // Requests without a consumer share their keys.
     let ad_hoc = async |key: &str| service.call("POST", "/exports", &[("Idempotency-Key", key)]).await;
     let first: Value = ad_hoc("k").await.json().await.unwrap();
     let again: Value = ad_hoc("k").await.json().await.unwrap();

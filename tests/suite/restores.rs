@@ -131,7 +131,7 @@ async fn a_marker_that_fails_to_be_read_hides_no_other_one() {
     }
     let output = Start::on(&database).sharing_output(&service);
     service.stop().await;
-    // As in a database that was put back: it doesn't know what the folder's markers name.
+    // The database now looks restored: it doesn't know the exports that the folder's markers name.
     database.run("delete from cdc_export.exports").await;
     let service = output.with("FAILPOINTS", "sink.marker=error@2").service().await;
     let consumers: serde_json::Value = service.call("GET", "/consumers", &[]).await.json().await.unwrap();
@@ -162,7 +162,7 @@ async fn slept_at(failpoint: &str) {
     assert_eq!(marked(), last["jobId"]);
     sleeper.signal(nix::sys::signal::Signal::SIGCONT);
     sleeper.release(failpoint).await;
-    // It sees that somebody else has done what it was about to do, and more.
+    // The process sees that another one has done its work, and more.
     let left = sleeper.says("marker_left", &first).await;
     assert_eq!((&left["marked"], marked()), (&last["jobId"], last["jobId"].clone()));
     passes(&other, "delta", "a", None).await;

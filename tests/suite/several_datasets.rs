@@ -287,7 +287,7 @@ async fn a_job_that_waits_for_a_dataset_which_is_gone_ends_after_a_while() {
     let (database, catalog) = tables().await;
     let service =
         catalog.start(&database).with("FAILPOINTS", "reload.tables=time:200,reload.file=time:200").service().await;
-    // Its lane is busy: the job of another destination, which is alive.
+    // The lane is busy with a job of another destination, which is alive.
     let hold = "with held as (
                   insert into cdc_export.jobs
                     (id, consumer_id, export_type, format, open_exports, max_attempts, run_at, turn)
@@ -522,7 +522,7 @@ async fn a_job_that_heals_makes_full_exports_where_only_they_go_on() {
     assert_eq!(retried["status"], "completed", "{retried}");
     assert_eq!(of_exports(&retried, "exportType"), json!(["full", "delta", "delta"]));
 
-    // Nothing could follow a full export of a table whose triggers are off. They go off while the job waits.
+    // Nothing could follow a full export of a table whose triggers are off. They are turned off while the job waits.
     let held = database.open("lock table alpha in access exclusive mode").await;
     let waiting = submit(&service, "delta", body).await;
     database.run("alter table beta disable trigger all").await;

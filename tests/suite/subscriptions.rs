@@ -132,7 +132,7 @@ async fn what_a_subscription_writes_is_captured_once() {
     loaded.next(&service, "full").await;
     loaded.require_equal(&here).await;
 
-    // One that is tracked while it is subscribed.
+    // Tracks a table that is already subscribed.
     here.run("drop trigger cdc_export_i on users").await;
     silent(Start::on(&here).arguments(&["track", "users"]).output().await);
     loaded.next(&service, "full").await;
@@ -157,7 +157,7 @@ async fn parallel_workers_that_write_to_a_partitioned_table_are_warned_of() {
         14.. => ", streaming = on",
         _ => "",
     };
-    // It is never connected: what it writes to is put down by hand.
+    // The subscription is never connected: the test itself writes down its tables.
     let name = format!("s_{}", uuid::Uuid::new_v4().simple());
     let statements = format!(
         "create table plain (id int primary key);

@@ -40,7 +40,7 @@ impl Export {
         key(dataset, &consumer.parse().unwrap(), self.manifest.number)
     }
 
-    /// The same export with the URLs of a place.
+    /// Returns the same export with the URLs of a place.
     #[cfg(feature = "buckets")]
     pub(crate) fn at_url(mut self, place: &str) -> Export {
         let Chained { dataset, consumer, .. } = &self.manifest.export;
@@ -353,8 +353,8 @@ fn what_is_too_long_for_a_manifest_is_not_read() {
 fn run_as_user(folder: &Path) -> (i32, Vec<String>, String) {
     let program = reachable_folder();
     let path = program.path().join("cdc-export");
-    // By another process: what this one has open for writing, each process that another test begins meanwhile holds for
-    // a moment, and such a file can't be run.
+    // `cp` copies the program. Processes of other tests would inherit a file that this process has open for writing,
+    // and such a file can't be run.
     assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_cdc-export")).arg(&path).status().unwrap().success());
     let mut command = Command::new(path);
     command.args(["verify", folder.to_str().unwrap()]).current_dir("/").env_clear();
@@ -421,7 +421,7 @@ fn a_folder_that_is_removed_meanwhile_is_no_folder_of_missing_files() {
     let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
     assert!(lines.next().unwrap().unwrap().contains(": unreadable ("));
-    // It skips a manifest that is removed while the folder is still there.
+    // `verify` skips a manifest that is removed while the folder is still there.
     let pid = nix::unistd::Pid::from_raw(process.id().cast_signed());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
     std::fs::remove_dir_all(&path).unwrap();

@@ -289,7 +289,7 @@ async fn a_hanging_receiver_delays_no_other_and_a_gone_receiver_gets_no_more_eve
     assert_eq!(service.deliveries("?endpoint=gone&status=pending").await.len(), 11);
     service.stop().await;
 
-    // Each start asks it once.
+    // Each start asks the receiver once.
     let service = operator.start(&database).service().await;
     eventually("it is gone still", || async { service.events("receiver_gone").pop() }).await;
     assert_eq!(service.deliveries("?endpoint=gone&status=dead").await.len(), 2);

@@ -60,7 +60,7 @@ impl Broker {
             .env("RABBITMQ_MNESIA_BASE", at("data"))
             .env("RABBITMQ_LOG_BASE", at("logs"))
             .env("RABBITMQ_DIST_PORT", node_port.to_string())
-            // One thread, which sleeps when there is nothing to do: others test beside it.
+            // The broker has one thread, which sleeps when there is nothing to do: other tests run beside it.
             .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+S 1:1 +sbwt none -kernel inet_dist_use_interface {127,0,0,1}")
             .env("ERL_EPMD_PORT", mapper_port.to_string())
             .env("ERL_EPMD_ADDRESS", "127.0.0.1");

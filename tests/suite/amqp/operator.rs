@@ -19,7 +19,7 @@ pub(crate) fn start(operator: &Catalog, database: &Database, broker: &Broker) ->
 }
 
 pub(crate) const EXPORTS: &str = "exchange = \"exports\"\n";
-/// Not what is under way.
+/// Makes failed deliveries due, but none that is under way.
 pub(crate) const DUE: &str = "update cdc_export.deliveries set run_at = clock_timestamp()
     where delivered_at is null and last_error is not null and run_at < 'infinity'";
 

@@ -21,7 +21,7 @@ fn export(before: Option<&Export>, kind: &str, rows: u64, requested: u16) -> Exp
     Export { manifest: Manifest::new(manifest.number, chained, vec![url]), files }
 }
 
-/// The same export of another database.
+/// Returns the same export, as if from another database.
 fn of_another_database(export: &Export) -> Export {
     let Export { manifest, files } = export.clone();
     let urls = manifest.entries.iter().map(|entry| entry.url.clone()).collect();

@@ -14,7 +14,7 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// The source's table `t`, made and filled by this.
+    /// Makes a pair. These statements make and fill the source's table `t`.
     pub(crate) async fn of(table: &str) -> Pair {
         Pair::started(table, |start| start).await
     }
@@ -23,7 +23,7 @@ impl Pair {
         Pair::with_options(table, "", with).await
     }
 
-    /// The same with options of the dataset.
+    /// Makes the same pair with options of the dataset.
     pub(crate) async fn with_options(table: &str, options: &str, with: impl FnOnce(Start) -> Start) -> Pair {
         let (source, target) = (Database::new_with(table).await, Database::empty().await);
         let catalog = Catalog::of(&format!("[[dataset]]\nname = \"t\"\ntable = \"t\"\n{options}"));
@@ -42,13 +42,13 @@ impl Pair {
         far(&[&["apply", "--to", to, "--consumer", "a", "--dataset", "t"], more].concat())
     }
 
-    /// A call that reads the manifests of the service's folder.
+    /// Makes a call that reads the manifests of the service's folder.
     pub(crate) fn apply_from(&self, more: &[&str]) -> Start {
         let place = ["--from", self.service.output().to_str().unwrap()];
         self.apply_to(&self.target.url(), &[&place, more].concat())
     }
 
-    /// A call that is held at a failpoint.
+    /// Starts a call, and waits until it is held at a failpoint.
     pub(crate) async fn held_at(&self, failpoint: &str, more: &[&str]) -> (Hold, JoinHandle<(i32, String, String)>) {
         let call = self.apply(more).with("FAILPOINTS", format!("{failpoint}=hold"));
         let held = call.hold(failpoint);
@@ -57,13 +57,13 @@ impl Pair {
         (held, call)
     }
 
-    /// The lines that a call printed, without the dataset that each names. The call has nothing to complain of.
+    /// Runs a call that must succeed silently. Returns the lines that it printed, without the dataset in each.
     pub(crate) async fn applied(&self, more: &[&str]) -> Vec<String> {
         let printed = silent(self.apply(more).output().await);
         printed.lines().map(|line| line.strip_prefix("t: ").expect(line).to_owned()).collect()
     }
 
-    /// A call that asks for a full export, says why, and then goes on.
+    /// Runs a call that asks for a full export, says why, and then goes on.
     pub(crate) async fn healed(&self, why: &str) {
         let (_, said) = ends(self.apply(&[]).output().await, 0, "asking for a full export");
         assert!(said.contains(why), "{said}, not {why}");
@@ -79,7 +79,7 @@ impl Pair {
     }
 }
 
-/// All rows of a table, as texts.
+/// Returns all rows of a table, as texts.
 pub(crate) async fn rows(database: &Database, table: &str) -> Vec<String> {
     let texts = format!("select t::text from {table} t order by 1");
     database.all(&texts).await

@@ -23,13 +23,13 @@ const BANK: &str = "
     insert into sales.tellers select t, 1 + t % 2, 0 from generate_series(1, 10) t;
     insert into sales.accounts select a, 1 + a % 2, 0 from generate_series(1, 500) a;";
 
-/// The code of a job whose exports are not all there.
+/// The code of a job some of whose exports are missing.
 const INCOMPLETE: &str = "job_incomplete";
 
-/// The number of transactions that brought the tables to where they are.
+/// Counts the transactions that brought the tables to their state.
 const TRANSACTIONS: &str = "select count(distinct xmin::text) from cdc_apply.positions";
 
-/// The sums that pgbench keeps equal, and the number of transactions.
+/// Selects the sums that pgbench keeps equal, and the number of transactions.
 const SUMS: &str = "select array[(select coalesce(sum(balance), 0) from sales.branches),
       (select coalesce(sum(balance), 0) from sales.tellers),
       (select coalesce(sum(balance), 0) from sales.accounts), (select coalesce(sum(delta), 0) from sales.history),
@@ -160,7 +160,7 @@ async fn a_job_of_which_one_table_fails_early_is_not_applied_in_part() {
     let mirror = Mirror::of(&["t1", "t2", "t3"]).await;
     mirror.applies_all("all").await;
     mirror.change(&["t1", "t2", "t3"], "x").await;
-    // Its position can't be told, so no export of it is even downloaded.
+    // The position is ambiguous, so `apply` downloads no export of this dataset.
     let twice = "insert into cdc_apply.positions select 'public.other', consumer, dataset, source, oid, job, number, digest, details, applied_at
                  from cdc_apply.positions where dataset = 't2'";
     mirror.target.run(twice).await;
@@ -215,7 +215,7 @@ async fn with_a_job_of(tables: &[&str]) -> Mirror {
     mirror
 }
 
-/// Applies all exports that the service at this address has.
+/// Makes a call that applies all exports of the service at this address.
 fn apply_from(mirror: &Mirror, server: &str, jobs: &str) -> Start {
     let to = mirror.target.url();
     let call = ["apply", "--to", &to, "--consumer", "a", "--all-datasets", "--request", "none", "--jobs", jobs];
@@ -256,7 +256,7 @@ async fn a_job_that_is_published_between_two_listings_is_not_applied_in_part() {
     require_whole_job(&mirror, &mirror.service.address).await;
 }
 
-/// Two jobs that share no dataset, and are not applied yet. Returns the id of the first one, too.
+/// Makes two jobs that share no dataset, and are not applied yet. Also returns the id of the first one.
 async fn with_two_jobs() -> (Mirror, Value) {
     let tables = ["t1", "t2", "t3", "t4"];
     let mirror = Mirror::of(&tables).await;

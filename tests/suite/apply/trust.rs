@@ -61,7 +61,7 @@ impl Shared {
         assert_eq!((code, printed.as_str()), (1, ""), "{context}: {said}");
         assert!(said.contains(&format!("another_owner: {object} belongs to {}", self.mallory)), "{context}: {said}");
         assert_eq!(rows(&self.pair.target, "loot").await, Vec::<String>::new(), "{context}");
-        // One that the loader has made is another role's for the superuser.
+        // In the superuser's call, a schema that the loader has made would belong to another role.
         if !object.contains("cdc_apply") {
             self.pair.target.run("drop schema if exists cdc_apply cascade").await;
         }

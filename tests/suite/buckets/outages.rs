@@ -38,7 +38,7 @@ struct Trial {
 }
 
 impl Trial {
-    /// With users of two parts.
+    /// Makes a trial with users that fill two parts.
     async fn on(bucket: &Bucket, with: impl FnOnce(Start) -> Start) -> Trial {
         let bucket = Bucket::new(bucket.cloud, bucket.endpoint.clone()).await;
         let database = Database::new().await;
@@ -153,7 +153,7 @@ async fn rights_that_are_taken_fail_an_export_and_no_committed_one() {
         trial.fails(&id, when, "storage_readonly").await;
         trial.between.heal();
         if when == When::Writing {
-            // Nothing tells that an operator has mended it, but he does.
+            // An operator mends the store, which nothing reports to the service, and retries.
             assert_eq!(trial.service.ended(&id).await["status"], "failed");
             let answer = trial.service.call("POST", &format!("/exports/{id}/retry"), &[]).await;
             assert_eq!(answer.status(), 202);
@@ -278,7 +278,7 @@ async fn a_service_ends_soon_though_its_store_stands_still() {
         ends(trial, Some(id)).await;
     })
     .await;
-    // Nor is a worker waited for that has no job.
+    // A worker without a job is not waited for, either.
     for bucket in buckets().await {
         let trial = Trial::on(&bucket, |start| start).await;
         trial.between.from(is_any, Fate::Held);

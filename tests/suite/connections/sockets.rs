@@ -24,7 +24,7 @@ pub(crate) fn address(service: &Service) -> SocketAddr {
 pub(crate) async fn connected(service: &Service, from: [u8; 4], sent: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
-    // As over a network: with loopback's own the service's system would take megabytes.
+    // Uses the segment size of a network: with that of loopback, the service's system would take megabytes.
     socket2::SockRef::from(&socket).set_tcp_mss(1_400).unwrap();
     socket.bind((from, 0).into()).unwrap();
     let mut stream = socket.connect(address(service)).await.unwrap();

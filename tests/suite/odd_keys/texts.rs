@@ -43,7 +43,7 @@ impl Texts {
         (job, file)
     }
 
-    /// That it has the rows of a table, whose other column is `n`, and no more.
+    /// Requires exactly the rows of a table, whose other column is `n`.
     pub(crate) async fn require(&self, database: &Database, table: &str, key: &str, context: &str) {
         let rows: Vec<(Vec<String>, String)> =
             sqlx::query_as(sqlx::AssertSqlSafe(format!("select array[{key}]::text[], concat(n) from {table}")))

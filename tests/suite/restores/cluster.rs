@@ -26,7 +26,7 @@ impl Cluster {
         cluster
     }
 
-    /// The same with these settings, some of which are read at the start alone.
+    /// Makes a cluster with these settings, some of which are read only at the start.
     pub(crate) async fn with(settings: &[&str]) -> Cluster {
         let mut cluster = Cluster::new().await;
         for setting in settings {

@@ -59,7 +59,7 @@ async fn an_export_that_its_consumer_may_not_have_keeps_the_files_of_its_job() {
         names.sort();
         names
     };
-    // One lane acknowledges its exports one by one.
+    // The consumer acknowledges the exports of one lane one by one.
     for (at, job) in jobs[..2].iter().enumerate() {
         assert_eq!(service.call("POST", &format!("/exports/{}/ack?dataset=gamma", id(job)), &[]).await.status(), 200);
         let keeper = catalog.start(&database).sharing_output(&service).with("RETAIN_FILES", 1).service().await;
