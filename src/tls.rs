@@ -2,9 +2,14 @@
 
 use std::error::Error;
 use std::io;
+use std::time::Duration;
 
 use reqwest::ClientBuilder;
 use reqwest::redirect::Policy;
+
+/// The time after which a client closes an idle connection. Servers close theirs after 5 seconds (Node.js) or 10 (this
+/// service). A request over a connection that the server is just closing fails.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Installs `ring` as the process's provider of cryptography for TLS, unless one is already installed.
 pub fn provide() {
@@ -17,6 +22,7 @@ pub fn client(url: &str) -> ClientBuilder {
     let client = ClientBuilder::new()
         .redirect(Policy::none())
         .referer(false)
+        .pool_idle_timeout(IDLE_TIMEOUT)
         .user_agent(concat!("cdc-export/", env!("CARGO_PKG_VERSION")));
     // The client reads the system's certificates when it is built, and fails if there are none. Plain HTTP does not
     // need them.

@@ -143,7 +143,8 @@ impl Folder {
         removed_from.map_or(Ok(()), |dir| dir.sync()).and(outcome)
     }
 
-    /// Removes a file under its hidden name, and under its final one. Returns the folder if the file had its final name.
+    /// Removes a file under its hidden name, and under its final one. Returns the folder if the file had its final
+    /// name.
     fn remove_file(&self, file: &StagedFile, name: &str) -> Result<Option<Dir>, Error> {
         let dir = self.open_for(file)?;
         if HiddenFile::read(&file.name).is_some() {

@@ -866,9 +866,10 @@ pub(crate) async fn stop(child: &mut tokio::process::Child) {
     assert!(child.wait().await.unwrap().success());
 }
 
-/// Makes a client whose timeout is twice `HANG_TIMEOUT`, because a call with `?wait=` may last that long by itself.
+/// Makes a client whose timeout is twice `HANG_TIMEOUT`, because a call with `?wait=` may last that long by itself. It
+/// closes an idle connection before the service does, which happens after 10 seconds.
 fn client() -> reqwest::Client {
-    client_builder().timeout(2 * HANG_TIMEOUT).build().unwrap()
+    client_builder().timeout(2 * HANG_TIMEOUT).pool_idle_timeout(Duration::from_secs(5)).build().unwrap()
 }
 
 impl Service {
