@@ -175,11 +175,11 @@ step_expensive() {
     cargo test --locked --features "$FEATURES,expensive" --test expensive
 }
 
-# The tests that the tables of docs/SECURITY.md name, each in the test binary or the crate that has it.
+# The tests that the tables of docs/internals/ATTACKS.md name, each in the test binary or the crate that has it.
 step_attacks() {
     needs postgres psql pgbouncer openssl rabbitmq-server
     local attacks suite expensive beside
-    attacks=$(sed -n '/^## Table of attacks/,$p' docs/SECURITY.md | grep -oE '`[a-z_]+::[a-z_:0-9]+`' | tr -d '`' | sort -u)
+    attacks=$(sed -n '/^## Table of attacks/,$p' docs/internals/ATTACKS.md | grep -oE '`[a-z_]+::[a-z_:0-9]+`' | tr -d '`' | sort -u)
     mapfile -t expensive < <(grep '^expensive::' <<<"$attacks" | sed 's/^expensive:://')
     mapfile -t suite < <(grep -v '^expensive::' <<<"$attacks" | grep -v '::tests::')
     cargo test --locked --features "$FEATURES" --test suite -- --exact "${suite[@]}"

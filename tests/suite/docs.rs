@@ -70,7 +70,7 @@ fn every_link_leads_somewhere() {
 
 #[test]
 fn every_attack_has_a_test_that_is_there() {
-    let text = read("docs/SECURITY.md");
+    let text = read("docs/internals/ATTACKS.md");
     let table = text.split_once("## Table of attacks").unwrap().1;
     let rows: Vec<_> = table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| attack ")).collect();
     assert!(rows.len() > 20);
