@@ -246,7 +246,7 @@ async fn a_consumer_that_never_takes_deletions_does_not_hold_the_log() {
     passes(&service, "incremental", "a", Some("deletes_expired")).await;
 }
 
-/// The lines that docs/CHANGE-CAPTURE.md states.
+/// The lines that docs/internals/CAPTURE.md states.
 #[tokio::test]
 async fn what_a_position_remembers_has_the_documented_form() {
     let (database, _service) = exported(19, &["a"]).await;
