@@ -31,7 +31,7 @@ test *args:
 openapi:
     RENEW_OPENAPI=1 cargo test --locked --features {{ FEATURES }} --test suite -- openapi::the_document_in_the_clone
 
-# For example `just torture --seed 7 --secs 600`, or `just torture --controls`; docs/RELIABILITY.md says what it does.
+# For example `just torture --seed 7 --secs 600`, or `just torture --controls`; docs/internals/TORTURE.md says what it does.
 #
 # Kills, stops and cuts off three replicas for three minutes, and looks for what was lost.
 torture *args:
