@@ -28,7 +28,7 @@ pub(crate) struct Track {
     /// The names of the datasets
     #[arg(value_name = "DATASET")]
     datasets: Vec<String>,
-    /// All datasets of the dataset file, except those with capture = "timestamp"
+    /// All datasets of the dataset file, except those with capture = "timestamp" or "none"
     #[arg(long)]
     all: bool,
 }
