@@ -105,7 +105,7 @@ create trigger log_emptied after truncate on cdc_export.change_log
 alter table cdc_export.change_log enable always trigger log_emptied;
 
 -- These two look a table or a type's name up by the role's own search_path, which our sessions keep in a setting
--- (src/connection.rs). In another session it is the path that RESET would set, which is slow to read. The path that
+-- (crates/pg-session). In another session it is the path that RESET would set, which is slow to read. The path that
 -- these functions set ends with the call.
 create function cdc_export.table_of_role(name text) returns regclass
 language plpgsql stable strict set search_path = pg_catalog, pg_temp as $$

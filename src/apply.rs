@@ -24,10 +24,10 @@ use std::sync::Arc;
 
 use sqlx::{Connection, PgConnection};
 
-use crate::connection::failure::{SqlFailure, sqlstate};
 use crate::dataset::Table;
 use crate::job::ConsumerId;
 use crate::manifest::Manifest;
+use pg_session::failure::{SqlFailure, sqlstate};
 
 pub use connections::TargetConnections;
 pub use position::TargetPosition;

@@ -65,7 +65,7 @@ use crate::command::terminal::is_closed_stdout;
 use crate::command::track::{Track, Untrack};
 use crate::command::verify::Verify;
 use crate::config;
-use crate::telemetry::chain;
+use pg_session::failure::chain;
 
 /// Exports the rows of Postgres tables to files for downstream consumers, without gaps and without duplicates.
 ///

@@ -23,15 +23,16 @@ use uuid::Uuid;
 
 use crate::database::DatabaseId;
 use crate::event::{Delivery, EventType, Listener};
-use crate::failpoint;
 use crate::job::json::{AnyJobJson, rfc3339};
 use crate::job::{Job, Status};
 use crate::store::deliveries::{Attempt, AttemptOutcome, ClaimedDelivery};
 use crate::store::{self, Store};
 use crate::telemetry::log_throttle::LogThrottle;
+use crate::telemetry::metrics;
 use crate::telemetry::spans::{Kind, Span};
-use crate::telemetry::{chain, metrics};
 use crate::trace::TraceParent;
+use failpoint::failpoint;
+use pg_session::failure::chain;
 
 /// Maximum number of events that a process sends to one receiver at the same time.
 const MAX_CONCURRENT: usize = 8;

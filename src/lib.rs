@@ -52,8 +52,6 @@ mod client;
 pub mod command;
 
 // Infrastructure: the private server, the schema, connections, logs, TLS and failpoints.
-mod connection;
-pub mod failpoint;
 pub mod postgres;
 pub mod telemetry;
 pub mod tls;

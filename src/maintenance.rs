@@ -24,7 +24,6 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::dataset::current::CurrentCatalog;
-use crate::failpoint;
 use crate::job::times::Times;
 use crate::job::{Retention, Terms};
 use crate::maintenance::publish::Publish;
@@ -37,7 +36,8 @@ use crate::source::{self, Source};
 use crate::store::transitions::Transition;
 use crate::store::{self, Store};
 use crate::telemetry::log_throttle::LogThrottle;
-use crate::telemetry::{chain, metrics};
+use crate::telemetry::metrics;
+use pg_session::failure::chain;
 
 /// The pause between two readings of the whole folder, which is expensive. A file left behind by a crash does no harm.
 const FOLDER_PERIOD: Duration = Duration::from_secs(60);

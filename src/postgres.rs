@@ -22,13 +22,11 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool};
 pub use schema::{RequiredGrants, migrate, preview_of, require_migrated};
 pub use url::{BadUrl, NamedDatabase};
 
-use crate::connection;
-use crate::connection::failure::SqlFailure;
-use crate::connection::pool::require_answer;
-use crate::connection::session_name;
-use crate::failpoint;
 use crate::postgres::reach::{CONNECT_TIMEOUT, no_answer, unreachable};
 use crate::telemetry::log_throttle::LogThrottle;
+use pg_session::failure::SqlFailure;
+use pg_session::pool::require_answer;
+use pg_session::session_name;
 
 /// The oldest supported version of Postgres. The service needs `pg_current_snapshot` and xid8.
 const OLDEST: i32 = 130_000;
@@ -192,7 +190,7 @@ impl Database {
              {}
              set lock_timeout = '{lock_timeout}'; set statement_timeout = '{statement_timeout}';
              set idle_in_transaction_session_timeout = '10s'",
-            connection::SET_UP
+            pg_session::SET_UP
         );
         let is_preview = self.is_preview;
         PgPoolOptions::new()
@@ -242,7 +240,7 @@ async fn connect(database: &Database) -> Result<PgConnection, Error> {
 /// Returns true if there is an API key. Only reads. Before the migration there is none.
 pub async fn has_keys(database: &Database) -> Result<bool, Error> {
     let mut conn = connect(database).await?;
-    let path = format!("-- postgres.keys.path\n begin; set local search_path = {}", connection::SEARCH_PATH);
+    let path = format!("-- postgres.keys.path\n begin; set local search_path = {}", pg_session::SEARCH_PATH);
     sqlx::raw_sql(AssertSqlSafe(path)).execute(&mut conn).await?;
     let has_table: bool = sqlx::query_scalar(
         "-- postgres.keys.place
@@ -267,7 +265,7 @@ pub async fn has_keys(database: &Database) -> Result<bool, Error> {
 /// If the server, the role or the database allows fewer connections.
 pub async fn require_connections(database: &Database, needed: u32) -> Result<(), Error> {
     let mut conn = connect(database).await?;
-    connection::set_up(&mut conn).await?;
+    pg_session::set_up(&mut conn).await?;
     let (allowed, free): (i32, i64) = sqlx::query_as(
         "-- postgres.connections
          select case when r.rolsuper then s.total

@@ -3,7 +3,6 @@
 //! Several processes may publish the same export at once, and again after a crash at any point. The exports of a job
 //! are published in any order: each is the only unpublished export of its lane. The last one ends the job.
 
-use crate::failpoint;
 use crate::file::FileRecord;
 use crate::job::Status;
 use crate::job::lane::Lane;
@@ -13,8 +12,9 @@ use crate::manifest::{Chained, Manifest};
 use crate::sink::{self, Destination, Limited, MarkerFile, Published, WrittenManifest, path_from_manifest};
 use crate::store::manifests::Planned;
 use crate::store::{self, Store};
-use crate::telemetry::chain;
 use crate::telemetry::spans::{Kind, Span};
+use failpoint::failpoint;
+use pg_session::failure::chain;
 
 /// The result of a publication.
 #[derive(Debug)]

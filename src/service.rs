@@ -31,7 +31,6 @@ use crate::dataset::name::is_name;
 use crate::dataset::pattern::LeftOut;
 use crate::dataset::{Dataset, Description, Table, TableColumn, TableSchema};
 use crate::demo;
-use crate::failpoint;
 use crate::job::datasets::MOST_DATASETS;
 use crate::job::selection::BadSelection;
 use crate::job::{Bounds, ConsumerId, Export, JobId, Status, Terms};

@@ -43,8 +43,6 @@ use std::fmt;
 use sqlx::PgConnection;
 use sqlx::postgres::{PgConnectOptions, PgDatabaseError};
 
-use crate::connection::failure::{SqlFailure, sqlstate};
-use crate::connection::pool::Pool;
 use crate::dataset::catalog::Catalog;
 use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::{Dataset, Table};
@@ -54,6 +52,8 @@ use crate::source::capture::functions::{self, Removals};
 use crate::source::capture::untracking;
 use crate::source::reader_slots::ReaderSlots;
 use crate::telemetry::metrics::PoolUse;
+use pg_session::failure::{SqlFailure, sqlstate};
+use pg_session::pool::Pool;
 
 /// Access to the database that has the tables.
 ///

@@ -42,15 +42,14 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, broadcast};
 use uuid::Uuid;
 
-use crate::connection::failure::{self, SqlFailure};
-use crate::connection::pool::{Pool, Pooled};
-use crate::connection::statement::with_pieces;
-use crate::connection::{self, session_name};
 use crate::database::{BadDatabaseId, DatabaseId};
 use crate::event::Listener;
-use crate::failpoint;
 use crate::job::JobId;
 use crate::store::destinations::SESSIONS;
+use pg_session::failure::{self, SqlFailure};
+use pg_session::pool::{Pool, Pooled};
+use pg_session::statement::with_pieces;
+use pg_session::{self, session_name};
 
 /// The channel on which Postgres notifies processes of new jobs and requested cancellations. A process that misses a
 /// notification finds the job by polling.
@@ -317,7 +316,7 @@ impl Store {
         // Uses a pool of its own. A dropped listener sends a message to the server before it gives its connection back,
         // and waits forever if the server doesn't answer.
         let own = PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None);
-        let own = own.after_connect(|conn, _| Box::pin(connection::set_up(conn)));
+        let own = own.after_connect(|conn, _| Box::pin(pg_session::set_up(conn)));
         let own = own.connect_lazy_with((*self.pool.inner().connect_options()).clone());
         let listening = self.in_time(async {
             let mut listener = PgListener::connect_with(&own).await?;

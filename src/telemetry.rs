@@ -12,8 +12,6 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, filter::Targets, fmt};
 
-use crate::connection::failure::withheld_message;
-
 /// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -47,7 +45,10 @@ pub fn start(settings: &Settings, least: LevelFilter) {
     // Lower levels of the libraries would hide the events of this program.
     let level = settings.level.min(least);
     let targets = Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("cdc_export", level);
-    let targets = targets.with_target(KEYS, settings.level).with_target("private_postgres", level);
+    let targets = targets
+        .with_target(KEYS, settings.level)
+        .with_target("private_postgres", level)
+        .with_target("failpoint", level);
     let targets = targets.with_target("cdc_export::audit", LevelFilter::INFO);
     // A command prints the errors of its own calls.
     let is_command = least == LevelFilter::ERROR;
@@ -99,64 +100,12 @@ macro_rules! job_event {
 }
 pub(crate) use job_event;
 
-/// Formats an error and its causes in one line.
-///
-/// Omits repeated texts, because some libraries include the text of the cause in the error. Omits messages of Postgres
-/// that may quote a row's value.
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let (mut line, mut last) = (String::new(), String::new());
-    for error in std::iter::successors(Some(error), |error| error.source()) {
-        let withheld = withheld_message(error);
-        let is_last = withheld.is_some();
-        let text = withheld.unwrap_or_else(|| error.to_string());
-        if line.is_empty() {
-            line.push_str(without_prefix(&text));
-        } else if !last.ends_with(&text) {
-            line.extend([": ", without_prefix(&text)]);
-        }
-        last = text;
-        if is_last {
-            break;
-        }
-    }
-    line
-}
-
-/// Returns the text of an error without the additions of sqlx: a prefix, and the line number in Postgres's source.
-fn without_prefix(text: &str) -> &str {
-    if let Some(message) = text.strip_prefix("error communicating with database: ") {
-        return message;
-    }
-    let Some(rest) = text.strip_prefix("error returned from database: ") else { return text };
-    match rest.rsplit_once(" at line ") {
-        Some((message, line)) if line.bytes().all(|byte| byte.is_ascii_digit()) => message,
-        _ => rest,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[derive(Debug, thiserror::Error)]
-    #[error("{0}")]
-    struct ChainedError(&'static str, #[source] Option<Box<ChainedError>>);
-
     #[test]
     fn event_is_one_line() {
         assert_eq!(one_line("INFO a=\"x\r\n{y}\"\n"), "INFO a=\"x\\r\\n{y}\"\n");
-    }
-
-    #[test]
-    fn chain_contains_each_text_once() {
-        let chained = |texts: &[&'static str]| {
-            let error = texts.iter().rev().fold(None, |source, text| Some(Box::new(ChainedError(text, source))));
-            chain(&error.unwrap())
-        };
-        assert_eq!(chained(&["can't", "no room", "No space (os error 28)"]), "can't: no room: No space (os error 28)");
-        let refused = "error returned from database: relation \"a at line 7\" is not there at line 334";
-        let cause = "relation \"a at line 7\" is not there at line 334";
-        assert_eq!(chained(&["can't", refused, cause]), "can't: relation \"a at line 7\" is not there");
-        assert_eq!(chained(&["error communicating with database: refused", "refused"]), "refused");
     }
 }

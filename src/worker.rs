@@ -29,7 +29,6 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::dataset::current::CurrentCatalog;
 use crate::dataset::mask::MaskSecret;
 use crate::dataset::{Capture, CellMax, Dataset};
-use crate::failpoint;
 use crate::file::name::FileName;
 use crate::file::{Exported, FileRecord};
 use crate::job::columns::FileColumns;
@@ -56,10 +55,12 @@ use crate::store::{
 };
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::spans::{self, Span};
-use crate::telemetry::{chain, job_event, metrics};
+use crate::telemetry::{job_event, metrics};
 use crate::trace::TraceParent;
 use crate::worker::error::{Error, Failed};
 use crate::worker::heartbeat::{Heartbeat, Stop};
+use failpoint::failpoint;
+use pg_session::failure::chain;
 
 /// The pause after a database error.
 const PAUSE: Duration = Duration::from_secs(1);

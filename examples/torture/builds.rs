@@ -75,7 +75,7 @@ const ROOMS: [&str; 3] = ["bucket.", "sink.", "worker."];
 pub(crate) fn failpoints(tree: &Path, unused: &Path) -> Result<BTreeSet<String>> {
     let unused = tree.join(unused);
     let mut names = BTreeSet::new();
-    let mut folders = vec![tree.join("src")];
+    let mut folders = vec![tree.join("src"), tree.join("crates")];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder)? {
             let path = entry?.path();

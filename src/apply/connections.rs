@@ -9,7 +9,6 @@ use sqlx::{Connection, PgConnection};
 
 use crate::apply::statement::run;
 use crate::apply::{BEGIN, COMMIT, During, Error, position};
-use crate::connection;
 use crate::job::ConsumerId;
 
 /// The connections to a target database, which any number of [`Target`](crate::apply::Target)s share. Each target takes
@@ -55,7 +54,7 @@ impl TargetConnections {
     }
 
     async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
-        let connecting = tokio::time::timeout(self.limit, connection::connect_target(&self.options));
+        let connecting = tokio::time::timeout(self.limit, pg_session::connect_target(&self.options));
         connecting.await.unwrap_or_else(|_| {
             let why = format!("no answer within {} seconds", self.limit.as_secs());
             Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, why)))

@@ -10,8 +10,8 @@ use crate::apply::input::Input;
 use crate::apply::statement::run;
 use crate::apply::table::TargetTable;
 use crate::apply::{During, Error};
-use crate::connection::quoted;
 use crate::manifest::Chained;
+use pg_session::quoted;
 
 const CHUNK_BYTES: usize = 256 << 10;
 /// The minimum number of rows with which the stage is analyzed. With fewer rows, plans are good enough without

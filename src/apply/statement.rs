@@ -2,7 +2,7 @@
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::connection::failure::{SqlFailure, sqlstate};
+use pg_session::failure::{SqlFailure, sqlstate};
 
 /// Runs a statement, with its name in a leading comment. Returns the number of changed rows.
 pub(super) async fn run(conn: &mut PgConnection, name: &str, statement: &str) -> Result<u64, sqlx::Error> {

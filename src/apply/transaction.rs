@@ -10,11 +10,11 @@ use crate::apply::table::{TargetTable, target_columns};
 use crate::apply::{
     Applied, BEGIN, COMMIT, Changes, During, Error, Settings, Target, TargetPosition, alter, load, lock, position,
 };
-use crate::connection::failure::SqlFailure;
 use crate::dataset::Table;
-use crate::failpoint;
 use crate::job::Continuity;
 use crate::manifest::{Chained, Manifest};
+use failpoint::failpoint;
+use pg_session::failure::SqlFailure;
 
 /// An export, and the table that it is applied to.
 pub struct MemberExport<'m> {

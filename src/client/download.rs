@@ -20,7 +20,7 @@ use crate::client::observer::Observer;
 use crate::client::{About, Error, own_file};
 use crate::file::plain_name::PlainName;
 use crate::job::{After, JobId};
-use crate::telemetry::chain;
+use pg_session::failure::chain;
 
 /// The time without a received byte after which a download fails.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);

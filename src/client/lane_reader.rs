@@ -14,7 +14,7 @@ use crate::client::job_view::ExportView;
 use crate::job::lane::Lane;
 use crate::job::{After, ConsumerId, ExportType, FailureCode, JobId, Request, Status};
 use crate::manifest::{Manifest, ManifestSource};
-use crate::telemetry::chain;
+use pg_session::failure::chain;
 
 /// The maximum number of submissions if other exports come first each time.
 const MAX_SUBMISSIONS: u32 = 5;

@@ -18,7 +18,7 @@ use crate::manifest::chain::{Digest, Link, ReaderPosition, Successors, parse_dig
 use crate::manifest::seal::PublicKey;
 use crate::manifest::{self, Manifest};
 use crate::sink::{Archive, Lookup, Settings};
-use crate::telemetry::chain;
+use pg_session::failure::chain;
 
 /// The place, and the lane whose exports are read.
 pub(crate) struct ManifestFolder {

@@ -17,7 +17,7 @@ use crate::manifest::chain::{Chains, Digest, parse_digest};
 use crate::manifest::seal::PublicKey;
 use crate::manifest::{self, Manifest};
 use crate::sink::{Archive, Settings};
-use crate::telemetry::chain;
+use pg_session::failure::chain;
 
 /// The maximum number of lanes or manifests that a message lists.
 pub(super) const MAX_LISTED: usize = 10;

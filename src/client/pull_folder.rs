@@ -23,12 +23,12 @@ use crate::client::lane_group::LaneGroup;
 use crate::client::lane_reader::{ExportSink, LanePosition, SinkOutcome};
 use crate::client::observer::Observer;
 use crate::client::{About, Error, own_file};
-use crate::failpoint;
 use crate::file::plain_name::PlainName;
 use crate::file::{MOST_FILES, file_names};
 use crate::job::ConsumerId;
 use crate::job::lane::Lane;
 use crate::manifest::{self, Chained, Manifest, ManifestSource};
+use failpoint::failpoint;
 
 const VERSION: u32 = 1;
 const STATE: &str = ".cdc-export-pull.json";

@@ -9,7 +9,7 @@ use crate::apply::{self, Applied, MemberExport, Target, TransactionFailure};
 use crate::client::Error;
 use crate::client::observer::Observer;
 use crate::manifest::Manifest;
-use crate::telemetry::chain;
+use pg_session::failure::chain;
 
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(500);

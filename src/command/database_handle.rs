@@ -8,10 +8,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::config::Config;
-use crate::failpoint;
 use crate::postgres::{self, Database, RequiredGrants};
 use crate::source::capture::{functions, tracking};
 use anyhow::{Context, bail};
+use failpoint::failpoint;
 use private_postgres::Location;
 
 use crate::command::BadUsage;

@@ -8,12 +8,12 @@ use crate::config::{CatalogFile, Config};
 use crate::file::plain_name::NotPlain;
 use crate::job::{After, ConsumerId, Continuity, ExportType, FILE_BYTES, FailureCode, JobId, Request, Status};
 use crate::postgres::Database;
-use crate::telemetry::chain;
 use crate::worker::Stops;
 use anyhow::{Context, anyhow};
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use pg_rows::encoding::{Compression, Encoding, Format};
+use pg_session::failure::chain;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 

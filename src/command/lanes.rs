@@ -22,8 +22,8 @@ use crate::command::terminal::{Terminal, is_closed_stdout};
 use crate::command::words::pause;
 use crate::file::plain_name::PlainName;
 use crate::job::{ConsumerId, ExportType, Request};
-use crate::telemetry::chain;
 use pg_rows::encoding::Encoding;
+use pg_session::failure::chain;
 
 /// The number of jobs that a round submits if the export of one dataset ends each of them.
 const MAX_JOBS: u32 = 10;

@@ -16,12 +16,12 @@ use crate::command::catalog::{check_blocks, expanded_for_service};
 use crate::config::{self, Config};
 use crate::dataset::catalog::Catalog;
 use crate::dataset::current::CurrentCatalog;
-use crate::failpoint;
 use crate::postgres::Database;
 use crate::receiver::Receivers;
 use crate::source::capture::{self, new_tables, tracking};
 use crate::store::Store;
-use crate::telemetry::{chain, metrics};
+use crate::telemetry::metrics;
+use pg_session::failure::chain;
 
 const FILE_PERIOD: Duration = Duration::from_secs(5);
 

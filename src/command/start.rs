@@ -37,7 +37,7 @@ pub(super) fn settings(catalog: CatalogFile, logs: Logs) -> anyhow::Result<Confi
 pub(super) fn arm(environment: &Environment) -> anyhow::Result<()> {
     #[cfg(debug_assertions)]
     if let Some(list) = environment.failpoints() {
-        crate::failpoint::arm(list)?;
+        failpoint::arm(list)?;
     }
     let _ = environment;
     Ok(())

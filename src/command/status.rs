@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::config::CatalogFile;
-use crate::telemetry::chain;
 use clap::Args;
+use pg_session::failure::chain;
 use serde_json::Value;
 
 use crate::client::answer::PlainText;

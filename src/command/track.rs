@@ -12,8 +12,8 @@ use crate::source::capture::{self, untracking};
 use crate::source::catalog_check;
 use crate::store::Store;
 use crate::store::tracked::Tracking;
-use crate::telemetry::chain;
 use clap::Args;
+use pg_session::failure::chain;
 
 use crate::command::BadUsage;
 use crate::command::catalog::{check_some, named_datasets};

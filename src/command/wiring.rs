@@ -6,7 +6,6 @@ use anyhow::anyhow;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config};
-use crate::connection::pool::Pool;
 use crate::delivery;
 use crate::maintenance::Maintenance;
 use crate::postgres::Database;
@@ -15,8 +14,8 @@ use crate::service::{self, Service, Stores};
 use crate::sink::{self, Destination, Limited, Prepared};
 use crate::source::Source;
 use crate::store::Store;
-use crate::telemetry;
 use crate::worker::{self, Stops, Worker};
+use pg_session::pool::Pool;
 
 /// Returns the number of connections that `workers` concurrent exports may open.
 ///
@@ -84,7 +83,7 @@ impl PreparedOutput {
             let why = match &error {
                 sink::Error::Missing(cause) => cause.to_string(),
                 sink::Error::ReadOnly(cause) => format!("it can't be written: {cause}"),
-                other => telemetry::chain(other),
+                other => pg_session::failure::chain(other),
             };
             let wrong = config::Error::output(&config.output, &why);
             // A wrong setting has exit code 2, because another start can't succeed. A failure that may pass has exit

@@ -15,7 +15,7 @@ use crate::http::access::Caller;
 use crate::http::routes;
 use crate::job::Bounds;
 use crate::service::{self, Service};
-use crate::telemetry::chain;
+use pg_session::failure::chain;
 
 /// The API without a listener. The caller may use every route: there are no keys, no rate limits and no checks of
 /// `Host`. These routes cannot be served over a network, because the router is private to this type.

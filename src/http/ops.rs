@@ -14,8 +14,8 @@ use crate::http::access::{Access, has_own_key};
 use crate::http::datasets::problems;
 use crate::job::json::rfc3339;
 use crate::service::{self, CachedRead, Service};
-use crate::telemetry::chain;
 use crate::telemetry::metrics::CONTENT_TYPE;
+use pg_session::failure::chain;
 
 /// The health of this process.
 #[derive(Serialize, ToSchema)]

@@ -13,8 +13,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
-use crate::failpoint;
-
 /// Time after which a connection is closed if its client reads nothing.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time after which the kernel closes a connection whose peer acknowledges nothing. Either the peer is gone, or its

@@ -12,8 +12,8 @@ use crate::maintenance::{Error, Maintenance};
 use crate::publisher::{self, Publication, Publisher};
 use crate::sink::Destination;
 use crate::store::files::LOST_AFTER;
-use crate::telemetry::chain;
 use crate::telemetry::log_throttle::LogThrottle;
+use pg_session::failure::chain;
 
 pub(super) struct Publish {
     maintenance: Maintenance,

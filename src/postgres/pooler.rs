@@ -8,8 +8,8 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use uuid::Uuid;
 
-use crate::connection::failure::sqlstate;
 use crate::postgres::{Database, Error, connect};
+use pg_session::failure::sqlstate;
 
 /// The number of rounds of the check. In a single round, the pooler may assign the same session by chance.
 const ROUNDS: u32 = 3;

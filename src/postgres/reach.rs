@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustls::CertificateError;
 
-use crate::connection::failure::{sqlstate, withheld_message};
+use pg_session::failure::{sqlstate, withheld_message};
 
 /// The timeout of a first connection, if its address has none.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);

@@ -7,13 +7,12 @@ use std::time::{Duration, Instant};
 use sqlx::migrate::{MigrateError, Migration, Migrator};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, SqlSafeStr};
 
-use crate::connection;
-use crate::connection::failure::SqlFailure;
 use crate::dataset::catalog::Catalog;
 use crate::postgres::migrations::MIGRATIONS;
 use crate::postgres::preview::begin;
 use crate::postgres::search_path::{SearchPath, TablesSchema};
 use crate::postgres::{Database, Error, OLDEST, connect, pooler};
+use pg_session::failure::SqlFailure;
 
 /// The maximum number of attempts of a migration while its tables are locked, with a pause of one second in between.
 const MIGRATION_TRIES: u32 = 120;
@@ -58,7 +57,7 @@ async fn open(database: &Database) -> Result<(PgConnection, SearchPath), Error> 
     // This check must run before any setting or lock.
     pooler::require_sessions(&mut conn, database).await?;
     let path = SearchPath::read_of_role(&mut conn).await?;
-    connection::set_up(&mut conn).await?;
+    pg_session::set_up(&mut conn).await?;
     let (number, version, standby): (i32, String, bool) = sqlx::query_as(
         "-- postgres.version
          select current_setting('server_version_num')::int, current_setting('server_version'), pg_is_in_recovery()",

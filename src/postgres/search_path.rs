@@ -4,7 +4,7 @@
 //! other users may have put functions and operators there. Migrations contain the name of the schema. All other
 //! statements use a view of `watermarks` in our schema.
 
-use crate::connection::quoted;
+use pg_session::quoted;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 /// The table that has a view of the same name in our schema. `users` has none, because it may be a table of another

@@ -11,7 +11,6 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
 use tokio::time::timeout;
 
-use crate::failpoint;
 use crate::service::Error;
 use crate::source;
 

@@ -20,8 +20,8 @@ use crate::service::{COUNTING_TIMEOUT, CachedRead, DATASETS_CACHE_TIME, Error, S
 use crate::sink::{Destination, MarkerFile};
 use crate::store::moments::LoggedChanges;
 use crate::store::watermarks::{ConsumerPosition, ConsumerRemoval, WatermarkRemoval};
-use crate::telemetry::chain;
 use crate::watermark::{ConsumerLag, LogUse, Waiting};
+use pg_session::failure::chain;
 
 /// Maximum number of lanes of a consumer that are read together.
 const MAX_LANES: usize = 1_000;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::service::{CALL_TIMEOUT, COUNTING_TIMEOUT, Error};
-use crate::{failpoint, source, store};
+use crate::{source, store};
 
 /// Returns the time limit of a call: [`CALL_TIMEOUT`]. Most tests use a longer one because test machines are busy.
 pub fn call_timeout() -> Duration {

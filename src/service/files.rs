@@ -6,14 +6,14 @@ use chrono::{DateTime, SubsecRound, Utc};
 use tokio::io::AsyncRead;
 
 use crate::audit::Action;
-use crate::failpoint;
 use crate::file::FileRecord;
 use crate::job::{ConsumerId, JobId, Status};
 use crate::service::deadline::with_timeout;
 use crate::service::{Error, Service};
 use crate::sink::{self, Destination, PublishedFile};
-use crate::telemetry::{chain, job_event};
+use crate::telemetry::job_event;
 use pg_rows::encoding::Encoding;
+use pg_session::failure::chain;
 
 const URL_LIFETIME: Duration = Duration::from_secs(300);
 

@@ -12,7 +12,6 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::failpoint;
 use crate::key::{Grant, Prefix, PresentedKey, StoredKey};
 use crate::service::Error;
 use crate::service::deadline::with_timeout;

@@ -10,7 +10,6 @@ use tokio::time::{Instant, timeout};
 
 use crate::dataset::{Capture, Dataset};
 use crate::event::DeliveryStatus;
-use crate::failpoint;
 use crate::freshness;
 use crate::job::lane::Lane;
 use crate::job::{ConsumerId, Status};
@@ -22,8 +21,8 @@ use crate::store::{
     gauges::{Backlog, MAX_CONSUMERS, UnacknowledgedAge, WatermarkAge},
     moments::LoggedChanges,
 };
-use crate::telemetry::chain;
 use crate::telemetry::metrics::{self, Gauges};
+use pg_session::failure::chain;
 
 /// Time for which the gauges are cached, so that several scrapers cause the same load on the database as one.
 const SCRAPE_CACHE_TIME: Duration = Duration::from_secs(1);

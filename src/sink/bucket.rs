@@ -28,7 +28,6 @@ use tokio_util::io::StreamReader;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::failpoint;
 use crate::file::hidden::HiddenFile;
 use crate::file::name::FileName;
 use crate::file::{FileLocation, StagedFile};
@@ -36,6 +35,7 @@ use crate::sink::bucket::draft::Upload;
 use crate::sink::bucket::failure::{is_no_object, is_no_such_upload};
 use crate::sink::bucket::objects::{Objects, SMALL_BYTES, path};
 use crate::sink::{DESTINATION_ID_FILE, Error, Prepared, Published, PublishedFile};
+use failpoint::failpoint;
 
 pub use address::BucketAddress;
 pub use objects::Settings;

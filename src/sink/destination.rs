@@ -8,7 +8,6 @@ use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::failpoint;
 use crate::file::hidden::HiddenFile;
 use crate::file::name::FileName;
 use crate::file::{FileLocation, FileRecord, StagedFile};
@@ -17,6 +16,7 @@ use crate::job::marker::Marker;
 use crate::manifest::{self, Manifest};
 use crate::sink::marker_file::MARKER_MAX_BYTES;
 use crate::sink::{Draft, Error, MarkerFile, PublishedFile, SmallFile};
+use failpoint::failpoint;
 
 /// The number of tries to write a marker, if other processes replace it in between.
 const MARK_TRIES: u32 = 6;

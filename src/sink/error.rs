@@ -114,7 +114,7 @@ pub(super) fn cannot<E: Into<io::Error>>(verb: &'static str, path: impl Display)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::chain;
+    use pg_session::failure::chain;
 
     #[test]
     fn the_log_names_operation_and_path_and_the_error_itself_does_not() {

@@ -21,12 +21,12 @@ use std::time::{Duration, UNIX_EPOCH};
 use rustix::io::Errno;
 use uuid::Uuid;
 
-use crate::failpoint;
 use crate::file::hidden::HiddenFile;
 use crate::file::{FileLocation, StagedFile};
 use crate::sink::folder::draft::FolderDraft;
 use crate::sink::folder::entries::{Dir, identity, is_own_name, open_at, require_room};
 use crate::sink::{Error, Lookup, Published};
+use failpoint::failpoint;
 
 const ANOTHER: Error = Error::Replaced("is another folder's");
 

@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::database::DatabaseId;
-use crate::failpoint;
 use crate::file::hidden::HiddenFile;
 use crate::job::lane::Lane;
 use crate::job::marker::Marker;
 use crate::sink::{Error, SmallFile};
+use failpoint::failpoint;
 
 /// A marker has a few hundred bytes.
 pub(super) const MARKER_MAX_BYTES: u64 = 4096;

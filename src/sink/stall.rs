@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::failpoint;
 use crate::sink::Error;
 
 /// The pause between two looks for a call that has stalled.

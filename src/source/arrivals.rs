@@ -7,7 +7,6 @@
 use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::connection::SEARCH_PATH;
 use crate::dataset::Table;
 use crate::source::quote;
 use crate::source::role_path::widen;
@@ -15,6 +14,7 @@ use crate::source::select::logged;
 use crate::source::snapshot::SnapshotTable;
 use crate::source::trigger::key_text;
 use crate::watermark::PgSnapshot;
+use pg_session::SEARCH_PATH;
 
 /// Returns true if the partitions that came to a table have rows that were not logged since the snapshot `saved`, that
 /// of the position. Reads all their rows, as the export would if they were logged. If the role may not read a partition

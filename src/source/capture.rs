@@ -12,9 +12,9 @@ pub mod waiting;
 
 use sqlx::PgConnection;
 
-use crate::connection::failure::SqlFailure;
 use crate::dataset::Table;
 use crate::dataset::fault::Faults;
+use pg_session::failure::SqlFailure;
 
 /// Why a table's changes can't be captured. Each is one line for the operator.
 #[derive(Debug, thiserror::Error)]

@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use sqlx::{Connection, PgConnection};
 
-use crate::connection::failure::with_timeout;
-use crate::connection::session_name;
 use crate::source::reader_slots::ReaderSlots;
 use crate::source::session::Session;
 use crate::source::{Error, Source};
+use pg_session::failure::with_timeout;
+use pg_session::session_name;
 
 /// A leader and a reader, both connected. A worker has them before it claims a job: leaders that hold snapshots while
 /// they wait for readers out of one pool would wait for ever.

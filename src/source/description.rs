@@ -4,8 +4,6 @@ use std::sync::{Arc, LazyLock};
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use crate::connection::failure::SqlFailure;
-use crate::connection::statement::with_pieces;
 use crate::dataset::fault::Faults;
 use crate::dataset::{Capture, Dataset, Description, Table, TableColumn, TableSchema};
 use crate::source::capture;
@@ -16,6 +14,8 @@ use crate::source::rights::TableAccess;
 use crate::source::role_path::widen;
 use crate::source::select::Select;
 use crate::source::{Error, Source, lag, rights, table_schema};
+use pg_session::failure::SqlFailure;
+use pg_session::statement::with_pieces;
 
 static DESCRIBE: LazyLock<String> =
     LazyLock::new(|| with_pieces(include_str!("description.sql"), &[("captured.sql", CAPTURE)]));

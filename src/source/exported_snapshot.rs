@@ -8,7 +8,6 @@ use sqlx::postgres::types::Oid;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::connection::statement::with_pieces;
 use crate::dataset::{Capture, Dataset, Table, TableSchema};
 use crate::job::{Continuity, ExportReport, ExportType};
 use crate::source::captured::CAPTURE;
@@ -17,6 +16,7 @@ use crate::source::relation_locks::READS_ALONE;
 use crate::source::snapshot::Purpose;
 use crate::source::{Error, quote};
 use crate::watermark::{Fingerprint, GuardState, NewPosition, Position};
+use pg_session::statement::with_pieces;
 
 static OPEN: LazyLock<String> = LazyLock::new(|| {
     let pieces = [("captured.sql", CAPTURE), ("guard/verdict.sql", VERDICT), READS_ALONE];

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::connection::failure::sqlstate;
 use crate::dataset::{Dataset, Table, TableSchema};
 use crate::source::relation_locks::NO_WAIT;
 use crate::source::{Error, quote, role_path};
+use pg_session::failure::sqlstate;
 
 #[derive(Clone, Debug)]
 pub(super) struct ImportedSnapshot {

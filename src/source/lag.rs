@@ -5,7 +5,6 @@ use chrono::{DateTime, Utc};
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
-use crate::connection::statement::with_pieces;
 use crate::dataset::{Capture, Dataset, Table, TableColumn, TableSchema};
 use crate::freshness::Readiness;
 use crate::job::marker::Marker;
@@ -20,6 +19,7 @@ use crate::source::select::{LAST_TIME, Select};
 use crate::source::value::in_zone_of;
 use crate::source::{Error, Source, owners, rights, table_schema};
 use crate::watermark::{ConsumerLag, Waiting};
+use pg_session::statement::with_pieces;
 
 impl Source {
     /// Reads the lag of these consumers, each with its lane's marker, in the order of their ids.

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::connection::failure::sqlstate;
 use crate::dataset::fault::Faults;
 use crate::dataset::{Capture, RelationKind, Table, TableSchema};
 use crate::job::Continuity;
@@ -20,6 +19,7 @@ use crate::source::rights::TableAccess;
 use crate::source::session::Readers;
 use crate::source::snapshot::{Purpose, Snapshot, SnapshotTable};
 use crate::source::{Error, Remedy, filter, relation_locks, rights, table_schema};
+use pg_session::failure::sqlstate;
 
 /// The longest time for which an export tries to lock its tables. After it the attempt ends, and is made again.
 const LOCK_WAIT: Duration = Duration::from_secs(5);

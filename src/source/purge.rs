@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 
-use crate::connection::failure::SqlFailure;
-use crate::connection::statement::with_pieces;
 use crate::source::{Error, Source};
 use crate::watermark::LogUse;
+use pg_session::failure::SqlFailure;
+use pg_session::statement::with_pieces;
 
 /// The part of the change log that positions may hold.
 #[derive(Clone, Copy, Debug)]

@@ -4,7 +4,7 @@ use chrono::{DateTime, Datelike, Utc};
 
 use crate::dataset::Table;
 
-pub(crate) use crate::connection::quoted;
+pub(crate) use pg_session::quoted;
 
 /// A table's name, with its schema if that is said.
 pub(crate) fn relation(table: &Table) -> String {

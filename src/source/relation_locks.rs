@@ -7,10 +7,10 @@
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::connection::failure::SqlFailure;
-use crate::connection::statement::with_pieces;
 use crate::dataset::{RelationKind, Table};
 use crate::source::quote;
+use pg_session::failure::SqlFailure;
+use pg_session::statement::with_pieces;
 
 /// The statement after which the transaction waits for no lock. Zero would mean no limit.
 pub(super) const NO_WAIT: &str = "set local lock_timeout = '1ms'";

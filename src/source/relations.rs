@@ -3,10 +3,10 @@
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgPool, Row};
 
-use crate::connection::statement::with_pieces;
 use crate::dataset::catalog::Catalog;
 use crate::dataset::pattern::Candidate;
 use crate::source::owners::MEMBERS;
+use pg_session::statement::with_pieces;
 
 /// Reads all relations but those of Postgres and of the service, in the order of their names. Only those that a dataset
 /// of the catalog names without a schema are visible.

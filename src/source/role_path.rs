@@ -4,12 +4,12 @@ use std::fmt::Display;
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use crate::connection::failure::sqlstate;
 use crate::dataset::fault::Fault;
 use crate::dataset::{Dataset, RelationKind, Table, TableSchema};
 use crate::source::relation_locks::{self, NO_WAIT};
 use crate::source::select::Select;
 use crate::source::{owners, quote};
+use pg_session::failure::sqlstate;
 
 /// The error of `cdc_export.widen_search_path`, whose message is Postgres's.
 pub(super) const CANT_PLAN: &str = "CE002";

@@ -6,7 +6,6 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::task::JoinSet;
 
-use crate::connection::failure::sqlstate;
 use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::{CellMax, Table};
 use crate::job::selection::BadSelection;
@@ -18,7 +17,8 @@ use crate::source::select::Select;
 use crate::source::session::{Reader, Readers};
 use crate::source::snapshot::SnapshotTable;
 use crate::source::{Error, Remedy, copy};
-use crate::telemetry::chain;
+use pg_session::failure::chain;
+use pg_session::failure::sqlstate;
 
 /// The largest text of a value that is stored inside its row, in bytes. A block has at most 32 KiB, compression saves
 /// at most a factor of 255, and the text of a byte has at most six characters.

@@ -5,7 +5,6 @@
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use crate::connection::failure::sqlstate;
 use crate::dataset::name::hint;
 use crate::dataset::{CellMax, Dataset, RelationKind, TableColumn};
 use crate::job::selection::{BadSelection, Condition, Operator, Selection};
@@ -15,6 +14,7 @@ use crate::source::select::Select;
 use crate::source::table_schema::introspect;
 use crate::source::value::{compared, refused_of_row};
 use crate::source::{Error, Source, owners, role_path};
+use pg_session::failure::sqlstate;
 
 impl Source {
     /// Returns the first mistake in a selection of the dataset's rows and columns.

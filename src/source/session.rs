@@ -15,11 +15,10 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::postgres::types::Oid;
 use tokio::time::timeout;
 
-use crate::connection::failure::{SqlFailure, with_timeout};
-use crate::connection::{self, session_name};
-use crate::failpoint;
 use crate::source::{Error, Source};
-use crate::telemetry::chain;
+use pg_session::failure::chain;
+use pg_session::failure::{SqlFailure, with_timeout};
+use pg_session::{self, session_name};
 
 /// The pause between two questions about a silent session.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -82,7 +81,7 @@ impl Session {
         options: &PgConnectOptions,
         name: String,
     ) -> Result<(PgConnection, Session), sqlx::Error> {
-        let mut conn = connection::connect(&options.clone().application_name(&name)).await?;
+        let mut conn = pg_session::connect(&options.clone().application_name(&name)).await?;
         let pid = sqlx::query_scalar("-- source.session.pid\n select pg_backend_pid()").fetch_one(&mut conn).await?;
         Ok((conn, Session { pid, name }))
     }

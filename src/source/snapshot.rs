@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
-use crate::connection::failure::with_timeout;
 use crate::dataset::{Dataset, Table, TableSchema};
 use crate::job::marker::Marker;
 use crate::job::{ConsumerId, Continuity, ExportReport, ExportType, JobId};
@@ -17,6 +16,7 @@ use crate::source::session::{Reader, Readers};
 use crate::source::{Error, Remedy};
 use crate::watermark::{NewPosition, Position};
 use pg_rows::encoding::Format;
+use pg_session::failure::with_timeout;
 
 /// The purpose of a snapshot: an export of one dataset. The purposes of one snapshot have the same consumer.
 #[derive(Clone, Copy, Debug)]

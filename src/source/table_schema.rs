@@ -6,7 +6,6 @@ use sqlx::postgres::types::Oid;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::connection::statement::with_pieces;
 use crate::dataset::fault::{Fault, Faults, MASK_REMOVED};
 use crate::dataset::header::{FileHeader, meta_column};
 use crate::dataset::mask::MaskRule;
@@ -22,6 +21,7 @@ use crate::source::quote::relation;
 use crate::source::rights::TableAccess;
 use crate::source::{Error, filter, guard, key_index, owners, rights};
 use pg_rows::column::{ColumnType, ParquetType};
+use pg_session::statement::with_pieces;
 
 /// A column as the system catalogs have it.
 #[derive(sqlx_macros::FromRow)]

@@ -6,11 +6,11 @@ use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
-use crate::connection::statement::with_pieces;
 use crate::job::activity::{HOURS, HourlyExports, LastDay};
 use crate::job::{Bounds, Filter, Status};
 use crate::store::lists::{keys, list};
 use crate::store::{Error, Store};
+use pg_session::statement::with_pieces;
 
 /// The limit on counted jobs of each list.
 const MAX_COUNTED: i64 = 100_000;

@@ -11,11 +11,11 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, FromRow, PgConnection, Row};
 use uuid::Uuid;
 
-use crate::connection::statement::with_pieces;
 use crate::event::{Delivery, DeliveryFilter, DeliveryStatus, EventType, Listener};
 use crate::job::{Job, Status};
 use crate::store::export_row::{ExportRow, parsed, skip_unreadable};
 use crate::store::{Error, Store};
+use pg_session::statement::with_pieces;
 
 /// The columns of a [`Delivery`] `d`.
 const DELIVERY_COLUMNS: (&str, &str) = ("deliveries/columns.sql", include_str!("deliveries/columns.sql"));

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use crate::failpoint;
 use crate::store::{Error, Store};
 
 /// The piece that lists the sessions of processes with their destinations.

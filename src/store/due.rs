@@ -6,12 +6,12 @@ use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
-use crate::connection::session_name;
-use crate::connection::statement::with_pieces;
 use crate::store::destinations::SESSIONS;
 use crate::store::moments::{LATEST, MOVED};
 use crate::store::queue::{ORPHANED, READY, built_formats, longest_retry_pauses};
 use crate::store::{Error, Store};
+use pg_session::session_name;
+use pg_session::statement::with_pieces;
 
 /// The work that waits for a process. Each field may also be true for a moment although nothing waits.
 #[derive(Debug, sqlx_macros::FromRow)]

@@ -10,14 +10,14 @@ use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
-use crate::connection::statement::with_pieces;
 use crate::file::{FileLocation, file_names};
 use crate::job::datasets::DatasetsRequest;
 use crate::job::selection::Selection;
 use crate::job::{After, Export, ExportFile, ExportReport, Failure, Job, JobId};
 use crate::store::Error;
-use crate::telemetry::chain;
 use pg_rows::encoding::Encoding;
+use pg_session::failure::chain;
+use pg_session::statement::with_pieces;
 
 /// The columns of [`ExportRow`]. Every statement that returns an export includes them.
 pub(super) const EXPORT_COLUMNS: (&str, &str) = ("export_columns.sql", include_str!("export_columns.sql"));

@@ -7,7 +7,6 @@ use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, FromRow, PgConnection, Row};
 use uuid::Uuid;
 
-use crate::connection::statement::with_pieces;
 use crate::file::name::{numbered, stem_and_number, stem_of};
 use crate::file::{FileIdentity, FileRecord, Part, StagedFile};
 use crate::job::marker::Marker;
@@ -16,6 +15,7 @@ use crate::store::export_row::{StoredFile, parsed, with_export_columns};
 use crate::store::transitions::Transition;
 use crate::store::{Error, Store};
 use pg_rows::encoding::Encoding;
+use pg_session::statement::with_pieces;
 
 /// The columns of [`FileRecord`], of a completed export.
 pub(super) const FILE_COLUMNS: (&str, &str) = ("files/columns.sql", include_str!("files/columns.sql"));

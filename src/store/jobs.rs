@@ -7,7 +7,6 @@ use sqlx::types::Json;
 use sqlx::{Connection, PgConnection, Postgres, Transaction};
 use uuid::Uuid;
 
-use crate::connection::failure::SqlFailure;
 use crate::file::name::{numbered, stem};
 use crate::job::datasets::DatasetsRequest;
 use crate::job::lane::Lane;
@@ -18,6 +17,7 @@ use crate::store::lanes::{OutOfStep, out_of_step};
 use crate::store::submissions::OpenSubmission;
 use crate::store::transitions::transition;
 use crate::store::{CHANNEL, Error, Store};
+use pg_session::failure::SqlFailure;
 
 /// The limit on open exports of one lane, and on the open ad-hoc exports of one API key in one dataset.
 ///

@@ -5,7 +5,6 @@ use std::time::Duration;
 use sqlx::PgConnection;
 use sqlx::postgres::PgConnectOptions;
 
-use crate::connection;
 use crate::database::DatabaseId;
 use crate::file::hidden::HiddenFile;
 use crate::job::times::Times;
@@ -99,7 +98,7 @@ impl LeaseRenewer {
         let beat = async {
             let mut conn = match conn {
                 Some(conn) => conn,
-                None => connection::connect(&self.options).await?,
+                None => pg_session::connect(&self.options).await?,
             };
             let beat = beat(&mut conn, self.id, self.token, self.times.lease, progress).await?;
             Ok::<_, Error>((conn, beat))

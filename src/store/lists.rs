@@ -10,10 +10,10 @@
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
-use crate::connection::statement::with_pieces;
 use crate::job::{Bounds, ConsumerId, ExportType, Filter, JobPage, Status};
 use crate::store::export_row::{EXPORT_COLUMNS, JOB_COLUMNS, JobRow, jobs_of};
 use crate::store::{Error, Store};
+use pg_session::statement::with_pieces;
 
 /// The number of exports from which on a page takes no further job.
 const MAX_EXPORTS: i64 = 1_000;

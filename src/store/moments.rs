@@ -6,10 +6,10 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
 
-use crate::connection::statement::with_pieces;
 use crate::job::ConsumerId;
 use crate::store::destinations::SESSIONS;
 use crate::store::{Error, Store};
+use pg_session::statement::with_pieces;
 
 /// The pieces of statements that compare the change log with the last moment.
 pub(super) const LATEST: (&str, &str) = ("moments/latest.sql", include_str!("moments/latest.sql"));

@@ -13,7 +13,6 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, FromRow, Row};
 use uuid::Uuid;
 
-use crate::connection::statement::with_pieces;
 use crate::duration;
 use crate::file::hidden::HiddenFile;
 use crate::job::{Export, Failure, FailureCode, LeaseToken};
@@ -23,6 +22,7 @@ use crate::store::transitions::Transition;
 use crate::store::{Error, Store};
 use crate::trace::TraceParent;
 use pg_rows::encoding::Format;
+use pg_session::statement::with_pieces;
 
 pub(super) fn built_formats() -> Vec<&'static str> {
     Format::ALL.iter().filter(|format| format.spec().is_built).map(|format| format.as_str()).collect()

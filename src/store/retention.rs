@@ -10,11 +10,11 @@ use sqlx::query::QueryAs;
 use sqlx::{AssertSqlSafe, FromRow, PgConnection, Postgres};
 use uuid::Uuid;
 
-use crate::connection::statement::with_pieces;
 use crate::file::FileRecord;
 use crate::job::{JobId, Retention};
 use crate::store::files::FILE_COLUMNS;
 use crate::store::{Error, Store};
+use pg_session::statement::with_pieces;
 
 /// The limit on rows of one statement, so that the first clean-up of many jobs doesn't hold locks for long.
 const AT_ONCE: i64 = 1_000;

@@ -12,13 +12,13 @@ use sqlx::query::Query;
 use sqlx::{Connection, FromRow, PgConnection, Postgres, Row};
 use uuid::Uuid;
 
-use crate::failpoint;
 use crate::job::datasets::DatasetsRequest;
 use crate::job::{ConsumerId, Job, JobId, Request, Terms};
 use crate::schedule::{Refusal, Schedule, ScheduleState};
 use crate::store::export_row::parsed;
 use crate::store::jobs::{Insertion, NewJob, SubmitOutcome, enter_lanes, finish};
 use crate::store::{Error, Store};
+use failpoint::failpoint;
 
 #[derive(Debug)]
 pub struct ScheduledExports {

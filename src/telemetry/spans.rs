@@ -15,8 +15,8 @@ use opentelemetry::trace::{
 };
 use opentelemetry::{Context, KeyValue, Value};
 
-use crate::telemetry::chain;
 use crate::trace::TraceParent;
+use pg_session::failure::chain;
 
 pub use opentelemetry::trace::SpanKind as Kind;
 pub use settings::{Sampler, Settings};

@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::store::Notification;
-use crate::telemetry::chain;
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::worker::{Error, Worker};
+use pg_session::failure::chain;
 
 /// Forwards notifications from Postgres until `shutdown`. Reconnects if the connection is lost; maintenance looks
 /// for jobs in the meantime.

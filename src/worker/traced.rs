@@ -3,9 +3,9 @@
 use std::time::SystemTime;
 
 use crate::store::lease::Lease;
-use crate::telemetry::chain;
 use crate::telemetry::spans::{Kind, Span};
 use crate::worker::Worker;
+use pg_session::failure::chain;
 
 impl Worker {
     /// Starts the span of an attempt, beginning at the claim. A job without a trace joins the trace of this attempt.

@@ -19,11 +19,11 @@
 macro_rules! failpoint {
     ($name:literal) => {
         #[cfg(debug_assertions)]
-        let _ = $crate::failpoint::hit($name);
+        let _ = $crate::hit($name);
     };
     ($name:literal, $error:expr) => {
         #[cfg(debug_assertions)]
-        if $crate::failpoint::hit($name) {
+        if $crate::hit($name) {
             return $error;
         }
         // Prevents warnings about unused code in release builds.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum SqlFailure {
+pub enum SqlFailure {
     /// Postgres can't be reached, is stopping, is out of resources or ended the connection. Or the pool has no free
     /// connection.
     Unavailable,
@@ -35,7 +35,7 @@ pub(crate) enum SqlFailure {
 }
 
 impl SqlFailure {
-    pub(crate) fn of(error: &sqlx::Error) -> SqlFailure {
+    pub fn of(error: &sqlx::Error) -> SqlFailure {
         let reported = match error {
             sqlx::Error::Database(reported) => reported,
             sqlx::Error::Io(_)
@@ -75,7 +75,7 @@ impl SqlFailure {
 /// the driver's message about a password that it can't send, which quotes a character of it.
 ///
 /// Returns `None` for any other error.
-pub(crate) fn withheld_message(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+pub fn withheld_message(error: &(dyn std::error::Error + 'static)) -> Option<String> {
     let error = error.downcast_ref::<sqlx::Error>()?;
     if let sqlx::Error::Configuration(cause) = error
         && cause.to_string().starts_with("Failed to saslprep")
@@ -87,8 +87,43 @@ pub(crate) fn withheld_message(error: &(dyn std::error::Error + 'static)) -> Opt
     code.starts_with("22").then(|| format!("SQLSTATE {code}, whose message may quote a value"))
 }
 
+/// Formats an error and its causes in one line.
+///
+/// Omits repeated texts, because some libraries include the text of the cause in the error. Omits messages of Postgres
+/// that may quote a row's value.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let (mut line, mut last) = (String::new(), String::new());
+    for error in std::iter::successors(Some(error), |error| error.source()) {
+        let withheld = withheld_message(error);
+        let is_last = withheld.is_some();
+        let text = withheld.unwrap_or_else(|| error.to_string());
+        if line.is_empty() {
+            line.push_str(without_prefix(&text));
+        } else if !last.ends_with(&text) {
+            line.extend([": ", without_prefix(&text)]);
+        }
+        last = text;
+        if is_last {
+            break;
+        }
+    }
+    line
+}
+
+/// Returns the text of an error without the additions of sqlx: a prefix, and the line number in Postgres's source.
+fn without_prefix(text: &str) -> &str {
+    if let Some(message) = text.strip_prefix("error communicating with database: ") {
+        return message;
+    }
+    let Some(rest) = text.strip_prefix("error returned from database: ") else { return text };
+    match rest.rsplit_once(" at line ") {
+        Some((message, line)) if line.bytes().all(|byte| byte.is_ascii_digit()) => message,
+        _ => rest,
+    }
+}
+
 /// Returns the SQLSTATE of an error. Returns an empty text if Postgres didn't report the error.
-pub(crate) fn sqlstate(error: &sqlx::Error) -> Cow<'_, str> {
+pub fn sqlstate(error: &sqlx::Error) -> Cow<'_, str> {
     error.as_database_error().and_then(|reported| reported.code()).unwrap_or_default()
 }
 
@@ -96,10 +131,32 @@ pub(crate) fn sqlstate(error: &sqlx::Error) -> Cow<'_, str> {
 ///
 /// The connection of the call is closed, and its effect on the database is unknown. `unavailable` creates the error of
 /// the calling module.
-pub(crate) async fn with_timeout<T, E>(
+pub async fn with_timeout<T, E>(
     timeout: Duration,
     call: impl Future<Output = Result<T, E>>,
     unavailable: impl FnOnce(sqlx::Error) -> E,
 ) -> Result<T, E> {
     tokio::time::timeout(timeout, call).await.unwrap_or_else(|_| Err(unavailable(sqlx::Error::PoolTimedOut)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{0}")]
+    struct ChainedError(&'static str, #[source] Option<Box<ChainedError>>);
+
+    #[test]
+    fn chain_contains_each_text_once() {
+        let chained = |texts: &[&'static str]| {
+            let error = texts.iter().rev().fold(None, |source, text| Some(Box::new(ChainedError(text, source))));
+            chain(&error.unwrap())
+        };
+        assert_eq!(chained(&["can't", "no room", "No space (os error 28)"]), "can't: no room: No space (os error 28)");
+        let refused = "error returned from database: relation \"a at line 7\" is not there at line 334";
+        let cause = "relation \"a at line 7\" is not there at line 334";
+        assert_eq!(chained(&["can't", refused, cause]), "can't: relation \"a at line 7\" is not there");
+        assert_eq!(chained(&["error communicating with database: refused", "refused"]), "refused");
+    }
 }

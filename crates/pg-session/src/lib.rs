@@ -2,10 +2,10 @@
 //!
 //! Must not know any table.
 
-pub(crate) mod failure;
-pub(crate) mod pool;
-pub(crate) mod session_name;
-pub(crate) mod statement;
+pub mod failure;
+pub mod pool;
+pub mod session_name;
+pub mod statement;
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};
@@ -15,7 +15,7 @@ use sqlx::{Connection, PgConnection};
 /// A schema of the role's own path, for example `public`, may contain functions and operators of other users. These may
 /// fit the arguments better than Postgres's own. `pg_temp` is named last, because otherwise temporary objects would be
 /// found first.
-pub(crate) const SEARCH_PATH: &str = "pg_catalog, cdc_export, pg_temp";
+pub const SEARCH_PATH: &str = "pg_catalog, cdc_export, pg_temp";
 
 /// The search_path of our statements in a target database. A schema `cdc_export` there may be another role's.
 const TARGET_SEARCH_PATH: &str = "pg_catalog, pg_temp";
@@ -37,7 +37,7 @@ const TARGET_SEARCH_PATH: &str = "pg_catalog, pg_temp";
 /// - JIT compilation is off. It takes longer than our statements themselves, by seconds if the planner settings make a
 ///   statement look expensive.
 /// - The server detects a dead peer of an idle connection within a minute. The default of the system is hours.
-pub(crate) const SET_UP: &str = "set statement_timeout = 0; set idle_in_transaction_session_timeout = 0;
+pub const SET_UP: &str = "set statement_timeout = 0; set idle_in_transaction_session_timeout = 0;
    select pg_catalog.set_config('cdc_export.role_path', pg_catalog.current_setting('search_path'), false)
      where pg_catalog.current_setting('search_path') operator(pg_catalog.<>) 'pg_catalog, pg_temp'
        and pg_catalog.current_setting('search_path') operator(pg_catalog.<>) 'pg_catalog, cdc_export, pg_temp';
@@ -56,17 +56,17 @@ pub(crate) const SET_UP: &str = "set statement_timeout = 0; set idle_in_transact
    set tcp_keepalives_idle = 30; set tcp_keepalives_interval = 10; set tcp_keepalives_count = 3;";
 
 /// Returns a name as a quoted identifier.
-pub(crate) fn quoted(name: &str) -> String {
+pub fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-pub(crate) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
+pub async fn connect(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
     let mut conn = PgConnection::connect_with(options).await?;
     set_up(&mut conn).await?;
     Ok(conn)
 }
 
-pub(crate) async fn connect_target(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
+pub async fn connect_target(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
     let mut conn = PgConnection::connect_with(options).await?;
     let set_up = SET_UP.replace(&format!("= {SEARCH_PATH};"), &format!("= {TARGET_SEARCH_PATH};"));
     let set = sqlx::AssertSqlSafe(format!("-- connection.set_up\n {set_up}"));
@@ -74,7 +74,7 @@ pub(crate) async fn connect_target(options: &PgConnectOptions) -> Result<PgConne
     Ok(conn)
 }
 
-pub(crate) async fn set_up(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+pub async fn set_up(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     let set = sqlx::AssertSqlSafe(format!("-- connection.set_up\n {SET_UP}"));
     sqlx::raw_sql(set).execute(conn).await.map(drop)
 }

@@ -22,7 +22,7 @@ const PING_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Pings a connection. After an error the caller drops the connection without the protocol's goodbye message, which
 /// could hang.
-pub(crate) async fn require_answer(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+pub async fn require_answer(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     match tokio::time::timeout(PING_TIMEOUT, conn.ping()).await {
         Ok(answer) => answer,
         Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
@@ -77,11 +77,11 @@ impl Pool {
         Pool { is_careful: true, ..self }
     }
 
-    pub(crate) fn inner(&self) -> &PgPool {
+    pub fn inner(&self) -> &PgPool {
         &self.inner
     }
 
-    pub(crate) fn num_idle(&self) -> u32 {
+    pub fn num_idle(&self) -> u32 {
         (self.inner.num_idle() + self.shared().connections.len()) as u32
     }
 
@@ -89,7 +89,7 @@ impl Pool {
     ///
     /// # Errors
     /// If there is none within the time limit of the driver's pool.
-    pub(crate) async fn acquire(&self) -> Result<Pooled, sqlx::Error> {
+    pub async fn acquire(&self) -> Result<Pooled, sqlx::Error> {
         let at_hand = self.shared().take_or_wait();
         if let Some(mut pooled) = at_hand {
             if !self.is_careful || require_answer(&mut pooled).await.is_ok() {
@@ -105,7 +105,7 @@ impl Pool {
     }
 
     /// Gives a connection back whose last statement was answered, and which is in no transaction.
-    pub(crate) fn give_back(&self, pooled: Pooled) {
+    pub fn give_back(&self, pooled: Pooled) {
         let mut shared = self.shared();
         if shared.waiting > 0 || pooled.taken_at.elapsed() > MOST_AT_HAND {
             return;
@@ -141,7 +141,7 @@ impl Drop for WaitingCaller<'_> {
 
 /// A connection of a pool. On drop, the driver's pool has it back.
 #[derive(Debug)]
-pub(crate) struct Pooled {
+pub struct Pooled {
     conn: Option<PoolConnection<Postgres>>,
     /// The time when the driver's pool lent it.
     taken_at: Instant,
@@ -149,7 +149,7 @@ pub(crate) struct Pooled {
 
 impl Pooled {
     /// Closes the connection without the protocol's goodbye message, which could hang.
-    pub(crate) fn close(mut self) {
+    pub fn close(mut self) {
         drop(self.conn.take().map(PoolConnection::detach));
     }
 }

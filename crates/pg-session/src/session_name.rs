@@ -12,29 +12,29 @@ static PROCESS: LazyLock<String> = LazyLock::new(|| {
     random[..8].to_owned()
 });
 
-pub(crate) fn of_process() -> String {
+pub fn of_process() -> String {
     format!("cdc-export {}", *PROCESS)
 }
 
 /// Returns the name of the session that listens for a process whose claims fail.
-pub(crate) fn of_failing() -> String {
+pub fn of_failing() -> String {
     format!("{} failing", of_process())
 }
 
 /// Returns the name of a session that will hold the snapshots of attempts, one after the other.
 ///
 /// The name is random. It is not the token of a lease, which only an attempt may know.
-pub(crate) fn of_leader() -> String {
+pub fn of_leader() -> String {
     let random = Uuid::new_v4().simple().to_string();
     format!("{} {}", of_process(), &random[..16])
 }
 
 /// Returns the name of the sessions that read the snapshots of this leader.
-pub(crate) fn of_reader(leader: &str) -> String {
+pub fn of_reader(leader: &str) -> String {
     format!("{leader} reader")
 }
 
 /// Returns the name of the session that last looked for work on behalf of a destination.
-pub(crate) fn of_destination(destination: Uuid) -> String {
+pub fn of_destination(destination: Uuid) -> String {
     format!("{} at {}", of_process(), destination.simple())
 }

@@ -9,7 +9,7 @@
 ///
 /// # Panics
 /// If no line includes one of the pieces, or if a line includes another one.
-pub(crate) fn with_pieces(statement: &str, pieces: &[(&str, &str)]) -> String {
+pub fn with_pieces(statement: &str, pieces: &[(&str, &str)]) -> String {
     let whole = pieces.iter().fold(statement.to_owned(), |text, (name, piece)| {
         let include = format!("-- include {name}");
         let lines: Vec<_> =

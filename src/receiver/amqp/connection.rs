@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use crate::receiver::amqp::address::BrokerAddress;
 use crate::receiver::amqp::stream::{self, OpenedStreams, ShutdownGuard};
-use crate::telemetry::chain;
+use pg_session::failure::chain;
 
 /// Timeout of a call to the broker, and of a connection attempt. RabbitMQ gives a client as much for the handshake.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(10);

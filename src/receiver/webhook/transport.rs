@@ -12,9 +12,9 @@ use crate::receiver::webhook::Webhook;
 use crate::receiver::webhook::body_shape::BodyShape;
 use crate::receiver::webhook::resolver::CheckedResolver;
 use crate::receiver::webhook::signature::SigningSecrets;
-use crate::telemetry::chain;
 use crate::tls;
 use crate::trace::TraceParent;
+use pg_session::failure::chain;
 
 /// Timeout of a post, from the DNS lookup to the end of the answer.
 const TIMEOUT: Duration = Duration::from_secs(15);

@@ -11,7 +11,6 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::failpoint;
 use crate::file::hidden::HiddenFile;
 use crate::file::name::FileName;
 use crate::file::{FileLocation, FileRecord, StagedFile};
@@ -21,6 +20,7 @@ use crate::sink::bucket::note::{NOTES, Note};
 use crate::sink::bucket::objects::{SMALL_BYTES, path};
 use crate::sink::bucket::{Bucket, Object};
 use crate::sink::{Destination, Draft, Error, MarkerFile, Prepared, Published, PublishedFile, SmallFile};
+use failpoint::failpoint;
 
 const CONCURRENT_REMOVALS: usize = 8;
 

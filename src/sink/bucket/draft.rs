@@ -12,12 +12,12 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::duration::Backoff;
-use crate::failpoint;
 use crate::file::{FileIdentity, FileLocation, StagedFile};
 use crate::sink::bucket::failure::may_pass;
 use crate::sink::bucket::note::Note;
 use crate::sink::bucket::objects::{Objects, UPLOADS, path};
 use crate::sink::{Draft, Error, stall_limit};
+use failpoint::failpoint;
 
 /// The number of parts that every store takes.
 const MOST_PARTS: usize = 10_000;

@@ -191,7 +191,8 @@ mod tests {
 
     #[test]
     fn text_of_a_gateway_is_not_told() {
-        let log = |answer: &str| crate::telemetry::chain(&cannot("read", "s3://files/a".to_owned())(answered(answer)));
+        let log =
+            |answer: &str| pg_session::failure::chain(&cannot("read", "s3://files/a".to_owned())(answered(answer)));
         let target = "GET /files/a?sv=1&sig=geheim";
         for (answer, told) in [
             (format!("{REFUSAL}400 Bad Request: Refused: {target}"), "the store answers 400 Bad Request"),

@@ -174,7 +174,8 @@ mod tests {
         ] {
             let variables = others.iter().copied().chain([(name, value)]);
             let address = BucketAddress::read(url, variables).unwrap();
-            let wrong = crate::telemetry::chain(&Objects::new(Settings { address, part_bytes: 5 << 20 }).unwrap_err());
+            let wrong =
+                pg_session::failure::chain(&Objects::new(Settings { address, part_bytes: 5 << 20 }).unwrap_err());
             assert!(wrong.contains(&format!(": {name}: ")), "{wrong}");
             assert!(!wrong.contains("geheim") && !wrong.contains('\n'), "{wrong}");
         }

@@ -15,11 +15,11 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use uuid::Uuid;
 
-use crate::failpoint;
 use crate::file::StagedFile;
 use crate::sink::folder::entries::{Dir, identity, require_room};
 use crate::sink::{Draft, Error};
-use crate::telemetry::chain;
+use failpoint::failpoint;
+use pg_session::failure::chain;
 
 /// The size of a block. A file that is smaller is written at once, when it is staged.
 const BLOCK_BYTES: usize = 1 << 20;

@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use crate::failpoint;
 use crate::file::hidden::HiddenFile;
 use crate::file::{FileIdentity, FileLocation};
 use crate::sink::error::cannot;
 use crate::sink::{Error, Lookup, SmallFile};
+use failpoint::failpoint;
 
 /// The mode of a new file, from which the umask takes rights.
 const OPEN_TO_ALL: Mode = Mode::from_raw_mode(0o666);

@@ -5,11 +5,11 @@
 
 use rustix::io::Errno;
 
-use crate::failpoint;
 use crate::sink::folder::Folder;
 use crate::sink::folder::entries::Dir;
 use crate::sink::marker_file::MARKER_MAX_BYTES;
 use crate::sink::{Error, SmallFile};
+use failpoint::failpoint;
 
 impl Folder {
     pub(super) fn read_small(&self, name: &str, most: u64) -> Result<Option<SmallFile>, Error> {

@@ -10,11 +10,11 @@ use sqlx::postgres::types::Oid;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
-use crate::connection::failure::{SqlFailure, sqlstate};
 use crate::source::capture::function_text::{Function, VERSION};
 use crate::source::capture::{one_at_a_time, stamps};
 use crate::source::quote;
 use crate::source::trigger::TriggerKind;
+use pg_session::failure::{SqlFailure, sqlstate};
 
 /// The name of the role that the functions run as, without the database's oid at its end.
 ///

@@ -8,8 +8,8 @@ use std::sync::LazyLock;
 use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::connection::statement::with_pieces;
 use crate::source::captured::CAPTURE;
+use pg_session::statement::with_pieces;
 
 static STAMPS: LazyLock<String> =
     LazyLock::new(|| with_pieces(include_str!("stamps.sql"), &[("captured.sql", CAPTURE)]));

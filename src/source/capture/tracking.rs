@@ -6,7 +6,6 @@ use std::sync::LazyLock;
 use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
-use crate::connection::statement::with_pieces;
 use crate::dataset::{Capture, Dataset, Table, TableSchema};
 use crate::source::capture::waiting::{Queue, Wait};
 use crate::source::capture::{Error, function_text, functions, one_at_a_time, stamps};
@@ -14,6 +13,7 @@ use crate::source::captured::CAPTURE;
 use crate::source::relation_locks::Room;
 use crate::source::trigger::TriggerKind;
 use crate::source::{quote, rights, table_schema};
+use pg_session::statement::with_pieces;
 
 static LOCATE: LazyLock<String> =
     LazyLock::new(|| with_pieces(include_str!("tracking/locate.sql"), &[("captured.sql", CAPTURE)]));

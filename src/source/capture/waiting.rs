@@ -9,11 +9,11 @@ use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::time::Instant;
 
-use crate::connection::failure::SqlFailure;
 use crate::dataset::Table;
-use crate::failpoint;
 use crate::source::capture::Error;
 use crate::source::quote;
+use failpoint::failpoint;
+use pg_session::failure::SqlFailure;
 
 /// The time for which a command tries again to lock its tables, from the first busy one on.
 const TOTAL: Duration = Duration::from_mins(1);

@@ -18,11 +18,10 @@ use opentelemetry_sdk::trace::{self, SdkTracer, SdkTracerProvider};
 use reqwest::{Body, Client};
 use tokio::runtime::{self, Runtime};
 
-use crate::failpoint;
-use crate::telemetry::chain;
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::spans::settings::{Sampler, Settings};
 use crate::tls;
+use pg_session::failure::chain;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Time limit at the end of the process for sending the remaining spans.

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use axum::body::Bytes;
-use cdc_export::failpoint;
 use cdc_export::file::{FileIdentity, StagedFile};
 use cdc_export::sink::{BucketAddress, BucketSettings, Destination, Error, Limited, Published, Settings};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -232,7 +231,7 @@ fn refusal(status: &str, code: &str) -> String {
 
 /// Everything that the log says of an error.
 fn logged(error: &Error) -> String {
-    cdc_export::telemetry::chain(error)
+    pg_session::failure::chain(error)
 }
 
 /// A file that is uploaded, and not published yet.
