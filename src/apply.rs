@@ -25,8 +25,8 @@ use std::sync::Arc;
 use sqlx::{Connection, PgConnection};
 
 use crate::dataset::Table;
-use crate::job::ConsumerId;
-use crate::manifest::Manifest;
+use cdc_manifest::Manifest;
+use cdc_manifest::consumer::ConsumerId;
 use pg_session::failure::{SqlFailure, sqlstate};
 
 pub use connections::TargetConnections;

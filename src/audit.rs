@@ -4,8 +4,9 @@
 
 use std::sync::OnceLock;
 
-use crate::job::{ConsumerId, Export, Job, JobId};
+use crate::job::{Export, Job, JobId};
 use crate::key::Prefix;
+use cdc_manifest::consumer::ConsumerId;
 
 pg_rows::words! {
     /// The effect of a request, or the intended one.

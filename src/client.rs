@@ -27,9 +27,9 @@ use tokio::task::JoinError;
 use crate::apply;
 use crate::client::answer::CallError;
 use crate::client::api::RefusedExport;
-use crate::file::plain_name::NotPlain;
-use crate::manifest::{self, seal};
 use crate::sink;
+use cdc_manifest::plain_name::NotPlain;
+use cdc_manifest::{self, seal};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -55,7 +55,7 @@ pub(crate) enum Error {
     #[error(transparent)]
     Archive(#[from] sink::Error),
     #[error(transparent)]
-    Manifest(#[from] manifest::InvalidManifest),
+    Manifest(#[from] cdc_manifest::InvalidManifest),
     #[error(transparent)]
     Changed(#[from] seal::Broken),
     #[error(transparent)]

@@ -30,9 +30,10 @@ use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::header::{FileHeader, meta_column};
 use crate::dataset::mask::{MaskRule, MaskSecret, Masks};
 use crate::job::ExportType;
-use crate::job::columns::{FileColumn, FileColumns, MetaColumn, SavedWireFormat};
+use crate::job::columns::{FileColumn, FileColumns, SavedWireFormat};
 use crate::job::selection::Selection;
 use crate::watermark::GuardState;
+use pg_rows::meta::MetaColumn;
 
 /// A column of a table or a file.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,7 +5,8 @@
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use crate::job::{ConsumerId, JobId, Status};
+use crate::job::{JobId, Status};
+use cdc_manifest::consumer::ConsumerId;
 
 pg_rows::words! {
     /// The state of a delivery.

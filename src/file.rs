@@ -4,22 +4,18 @@
 
 pub mod hidden;
 pub mod name;
-pub mod plain_name;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::database::DatabaseId;
-use crate::file::name::part_name;
+use crate::job::JobId;
 use crate::job::marker::Marker;
-use crate::job::{ConsumerId, JobId};
 use crate::trace::TraceParent;
+use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::file_name::file_names;
 use pg_rows::encoding::Encoding;
-
-/// The largest number of files of an export. Their names have five digits for the part, and the API returns all files
-/// in one response.
-pub const MOST_FILES: usize = 10_000;
 
 /// The result of a successful attempt: complete and durable files, still under their hidden names.
 #[derive(Clone, Debug, Default)]
@@ -167,11 +163,6 @@ impl FileRecord {
     pub fn owned_files(&self) -> Vec<(String, StagedFile)> {
         self.files().map(|(name, file)| (name, file.clone())).collect()
     }
-}
-
-/// Returns the names of an export's files. An only file has the export's name; several files have part numbers in it.
-pub fn file_names(name: &str, files: usize) -> impl Iterator<Item = String> {
-    (1..=files as u32).map(move |part| if files == 1 { name.to_owned() } else { part_name(name, part) })
 }
 
 #[cfg(test)]

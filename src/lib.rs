@@ -15,7 +15,6 @@ pub mod file;
 pub mod freshness;
 pub mod job;
 pub mod key;
-pub mod manifest;
 pub mod row;
 pub mod schedule;
 pub mod trace;

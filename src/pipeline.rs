@@ -14,11 +14,12 @@ use tokio::sync::mpsc;
 
 use crate::dataset::mask::MaskSecret;
 use crate::dataset::{CellMax, KnownColumn};
-use crate::file::{Exported, MOST_FILES, Part};
+use crate::file::{Exported, Part};
 use crate::job::{Export, ExportType, Progress};
 use crate::row::{ReceiverClosed, RowLayout, RowReceiver};
 use crate::sink::{self, Draft, Drafts};
 use crate::source::{self, rows::Rows};
+use cdc_manifest::file_name::MOST_FILES;
 
 /// The largest number of pieces that wait between the readers and the writer.
 const PIECES_AHEAD: usize = 2;

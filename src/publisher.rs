@@ -7,12 +7,12 @@ use crate::file::FileRecord;
 use crate::job::Status;
 use crate::job::lane::Lane;
 use crate::job::times::Times;
-use crate::manifest::signing::SigningKey;
-use crate::manifest::{Chained, Manifest};
 use crate::sink::{self, Destination, Limited, MarkerFile, Published, WrittenManifest, path_from_manifest};
 use crate::store::manifests::Planned;
 use crate::store::{self, Store};
 use crate::telemetry::spans::{Kind, Span};
+use cdc_manifest::signing::SigningKey;
+use cdc_manifest::{Chained, Manifest};
 use failpoint::failpoint;
 use pg_session::failure::chain;
 

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::job::{ConsumerId, ExportType, JobId, Request};
+use crate::job::{ExportType, JobId, Request};
 use crate::schedule::timing::Timing;
+use cdc_manifest::consumer::ConsumerId;
 use pg_rows::encoding::Encoding;
 
 /// The limit for the last used slot to be ahead of the database's clock. Up to this limit the schedule waits for the

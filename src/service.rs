@@ -33,7 +33,7 @@ use crate::dataset::{Dataset, Description, Table, TableColumn, TableSchema};
 use crate::demo;
 use crate::job::datasets::MOST_DATASETS;
 use crate::job::selection::BadSelection;
-use crate::job::{Bounds, ConsumerId, Export, JobId, Status, Terms};
+use crate::job::{Bounds, Export, JobId, Status, Terms};
 use crate::key::Prefix;
 use crate::service::cached_reads::CachedReads;
 use crate::service::consumers::LagKey;
@@ -46,6 +46,7 @@ use crate::source::{self, Source};
 use crate::store::{self, OtherProcesses, Store};
 use crate::telemetry::metrics;
 use crate::watermark::{ConsumerLag, LogUse};
+use cdc_manifest::consumer::ConsumerId;
 
 pub use cached_reads::CachedRead;
 pub use followers::Subscriber;

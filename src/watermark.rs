@@ -10,7 +10,8 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::freshness::Readiness;
-use crate::job::{ConsumerId, Continuity};
+use crate::job::Continuity;
+use cdc_manifest::consumer::ConsumerId;
 
 /// The changes that wait for a consumer, as the table's rows and times tell it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

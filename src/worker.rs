@@ -34,8 +34,7 @@ use crate::file::{Exported, FileRecord};
 use crate::job::columns::FileColumns;
 use crate::job::marker::Marker;
 use crate::job::times::Times;
-use crate::job::{ConsumerId, CurrentExport, Export, ExportReport, ExportType, JobId, Progress, Status};
-use crate::manifest::Manifest;
+use crate::job::{CurrentExport, Export, ExportReport, ExportType, JobId, Progress, Status};
 use crate::pipeline::{self, WrittenExport};
 use crate::publisher::{self, Publisher};
 use crate::sink::{self, Destination, Drafts, Limited, MarkerFile, StallWatch};
@@ -59,6 +58,8 @@ use crate::telemetry::{job_event, metrics};
 use crate::trace::TraceParent;
 use crate::worker::error::{Error, Failed};
 use crate::worker::heartbeat::{Heartbeat, Stop};
+use cdc_manifest::Manifest;
+use cdc_manifest::consumer::ConsumerId;
 use failpoint::failpoint;
 use pg_session::failure::chain;
 

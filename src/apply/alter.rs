@@ -8,7 +8,7 @@ use crate::apply::statement::{run, run_unless_exists};
 use crate::apply::table::{TargetTable, relation, target_columns};
 use crate::apply::{During, Error, INSPECT_TABLE, Settings, TargetPosition, ownership};
 use crate::dataset::Table;
-use crate::manifest::{Chained, ManifestColumn};
+use cdc_manifest::{Chained, ManifestColumn};
 use pg_session::quoted;
 
 pub(super) async fn create_schema(conn: &mut PgConnection, schema: &str) -> Result<(), Error> {

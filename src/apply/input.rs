@@ -6,7 +6,7 @@ use flate2::read::MultiGzDecoder;
 use ring::digest::{Context, SHA256};
 
 use crate::apply::line_counter::LineCounter;
-use crate::manifest::ManifestFile;
+use cdc_manifest::ManifestFile;
 
 /// The unpacked bytes of a file. The last read fails if the file is not the exported one.
 pub type Input = Box<dyn Read + Send>;

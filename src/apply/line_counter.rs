@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::manifest::ManifestFile;
+use cdc_manifest::ManifestFile;
 
 /// The bytes to which any file may unpack, however small it is.
 const MIN_UNPACKED_BYTES: u64 = 1 << 30;

@@ -10,7 +10,7 @@ use crate::apply::input::Input;
 use crate::apply::statement::run;
 use crate::apply::table::TargetTable;
 use crate::apply::{During, Error};
-use crate::manifest::Chained;
+use cdc_manifest::Chained;
 use pg_session::quoted;
 
 const CHUNK_BYTES: usize = 256 << 10;

@@ -5,7 +5,7 @@ use sqlx::PgConnection;
 use crate::apply::statement::run;
 use crate::apply::table::{TargetTable, operation};
 use crate::apply::{Changes, During, Error};
-use crate::manifest::Chained;
+use cdc_manifest::Chained;
 use pg_session::quoted;
 
 /// Deletes the rows that the export deletes, then inserts or updates the others. `columns` are those of the table.

@@ -10,8 +10,8 @@ use crate::apply::statement::{run, run_unless_exists};
 use crate::apply::table::{TargetColumn, TargetTable, target_columns};
 use crate::apply::{During, Error, POSITIONS_SCHEMA, Settings, ownership};
 use crate::dataset::Table;
-use crate::job::ConsumerId;
-use crate::manifest::{Manifest, ManifestColumn, ManifestSource};
+use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::{Manifest, ManifestColumn, ManifestSource};
 
 /// The default schema of a table.
 const SCHEMA: &str = "public";

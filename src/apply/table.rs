@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 use crate::apply::statement::run;
 use crate::apply::{During, Error, INSPECT_TABLE, Settings, TargetPosition, ownership};
 use crate::dataset::Table;
-use crate::manifest::{Chained, ManifestColumn};
+use cdc_manifest::{Chained, ManifestColumn};
 use pg_session::quoted;
 
 /// A table, locked until the end of the transaction.

@@ -12,7 +12,7 @@ use crate::apply::{
 };
 use crate::dataset::Table;
 use crate::job::Continuity;
-use crate::manifest::{Chained, Manifest};
+use cdc_manifest::{Chained, Manifest};
 use failpoint::failpoint;
 use pg_session::failure::SqlFailure;
 

@@ -20,10 +20,11 @@ use crate::client::remote::RemoteService;
 use crate::client::{About, Error};
 use crate::http::in_process::InProcess;
 use crate::job::lane::Lane;
-use crate::job::{After, ConsumerId, ExportType, JobId, Request, Status};
-use crate::manifest::Manifest;
-use crate::manifest::seal::PublicKey;
+use crate::job::{After, ExportType, JobId, Request, Status};
 use crate::tls;
+use cdc_manifest::Manifest;
+use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::seal::PublicKey;
 
 pub(crate) const PAGE_ITEMS: u32 = 200;
 /// The number of jobs that one call requests of a long list. Each may have the exports of a thousand datasets.

@@ -18,8 +18,8 @@ use crate::client::api::{Api, export_path};
 use crate::client::job_view::{ExportView, FileView};
 use crate::client::observer::Observer;
 use crate::client::{About, Error, own_file};
-use crate::file::plain_name::PlainName;
 use crate::job::{After, JobId};
+use cdc_manifest::plain_name::PlainName;
 use pg_session::failure::chain;
 
 /// The time without a received byte after which a download fails.

@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use crate::client::answer::PlainText;
 use crate::client::{About, Error};
-use crate::file::plain_name::{NotPlain, PlainName};
 use crate::job::{FailureCode, JobId, Status};
+use cdc_manifest::plain_name::{NotPlain, PlainName};
 
 /// A job, in the form of any request.
 #[derive(Clone, Deserialize)]

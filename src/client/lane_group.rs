@@ -23,8 +23,8 @@ use crate::client::manifest_index::ManifestIndex;
 use crate::client::observer::Observer;
 use crate::client::ready_export::{ReadyExport, apply_together};
 use crate::client::spool::Spool;
-use crate::manifest::ManifestJob;
-use crate::manifest::chain::{RequestTime, request_time};
+use cdc_manifest::ManifestJob;
+use cdc_manifest::chain::{RequestTime, request_time};
 
 /// The lanes that are read side by side in one round.
 pub(crate) struct LaneGroup {

@@ -12,8 +12,9 @@ use crate::client::api::{Api, RefusedExport};
 use crate::client::download::export_files;
 use crate::client::job_view::ExportView;
 use crate::job::lane::Lane;
-use crate::job::{After, ConsumerId, ExportType, FailureCode, JobId, Request, Status};
-use crate::manifest::{Manifest, ManifestSource};
+use crate::job::{After, ExportType, FailureCode, JobId, Request, Status};
+use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::{Manifest, ManifestSource};
 use pg_session::failure::chain;
 
 /// The maximum number of submissions if other exports come first each time.

@@ -13,11 +13,11 @@ use crate::client::lane_reader::{ExportSink, SinkOutcome};
 use crate::client::manifest_index::{LaneManifests, MAX_LISTED, ManifestIndex, read_manifest};
 use crate::client::table_mirror::TableMirror;
 use crate::client::{About, Error};
-use crate::job::ConsumerId;
-use crate::manifest::chain::{Digest, Link, ReaderPosition, Successors, parse_digest, request_time};
-use crate::manifest::seal::PublicKey;
-use crate::manifest::{self, Manifest};
 use crate::sink::{Archive, Lookup, Settings};
+use cdc_manifest::chain::{Digest, Link, ReaderPosition, Successors, parse_digest, request_time};
+use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::seal::PublicKey;
+use cdc_manifest::{self, Manifest};
 use pg_session::failure::chain;
 
 /// The place, and the lane whose exports are read.
@@ -209,7 +209,7 @@ impl CheckedExport {
 
 /// Returns the files of an export, in their order. Each is opened when it is read.
 fn files(archive: &Arc<dyn Archive>, manifest: &Manifest, paths: &[String]) -> Vec<Input> {
-    let input = |(path, file): (&String, &manifest::ManifestFile)| {
+    let input = |(path, file): (&String, &cdc_manifest::ManifestFile)| {
         let (archive, path) = (Arc::clone(archive), path.clone());
         let open = move || match archive.open_file(&path) {
             Ok(Lookup::File(_, found)) => Ok(found),

@@ -12,11 +12,11 @@ use uuid::Uuid;
 
 use crate::client::{About, Error};
 use crate::dataset::name::is_name;
-use crate::job::ConsumerId;
-use crate::manifest::chain::{Chains, Digest, parse_digest};
-use crate::manifest::seal::PublicKey;
-use crate::manifest::{self, Manifest};
 use crate::sink::{Archive, Settings};
+use cdc_manifest::chain::{Chains, Digest, parse_digest};
+use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::seal::PublicKey;
+use cdc_manifest::{self, Manifest};
 use pg_session::failure::chain;
 
 /// The maximum number of lanes or manifests that a message lists.
@@ -165,8 +165,8 @@ impl ManifestIndex {
     /// Returns the reason for each manifest that can't be used and may be of this dataset. `applied` is the number of
     /// the export that the dataset's table has.
     pub(super) fn unusable(&self, dataset: &str, applied: Option<u64>) -> Vec<&str> {
-        let folder = manifest::folder(dataset, &self.consumer);
-        let may_be_of_lane = |name: &str| !manifest::is_key(name) || name.starts_with(&folder);
+        let folder = cdc_manifest::folder(dataset, &self.consumer);
+        let may_be_of_lane = |name: &str| !cdc_manifest::is_key(name) || name.starts_with(&folder);
         let unreadable = self.unreadable.iter().filter(|(name, _)| may_be_of_lane(name)).map(|(_, why)| &**why);
         // If the number isn't above `applied`, the table has the export, or a later one.
         let broken = self.lane(dataset).broken.iter().filter(|(number, _)| Some(*number) > applied);

@@ -23,11 +23,11 @@ use crate::client::lane_group::LaneGroup;
 use crate::client::lane_reader::{ExportSink, LanePosition, SinkOutcome};
 use crate::client::observer::Observer;
 use crate::client::{About, Error, own_file};
-use crate::file::plain_name::PlainName;
-use crate::file::{MOST_FILES, file_names};
-use crate::job::ConsumerId;
 use crate::job::lane::Lane;
-use crate::manifest::{self, Chained, Manifest, ManifestSource};
+use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::file_name::{MOST_FILES, file_names};
+use cdc_manifest::plain_name::PlainName;
+use cdc_manifest::{self, Chained, Manifest, ManifestSource};
 use failpoint::failpoint;
 
 const VERSION: u32 = 1;
@@ -213,7 +213,7 @@ fn final_names(name: &PlainName, files: usize) -> Result<Vec<PlainName>, Error> 
     if !(1..=MOST_FILES).contains(&files) {
         return Err(Error::Refused(format!("{name} has {files} files, and an export has 1 to {MOST_FILES}")));
     }
-    let manifest = manifest::name_in_folder(name.as_str());
+    let manifest = cdc_manifest::name_in_folder(name.as_str());
     file_names(name.as_str(), files).chain([manifest]).map(|name| Ok(name.parse()?)).collect()
 }
 

@@ -8,7 +8,7 @@ use crate::apply::input::Input;
 use crate::apply::{self, Applied, MemberExport, Target, TransactionFailure};
 use crate::client::Error;
 use crate::client::observer::Observer;
-use crate::manifest::Manifest;
+use cdc_manifest::Manifest;
 use pg_session::failure::chain;
 
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);

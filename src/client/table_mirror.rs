@@ -15,7 +15,7 @@ use crate::client::lane_reader::{ExportSink, LanePosition, SinkOutcome};
 use crate::client::observer::Observer;
 use crate::client::ready_export::{ReadyExport, while_unavailable};
 use crate::client::spool::Spool;
-use crate::manifest::{Manifest, ManifestSource};
+use cdc_manifest::{Manifest, ManifestSource};
 
 /// The table, and its position at the last reading.
 pub(crate) struct TableMirror {

@@ -20,11 +20,11 @@ use tokio::runtime::Handle;
 use crate::client::Error;
 use crate::client::observer::Observer;
 use crate::client::verifier::parallel::{WorkQueue, in_parallel};
-use crate::manifest::chain::Chains;
-use crate::manifest::chain_report::ChainReport;
-use crate::manifest::seal::{Broken, PublicKey};
-use crate::manifest::{Manifest, ManifestFile};
 use crate::sink::{self, Archive, Lookup};
+use cdc_manifest::chain::Chains;
+use cdc_manifest::chain_report::ChainReport;
+use cdc_manifest::seal::{Broken, PublicKey};
+use cdc_manifest::{Manifest, ManifestFile};
 
 const READ_BYTES: usize = 256 << 10;
 /// The maximum number of readings of a file if a bucket stops sending its bytes.

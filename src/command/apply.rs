@@ -21,7 +21,7 @@ use crate::command::lanes::{LaneOptions, LaneTask};
 use crate::command::server::{AddressParser, remote_api};
 use crate::command::start::{arm, block_on};
 use crate::command::terminal::Terminal;
-use crate::manifest::seal::PublicKey;
+use cdc_manifest::seal::PublicKey;
 
 /// The consumer, the source of its exports, and the target table.
 #[derive(Args)]

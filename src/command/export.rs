@@ -5,11 +5,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::config::{CatalogFile, Config};
-use crate::file::plain_name::NotPlain;
-use crate::job::{After, ConsumerId, Continuity, ExportType, FILE_BYTES, FailureCode, JobId, Request, Status};
+use crate::job::{After, Continuity, ExportType, FILE_BYTES, FailureCode, JobId, Request, Status};
 use crate::postgres::Database;
 use crate::worker::Stops;
 use anyhow::{Context, anyhow};
+use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::plain_name::NotPlain;
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use pg_rows::encoding::{Compression, Encoding, Format};

@@ -20,8 +20,9 @@ use crate::client::observer::Observer;
 use crate::command::signals::stop_on_signal;
 use crate::command::terminal::{Terminal, is_closed_stdout};
 use crate::command::words::pause;
-use crate::file::plain_name::PlainName;
-use crate::job::{ConsumerId, ExportType, Request};
+use crate::job::{ExportType, Request};
+use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::plain_name::PlainName;
 use pg_rows::encoding::Encoding;
 use pg_session::failure::chain;
 

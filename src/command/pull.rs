@@ -20,7 +20,7 @@ use crate::command::server::{AddressParser, remote_api};
 use crate::command::start::block_on;
 use crate::command::terminal::Terminal;
 use crate::command::words::{compressions, words};
-use crate::manifest::seal::PublicKey;
+use cdc_manifest::seal::PublicKey;
 
 /// The consumer, the service and the folder.
 #[derive(Args)]

@@ -15,7 +15,7 @@ use crate::command::plain::plain;
 use crate::command::start::block_on;
 use crate::command::terminal::Terminal;
 use crate::config::Environment;
-use crate::manifest::seal::PublicKey;
+use cdc_manifest::seal::PublicKey;
 
 /// The place, and the options of the check.
 #[derive(Args)]

@@ -2,9 +2,9 @@
 
 use crate::config::Error;
 use crate::config::variables::{Variables, invalid};
-use crate::manifest::signing::SigningKey;
 use crate::publisher;
 use crate::sink;
+use cdc_manifest::signing::SigningKey;
 
 pub(super) fn read(vars: &Variables) -> Result<sink::Settings, Error> {
     let Some(url) = vars.get("OUTPUT_URL") else {

@@ -10,7 +10,7 @@ use crate::dataset::mask::Masks;
 use crate::dataset::{Capture, Columns, Dataset, Operation, ParquetChoices, Table, Unrepresentable};
 use crate::duration;
 use crate::job::FILE_BYTES;
-use crate::job::columns::MetaColumn;
+use pg_rows::meta::MetaColumn;
 
 /// The default of the overlap: the longest time that a transaction may take.
 const OVERLAP: Duration = Duration::from_secs(5 * 60);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use pg_rows::column::ColumnType;
 
 use crate::dataset::TableColumn;
-use crate::job::columns::MetaColumn;
+use pg_rows::meta::MetaColumn;
 
 /// The name of a delta's first column, unless the operator gives it another one.
 pub const OPERATION: &str = "operation";

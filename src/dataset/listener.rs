@@ -4,7 +4,8 @@ use crate::dataset::block::{Block, Names};
 use crate::dataset::fault::UnknownDataset;
 use crate::dataset::name::{hint, is_name};
 use crate::event::{EventType, Listener};
-use crate::job::{ConsumerId, Status};
+use crate::job::Status;
+use cdc_manifest::consumer::ConsumerId;
 
 /// Names outside of a block that its members may or may not be.
 pub struct KnownNames<'a> {

@@ -8,10 +8,11 @@ use crate::dataset::block::{Block, Names, OperatorFile};
 use crate::dataset::dataset_block::fresh_within;
 use crate::dataset::listener::KnownNames;
 use crate::dataset::name::hint;
+use crate::job::ExportType;
 use crate::job::datasets::MOST_DATASETS;
-use crate::job::{ConsumerId, ExportType};
 use crate::schedule::timing::{self, BadTiming, Timing};
 use crate::schedule::{Schedule, ScheduledDatasets};
+use cdc_manifest::consumer::ConsumerId;
 use pg_rows::encoding::{Encoding, Format};
 
 pub(super) fn read(file: &mut OperatorFile<'_>, names: &mut Names, known: &KnownNames<'_>) -> Vec<Arc<Schedule>> {

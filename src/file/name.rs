@@ -6,8 +6,10 @@ use chrono::{DateTime, Utc};
 use crate::dataset::USERS;
 #[cfg(feature = "buckets")]
 use crate::file::hidden::HiddenFile;
-use crate::job::{ConsumerId, Request};
-use pg_rows::encoding::{Compression, Encoding, Format};
+use crate::job::Request;
+use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::file_name::part_name;
+use pg_rows::encoding::Encoding;
 
 /// Returns the name without number and extension, for a request made at `now`.
 ///
@@ -84,26 +86,11 @@ pub fn stem_and_number(name: &str, encoding: Encoding) -> (&str, i64) {
     }
 }
 
-/// Returns the name without its extension, for any encoding. A stem has no dot after its time; a consumer's id in it
-/// may contain dots.
-pub fn stem_of(name: &str) -> &str {
-    let endings =
-        Format::ALL.iter().flat_map(|format| Compression::ALL.iter().map(|compression| (*format, *compression)));
-    let stems =
-        endings.filter_map(|(format, compression)| name.strip_suffix(&Encoding { format, compression }.extension()));
-    stems.min_by_key(|stem| stem.len()).unwrap_or(name)
-}
-
-/// Returns the name of one of several parts, counted from 1. The number of the part precedes the extension.
-pub fn part_name(name: &str, part: u32) -> String {
-    let stem = stem_of(name);
-    format!("{stem}.part-{part:05}{}", &name[stem.len()..])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::job::ExportType;
+    use pg_rows::encoding::{Compression, Format};
 
     #[test]
     fn stem_has_type_consumer_and_time() {

@@ -10,9 +10,10 @@ use crate::http::input::dataset;
 use crate::http::problem::Problem;
 use crate::http::query;
 use crate::http::schemas::DatasetName;
+use crate::job::Filter;
 use crate::job::activity::{HourlyExports, LastDay};
+use crate::job::json::ConsumerSchema;
 use crate::job::json::rfc3339;
-use crate::job::{ConsumerId, Filter};
 use crate::service::Service;
 
 /// The query of `/exports/activity`.
@@ -20,7 +21,7 @@ use crate::service::Service;
 #[into_params(parameter_in = Query)]
 pub(crate) struct ActivityQuery {
     /// Exports of this consumer
-    #[param(value_type = Option<ConsumerId>, example = "search")]
+    #[param(value_type = Option<ConsumerSchema>, example = "search")]
     consumer: Option<String>,
     /// Exports of this dataset
     #[param(value_type = Option<DatasetName>, example = "users")]

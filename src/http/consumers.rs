@@ -15,18 +15,20 @@ use crate::http::input::PathParameter;
 use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
 use crate::http::query;
+use crate::job::Continuity;
+use crate::job::json::ConsumerSchema;
 use crate::job::json::{JobJson, rfc3339};
 use crate::job::lane::Lane;
-use crate::job::{ConsumerId, Continuity};
 use crate::service::Service;
 use crate::service::consumers::ListedConsumer;
+use cdc_manifest::consumer::ConsumerId;
 
 /// The query of `/consumers`.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct ConsumerQuery {
     /// Only this consumer, in each of its datasets
-    #[param(value_type = Option<ConsumerId>)]
+    #[param(value_type = Option<ConsumerSchema>)]
     consumer: Option<String>,
     /// Maximum number of items; the default is 50
     #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
@@ -144,7 +146,7 @@ pub(crate) struct SummaryBody {
 /// Get a consumer over all its datasets
 #[utoipa::path(
     get, path = "/consumers/{consumerId}", operation_id = "getConsumer", tag = "watermarks",
-    params(("consumerId" = ConsumerId, Path, description = "The consumer")), responses((status = 200, description = "The consumer.", body = SummaryBody)),
+    params(("consumerId" = ConsumerSchema, Path, description = "The consumer")), responses((status = 200, description = "The consumer.", body = SummaryBody)),
     extensions(("x-codes" = json!([Code::TableUnreadable]))),
 )]
 pub(crate) async fn get(service: Service, PathParameter(id): PathParameter) -> Result<Json<SummaryBody>, Problem> {
@@ -177,7 +179,7 @@ pub(crate) async fn get(service: Service, PathParameter(id): PathParameter) -> R
 /// retention removes them. The next export under this name is a first one.
 #[utoipa::path(
     delete, path = "/consumers/{consumerId}", operation_id = "removeConsumer", tag = "watermarks",
-    params(("consumerId" = ConsumerId, Path, description = "The consumer")), responses((status = 204, description = "The consumer is removed.")),
+    params(("consumerId" = ConsumerSchema, Path, description = "The consumer")), responses((status = 204, description = "The consumer is removed.")),
     extensions(("x-codes" = json!([Code::StillOpen]))),
 )]
 pub(crate) async fn delete(service: Service, PathParameter(id): PathParameter) -> Result<StatusCode, Problem> {

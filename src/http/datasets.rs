@@ -14,9 +14,10 @@ use crate::http::code::Code;
 use crate::http::input::PathParameter;
 use crate::http::problem::Problem;
 use crate::http::schemas::DatasetName;
-use crate::job::columns::MetaColumn;
+use crate::http::schemas::MetaColumnSchema;
 use crate::job::json::rfc3339;
 use crate::service::{CachedRead, Service};
+use pg_rows::meta::MetaColumn;
 
 /// All datasets.
 #[derive(Serialize, ToSchema)]
@@ -49,6 +50,7 @@ pub(crate) struct DatasetBody {
     operation_column: Option<String>,
     /// The columns of a file behind those of the table; null as `columns`
     #[schema(required)]
+    #[schema(value_type = Option<Vec<MetaColumnSchema>>)]
     meta: Option<Vec<MetaColumn>>,
     /// The columns that identify a row
     #[schema(required)]

@@ -27,9 +27,11 @@ use crate::http::problem::Problem;
 use crate::http::query;
 use crate::http::schemas::DatasetName;
 use crate::job::json::AnyJobJson;
+use crate::job::json::ConsumerSchema;
 use crate::job::lane::Lane;
-use crate::job::{ConsumerId, Export, ExportType, Filter, JobId, JobPage, Status};
+use crate::job::{Export, ExportType, Filter, JobId, JobPage, Status};
 use crate::service::{self, Cancellation, Service};
+use cdc_manifest::consumer::ConsumerId;
 
 /// Time after which a client reconnects to an interrupted event stream.
 const RECONNECT: Duration = Duration::from_secs(2);
@@ -130,7 +132,7 @@ pub(crate) async fn events(
 #[into_params(parameter_in = Query)]
 pub(crate) struct ExportQuery {
     /// Jobs of this consumer
-    #[param(value_type = Option<ConsumerId>, example = "search")]
+    #[param(value_type = Option<ConsumerSchema>, example = "search")]
     consumer: Option<String>,
     /// Jobs with this status. With `dataset`, or with a key for certain datasets, the status is that of the export of
     /// the dataset

@@ -19,9 +19,11 @@ use crate::http::access::service_of;
 use crate::http::code::Code;
 use crate::http::problem::Problem;
 use crate::http::schemas::DatasetName;
-use crate::job::{ConsumerId, ExportType, IdempotencyKey, JobId};
+use crate::job::json::ConsumerSchema;
+use crate::job::{ExportType, IdempotencyKey, JobId};
 use crate::key;
 use crate::service::{self, Service};
+use cdc_manifest::consumer::ConsumerId;
 
 pub(crate) const CONSUMER_HEADER: &str = "X-Consumer-ID";
 pub(crate) const KEY_HEADER: &str = "Idempotency-Key";
@@ -85,7 +87,7 @@ impl IntoParams for PathConsumer {
 }
 
 fn consumer_parameter(name: &str, place: ParameterIn) -> ParameterBuilder {
-    let schema = Ref::from_schema_name(ConsumerId::name());
+    let schema = Ref::from_schema_name(ConsumerSchema::name());
     let parameter = ParameterBuilder::new().name(name).parameter_in(place).schema(Some(schema));
     parameter.description(Some("The consumer of the export")).example(Some("search".into()))
 }

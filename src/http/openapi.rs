@@ -19,7 +19,7 @@ use crate::http::code::Code;
 use crate::http::exports::submit::{Submitted, SubmittedDatasets};
 use crate::http::problem::Problem;
 use crate::http::schemas::DatasetName;
-use crate::job::ConsumerId;
+use crate::job::json::ConsumerSchema;
 use pg_rows::encoding::{Compression, Format};
 
 /// The parts of the document that do not belong to a call.
@@ -48,7 +48,7 @@ use pg_rows::encoding::{Compression, Format};
         (name = "demo", description = "The demo table."),
         (name = "service", description = "Monitoring and documentation of this process."),
     ),
-    components(schemas(Submitted, SubmittedDatasets, Problem, ConsumerId, DatasetName)),
+    components(schemas(Submitted, SubmittedDatasets, Problem, ConsumerSchema, DatasetName)),
 )]
 pub(crate) struct Base;
 

@@ -5,8 +5,9 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::http::problem::Problem;
+use crate::job::ExportType;
+use crate::job::json::ConsumerSchema;
 use crate::job::json::{AnyJobJson, CompressionSchema, FormatSchema, rfc3339};
-use crate::job::{ConsumerId, ExportType};
 use crate::schedule::ScheduledDatasets;
 use crate::service::Service;
 use crate::service::schedules::ListedSchedule;
@@ -26,7 +27,7 @@ pub(crate) struct ScheduleBody {
     /// The schedule's name
     name: String,
     /// The id of the consumer whose exports it requests
-    #[schema(value_type = ConsumerId)]
+    #[schema(value_type = ConsumerSchema)]
     consumer_id: String,
     /// The dataset's name; null if its jobs have several datasets
     #[schema(required)]

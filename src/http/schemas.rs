@@ -1,16 +1,18 @@
 //! API-document schemas of domain types used in many bodies and queries. These domain types do not depend on the
 //! document.
 
+use std::borrow::Cow;
+
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::event::DeliveryStatus;
-use crate::job::columns::MetaColumn;
-use crate::job::json::{CompressionSchema, FormatSchema};
+use crate::job::json::{CompressionSchema, ConsumerSchema, FormatSchema};
 use crate::job::selection::Operator;
-use crate::job::{ConsumerId, Continuity, ExportType, FailureCode, Phase, Status};
+use crate::job::{Continuity, ExportType, FailureCode, Phase, Status};
 use pg_rows::encoding::{Compression, Format};
+use pg_rows::meta::MetaColumn;
 
 /// Returns the schema of an enum: its values and the meaning of each.
 pub(crate) fn of_words<'w>(meaning: &str, words: impl Iterator<Item = (&'w str, &'w str)>) -> RefOr<Schema> {
@@ -50,22 +52,29 @@ document_words! {
     FailureCode, "FailureCode", "The reason why an export failed";
     DeliveryStatus, "DeliveryStatus", "The status of a delivery";
     Operator, "Operator", "The comparison of a column with a value";
-    MetaColumn, "MetaColumn", "A column of files that is none of the table";
 }
 
 document_words! {
     FormatSchema of Format, "Format", "The format of a file's rows";
     CompressionSchema of Compression, "Compression", "The compression of a file";
+    MetaColumnSchema of MetaColumn, "MetaColumn", "A column of files that is none of the table";
 }
 
 /// A consumer's id in a header, a path or a query.
-impl PartialSchema for ConsumerId {
+impl PartialSchema for ConsumerSchema {
     fn schema() -> RefOr<Schema> {
         named("^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$", "search")
     }
 }
 
-impl ToSchema for ConsumerId {}
+impl ToSchema for ConsumerSchema {
+    fn name() -> Cow<'static, str> {
+        "ConsumerId".into()
+    }
+}
+
+/// The schema of [`MetaColumn`].
+pub(crate) enum MetaColumnSchema {}
 
 /// A dataset's name. The code uses `String` for it.
 pub(crate) enum DatasetName {}
@@ -86,6 +95,7 @@ fn named(pattern: &str, example: &str) -> RefOr<Schema> {
 mod tests {
     use super::*;
     use crate::dataset::name::is_name;
+    use cdc_manifest::consumer::ConsumerId;
     use proptest::prelude::*;
     use proptest::string::string_regex;
 
@@ -98,7 +108,7 @@ mod tests {
 
     #[test]
     fn names_match_their_documented_patterns() {
-        let consumer = string_regex(&pattern(ConsumerId::schema())).unwrap();
+        let consumer = string_regex(&pattern(ConsumerSchema::schema())).unwrap();
         let dataset = string_regex(&pattern(DatasetName::schema())).unwrap();
         proptest!(|(consumer in consumer, dataset in dataset)| {
             prop_assert!(consumer.parse::<ConsumerId>().is_ok() && is_name(&dataset), "{} {}", consumer, dataset);

@@ -1,6 +1,7 @@
 //! The columns of a job's file at the time when its rows were read. A later change of the table or the dataset does not
 //! affect them.
 
+use pg_rows::meta::MetaColumn;
 use serde::{Deserialize, Serialize};
 
 /// The columns and key of a file. They are saved with a completed job in this JSON form.
@@ -37,20 +38,6 @@ pub struct FileColumn {
     /// The kind of a column of `meta`. `None` for a column of the table and for the operation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub meta: Option<MetaColumn>,
-}
-
-pg_rows::words! {
-    /// A column of files that is none of the table.
-    MetaColumn, "one of order, xid, committed_at, operation" {
-        /// The export's place in its lane: `_order`.
-        Order = "order",
-        /// The latest transaction that the log has for the row's key: `_xid`.
-        Xid = "xid",
-        /// The time of that transaction's commit: `_committed_at`.
-        CommittedAt = "committed_at",
-        /// The operation on the row: `_operation`.
-        Operation = "operation",
-    }
 }
 
 /// The wire format in which Postgres sent the values of a column, in the form that is saved with a job.

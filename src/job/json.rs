@@ -12,9 +12,8 @@ use utoipa::{PartialSchema, ToSchema};
 use uuid::Uuid;
 
 use crate::job::datasets::Omitted;
-use crate::job::{
-    ConsumerId, Continuity, Export, ExportFile, ExportType, Failure, FailureCode, Job, JobId, Phase, Status,
-};
+use crate::job::{Continuity, Export, ExportFile, ExportType, Failure, FailureCode, Job, JobId, Phase, Status};
+use cdc_manifest::consumer::ConsumerId;
 
 /// Formats a time for JSON: RFC 3339, UTC, microseconds.
 pub fn rfc3339(time: DateTime<Utc>) -> String {
@@ -23,6 +22,9 @@ pub fn rfc3339(time: DateTime<Utc>) -> String {
 
 /// Schema type of a file's format, which is an enum of another crate.
 pub enum FormatSchema {}
+
+/// The schema of a consumer's id.
+pub enum ConsumerSchema {}
 
 /// Schema type of a file's compression, which is an enum of another crate.
 pub enum CompressionSchema {}
@@ -378,7 +380,7 @@ impl PartialSchema for JobOfDatasetsJson {
 #[serde(rename_all = "camelCase")]
 struct DatasetsMembers {
     /// The consumer of its exports
-    #[schema(value_type = ConsumerId)]
+    #[schema(value_type = ConsumerSchema)]
     consumer_id: String,
     /// True if an export that can't go on becomes a full one
     heal: bool,

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 
-use crate::job::ConsumerId;
+use cdc_manifest::consumer::ConsumerId;
 
 /// The jobs of one consumer for one dataset. They run one after another, and the published ones are numbered.
 #[derive(Clone, Copy, Debug)]

@@ -7,12 +7,13 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use crate::file::FileRecord;
-use crate::job::{ConsumerId, JobId};
+use crate::job::JobId;
 use crate::maintenance::{Error, Maintenance};
 use crate::publisher::{self, Publication, Publisher};
 use crate::sink::Destination;
 use crate::store::files::LOST_AFTER;
 use crate::telemetry::log_throttle::LogThrottle;
+use cdc_manifest::consumer::ConsumerId;
 use pg_session::failure::chain;
 
 pub(super) struct Publish {

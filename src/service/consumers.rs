@@ -14,13 +14,14 @@ use crate::dataset::{Capture, Dataset, Description};
 use crate::freshness::{LaneFacts, LaneHistory, LaneState, Readiness};
 use crate::job::lane::{Lane, Unacknowledged};
 use crate::job::marker::Marker;
-use crate::job::{ConsumerId, Continuity, Export, Job};
+use crate::job::{Continuity, Export, Job};
 use crate::service::deadline::{on_table, with_timeout};
 use crate::service::{COUNTING_TIMEOUT, CachedRead, DATASETS_CACHE_TIME, Error, Service};
 use crate::sink::{Destination, MarkerFile};
 use crate::store::moments::LoggedChanges;
 use crate::store::watermarks::{ConsumerPosition, ConsumerRemoval, WatermarkRemoval};
 use crate::watermark::{ConsumerLag, LogUse, Waiting};
+use cdc_manifest::consumer::ConsumerId;
 use pg_session::failure::chain;
 
 /// Maximum number of lanes of a consumer that are read together.

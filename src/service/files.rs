@@ -7,11 +7,12 @@ use tokio::io::AsyncRead;
 
 use crate::audit::Action;
 use crate::file::FileRecord;
-use crate::job::{ConsumerId, JobId, Status};
+use crate::job::{JobId, Status};
 use crate::service::deadline::with_timeout;
 use crate::service::{Error, Service};
 use crate::sink::{self, Destination, PublishedFile};
 use crate::telemetry::job_event;
+use cdc_manifest::consumer::ConsumerId;
 use pg_rows::encoding::Encoding;
 use pg_session::failure::chain;
 

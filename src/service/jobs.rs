@@ -12,7 +12,7 @@ use crate::dataset::Dataset;
 use crate::job::activity::LastDay;
 use crate::job::datasets::DatasetsRequest;
 use crate::job::lane::Lane;
-use crate::job::{ConsumerId, Export, Filter, IdempotencyKey, Job, JobId, JobPage, Request, Status};
+use crate::job::{Export, Filter, IdempotencyKey, Job, JobId, JobPage, Request, Status};
 use crate::service::deadline::{on_table, with_timeout};
 use crate::service::followers::{Follower, Poll, PollOutcome, Subscriber};
 use crate::service::{DIAGNOSIS_TIMEOUT, Error, Service};
@@ -26,6 +26,7 @@ use crate::store::{
 };
 use crate::telemetry::job_event;
 use crate::trace::TraceParent;
+use cdc_manifest::consumer::ConsumerId;
 
 /// The result of a request to cancel a job.
 pub enum Cancellation {

@@ -11,8 +11,8 @@ use tokio::time::{Instant, timeout};
 use crate::dataset::{Capture, Dataset};
 use crate::event::DeliveryStatus;
 use crate::freshness;
+use crate::job::Status;
 use crate::job::lane::Lane;
-use crate::job::{ConsumerId, Status};
 use crate::service::Service;
 use crate::service::schedules::ScheduleAge;
 use crate::store::{
@@ -22,6 +22,7 @@ use crate::store::{
     moments::LoggedChanges,
 };
 use crate::telemetry::metrics::{self, Gauges};
+use cdc_manifest::consumer::ConsumerId;
 use pg_session::failure::chain;
 
 /// Time for which the gauges are cached, so that several scrapers cause the same load on the database as one.

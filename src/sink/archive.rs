@@ -8,10 +8,6 @@ use std::io::{self, Read};
 
 use crate::sink::{Error, Lookup};
 
-/// The longest manifest that is read, in bytes. The manifest of an export with the most files, the longest names and
-/// the longest keys has half as many.
-const MANIFEST_MAX_BYTES: u64 = 32 << 20;
-
 /// A folder or bucket that is open for reading.
 pub trait Archive: fmt::Debug + Send + Sync {
     /// Checks that the folder or bucket as a whole can still be read, so that an error for a file is about that file.
@@ -35,12 +31,12 @@ pub trait Archive: fmt::Debug + Send + Sync {
         match self.open_file(name)? {
             Lookup::Nothing => return Ok(None),
             Lookup::NoFile => return Err(io::Error::other("it is no plain file").into()),
-            Lookup::File(bytes, _) if bytes > MANIFEST_MAX_BYTES => {
-                let why = format!("it has {bytes} bytes, and no manifest has more than {MANIFEST_MAX_BYTES}");
+            Lookup::File(bytes, _) if bytes > cdc_manifest::MAX_BYTES => {
+                let why = format!("it has {bytes} bytes, and no manifest has more than {}", cdc_manifest::MAX_BYTES);
                 return Err(io::Error::other(why).into());
             }
             Lookup::File(_, file) => {
-                file.take(MANIFEST_MAX_BYTES).read_to_end(&mut text).map_err(|error| self.failure(error))?
+                file.take(cdc_manifest::MAX_BYTES).read_to_end(&mut text).map_err(|error| self.failure(error))?
             }
         };
         Ok(Some(text))
@@ -72,34 +68,7 @@ pub trait Archive: fmt::Debug + Send + Sync {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::file::MOST_FILES;
-    use crate::manifest::tests::chained;
-    use crate::manifest::{Chained, Manifest, ManifestColumn, ManifestFile};
     use crate::sink::folder::archive::FolderArchive;
-
-    #[test]
-    fn the_longest_manifest_of_an_export_is_read() {
-        let text = |length: usize| "x".repeat(length);
-        let number = || u64::MAX.to_string();
-        let file = ManifestFile { sha256: text(64), bytes: number(), rows: number(), path: Some(text(255)) };
-        // A name of 63 bytes, each of which JSON writes as six; a type's name with its schema's, in quotes.
-        let (name, type_name, base) = ("\u{1}".repeat(63), text(150), Some(text(150)));
-        let column = ManifestColumn { name, type_name, base, mask: None, meta: None };
-        let export = Chained {
-            consumer: text(128),
-            dataset: text(63),
-            table: Some(text(150)),
-            continuity: Some(text(100)),
-            key: vec![text(63); 32],
-            columns: vec![column; 1600],
-            snapshot: Some(text(1 << 16)),
-            files: vec![file; MOST_FILES],
-            ..chained()
-        };
-        // The longest key of an object, and its bucket's name.
-        let longest = Manifest::new(u64::MAX, export, vec![text(1024 + 100); MOST_FILES]).text().len() as u64;
-        assert!((MANIFEST_MAX_BYTES / 3..=MANIFEST_MAX_BYTES * 2 / 3).contains(&longest), "{longest}");
-    }
 
     #[test]
     fn no_path_leads_out() {

@@ -13,9 +13,9 @@ use crate::file::name::FileName;
 use crate::file::{FileLocation, FileRecord, StagedFile};
 use crate::job::JobId;
 use crate::job::marker::Marker;
-use crate::manifest::{self, Manifest};
 use crate::sink::marker_file::MARKER_MAX_BYTES;
 use crate::sink::{Draft, Error, MarkerFile, PublishedFile, SmallFile};
+use cdc_manifest::{self, Manifest};
 use failpoint::failpoint;
 
 /// The number of tries to write a marker, if other processes replace it in between.
@@ -185,9 +185,9 @@ pub trait Destination: fmt::Debug + Send + Sync {
     /// Returns the name of an export's manifest. Returns `None` if it can have none here: an ad-hoc export in a bucket.
     fn manifest_name(&self, record: &FileRecord, number: u64) -> Option<String> {
         if !self.numbers_manifests() {
-            return Some(manifest::name_in_folder(&record.name));
+            return Some(cdc_manifest::name_in_folder(&record.name));
         }
-        Some(manifest::key(&record.dataset, record.consumer.as_ref()?, number))
+        Some(cdc_manifest::key(&record.dataset, record.consumer.as_ref()?, number))
     }
 
     /// Makes a manifest durable under its name, unless something else has that name.
@@ -212,7 +212,7 @@ pub trait Destination: fmt::Debug + Send + Sync {
         if self.numbers_manifests() {
             return Ok(false);
         }
-        let found = self.read_small(&manifest::name_in_folder(&record.name), text.len() as u64).await?;
+        let found = self.read_small(&cdc_manifest::name_in_folder(&record.name), text.len() as u64).await?;
         Ok(found.is_some_and(|found| !found.has(text)))
     }
 

@@ -15,7 +15,6 @@
 use std::sync::LazyLock;
 
 use crate::dataset::{Capture, CellMax, Dataset, RelationKind, Table, TableColumn, TableSchema};
-use crate::job::columns::MetaColumn;
 use crate::job::{Export, ExportType};
 use crate::row::RowLayout;
 use crate::source::key::{KeySql, key_name};
@@ -23,6 +22,7 @@ use crate::source::quote::{literal, quoted, relation, timestamp};
 use crate::source::value::{compared, in_zone_of, is_text, may_be_large, octets, refused, refused_of_row, wire_value};
 use crate::watermark::Position;
 use pg_rows::column::ColumnType;
+use pg_rows::meta::MetaColumn;
 
 /// The statements for a dataset whose table has this schema.
 #[derive(Clone, Copy, Debug)]

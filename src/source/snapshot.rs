@@ -9,12 +9,13 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use crate::dataset::{Dataset, Table, TableSchema};
 use crate::job::marker::Marker;
-use crate::job::{ConsumerId, Continuity, ExportReport, ExportType, JobId};
+use crate::job::{Continuity, ExportReport, ExportType, JobId};
 use crate::source::connections::ExportConnections;
 use crate::source::import::{Import, ImportedSnapshot};
 use crate::source::session::{Reader, Readers};
 use crate::source::{Error, Remedy};
 use crate::watermark::{NewPosition, Position};
+use cdc_manifest::consumer::ConsumerId;
 use pg_rows::encoding::Format;
 use pg_session::failure::with_timeout;
 

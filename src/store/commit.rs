@@ -9,14 +9,15 @@ use sqlx::types::Json;
 
 use crate::file::{Exported, Part, content_sha256};
 use crate::job::columns::FileColumns;
-use crate::job::{ConsumerId, Export, ExportReport, JobId};
-use crate::manifest::Manifest;
+use crate::job::{Export, ExportReport, JobId};
 use crate::store::export_row::with_export_columns;
 use crate::store::lease::Lease;
 use crate::store::transitions::{TransitionRow, plan_deliveries};
 use crate::store::watermarks::{self, Advance};
 use crate::store::{Error, Store};
 use crate::watermark::{NewPosition, Position};
+use cdc_manifest::Manifest;
+use cdc_manifest::consumer::ConsumerId;
 
 /// An export to commit: its files, and the facts that the commit compares and saves beside them.
 #[derive(Clone, Debug)]

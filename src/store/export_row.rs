@@ -10,11 +10,12 @@ use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
-use crate::file::{FileLocation, file_names};
+use crate::file::FileLocation;
 use crate::job::datasets::DatasetsRequest;
 use crate::job::selection::Selection;
 use crate::job::{After, Export, ExportFile, ExportReport, Failure, Job, JobId};
 use crate::store::Error;
+use cdc_manifest::file_name::file_names;
 use pg_rows::encoding::Encoding;
 use pg_session::failure::chain;
 use pg_session::statement::with_pieces;

@@ -7,13 +7,14 @@ use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, FromRow, PgConnection, Row};
 use uuid::Uuid;
 
-use crate::file::name::{numbered, stem_and_number, stem_of};
+use crate::file::name::{numbered, stem_and_number};
 use crate::file::{FileIdentity, FileRecord, Part, StagedFile};
 use crate::job::marker::Marker;
 use crate::job::{Continuity, FailureCode, JobId};
 use crate::store::export_row::{StoredFile, parsed, with_export_columns};
 use crate::store::transitions::Transition;
 use crate::store::{Error, Store};
+use cdc_manifest::file_name::stem_of;
 use pg_rows::encoding::Encoding;
 use pg_session::statement::with_pieces;
 

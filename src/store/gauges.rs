@@ -2,10 +2,10 @@
 //!
 //! A monitor reads the gauges often, so a statement reads only open jobs and watermarks.
 
-use crate::job::ConsumerId;
 use crate::job::lane::COUNTED_EXPORTS;
 use crate::store::{Error, Store};
 use crate::telemetry::metrics::PoolUse;
+use cdc_manifest::consumer::ConsumerId;
 
 /// The limit on consumers with a series of their own, for each metric.
 pub const MAX_CONSUMERS: usize = 100;

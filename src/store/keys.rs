@@ -5,10 +5,11 @@ use std::time::Duration;
 use sqlx::postgres::PgRow;
 use sqlx::{FromRow, Row};
 
-use crate::job::{Bounds, ConsumerId};
+use crate::job::Bounds;
 use crate::key::{Grant, KeyInfo, KeyName, KeySelector, Prefix, PresentedKey, Scope, StoredKey};
 use crate::store::{Error, Store};
 use crate::telemetry::KEYS;
+use cdc_manifest::consumer::ConsumerId;
 
 #[derive(Clone, Debug)]
 pub struct NewKey {

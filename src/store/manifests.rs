@@ -9,11 +9,11 @@ use crate::file::{FileRecord, content_sha256};
 use crate::job::columns::FileColumns;
 use crate::job::json::rfc3339;
 use crate::job::{Export, JobId};
-use crate::manifest::{self, Chained, Manifest, ManifestDatasets, ManifestJob};
 use crate::store::commit::Commit;
 use crate::store::export_row::{ExportRow, with_export_columns};
 use crate::store::lease::{Lease, LeasedExport};
 use crate::store::{Error, Store};
+use cdc_manifest::{self, Chained, Manifest, ManifestDatasets, ManifestJob};
 
 #[derive(Debug)]
 pub enum Planned {
@@ -175,14 +175,14 @@ fn chained(
     let FileColumns { columns, key, table, snapshot, begins } = columns;
     // Whoever has loaded earlier exports can't go on with it.
     let previous = previous.filter(|_| !begins);
-    let file = |part: &crate::file::Part| manifest::ManifestFile {
+    let file = |part: &crate::file::Part| cdc_manifest::ManifestFile {
         sha256: part.staged.sha256.clone(),
         bytes: part.staged.identity.bytes.to_string(),
         rows: part.rows.to_string(),
         path: None,
     };
     Chained {
-        version: manifest::VERSION.to_owned(),
+        version: cdc_manifest::VERSION.to_owned(),
         job: match export.is_of_datasets {
             true => ManifestJob::OfSeveral(ManifestDatasets {
                 id: export.job.to_string(),
@@ -190,7 +190,7 @@ fn chained(
             }),
             false => ManifestJob::One(export.job.to_string()),
         },
-        source: manifest::ManifestSource { cluster: cluster.to_owned(), database: database.to_owned() },
+        source: cdc_manifest::ManifestSource { cluster: cluster.to_owned(), database: database.to_owned() },
         consumer: export.consumer.map(|consumer| consumer.to_string()).unwrap_or_default(),
         dataset: export.dataset,
         table: Some(table),
@@ -198,7 +198,7 @@ fn chained(
         key,
         columns: columns
             .into_iter()
-            .map(|column| manifest::ManifestColumn {
+            .map(|column| cdc_manifest::ManifestColumn {
                 name: column.name,
                 type_name: column.type_name,
                 base: column.base,

@@ -6,9 +6,9 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
 
-use crate::job::ConsumerId;
 use crate::store::destinations::SESSIONS;
 use crate::store::{Error, Store};
+use cdc_manifest::consumer::ConsumerId;
 use pg_session::statement::with_pieces;
 
 /// The pieces of statements that compare the change log with the last moment.

@@ -2,8 +2,8 @@
 //! tracked.
 
 use crate::dataset::{Capture, Dataset};
-use crate::job::ConsumerId;
 use crate::store::{Error, Store};
+use cdc_manifest::consumer::ConsumerId;
 
 /// The state of a dataset's table, as recorded by `track`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ pub(crate) mod pair;
 mod together;
 mod trust;
 
-use cdc_export::manifest::Manifest;
+use cdc_manifest::Manifest;
 use sqlx::ConnectOptions;
 
 use crate::apply::pair::{Pair, rows};

@@ -7,10 +7,11 @@ use cdc_export::file::name::FileName;
 use cdc_export::file::{FileIdentity, FileRecord, Part, StagedFile};
 use cdc_export::job::lane::Lane;
 use cdc_export::job::marker::Marker;
-use cdc_export::job::{ConsumerId, JobId, LeaseToken};
+use cdc_export::job::{JobId, LeaseToken};
 use cdc_export::sink::{
     Destination, Error, Limited, MarkerFile, Prepared, Published, PublishedFile, Settings, WrittenManifest,
 };
+use cdc_manifest::consumer::ConsumerId;
 use pg_rows::encoding::{Compression, Encoding, Format};
 use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;

@@ -84,7 +84,9 @@ fn every_attack_has_a_test_that_is_there() {
             let path = module.trim_end_matches("::tests").replace("::", "/");
             let file = match path.split_once('/') {
                 Some(("expensive", path)) => format!("tests/expensive/{path}.rs"),
-                Some(("private_postgres", path)) => format!("crates/private-postgres/src/{path}.rs"),
+                Some((name, path)) if Path::new("crates").join(name.replace('_', "-")).is_dir() => {
+                    format!("crates/{}/src/{path}.rs", name.replace('_', "-"))
+                }
                 _ if module.ends_with("::tests") => format!("src/{path}.rs"),
                 _ => format!("tests/suite/{path}.rs"),
             };

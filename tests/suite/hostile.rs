@@ -10,7 +10,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Response};
-use cdc_export::manifest::Manifest;
+use cdc_manifest::Manifest;
 use serde_json::{Value, json};
 
 use crate::apply::pair::Pair;
@@ -210,7 +210,7 @@ async fn a_state_names_no_file_of_another_folder() {
 /// Returns the seed of a signing key and its public half.
 fn signing_key(byte: &str) -> (String, String) {
     let seed = byte.repeat(32);
-    let public = cdc_export::manifest::signing::SigningKey::read(&seed).unwrap().public_key();
+    let public = cdc_manifest::signing::SigningKey::read(&seed).unwrap().public_key();
     (seed, public)
 }
 
@@ -535,10 +535,8 @@ async fn an_export_may_have_more_files_than_a_process_may_open() {
         (1..=FILES).map(|part| format!("{}.part-{part:05}.csv", name.trim_end_matches(".csv"))).collect();
     let Manifest { number, mut export, .. } = Manifest::read(manifest.to_string().as_bytes()).unwrap();
     let file = export.files[0].clone();
-    export.files = names
-        .iter()
-        .map(|name| cdc_export::manifest::ManifestFile { path: Some(name.clone()), ..file.clone() })
-        .collect();
+    export.files =
+        names.iter().map(|name| cdc_manifest::ManifestFile { path: Some(name.clone()), ..file.clone() }).collect();
     let urls = names.iter().map(|name| format!("file:///srv/{name}")).collect();
     let manifest = Manifest::new(number, export, urls);
     let folder = reachable_folder();
@@ -585,7 +583,7 @@ async fn rows_beyond_the_manifest_are_not_loaded() {
     let place = pair.service.output().to_owned();
     let manifest = pair.service.path(&job).with_extension("manifest.json");
     let text = fs::read(&manifest).unwrap();
-    let change = |change: &dyn Fn(&mut cdc_export::manifest::Chained)| {
+    let change = |change: &dyn Fn(&mut cdc_manifest::Chained)| {
         let Manifest { number, mut export, entries, .. } = Manifest::read(&text).unwrap();
         change(&mut export);
         let urls = vec![entries[0].url.clone(); export.files.len()];

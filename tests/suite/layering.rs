@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::source_files::{SourceFile, Use, source_files, texts, uses};
 
-const NOUNS: [&str; 14] = [
+const NOUNS: [&str; 13] = [
     "audit",
     "database",
     "dataset",
@@ -15,7 +15,6 @@ const NOUNS: [&str; 14] = [
     "freshness",
     "job",
     "key",
-    "manifest",
     "row",
     "schedule",
     "trace",
@@ -42,8 +41,8 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
         "postgres" => &["tls"],
         // Buckets.
         "sink" => &["tls"],
-        "audit" | "database" | "dataset" | "duration" | "event" | "file" | "freshness" | "job" | "key" | "manifest"
-        | "row" | "schedule" | "trace" | "watermark" => &[],
+        "audit" | "database" | "dataset" | "duration" | "event" | "file" | "freshness" | "job" | "key" | "row"
+        | "schedule" | "trace" | "watermark" => &[],
         // Their settings.
         "config" => {
             let settings = [

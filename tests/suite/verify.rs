@@ -8,9 +8,9 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 #[cfg(feature = "buckets")]
-use cdc_export::manifest::key;
-use cdc_export::manifest::signing::SigningKey;
-use cdc_export::manifest::{
+use cdc_manifest::key;
+use cdc_manifest::signing::SigningKey;
+use cdc_manifest::{
     Chained, Manifest, ManifestColumn, ManifestFile, ManifestJob, ManifestSource, VERSION, name_in_folder,
 };
 use proptest::prelude::*;

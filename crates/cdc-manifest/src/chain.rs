@@ -10,14 +10,14 @@
 //!
 //! This module must not know the source of the manifests, nor check that their files exist.
 //!
-//! [`ChainReport`]: crate::manifest::chain_report::ChainReport
+//! [`ChainReport`]: crate::chain_report::ChainReport
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::AtomicBool;
 
 use uuid::Uuid;
 
-use crate::manifest::Manifest;
+use crate::Manifest;
 
 pub type Digest = [u8; 32];
 
@@ -89,7 +89,7 @@ pub struct Link {
     pub(super) is_first: bool,
     /// True if at least one manifest states the correct digest of the content.
     pub(super) is_intact: bool,
-    /// True if the files are needed. [`ChainReport`](crate::manifest::chain_report::ChainReport) sets it.
+    /// True if the files are needed. [`ChainReport`](crate::chain_report::ChainReport) sets it.
     pub(super) is_required: bool,
     /// True if the manifest was read again after the chains were followed.
     pub(super) is_seen: AtomicBool,
@@ -292,8 +292,8 @@ impl<'c> Successors<'c> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::tests::chained;
-    use crate::manifest::{Chained, ManifestJob, ManifestSource};
+    use crate::tests::chained;
+    use crate::{Chained, ManifestJob, ManifestSource};
 
     /// Returns an export that was requested at this millisecond.
     fn export(number: u64, requested: u16, export_type: &str, previous: Option<&Manifest>) -> Manifest {

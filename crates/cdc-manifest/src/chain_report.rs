@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
-use crate::manifest::chain::{Chains, Digest, Link, parse_digest};
+use crate::chain::{Chains, Digest, Link, parse_digest};
 
 /// A defect in the chain of a lane, at one export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -174,8 +174,8 @@ fn mark_required(chains: &mut Chains, numbers: &[Numbers]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::tests::chained;
-    use crate::manifest::{Chained, Manifest, ManifestJob, ManifestSource};
+    use crate::tests::chained;
+    use crate::{Chained, Manifest, ManifestJob, ManifestSource};
 
     /// Builds the exports of a lane, numbered from `first`. `fulls` has one element for each: true for a full export.
     fn lane(source: &str, consumer: &str, first: u64, fulls: &[bool], previous: Option<String>) -> Vec<Manifest> {

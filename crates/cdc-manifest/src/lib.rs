@@ -8,7 +8,10 @@
 
 pub mod chain;
 pub mod chain_report;
+pub mod consumer;
+pub mod file_name;
 mod list;
+pub mod plain_name;
 pub mod seal;
 pub mod signing;
 
@@ -19,12 +22,16 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use crate::file::name::stem_of;
-use crate::job::ConsumerId;
-use crate::job::columns::MetaColumn;
+use crate::consumer::ConsumerId;
+use crate::file_name::stem_of;
+use pg_rows::meta::MetaColumn;
 
 /// The version of the form of [`Chained`], over which the digest is computed.
 pub const VERSION: &str = "1";
+
+/// The longest manifest that is read, in bytes. The manifest of an export with the most files, the longest names and
+/// the longest keys has half as many.
+pub const MAX_BYTES: u64 = 32 << 20;
 
 /// The suffix of a manifest's name in a folder.
 const ENDING: &str = ".manifest.json";
@@ -249,7 +256,7 @@ impl Manifest {
             entries: export.files.iter().zip(urls).map(entry).collect(),
             schema: Schema { elements: elements.collect() },
             meta: Meta { content_length: bytes, record_count: count(&export.rows) },
-            author: Author { name: env!("CARGO_PKG_NAME").to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() },
+            author: Author { name: "cdc-export".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() },
             number,
             digest: export.digest(),
             export,
@@ -381,6 +388,7 @@ pub fn is_key(key: &str) -> bool {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::file_name::MOST_FILES;
 
     pub(crate) fn chained() -> Chained {
         Chained {
@@ -506,5 +514,29 @@ pub(crate) mod tests {
         ] {
             assert!(!is_key(other), "{other}");
         }
+    }
+
+    #[test]
+    fn the_longest_manifest_of_an_export_is_read() {
+        let text = |length: usize| "x".repeat(length);
+        let number = || u64::MAX.to_string();
+        let file = ManifestFile { sha256: text(64), bytes: number(), rows: number(), path: Some(text(255)) };
+        // A name of 63 bytes, each of which JSON writes as six; a type's name with its schema's, in quotes.
+        let (name, type_name, base) = ("\u{1}".repeat(63), text(150), Some(text(150)));
+        let column = ManifestColumn { name, type_name, base, mask: None, meta: None };
+        let export = Chained {
+            consumer: text(128),
+            dataset: text(63),
+            table: Some(text(150)),
+            continuity: Some(text(100)),
+            key: vec![text(63); 32],
+            columns: vec![column; 1600],
+            snapshot: Some(text(1 << 16)),
+            files: vec![file; MOST_FILES],
+            ..chained()
+        };
+        // The longest key of an object, and its bucket's name.
+        let longest = Manifest::new(u64::MAX, export, vec![text(1024 + 100); MOST_FILES]).text().len() as u64;
+        assert!((MAX_BYTES / 3..=MAX_BYTES * 2 / 3).contains(&longest), "{longest}");
     }
 }

@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 
-use crate::file::MOST_FILES;
+use crate::file_name::MOST_FILES;
 
 /// Deserializes a list of at most [`MOST_FILES`] elements.
 pub(super) fn read<'de, D: Deserializer<'de>, T: Deserialize<'de>>(list: D) -> Result<Vec<T>, D::Error> {

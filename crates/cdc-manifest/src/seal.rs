@@ -2,9 +2,9 @@
 
 use ring::signature::{ED25519, ED25519_PUBLIC_KEY_LEN, UnparsedPublicKey};
 
-use crate::file::name::stem_of;
-use crate::job::ConsumerId;
-use crate::manifest::{self, Manifest, signing};
+use crate::consumer::ConsumerId;
+use crate::file_name::stem_of;
+use crate::{Manifest, signing};
 
 #[derive(Clone, Debug)]
 pub struct PublicKey([u8; ED25519_PUBLIC_KEY_LEN]);
@@ -98,9 +98,9 @@ impl Manifest {
 
     /// Returns true if the manifest may have this name, in any folder.
     fn may_have_name(&self, name: &str) -> bool {
-        if manifest::is_key(name) {
+        if crate::is_key(name) {
             let consumer: Result<ConsumerId, _> = self.export.consumer.parse();
-            return consumer.is_ok_and(|consumer| manifest::key(&self.export.dataset, &consumer, self.number) == name);
+            return consumer.is_ok_and(|consumer| crate::key(&self.export.dataset, &consumer, self.number) == name);
         }
         // A manifest next to its files has the stem that their names have in common.
         let Some(path) = self.export.files.first().and_then(|file| file.path.as_deref()) else { return true };
@@ -110,7 +110,7 @@ impl Manifest {
             Some((stem, part)) if part.bytes().all(|byte| byte.is_ascii_digit()) => stem,
             _ => stem,
         };
-        name.rsplit('/').next() == Some(&*manifest::name_in_folder(&format!("{stem}{ending}")))
+        name.rsplit('/').next() == Some(&*crate::name_in_folder(&format!("{stem}{ending}")))
     }
 }
 
@@ -119,9 +119,9 @@ mod tests {
     use ring::signature::{Ed25519KeyPair, KeyPair};
 
     use super::*;
-    use crate::manifest::VERSION;
-    use crate::manifest::signing::SigningKey;
-    use crate::manifest::tests::chained;
+    use crate::VERSION;
+    use crate::signing::SigningKey;
+    use crate::tests::chained;
 
     fn manifest() -> Manifest {
         let mut export = chained();

@@ -6,7 +6,7 @@ use ring::signature::{Ed25519KeyPair, KeyPair};
 
 use serde::Serialize;
 
-use crate::manifest::{Manifest, SignedLocation};
+use crate::{Manifest, SignedLocation};
 
 pub const VERSION: &str = "2";
 
@@ -57,7 +57,7 @@ impl SigningKey {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::tests::chained;
+    use crate::tests::chained;
 
     #[test]
     fn only_a_seed_of_32_bytes_is_accepted() {

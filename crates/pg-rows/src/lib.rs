@@ -39,6 +39,7 @@ mod encoder;
 pub mod encoding;
 mod float;
 mod mask;
+pub mod meta;
 mod ndjson;
 mod numeric;
 #[cfg(feature = "parquet")]

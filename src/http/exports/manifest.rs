@@ -9,8 +9,8 @@ use utoipa::IntoParams;
 use crate::http::code::Code;
 use crate::http::input::PathExport;
 use crate::http::problem::Problem;
-use crate::manifest::Manifest;
 use crate::service::Service;
+use cdc_manifest::Manifest;
 
 /// The query of a manifest.
 #[derive(Deserialize, IntoParams)]

@@ -25,10 +25,11 @@ use crate::http::traces;
 use crate::job::datasets::MOST_DATASETS;
 use crate::job::json::{CompressionSchema, FormatSchema};
 use crate::job::selection::{Condition, Operator, Selection};
-use crate::job::{After, ConsumerId, ExportType, FILE_BYTES, IdempotencyKey, Request};
+use crate::job::{After, ExportType, FILE_BYTES, IdempotencyKey, Request};
 use crate::service::Service;
 use crate::service::datasets_order::{DatasetsOrder, NamedDatasets};
 use crate::trace::TraceParent;
+use cdc_manifest::consumer::ConsumerId;
 use pg_rows::encoding::{Compression, Encoding, Format};
 
 /// Maximum number of columns of a Postgres table.

@@ -8,7 +8,6 @@ use futures_util::{StreamExt, TryStreamExt};
 use object_store::{GetOptions, ObjectStore};
 use tokio::runtime::Handle;
 
-use crate::manifest;
 use crate::sink::bucket::Bucket;
 use crate::sink::bucket::failure::is_no_object;
 use crate::sink::bucket::objects::path;
@@ -66,7 +65,7 @@ impl Archive for BucketArchive {
     }
 
     fn manifests(&self) -> Result<Box<dyn Iterator<Item = Result<String, Error>> + '_>, Error> {
-        let is_manifest = |key: &String| manifest::is_key(key) && key.split('/').count() == DEPTH;
+        let is_manifest = |key: &String| cdc_manifest::is_key(key) && key.split('/').count() == DEPTH;
         Ok(Box::new(self.list().filter(move |key| key.as_ref().map_or(true, is_manifest))))
     }
 

@@ -15,11 +15,11 @@ use crate::file::hidden::HiddenFile;
 use crate::file::name::FileName;
 use crate::file::{FileLocation, FileRecord, StagedFile};
 use crate::job::marker::Marker;
-use crate::manifest;
 use crate::sink::bucket::note::{NOTES, Note};
 use crate::sink::bucket::objects::{SMALL_BYTES, path};
 use crate::sink::bucket::{Bucket, Object};
 use crate::sink::{Destination, Draft, Error, MarkerFile, Prepared, Published, PublishedFile, SmallFile};
+
 use failpoint::failpoint;
 
 const CONCURRENT_REMOVALS: usize = 8;
@@ -142,11 +142,11 @@ impl Destination for Bucket {
 
     async fn last_manifest(&self, record: &FileRecord) -> Result<u64, Error> {
         let Some(consumer) = &record.consumer else { return Ok(0) };
-        let folder = self.objects.key(&manifest::folder(&record.dataset, consumer));
+        let folder = self.objects.key(&cdc_manifest::folder(&record.dataset, consumer));
         let mut found = self.objects.store.list(Some(&folder));
         let mut last = 0;
         while let Some(object) = found.try_next().await.map_err(self.objects.cannot("list", &folder))? {
-            let number = Some(object.location.as_ref()).filter(|key| manifest::is_key(key));
+            let number = Some(object.location.as_ref()).filter(|key| cdc_manifest::is_key(key));
             let number = number.and_then(|key| key.rsplit('/').next()?.strip_suffix(".json")?.parse().ok());
             last = last.max(number.unwrap_or(0));
         }

@@ -7,7 +7,6 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::manifest;
 use crate::sink::folder::entries::open_at;
 use crate::sink::{Archive, Error, Lookup};
 
@@ -55,7 +54,7 @@ impl Archive for FolderArchive {
             match entry {
                 // A name that is not UTF-8 can't be opened by this text, and is reported as unreadable.
                 Ok(entry) => Some(entry.file_name().to_string_lossy())
-                    .filter(|name| manifest::is_name_in_folder(name))
+                    .filter(|name| cdc_manifest::is_name_in_folder(name))
                     .map(|name| Ok(name.into_owned())),
                 Err(errno) => Some(Err(errno.into())),
             }

@@ -65,12 +65,13 @@ fn read_small(dir: &Dir, name: &str, most: u64) -> Result<Option<SmallFile>, Err
 mod tests {
     use super::*;
     use crate::database::DatabaseId;
+    use crate::job::JobId;
     use crate::job::lane::Lane;
     use crate::job::marker::Marker;
-    use crate::job::{ConsumerId, JobId};
     use crate::sink::folder::destination::FolderDestination;
     use crate::sink::folder::tests::folder;
     use crate::sink::{Destination, MarkerFile};
+    use cdc_manifest::consumer::ConsumerId;
 
     #[test]
     fn another_text_or_a_link_is_never_replaced() {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cdc_export::manifest::{Chained, Manifest, ManifestJob};
+use cdc_manifest::{Chained, Manifest, ManifestJob};
 use tempfile::TempDir;
 
 use crate::harness::{Database, ends, far, reachable_folder, silent};

@@ -1,6 +1,6 @@
 //! `apply` runs no code of other roles, and lets the source choose no table that it has not made.
 
-use cdc_export::manifest::Manifest;
+use cdc_manifest::Manifest;
 
 use crate::apply::SIMPLE;
 use crate::apply::pair::{Pair, rows};
