@@ -1,10 +1,4 @@
-//! The manifest of an export: its JSON form, its digest and its name at a destination.
-//!
-//! A manifest lists the files of an export and names the digest of the previous export of the lane. The service writes
-//! a manifest once, after the files, and never replaces it. A reader that reads the manifests of a lane in the order of
-//! their numbers gets all files, and detects a missing one.
-//!
-//! This module must not know the destination that stores a manifest, nor the database that the export comes from.
+#![doc = include_str!("../README.md")]
 
 pub mod chain;
 pub mod chain_report;

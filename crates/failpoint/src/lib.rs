@@ -1,18 +1,4 @@
-//! Failpoints: named places at which a test injects a fault, for example `failpoint!("sink.fsync", Err(…))`.
-//!
-//! Release builds contain neither the failpoints nor their names. In other builds, a failpoint does nothing unless the
-//! variable `FAILPOINTS` arms it. For example, `FAILPOINTS=worker.publish=kill,sink.fsync=error@2` kills the process at
-//! the first hit of `worker.publish`, and makes the second hit of `sink.fsync` return the given error. The actions are:
-//!
-//! | action | effect |
-//! |---|---|
-//! | `kill` | kills the process |
-//! | `error` | makes the function return the given error |
-//! | `sleep:MS` | delays the task that hits the failpoint; other tasks continue |
-//! | `hold` | creates the file `NAME.held` in the working folder, and delays the task until the test removes the file |
-//! | `time:MS` | sets the duration that [`time`] returns for this name |
-//!
-//! A test can send SIGSTOP during `hold` to stop the other tasks too, like a paused virtual machine.
+#![doc = include_str!("../README.md")]
 
 /// A failpoint. With a second argument, the action `error` makes the function return that value.
 #[macro_export]

@@ -1,32 +1,4 @@
-//! Encodes rows in Postgres's binary form as CSV, JSON lines or Parquet.
-//!
-//! Several [`Encoder`]s of one [`Layout`] make [`Piece`]s of one file, each on its own thread. A [`FileAssembler`]
-//! joins the pieces in any order. Everything is synchronous and does no I/O. The crate knows nothing of queries, jobs
-//! or files.
-//!
-//! ```
-//! use pg_rows::column::{Column, ColumnType};
-//! use pg_rows::encoding::{Compression, Encoding, Format};
-//! use pg_rows::row::BinaryRows;
-//! use pg_rows::{Encoder, Layout};
-//!
-//! let encoding = Encoding { format: Format::Csv, compression: Compression::None };
-//! let columns = vec![Column::new("id", ColumnType::Int2), Column::new("name", ColumnType::Text)];
-//! let layout = Layout::new(encoding, columns, None)?;
-//!
-//! let mut encoder = Encoder::new(&layout);
-//! let mut rows = BinaryRows::new(b"\0\x02\0\0\0\x02\0\x07\0\0\0\x03Ada");
-//! let mut fields = Vec::new();
-//! while rows.next_into(&mut fields)? {
-//!     encoder.row(&fields)?;
-//! }
-//!
-//! let (mut assembler, mut file) = layout.begin()?;
-//! file.extend(assembler.append(encoder.pack()?)?);
-//! file.extend(assembler.finish()?);
-//! assert_eq!(file, b"id,name\n7,Ada\n");
-//! # Ok::<(), pg_rows::Error>(())
-//! ```
+#![doc = include_str!("../README.md")]
 
 #![warn(missing_docs)]
 

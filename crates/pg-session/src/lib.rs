@@ -1,6 +1,4 @@
-//! A connection to Postgres whose session has the settings that our statements need, and the meaning of its errors.
-//!
-//! Must not know any table.
+#![doc = include_str!("../README.md")]
 
 pub mod failure;
 pub mod pool;

@@ -1,9 +1,4 @@
-//! The private Postgres server of a process.
-//!
-//! This crate finds installed binaries or downloads them, creates a data folder, runs `postgres` until the process
-//! ends, and restarts it after a failure.
-//!
-//! It must not know the use of the database: no schema, no pool, no client library, no environment variable.
+#![doc = include_str!("../README.md")]
 
 mod account;
 mod binaries;
