@@ -127,33 +127,69 @@ fn document(path: &[&str]) -> Value {
     path.iter().fold(document, |value, name| value[name].clone())
 }
 
+/// Adds the names of the response headers in a part of the API's document.
+fn collect_headers(part: &Value, names: &mut BTreeSet<String>) {
+    let headers = part.get("headers").and_then(Value::as_object);
+    names.extend(headers.into_iter().flatten().map(|(name, _)| name.clone()));
+    let children = part.as_object().into_iter().flat_map(|members| members.values());
+    for child in children.chain(part.as_array().into_iter().flatten()) {
+        collect_headers(child, names);
+    }
+}
+
 #[test]
-fn every_call_is_explained_with_what_it_takes_and_answers() {
+fn every_call_is_explained_with_its_parameters_headers_and_problems() {
     let page = read("docs/API.md");
-    let is_told = |word: &str| page.contains(&format!("`{word}`"));
+    let assert_told = |word: &str| assert!(page.contains(&format!("`{word}`")), "docs/API.md lacks `{word}`");
+    let parameters = document(&["components", "parameters"]);
+    let mut told = 0;
     for (path, methods) in document(&["paths"]).as_object().unwrap() {
         for (method, call) in methods.as_object().unwrap() {
-            let call_name = format!("{} {path}", method.to_uppercase());
-            assert!(is_told(&call_name), "docs/API.md lacks `{call_name}`");
-            let parameters = call["parameters"].as_array().into_iter().flatten();
-            for name in parameters.filter_map(|parameter| parameter["name"].as_str()) {
-                assert!(
-                    is_told(name) || path.contains(&format!("{{{name}}}")),
-                    "docs/API.md lacks `{name}` of {call_name}"
-                );
+            assert_told(&format!("{} {path}", method.to_uppercase()));
+            for parameter in call["parameters"].as_array().into_iter().flatten() {
+                let reference = parameter["$ref"].as_str().and_then(|name| name.rsplit('/').next());
+                let parameter = reference.map_or(parameter, |name| &parameters[name]);
+                let name = parameter["name"].as_str().unwrap_or_else(|| panic!("{method} {path}: {parameter}"));
+                if parameter["in"] != "path" {
+                    assert_told(name);
+                    told += 1;
+                }
             }
         }
     }
+    assert!(told > 50, "{told} parameters");
+    let mut headers = BTreeSet::new();
+    collect_headers(&document(&["paths"]), &mut headers);
+    collect_headers(&document(&["components", "responses"]), &mut headers);
+    assert!(headers.contains("ETag") && headers.contains("Retry-After"), "{headers:?}");
+    for name in &headers {
+        assert_told(name);
+    }
+    for code in document(&["components", "schemas", "ProblemCode", "enum"]).as_array().unwrap() {
+        assert_told(code.as_str().unwrap());
+    }
+}
+
+#[test]
+fn every_member_and_word_is_described_in_the_document() {
+    let is_described = |part: &Value| part["description"].as_str().is_some_and(|text| !text.trim().is_empty());
+    let (mut described, mut explained) = (0, 0);
     for (name, schema) in document(&["components", "schemas"]).as_object().unwrap() {
-        let members = schema["properties"].as_object().into_iter().flatten().map(|(member, _)| &**member);
-        let words = schema["enum"].as_array().into_iter().flatten().filter_map(Value::as_str);
-        for word in members.chain(words) {
-            // The guide for operators has the words of failed jobs and interrupted chains, with what to do.
-            if !["FailureCode", "Continuity"].contains(&&**name) {
-                assert!(is_told(word), "docs/API.md lacks `{word}` of {name}");
-            }
+        for (member, part) in schema["properties"].as_object().into_iter().flatten() {
+            // A member that may be null has its description beside the reference.
+            let mut alternatives = part["oneOf"].as_array().into_iter().flatten();
+            assert!(is_described(part) || alternatives.any(is_described), "docs/openapi.json lacks {member} of {name}");
+            described += 1;
+        }
+        for word in schema["enum"].as_array().into_iter().flatten() {
+            let mark = format!("- `{}`: ", word.as_str().unwrap());
+            let text = schema["description"].as_str().unwrap_or_default();
+            let meaning = text.lines().find_map(|line| line.strip_prefix(&mark));
+            assert!(meaning.is_some_and(|text| !text.is_empty()), "docs/openapi.json lacks {word} of {name}");
+            explained += 1;
         }
     }
+    assert!(described > 200 && explained > 100, "{described} members, {explained} words");
 }
 
 #[test]
