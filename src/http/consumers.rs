@@ -66,7 +66,7 @@ pub(crate) struct ConsumerBody {
     /// The number of exports that failed since the last completed one, exact up to 1,000
     #[schema(maximum = 1000)]
     failures: u64,
-    /// The time when the first of these failed; null if there is none
+    /// The time of the first of the `failures`; null if there is none
     #[schema(required, format = DateTime)]
     failing_since: Option<String>,
     /// The condition, other than changes, between the consumer's last export and the next; null if there is none
@@ -79,7 +79,7 @@ pub(crate) struct ConsumerBody {
     /// has never acknowledged an export of the dataset
     #[schema(required, maximum = 1000)]
     unacknowledged: Option<u64>,
-    /// The time when the oldest of these was published; null if there is none
+    /// The time when the oldest of the `unacknowledged` exports was published; null if there is none
     #[schema(required, format = DateTime)]
     unacknowledged_since: Option<String>,
     /// The estimated bytes of the change log that are kept for the consumer; null if none are, or if they are unknown
@@ -138,7 +138,7 @@ pub(crate) struct SummaryBody {
     as_of: String,
     /// The number of exports that failed since the last completed ones
     failures: u64,
-    /// The time when the first of these failed; null if there is none
+    /// The time of the first of the `failures`; null if there is none
     #[schema(required, format = DateTime)]
     failing_since: Option<String>,
 }

@@ -38,7 +38,7 @@ pub(crate) struct Problem {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, value_type = String)]
     field: Option<Box<str>>,
-    /// With `out_of_step`: the exports published since then, oldest first, at most 100, followed by the open ones
+    /// With `out_of_step`: the exports published since that in `after`, oldest first, at most 100, then the open ones
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, value_type = Vec<JobJson>)]
     jobs: Option<Box<[JobJson]>>,

@@ -67,7 +67,7 @@ pub(crate) struct ScheduleBody {
     /// The job requested then, if it is kept
     #[schema(required)]
     last_job: Option<AnyJobJson>,
-    /// The number of slots skipped since then because an export of the consumer and dataset was still open
+    /// The number of slots skipped since `lastRunAt` because an export of the lane was still open
     skipped: u64,
     /// The time of the last skipped slot
     #[schema(required, format = DateTime)]

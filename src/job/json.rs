@@ -138,7 +138,7 @@ pub struct JobJson {
     /// Transactions that had changed something and were still open: their changes belong to the next export
     #[schema(required)]
     open_transactions: Option<u32>,
-    /// The age of the oldest of these transactions, in seconds
+    /// The age of the oldest of the `openTransactions`, in seconds; null if the role may not see it
     #[schema(required)]
     oldest_transaction_seconds: Option<f64>,
     /// True if the columns differ from those of the consumer's last export
