@@ -151,7 +151,7 @@ step_commands() {
 }
 
 step_readme() {
-    needs postgres psql curl
+    needs postgres psql curl jq
     build
     tests/readme.sh
 }
@@ -219,7 +219,7 @@ step_failpoints() {
 
 # Installs the release build as README says, and runs README's commands with it.
 step_install() {
-    needs postgres psql curl
+    needs postgres psql curl jq
     cargo install --locked --features full --path . --root target/installed --no-track
     BINARY=target/installed/bin/cdc-export tests/readme.sh
 }

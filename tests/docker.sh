@@ -9,7 +9,7 @@
 #   COMPOSE='docker compose' tests/docker.sh
 #   BY_TAG=1 tests/docker.sh     with base images of the engine's own, which have the tags and no digests
 #
-# Needs the engine at DOCKER_HOST, docker-compose, curl and python3. Afterwards the copy, its containers, volume and image tags are gone;
+# Needs the engine at DOCKER_HOST, docker-compose, curl, jq and python3. Afterwards the copy, its containers, volume and image tags are gone;
 # the layers stay in the engine's cache.
 set -euo pipefail
 owner=${1:-$(id -u):$(id -g)}

@@ -6,8 +6,8 @@
 #   BINARY=… tests/readme.sh        with another build
 #
 # In place of port 8080 the service gets a free one, `cargo run` and `cargo install` use the binary that is there, and
-# `postgres://owner:secret@localhost/shop` is a database of a Postgres that a second service keeps. Needs psql, curl, python3 and a Postgres;
-# no root.
+# `postgres://owner:secret@localhost/shop` is a database of a Postgres that a second service keeps. Needs psql, curl, jq, python3 and a
+# Postgres; no root.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [[ -z ${README_CLEAN:-} ]]; then
