@@ -6,7 +6,7 @@
 # BINARY: another build, for a comparison. Needs Linux, psql and python3, for the fsyncs of row 9 also strace. Each row uses a scratch folder and a server of its own.
 set -euo pipefail
 source "$(dirname "$0")/lib.sh"
-statements=$(realpath "$(dirname "$0")/../src")
+statements=$(realpath "$(dirname "$0")/../crates/cdc-capture/src/purge")
 benches=$(realpath "$(dirname "$0")")
 
 # hold_open SQL: runs SQL in a transaction that stays open until the row ends.
@@ -39,7 +39,7 @@ explained() {
         END {printf "%.1f ms, %d blocks\n", time, blocks}'
 }
 # explained_purge: a purge of 50,000 rows at most, in the way of the service.
-explained_purge() { explained "$(sed 's/\$1/50000/' "$statements/source/purge/purge.sql")"; }
+explained_purge() { explained "$(sed 's/\$1/50000/' "$statements/purge.sql")"; }
 
 # Positions that a backfill of another table takes (CHANGE_LOG_MAX_BYTES=4MiB), and a purge that leaves the rows of one.
 row_1() (

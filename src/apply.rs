@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use sqlx::{Connection, PgConnection};
 
-use crate::dataset::Table;
+use cdc_capture::dataset::Table;
 use cdc_manifest::Manifest;
 use cdc_manifest::consumer::ConsumerId;
 use pg_session::failure::{SqlFailure, sqlstate};

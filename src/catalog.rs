@@ -1,23 +1,34 @@
 //! The catalog: the datasets, schedules and receivers of the operator's TOML file, or the demo's dataset.
 //!
-//! Reads a text, not a file. Knows no kind of receiver: `receiver` reads their blocks. Knows no table: `source`
+//! Reads a text, not a file. Knows no kind of receiver: `receiver` reads their blocks. Knows no table: `cdc_capture`
 //! compares the datasets with their tables and reports [`Fault`]s.
+
+pub mod block;
+pub mod current;
+mod dataset_block;
+pub mod listener;
+pub mod mistake;
+pub mod pattern;
+mod schedule_block;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::dataset::block::{self, Names, OperatorFile};
-use crate::dataset::fault::{Fault, Faults, Mistake, Mistakes, SeveralDatasets, UnknownDataset};
-use crate::dataset::listener::KnownNames;
-use crate::dataset::mask::MaskRule;
-use crate::dataset::name::hint;
-use crate::dataset::pattern::{self, Candidate, LeftOut, Pattern, UsedNames};
-use crate::dataset::{Dataset, Description, Table, USERS, dataset_block, schedule_block};
+use crate::catalog::block::{Names, OperatorFile};
+use crate::catalog::listener::KnownNames;
+use crate::catalog::mistake::{Mistake, Mistakes, SeveralDatasets, UnknownDataset};
+use crate::catalog::pattern::{LeftOut, Pattern, UsedNames};
 use crate::event::Listener;
+use crate::job::Bounds;
 use crate::job::datasets::Omitted;
 use crate::job::lane::Lane;
-use crate::job::{Bounds, ExportType};
 use crate::schedule::{Schedule, ScheduledDatasets};
+use cdc_capture::dataset::fault::{Fault, Faults};
+use cdc_capture::dataset::mask::MaskRule;
+use cdc_capture::dataset::name::hint;
+use cdc_capture::dataset::{Dataset, Description, Table, USERS};
+use cdc_capture::export_type::ExportType;
+use cdc_capture::relations::Candidate;
 
 /// All datasets, and the other blocks of the operator's file.
 #[derive(Clone, Debug)]
@@ -255,8 +266,17 @@ impl Catalog {
     }
 
     /// All datasets: those of the file in its order, then those of its patterns by their names.
+    pub fn datasets(&self) -> &[Arc<Dataset>] {
+        &self.datasets
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Dataset>> {
         self.datasets.iter()
+    }
+
+    /// Returns the tables that a pattern matches and that are no datasets.
+    pub fn left_out_tables(&self) -> Vec<&Table> {
+        self.left_out().iter().map(|left_out| &left_out.table).collect()
     }
 
     pub fn listeners(&self) -> &[Listener] {
@@ -301,13 +321,42 @@ fn names_of(datasets: &[Arc<Dataset>]) -> Arc<[String]> {
     datasets.iter().map(|dataset| dataset.name.clone()).collect()
 }
 
+/// Asserts that a text has these lines, each by its beginning.
+#[cfg(test)]
+pub(crate) fn assert_lines(found: &str, expected: &[&str]) {
+    assert_eq!(found.lines().count(), expected.len(), "{found}");
+    for (line, expected) in found.lines().zip(expected) {
+        assert!(line.starts_with(expected), "{line}");
+    }
+}
+
+/// Replaces members of a valid block, and asserts that `read` reports one fault alone: the given reason. A line without
+/// `=` removes the member. No message may quote a value that contains `hidden`.
+#[cfg(test)]
+pub(crate) fn assert_refused<T>(
+    block: &str,
+    cases: &[(&str, &str)],
+    read: impl Fn(&str) -> Result<T, crate::catalog::mistake::Mistakes>,
+) {
+    assert!(read(block).is_ok());
+    let name = |line: &str| line.split(' ').next().unwrap_or_default().to_owned();
+    for (members, reason) in cases {
+        let changed: Vec<_> = members.lines().map(name).collect();
+        let kept = block.lines().filter(|line| !changed.contains(&name(line)));
+        let text: Vec<_> = kept.chain(members.lines().filter(|member| member.contains('='))).collect();
+        let found = read(&text.join("\n")).err().expect(members).to_string();
+        let is_alone = found.lines().count() == 1 && !found.contains("hidden");
+        assert!(found.contains(reason) && is_alone, "{members}: {found}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::dataset::assert_refused;
-    use crate::dataset::{Capture, Columns, Operation};
+    use crate::catalog::assert_refused;
+    use cdc_capture::dataset::{Capture, Columns, Operation};
 
     #[test]
     fn everything_may_be_said() {

@@ -15,20 +15,20 @@ use std::time::Duration;
 
 pub use environment::Environment;
 
+use crate::catalog::Catalog;
+use crate::catalog::current::CurrentCatalog;
+use crate::catalog::mistake::Mistakes;
 use crate::config::variables::{Variables, invalid};
-use crate::dataset::CellMax;
-use crate::dataset::catalog::Catalog;
-use crate::dataset::current::CurrentCatalog;
-use crate::dataset::fault::Mistakes;
-use crate::dataset::mask::MaskSecret;
 use crate::http::{self, Access, LocalHosts, Origins};
 use crate::job::Terms;
 use crate::job::times::Times;
 use crate::postgres::{BadUrl, Database, NamedDatabase};
 use crate::receiver::Receivers;
-use crate::source::purge;
 use crate::telemetry::spans;
 use crate::{maintenance, postgres, sink, worker};
+use cdc_capture::dataset::CellMax;
+use cdc_capture::dataset::mask::MaskSecret;
+use cdc_capture::purge;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 

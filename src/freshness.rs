@@ -4,10 +4,12 @@
 
 use std::time::Duration;
 
+use cdc_capture::watermark::Readiness;
 use chrono::{DateTime, Utc};
 
 use crate::job::lane::Unacknowledged;
-use crate::job::{Continuity, ExportType};
+use cdc_capture::continuity::Continuity;
+use cdc_capture::export_type::ExportType;
 
 /// The shortest time within which a lane counts as fresh, unless the operator says another one.
 const LEAST: Duration = Duration::from_secs(60);
@@ -61,18 +63,6 @@ pub struct LaneHistory {
     pub completed_at: Option<DateTime<Utc>>,
     /// The median of the times between the last completed exports.
     pub usual_interval: Option<Duration>,
-}
-
-/// The state of a lane's table, as a look at it found it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Readiness {
-    Ready,
-    /// Its changes are not captured, although the dataset needs that.
-    NotTracked,
-    /// It is missing, differs from what its dataset says, or may not be read: an export of any type fails.
-    Unfit,
-    /// It can't be looked at now.
-    Unknown,
 }
 
 #[derive(Clone, Debug)]

@@ -5,14 +5,10 @@
 
 pub mod activity;
 mod bounds;
-pub mod columns;
-mod continuity;
 pub mod datasets;
 pub mod json;
 pub mod lane;
 pub mod marker;
-mod progress;
-pub mod selection;
 pub mod times;
 
 use std::fmt;
@@ -20,19 +16,20 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
+use cdc_capture::continuity::{Continuity, ExportReport};
+use cdc_capture::export_type::ExportType;
+use cdc_capture::rows::RowRequest;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::job::datasets::DatasetsRequest;
 use crate::job::lane::Lane;
-use crate::job::selection::Selection;
 use crate::trace::TraceParent;
+use cdc_capture::dataset::selection::Selection;
 use cdc_manifest::consumer::ConsumerId;
 use pg_rows::encoding::Encoding;
 
 pub use bounds::Bounds;
-pub use continuity::{Continuity, ExportReport};
-pub use progress::{CurrentExport, Progress, Reached};
 
 /// The permanent id of a job, a UUID of version 7. The ids of later jobs sort after those of earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -82,18 +79,6 @@ impl LeaseToken {
 impl From<Uuid> for LeaseToken {
     fn from(token: Uuid) -> LeaseToken {
         LeaseToken(token)
-    }
-}
-
-pg_rows::words! {
-    /// The type of an export: the rows that it holds.
-    ExportType, "an export type:" {
-        /// Every live row.
-        Full = "full",
-        /// The live rows changed since the consumer's watermark.
-        Incremental = "incremental",
-        /// The rows changed since the consumer's watermark, including deleted rows, each with its operation.
-        Delta = "delta",
     }
 }
 
@@ -406,6 +391,12 @@ pub struct Export {
 }
 
 impl Export {
+    /// Returns the rows and columns that the export requests.
+    pub fn row_request(&self) -> RowRequest<'_> {
+        let Export { export_type, selection, order, .. } = self;
+        RowRequest { job: self.job.as_uuid(), export_type: *export_type, selection, order: *order }
+    }
+
     pub fn only_file(&self) -> Option<&ExportFile> {
         if let [only] = self.files.as_slice() { Some(only) } else { None }
     }

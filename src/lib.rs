@@ -8,19 +8,17 @@
 // The domain: plain values without I/O, which all other modules use.
 pub mod audit;
 pub mod database;
-pub mod dataset;
 pub mod duration;
 pub mod event;
 pub mod file;
 pub mod freshness;
 pub mod job;
 pub mod key;
-pub mod row;
 pub mod schedule;
 pub mod trace;
-pub mod watermark;
 
 // Requests: from HTTP to a row in `exports`.
+pub mod catalog;
 pub mod config;
 pub mod http;
 pub mod service;
@@ -31,7 +29,6 @@ pub mod maintenance;
 pub mod pipeline;
 pub mod publisher;
 pub mod sink;
-pub mod source;
 pub mod worker;
 
 // Events: from a row in `cdc_export.deliveries` to a receiver.

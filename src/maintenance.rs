@@ -23,20 +23,20 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::dataset::current::CurrentCatalog;
+use crate::catalog::current::CurrentCatalog;
 use crate::job::times::Times;
 use crate::job::{Retention, Terms};
 use crate::maintenance::publish::Publish;
 use crate::maintenance::schedule::Scheduling;
 use crate::publisher;
 use crate::sink::{self, Destination, Limited};
-use crate::source::capture::functions::Removals;
-use crate::source::purge::{Caps, PURGE_ROWS};
-use crate::source::{self, Source};
 use crate::store::transitions::Transition;
 use crate::store::{self, Store};
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics;
+use cdc_capture::capture::functions::Removals;
+use cdc_capture::purge::{Caps, PURGE_ROWS};
+use cdc_capture::{self, Source};
 use pg_session::failure::chain;
 
 /// The pause between two readings of the whole folder, which is expensive. A file left behind by a crash does no harm.
@@ -97,7 +97,7 @@ pub struct Maintenance {
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error(transparent)]
-    Source(#[from] source::Error),
+    Source(#[from] cdc_capture::Error),
     #[error(transparent)]
     Sink(#[from] sink::Error),
     #[error(transparent)]

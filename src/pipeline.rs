@@ -12,13 +12,15 @@ use pg_rows::row::{BinaryRows, Fields};
 use pg_rows::{Encoder, FileAssembler, Layout, Piece};
 use tokio::sync::mpsc;
 
-use crate::dataset::mask::MaskSecret;
-use crate::dataset::{CellMax, KnownColumn};
 use crate::file::{Exported, Part};
-use crate::job::{Export, ExportType, Progress};
-use crate::row::{ReceiverClosed, RowLayout, RowReceiver};
+use crate::job::Export;
 use crate::sink::{self, Draft, Drafts};
-use crate::source::{self, rows::Rows};
+use cdc_capture::dataset::mask::MaskSecret;
+use cdc_capture::dataset::{CellMax, KnownColumn};
+use cdc_capture::export_type::ExportType;
+use cdc_capture::progress::Progress;
+use cdc_capture::row::{ReceiverClosed, RowLayout, RowReceiver};
+use cdc_capture::rows::Rows;
 use cdc_manifest::file_name::MOST_FILES;
 
 /// The largest number of pieces that wait between the readers and the writer.
@@ -27,7 +29,7 @@ const PIECES_AHEAD: usize = 2;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
-    Source(#[from] source::Error),
+    Source(#[from] cdc_capture::Error),
     #[error(transparent)]
     NotInFormat(pg_rows::Error),
     /// A text is not valid UTF-8.
@@ -93,16 +95,16 @@ pub struct ExportSpec<'a> {
 /// # Errors
 /// If any step fails. The unstaged draft is then removed. The caller must remove the staged ones.
 pub async fn run(rows: Rows<'_>, spec: &ExportSpec<'_>, drafts: Drafts) -> Result<WrittenExport, Error> {
-    let export = Arc::new(ExportLayout::new(rows.layout(spec.export), spec)?);
+    let export = Arc::new(ExportLayout::new(rows.layout(spec.export.row_request()), spec)?);
     let first = FileWriter::new(&export.file, drafts.create(1).await?)?;
     let (pieces_in, pieces_out) = mpsc::channel(PIECES_AHEAD);
     let written = WrittenParts::new(spec);
     let layout = Arc::clone(&export.file);
     let read = async move {
         let receiver = || PieceSender::new(&export, &pieces_in);
-        match rows.read(spec.export, spec.cell_max, spec.progress, receiver).await {
+        match rows.read(spec.export.row_request(), spec.cell_max, spec.progress, receiver).await {
             // The writer has failed, and its own result contains the cause.
-            Err(source::Error::ReceiverGone) => std::future::pending().await,
+            Err(cdc_capture::Error::ReceiverGone) => std::future::pending().await,
             read => Ok(read?),
         }
     };

@@ -11,10 +11,10 @@ mod webhook;
 use std::fmt::{Debug, Display};
 use std::str::FromStr;
 
-use crate::dataset::block::{Block, Names};
-use crate::dataset::catalog::Catalog;
-use crate::dataset::fault::Mistakes;
-use crate::dataset::listener::KnownNames;
+use crate::catalog::Catalog;
+use crate::catalog::block::{Block, Names};
+use crate::catalog::listener::KnownNames;
+use crate::catalog::mistake::Mistakes;
 use crate::delivery::Transport;
 use crate::event::Listener;
 
@@ -126,7 +126,7 @@ fn refuse_amqp(block: &mut Block<'_, '_>, _known: &KnownNames<'_>) -> Option<Box
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataset::assert_lines;
+    use crate::catalog::assert_lines;
 
     #[test]
     fn the_faults_of_all_kinds_of_blocks_are_reported_together() {

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::job::{ExportType, JobId, Request};
+use crate::job::{JobId, Request};
 use crate::schedule::timing::Timing;
+use cdc_capture::export_type::ExportType;
 use cdc_manifest::consumer::ConsumerId;
 use pg_rows::encoding::Encoding;
 

@@ -24,15 +24,12 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::audit::{Action, Origin};
-use crate::dataset::catalog::Catalog;
-use crate::dataset::current::CurrentCatalog;
-use crate::dataset::fault::{Faults, SeveralDatasets, UnknownDataset};
-use crate::dataset::name::is_name;
-use crate::dataset::pattern::LeftOut;
-use crate::dataset::{Dataset, Description, Table, TableColumn, TableSchema};
+use crate::catalog::Catalog;
+use crate::catalog::current::CurrentCatalog;
+use crate::catalog::mistake::{SeveralDatasets, UnknownDataset};
+use crate::catalog::pattern::LeftOut;
 use crate::demo;
 use crate::job::datasets::MOST_DATASETS;
-use crate::job::selection::BadSelection;
 use crate::job::{Bounds, Export, JobId, Status, Terms};
 use crate::key::Prefix;
 use crate::service::cached_reads::CachedReads;
@@ -42,10 +39,14 @@ use crate::service::followers::Followers;
 use crate::service::keys::Keyring;
 use crate::service::scrape::ReadCache;
 use crate::sink::{self, Destination, Limited};
-use crate::source::{self, Source};
 use crate::store::{self, OtherProcesses, Store};
 use crate::telemetry::metrics;
-use crate::watermark::{ConsumerLag, LogUse};
+use cdc_capture::dataset::fault::Faults;
+use cdc_capture::dataset::name::is_name;
+use cdc_capture::dataset::selection::BadSelection;
+use cdc_capture::dataset::{Dataset, Description, Table, TableColumn, TableSchema};
+use cdc_capture::watermark::{ConsumerLag, LogUse};
+use cdc_capture::{self, Source};
 use cdc_manifest::consumer::ConsumerId;
 
 pub use cached_reads::CachedRead;
@@ -67,10 +68,10 @@ pub enum Error {
     #[error("the database refused a statement")]
     Database(#[source] store::Error),
     #[error("{0}")]
-    NotReadable(source::Error),
+    NotReadable(cdc_capture::Error),
     /// The query of the table timed out or failed.
     #[error("the table can't be read now")]
-    Table(Option<source::Error>),
+    Table(Option<cdc_capture::Error>),
     #[error("the output folder or bucket has no room left")]
     OutputFull(#[source] sink::Error),
     #[error("the output folder or bucket can't be written")]
@@ -104,9 +105,9 @@ pub enum Error {
     DatasetNotAllowed(String),
     #[error("there is no table `{table}` for the dataset `{dataset}`")]
     NoTable { dataset: String, table: String },
-    #[error("{}", source::Error::NotTracked(.0.clone()))]
+    #[error("{}", cdc_capture::Error::NotTracked(.0.clone()))]
     NotTracked(String),
-    #[error("{}", source::Error::FullOnly(.0.clone()))]
+    #[error("{}", cdc_capture::Error::FullOnly(.0.clone()))]
     FullOnly(String),
     #[error(transparent)]
     BadSelection(BadSelection),
@@ -486,7 +487,8 @@ impl Service {
         for described in &mut datasets {
             described.why_untracked = untrackable.get(&described.dataset.name).cloned();
         }
-        let without_dataset = on_table(self.source.tables_without_dataset(&catalog)).await?;
+        let without_dataset =
+            on_table(self.source.tables_without_dataset(catalog.datasets(), &catalog.left_out_tables())).await?;
         Ok(Arc::new(TableStates { datasets, without_dataset }))
     }
 

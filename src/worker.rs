@@ -26,25 +26,15 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::dataset::current::CurrentCatalog;
-use crate::dataset::mask::MaskSecret;
-use crate::dataset::{Capture, CellMax, Dataset};
+use crate::catalog::current::CurrentCatalog;
 use crate::file::name::FileName;
 use crate::file::{Exported, FileRecord};
-use crate::job::columns::FileColumns;
 use crate::job::marker::Marker;
 use crate::job::times::Times;
-use crate::job::{CurrentExport, Export, ExportReport, ExportType, JobId, Progress, Status};
+use crate::job::{Export, JobId, Status};
 use crate::pipeline::{self, WrittenExport};
 use crate::publisher::{self, Publisher};
 use crate::sink::{self, Destination, Drafts, Limited, MarkerFile, StallWatch};
-use crate::source::{
-    self, Source,
-    connections::ExportConnections,
-    lag::ChangesCount,
-    reading::SnapshotReader,
-    snapshot::{Purpose, Snapshot, SnapshotTable},
-};
 use crate::store::{
     self, Store,
     commit::{Commit, Committed, CommittedJob},
@@ -58,6 +48,17 @@ use crate::telemetry::{job_event, metrics};
 use crate::trace::TraceParent;
 use crate::worker::error::{Error, Failed};
 use crate::worker::heartbeat::{Heartbeat, Stop};
+use cdc_capture::connections::ExportConnections;
+use cdc_capture::continuity::ExportReport;
+use cdc_capture::dataset::columns::FileColumns;
+use cdc_capture::dataset::mask::MaskSecret;
+use cdc_capture::dataset::{Capture, CellMax, Dataset};
+use cdc_capture::export_type::ExportType;
+use cdc_capture::lag::ChangesCount;
+use cdc_capture::progress::{CurrentExport, Progress};
+use cdc_capture::reading::SnapshotReader;
+use cdc_capture::snapshot::{Purpose, Snapshot, SnapshotTable};
+use cdc_capture::{self, Source};
 use cdc_manifest::Manifest;
 use cdc_manifest::consumer::ConsumerId;
 use failpoint::failpoint;
@@ -512,7 +513,7 @@ impl Worker {
             stalled = stalls.stalled(self.destination.stall_limit()) => Err(Error::from(stalled).into()),
             written = write => written,
         };
-        if let Err(Failed { error: Error::Source(source::Error::GaveWay { .. }), .. }) = written {
+        if let Err(Failed { error: Error::Source(cdc_capture::Error::GaveWay { .. }), .. }) = written {
             snapshot.give_up().await;
         }
         written?;
@@ -759,11 +760,11 @@ impl<'a> Member<'a> {
         let Export { job, consumer, export_type, encoding, .. } = &self.leased.export;
         Purpose {
             dataset: self.dataset,
-            consumer: consumer.as_ref(),
+            consumer: consumer.as_ref().map(ConsumerId::as_str),
             export_type: *export_type,
             format: encoding.format,
-            job: *job,
-            marker: self.marker.as_ref(),
+            job: job.as_uuid(),
+            marker: self.marker.as_ref().map(Marker::export),
         }
     }
 

@@ -10,9 +10,17 @@ binary=${BINARY:-target/debug/cdc-export}
 export PGOPTIONS='-c search_path=pg_catalog,cdc_export,public,pg_temp -c jit=off'
 sql() { psql -XAtq -v ON_ERROR_STOP=1 "$DATABASE_URL" "$@"; }
 
+# The path of a statement's file: those of `source` are in the crate that captures changes.
+path() {
+    case $1 in
+        source/*) printf 'crates/cdc-capture/src/%s' "${1#source/}" ;;
+        *) printf 'src/%s' "$1" ;;
+    esac
+}
+
 # A file with its pieces in place of the lines that include them. A piece may include another one, several times.
 whole() {
-    awk -v top="src/${1%%/*}" '
+    awk -v top="$(path "${1%%/*}/")" '
         function put(file,   line) {
             while ((getline line < file) > 0) texts[file] = texts[file] line "\n"
             close(file)
@@ -22,19 +30,20 @@ whole() {
             count = split(text, lines, "\n")
             for (at = 1; at < count; at++)
                 if (split(lines[at], words, " ") && words[1] == "--" && words[2] == "include") {
-                    texts[top "/" words[3]] = ""
-                    put(top "/" words[3])
+                    texts[top words[3]] = ""
+                    put(top words[3])
                 } else print lines[at]
         }
-        BEGIN { put("src/" ARGV[1]) }' "$1"
+        BEGIN { put(ARGV[1]) }' "$(path "$1")"
 }
 
-# Explains a file below src, with these arguments, in a transaction that is rolled back. The first run only fills the caches.
+# Explains a statement, with these arguments, in a transaction that is rolled back. The first run only fills the caches.
 explain() {
-    local types explain
-    types=$(sed -n 's/^-- \$[0-9]* \([^:]*\): .*/\1/p' "src/$1" | paste -sd,)
+    local types explain file
+    file=$(path "$1")
+    types=$(sed -n 's/^-- \$[0-9]* \([^:]*\): .*/\1/p' "$file" | paste -sd,)
     explain="begin; explain (analyze, buffers, costs off, timing off) execute statement ($2); rollback;"
-    printf '\n## `%s`\n\n%s\n\nFile: src/%s\n\n```\n' "$(sed -n '1s/-- //p' "src/$1")" "$3" "$1"
+    printf '\n## `%s`\n\n%s\n\nFile: %s\n\n```\n' "$(sed -n '1s/-- //p' "$file")" "$3" "$file"
     printf '%s\n' "prepare statement ($types) as $(whole "$1");" '\o /dev/null' "$explain" '\o' "$explain" | sql | cut -c 1-160
     echo '```'
 }

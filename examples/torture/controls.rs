@@ -76,7 +76,7 @@ const KEY_WITHOUT_TOKEN: &str = r#"src/file/name.rs
 +        let key = format!("{dataset}/{consumer}/{stem}_00000000{extension}");"#;
 
 /// Runs a job again whose end the restored database has forgotten.
-const RESTORED_JOB_RUNS: &str = "src/source/opening.rs
+const RESTORED_JOB_RUNS: &str = "crates/cdc-capture/src/opening.rs
 -    if exported.is_restored { Err(Error::JobRestored(remedy)) } else { Ok(remedy) }
 +    Ok(remedy)";
 
@@ -200,7 +200,7 @@ const IN_A_FOLDER: &[Control] = &[
         name: "time-alone",
         breaks: Some("1"),
         scenario: Some(USUAL),
-        edits: &["src/source/select.rs
+        edits: &["crates/cdc-capture/src/select.rs
 -        self.position.live.is_some()
 +        false"],
     },
@@ -219,10 +219,10 @@ const IN_A_FOLDER: &[Control] = &[
         breaks: Some("12"),
         scenario: Some(USUAL),
         edits: &[
-            "src/source/import.rs
+            "crates/cdc-capture/src/import.rs
 -pub(super) struct Import(String);
 +pub(super) struct Import(pub(super) String);",
-            r#"src/source/reading.rs
+            r#"crates/cdc-capture/src/reading.rs
 -            let of_leaf = leaf.map(|leaf| Import::new(&table.imported, &table.dataset, &table.schema, Some(leaf)));
 -            of_leaf.as_ref().unwrap_or(&table.import).join(self.reader, &table.dataset.table).await?;
 +            let mut import = Import::new(&table.imported, &table.dataset, &table.schema, leaf);
@@ -267,7 +267,7 @@ const IN_A_FOLDER: &[Control] = &[
         name: "gives-up-others",
         breaks: Some("1"),
         scenario: Some(BACKFILLS),
-        edits: &["src/source/purge/give_up_large.sql
+        edits: &["crates/cdc-capture/src/purge/give_up_large.sql
 -  order by held.bytes desc, held.table_oid
 +  order by held.bytes, held.table_oid"],
     },
@@ -327,7 +327,7 @@ const IN_A_FOLDER: &[Control] = &[
         name: "no-look-at-readers",
         breaks: Some("9"),
         scenario: Some(SILENT_READERS),
-        edits: &["src/source/session.rs
+        edits: &["crates/cdc-capture/src/session.rs
 -            Activity::Listens | Activity::Gone => quiet >= answer_timeout(lease),
 +            Activity::Listens | Activity::Gone => quiet >= 1_000 * answer_timeout(lease),"],
     },

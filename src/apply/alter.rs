@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 use crate::apply::statement::{run, run_unless_exists};
 use crate::apply::table::{TargetTable, relation, target_columns};
 use crate::apply::{During, Error, INSPECT_TABLE, Settings, TargetPosition, ownership};
-use crate::dataset::Table;
+use cdc_capture::dataset::Table;
 use cdc_manifest::{Chained, ManifestColumn};
 use pg_session::quoted;
 

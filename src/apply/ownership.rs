@@ -6,7 +6,7 @@
 use sqlx::PgConnection;
 
 use crate::apply::{During, Error, INSPECT_TABLE};
-use crate::dataset::Table;
+use cdc_capture::dataset::Table;
 
 pub(super) struct OwnRelation {
     pub(super) oid: i64,

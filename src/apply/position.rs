@@ -9,7 +9,7 @@ use sqlx::types::{Json, Uuid};
 use crate::apply::statement::{run, run_unless_exists};
 use crate::apply::table::{TargetColumn, TargetTable, target_columns};
 use crate::apply::{During, Error, POSITIONS_SCHEMA, Settings, ownership};
-use crate::dataset::Table;
+use cdc_capture::dataset::Table;
 use cdc_manifest::consumer::ConsumerId;
 use cdc_manifest::{Manifest, ManifestColumn, ManifestSource};
 

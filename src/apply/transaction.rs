@@ -10,8 +10,8 @@ use crate::apply::table::{TargetTable, target_columns};
 use crate::apply::{
     Applied, BEGIN, COMMIT, Changes, During, Error, Settings, Target, TargetPosition, alter, load, lock, position,
 };
-use crate::dataset::Table;
-use crate::job::Continuity;
+use cdc_capture::continuity::Continuity;
+use cdc_capture::dataset::Table;
 use cdc_manifest::{Chained, Manifest};
 use failpoint::failpoint;
 use pg_session::failure::SqlFailure;

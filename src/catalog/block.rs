@@ -14,8 +14,9 @@ use serde::de::DeserializeOwned;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue, ValueDeserializer};
 
-use crate::dataset::fault::{Fault, Mistake, Mistakes};
-use crate::dataset::name::{hint, is_name};
+use crate::catalog::mistake::{Mistake, Mistakes};
+use cdc_capture::dataset::fault::Fault;
+use cdc_capture::dataset::name::{hint, is_name};
 
 /// The kind of block whose faults begin with its name alone.
 pub(super) const DATASET: &str = "dataset";
@@ -349,7 +350,7 @@ fn unknown_members(text: &str, table: &DeTable<'_>, known: &[&'static str]) -> V
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataset::assert_lines;
+    use crate::catalog::assert_lines;
 
     /// Returns the faults of a file whose kinds of blocks are `dataset` and `amqp`, and whose `size` is at most 9.
     fn faults(text: &str) -> String {

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use chrono::{DateTime, Utc};
 
-use crate::dataset::catalog::Catalog;
+use crate::catalog::Catalog;
 
 /// A handle of the catalog in force. All its clones see a replacement.
 #[derive(Clone, Debug)]

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::dataset::block::{Block, DATASET, Names, OperatorFile};
-use crate::dataset::header::{self, FileHeader};
-use crate::dataset::mask::Masks;
-use crate::dataset::{Capture, Columns, Dataset, Operation, ParquetChoices, Table, Unrepresentable};
+use crate::catalog::block::{Block, DATASET, Names, OperatorFile};
 use crate::duration;
 use crate::job::FILE_BYTES;
+use cdc_capture::dataset::header::{self, FileHeader};
+use cdc_capture::dataset::mask::Masks;
+use cdc_capture::dataset::{Capture, Columns, Dataset, Operation, ParquetChoices, Table, Unrepresentable};
 use pg_rows::meta::MetaColumn;
 
 /// The default of the overlap: the longest time that a transaction may take.

@@ -1,10 +1,10 @@
 //! The members that blocks of receivers share: which events a receiver gets, and the variable that has its secret.
 
-use crate::dataset::block::{Block, Names};
-use crate::dataset::fault::UnknownDataset;
-use crate::dataset::name::{hint, is_name};
+use crate::catalog::block::{Block, Names};
+use crate::catalog::mistake::UnknownDataset;
 use crate::event::{EventType, Listener};
 use crate::job::Status;
+use cdc_capture::dataset::name::{hint, is_name};
 use cdc_manifest::consumer::ConsumerId;
 
 /// Names outside of a block that its members may or may not be.

@@ -1,6 +1,6 @@
 //! Patterns: a `[[tables]]` block makes a dataset of each table that it matches.
 //!
-//! Knows no SQL: `source::relations` reads the relations of the database.
+//! Knows no SQL: `cdc_capture::relations` reads the relations of the database.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -8,38 +8,16 @@ use std::sync::Arc;
 
 use wildmatch::WildMatch;
 
-use crate::dataset::block::{Block, OperatorFile};
-use crate::dataset::header::FileHeader;
-use crate::dataset::mask::Masks;
-use crate::dataset::name::{derived, is_name};
-use crate::dataset::{Capture, Dataset, Owners, Table, dataset_block};
+use crate::catalog::block::{Block, OperatorFile};
+use crate::catalog::dataset_block;
+use cdc_capture::dataset::header::FileHeader;
+use cdc_capture::dataset::mask::Masks;
+use cdc_capture::dataset::name::{derived, is_name};
+use cdc_capture::dataset::{Capture, Dataset, Owners, Table};
+use cdc_capture::relations::Candidate;
 
 /// The kind of block that has a pattern.
 pub(super) const TABLES: &str = "tables";
-
-/// A relation of the database, as far as a pattern needs to know it.
-#[derive(Clone, Debug)]
-pub struct Candidate {
-    pub schema: String,
-    pub name: String,
-    /// True if a name without a schema means it.
-    pub is_visible: bool,
-    /// Its owner, and those of its partitions.
-    pub owners: Vec<String>,
-    /// True if all its owners are trusted unless a pattern names other ones.
-    pub are_owners_trusted: bool,
-    /// False for views, foreign tables and tables with rules: reading them runs code of their owners.
-    pub is_plain_table: bool,
-    pub is_partition: bool,
-    /// True if a crash of Postgres empties it.
-    pub is_unlogged: bool,
-    /// True if it has a primary key.
-    pub has_key: bool,
-    /// The time columns with which an index begins.
-    pub indexed_times: Vec<String>,
-    /// The columns that it has of those that patterns name as `deleted`.
-    pub columns: Vec<String>,
-}
 
 pg_rows::words! {
     /// The reason why a table that a pattern matches is no dataset.
@@ -265,8 +243,8 @@ pub(super) fn expand(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataset::assert_refused;
-    use crate::dataset::catalog::Catalog;
+    use crate::catalog::Catalog;
+    use crate::catalog::assert_refused;
 
     fn table(schema: &str, name: &str) -> Candidate {
         Candidate {

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use chrono_tz::Tz;
 
-use crate::dataset::block::{Block, Names, OperatorFile};
-use crate::dataset::dataset_block::fresh_within;
-use crate::dataset::listener::KnownNames;
-use crate::dataset::name::hint;
-use crate::job::ExportType;
+use crate::catalog::block::{Block, Names, OperatorFile};
+use crate::catalog::dataset_block::fresh_within;
+use crate::catalog::listener::KnownNames;
 use crate::job::datasets::MOST_DATASETS;
 use crate::schedule::timing::{self, BadTiming, Timing};
 use crate::schedule::{Schedule, ScheduledDatasets};
+use cdc_capture::dataset::name::hint;
+use cdc_capture::export_type::ExportType;
 use cdc_manifest::consumer::ConsumerId;
 use pg_rows::encoding::{Encoding, Format};
 
@@ -116,9 +116,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::dataset::catalog::Catalog;
-    use crate::dataset::fault::Mistakes;
-    use crate::dataset::{assert_lines, assert_refused};
+    use crate::catalog::Catalog;
+    use crate::catalog::mistake::Mistakes;
+    use crate::catalog::{assert_lines, assert_refused};
     use pg_rows::encoding::Compression;
 
     const BLOCK: &str = "[[schedule]]

@@ -11,8 +11,8 @@ use tokio::runtime::Handle;
 use uuid::Uuid;
 
 use crate::client::{About, Error};
-use crate::dataset::name::is_name;
 use crate::sink::{Archive, Settings};
+use cdc_capture::dataset::name::is_name;
 use cdc_manifest::chain::{Chains, Digest, parse_digest};
 use cdc_manifest::consumer::ConsumerId;
 use cdc_manifest::seal::PublicKey;

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use crate::apply::{Settings, Target, TargetConnections};
 use crate::config::Environment;
-use crate::dataset::Table;
-use crate::job::ExportType;
 use anyhow::Context;
+use cdc_capture::dataset::Table;
+use cdc_capture::export_type::ExportType;
 use clap::{ArgGroup, Args};
 use pg_rows::encoding::{Encoding, Format};
 

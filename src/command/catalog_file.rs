@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 
+use crate::catalog::Catalog;
 use crate::config;
-use crate::dataset::catalog::Catalog;
 use crate::receiver::Receivers;
 
 /// Appends a block, and returns the catalog of the new text. Writes the text to a temporary file in the same folder,

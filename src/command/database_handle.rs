@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::postgres::{self, Database, RequiredGrants};
-use crate::source::capture::{functions, tracking};
 use anyhow::{Context, bail};
+use cdc_capture::capture::{functions, tracking};
 use failpoint::failpoint;
 use private_postgres::Location;
 

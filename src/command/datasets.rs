@@ -7,19 +7,19 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
+use crate::catalog::Catalog;
+use crate::catalog::pattern::{LeftOut, Reason, UsedNames};
 use crate::config::{self, CatalogFile, Config};
-use crate::dataset::catalog::Catalog;
-use crate::dataset::fault::{Fault, Faults};
-use crate::dataset::name;
-use crate::dataset::pattern::{LeftOut, Reason, UsedNames};
+use cdc_capture::dataset::fault::{Fault, Faults};
+use cdc_capture::dataset::name;
 use pg_rows::column::ColumnType;
 
-use crate::dataset::{Capture, Dataset, Description, Table, TableColumn, TableSchema};
 use crate::postgres::Database;
 use crate::service::Service;
-use crate::source::catalog_check::{self, Findings};
-use crate::source::relations;
 use crate::store::Store;
+use cdc_capture::catalog_check::{self, Findings};
+use cdc_capture::dataset::{Capture, Dataset, Description, Table, TableColumn, TableSchema};
+use cdc_capture::relations;
 use clap::{Args, Subcommand};
 
 use crate::command::BadUsage;
@@ -105,7 +105,7 @@ async fn check(config: &Config, database: &Database) -> anyhow::Result<()> {
         "DATASETS names no file, so there is the demo's `users` alone: set DATASETS to a file, and `cdc-export datasets add TABLE` writes it",
     )?;
     let catalog = config.catalog.get();
-    let found = catalog_check::check(&database.pool(1), &catalog).await?;
+    let found = catalog_check::check(&database.pool(1), catalog.datasets(), &catalog.left_out_tables()).await?;
     print_remarks(&catalog, &found);
     let Findings { faults: Faults(mut faults), unreadable, untracked, broken, .. } = found;
     faults.extend(unreadable.into_iter().chain(broken));
@@ -230,7 +230,8 @@ async fn draft_pattern(config: &Config, database: &Database, schema: &str) -> an
         "nothing was added: a pattern can't name just the schema {}",
         plain(schema)
     );
-    let relations = relations::read(&database.pool(1), &config.catalog.get()).await?;
+    let catalog = config.catalog.get();
+    let relations = relations::read(&database.pool(1), catalog.datasets(), catalog.deleted_columns()).await?;
     ensure!(
         relations.iter().any(|relation| relation.schema == schema),
         "nothing was added: there is no table in a schema that is called {schema}"
@@ -247,7 +248,7 @@ async fn draft_pattern(config: &Config, database: &Database, schema: &str) -> an
 /// Returns the names, as arguments of a shell, of the relations in these schemas that only a block of their own would
 /// make datasets.
 async fn left_out(database: &Database, catalog: &Catalog, schemas: &[String]) -> anyhow::Result<Vec<String>> {
-    let relations = relations::read(&database.pool(1), catalog).await?;
+    let relations = relations::read(&database.pool(1), catalog.datasets(), catalog.deleted_columns()).await?;
     let expanded = catalog.expanded(&relations, &UsedNames::new());
     let needs_block = |it: &&LeftOut| {
         let is_reason = matches!(it.reason, Reason::NeedsBlock | Reason::Unlogged | Reason::NoKey);

@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 
 use crate::config::CatalogFile;
-use crate::dataset::name::hint;
 use crate::delivery::{DeliveryResult, Event};
 use anyhow::bail;
+use cdc_capture::dataset::name::hint;
 use clap::{Args, Subcommand};
 
 use crate::command::BadUsage;

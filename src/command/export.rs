@@ -5,10 +5,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::config::{CatalogFile, Config};
-use crate::job::{After, Continuity, ExportType, FILE_BYTES, FailureCode, JobId, Request, Status};
+use crate::job::{After, FILE_BYTES, FailureCode, JobId, Request, Status};
 use crate::postgres::Database;
 use crate::worker::Stops;
 use anyhow::{Context, anyhow};
+use cdc_capture::continuity::Continuity;
+use cdc_capture::export_type::ExportType;
 use cdc_manifest::consumer::ConsumerId;
 use cdc_manifest::plain_name::NotPlain;
 use clap::Args;

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use crate::job::ExportType;
 use crate::job::lane::Lane;
+use cdc_capture::export_type::ExportType;
 use clap::Args;
 use pg_rows::encoding::{Compression, Encoding, Format};
 use tokio::task::spawn_blocking;

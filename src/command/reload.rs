@@ -12,15 +12,15 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use crate::catalog::Catalog;
+use crate::catalog::current::CurrentCatalog;
 use crate::command::catalog::{check_blocks, expanded_for_service};
 use crate::config::{self, Config};
-use crate::dataset::catalog::Catalog;
-use crate::dataset::current::CurrentCatalog;
 use crate::postgres::Database;
 use crate::receiver::Receivers;
-use crate::source::capture::{self, new_tables, tracking};
 use crate::store::Store;
 use crate::telemetry::metrics;
+use cdc_capture::capture::{self, new_tables, tracking};
 use pg_session::failure::chain;
 
 const FILE_PERIOD: Duration = Duration::from_secs(5);

@@ -4,14 +4,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use crate::config::{CatalogFile, Config};
-use crate::dataset::{Capture, Dataset, Table};
 use crate::postgres::Database;
-use crate::source::capture::tracking::{self, Tracked};
-use crate::source::capture::waiting::Queue;
-use crate::source::capture::{self, untracking};
-use crate::source::catalog_check;
 use crate::store::Store;
 use crate::store::tracked::Tracking;
+use cdc_capture::capture::tracking::{self, Tracked};
+use cdc_capture::capture::waiting::Queue;
+use cdc_capture::capture::{self, untracking};
+use cdc_capture::catalog_check;
+use cdc_capture::dataset::{Capture, Dataset, Table};
 use clap::Args;
 use pg_session::failure::chain;
 
@@ -138,7 +138,7 @@ async fn untrack_datasets(config: &Config, database: &Database, datasets: &[Arc<
         before.push(store.check_table(dataset).await?.tracking);
     }
     let mut failed = Vec::new();
-    let untracked = untracking::untrack(&pool, datasets, &config.catalog.get()).await?;
+    let untracked = untracking::untrack(&pool, datasets, config.catalog.get().datasets()).await?;
     for ((dataset, before), untracked) in datasets.iter().zip(before).zip(untracked) {
         let (name, table) = (&dataset.name, plain(&dataset.table.to_string()));
         match untracked {

@@ -12,9 +12,9 @@ use crate::postgres::Database;
 use crate::receiver::Receivers;
 use crate::service::{self, Service, Stores};
 use crate::sink::{self, Destination, Limited, Prepared};
-use crate::source::Source;
 use crate::store::Store;
 use crate::worker::{self, Stops, Worker};
+use cdc_capture::Source;
 use pg_session::pool::Pool;
 
 /// Returns the number of connections that `workers` concurrent exports may open.

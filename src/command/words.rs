@@ -3,9 +3,9 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::dataset::name::is_name;
 use crate::duration;
 use crate::job::JobId;
+use cdc_capture::dataset::name::is_name;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use pg_rows::encoding::{Compression, Format};
 use pg_rows::words::UnknownWord;

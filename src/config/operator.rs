@@ -7,10 +7,10 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
+use crate::catalog::Catalog;
+use crate::catalog::mistake::Mistakes;
 use crate::config::variables::{Variables, invalid, is_setting};
 use crate::config::{Config, Error};
-use crate::dataset::catalog::Catalog;
-use crate::dataset::fault::Mistakes;
 use crate::receiver::{Receivers, SecretVariables};
 
 impl Error {

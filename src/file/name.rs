@@ -3,10 +3,10 @@
 
 use chrono::{DateTime, Utc};
 
-use crate::dataset::USERS;
 #[cfg(feature = "buckets")]
 use crate::file::hidden::HiddenFile;
 use crate::job::Request;
+use cdc_capture::dataset::USERS;
 use cdc_manifest::consumer::ConsumerId;
 use cdc_manifest::file_name::part_name;
 use pg_rows::encoding::Encoding;
@@ -89,7 +89,7 @@ pub fn stem_and_number(name: &str, encoding: Encoding) -> (&str, i64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::ExportType;
+    use cdc_capture::export_type::ExportType;
     use pg_rows::encoding::{Compression, Format};
 
     #[test]

@@ -12,11 +12,11 @@ use axum::http::{HeaderMap, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::{Deserialize, DeserializeOwned, Deserializer};
 
-use crate::dataset::name::hint;
 use crate::http::REQUEST_TIMEOUT;
 use crate::http::code::Code;
 use crate::http::json::{self, JsonError, Strict};
 use crate::http::problem::Problem;
+use cdc_capture::dataset::name::hint;
 
 const MAX_BODY_BYTES: usize = 1_000_000;
 

@@ -8,19 +8,19 @@ use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::dataset::name::is_name;
 use crate::freshness::{self, LaneState};
 use crate::http::code::Code;
 use crate::http::input::PathParameter;
 use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
 use crate::http::query;
-use crate::job::Continuity;
-use crate::job::json::ConsumerSchema;
+use crate::job::json::{ConsumerSchema, ContinuitySchema};
 use crate::job::json::{JobJson, rfc3339};
 use crate::job::lane::Lane;
 use crate::service::Service;
 use crate::service::consumers::ListedConsumer;
+use cdc_capture::continuity::Continuity;
+use cdc_capture::dataset::name::is_name;
 use cdc_manifest::consumer::ConsumerId;
 
 /// The query of `/consumers`.
@@ -71,6 +71,7 @@ pub(crate) struct ConsumerBody {
     failing_since: Option<String>,
     /// The condition, other than changes, between the consumer's last export and the next; null if there is none
     #[schema(required)]
+    #[schema(value_type = Option<ContinuitySchema>)]
     continuity: Option<Continuity>,
     /// The consumer's last export
     #[schema(required)]

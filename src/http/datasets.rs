@@ -6,10 +6,7 @@ use axum::Json;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::dataset::fault::Fault;
-use crate::dataset::mask::MaskRule;
-use crate::dataset::pattern::LeftOut;
-use crate::dataset::{Description, Table, TableColumn};
+use crate::catalog::pattern::LeftOut;
 use crate::http::code::Code;
 use crate::http::input::PathParameter;
 use crate::http::problem::Problem;
@@ -17,6 +14,9 @@ use crate::http::schemas::DatasetName;
 use crate::http::schemas::MetaColumnSchema;
 use crate::job::json::rfc3339;
 use crate::service::{CachedRead, Service};
+use cdc_capture::dataset::fault::Fault;
+use cdc_capture::dataset::mask::MaskRule;
+use cdc_capture::dataset::{Description, Table, TableColumn};
 use pg_rows::meta::MetaColumn;
 
 /// All datasets.

@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use crate::dataset::name::is_name;
 use crate::event::{Delivery, DeliveryFilter, DeliveryStatus};
 use crate::http::code::Code;
 use crate::http::input::PathParameter;
@@ -16,6 +15,7 @@ use crate::http::problem::Problem;
 use crate::http::query;
 use crate::job::json::rfc3339;
 use crate::service::{self, Service};
+use cdc_capture::dataset::name::is_name;
 
 /// The query of `/deliveries`.
 #[derive(Deserialize, IntoParams)]

@@ -26,10 +26,10 @@ use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
 use crate::http::query;
 use crate::http::schemas::DatasetName;
-use crate::job::json::AnyJobJson;
 use crate::job::json::ConsumerSchema;
+use crate::job::json::{AnyJobJson, ExportTypeSchema};
 use crate::job::lane::Lane;
-use crate::job::{Export, ExportType, Filter, JobId, JobPage, Status};
+use crate::job::{Export, Filter, JobId, JobPage, Status};
 use crate::service::{self, Cancellation, Service};
 use cdc_manifest::consumer::ConsumerId;
 
@@ -140,7 +140,7 @@ pub(crate) struct ExportQuery {
     status: Option<String>,
     /// Jobs of this type. With `dataset`, or with a key for certain datasets, the type is that of the export of the
     /// dataset
-    #[param(value_type = Option<ExportType>)]
+    #[param(value_type = Option<ExportTypeSchema>)]
     export_type: Option<String>,
     /// Jobs that have an export of this dataset
     #[param(value_type = Option<DatasetName>, example = "users")]

@@ -13,16 +13,17 @@ use utoipa::openapi::{Ref, Required};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use crate::dataset::fault::SeveralDatasets;
-use crate::dataset::name::is_name;
+use crate::catalog::mistake::SeveralDatasets;
 use crate::http::access::service_of;
 use crate::http::code::Code;
 use crate::http::problem::Problem;
 use crate::http::schemas::DatasetName;
 use crate::job::json::ConsumerSchema;
-use crate::job::{ExportType, IdempotencyKey, JobId};
+use crate::job::{IdempotencyKey, JobId};
 use crate::key;
 use crate::service::{self, Service};
+use cdc_capture::dataset::name::is_name;
+use cdc_capture::export_type::ExportType;
 use cdc_manifest::consumer::ConsumerId;
 
 pub(crate) const CONSUMER_HEADER: &str = "X-Consumer-ID";

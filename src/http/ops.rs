@@ -9,12 +9,12 @@ use chrono::Utc;
 use serde::Serialize;
 use utoipa::{IntoResponses, ToSchema};
 
-use crate::dataset::Description;
 use crate::http::access::{Access, has_own_key};
 use crate::http::datasets::problems;
 use crate::job::json::rfc3339;
 use crate::service::{self, CachedRead, Service};
 use crate::telemetry::metrics::CONTENT_TYPE;
+use cdc_capture::dataset::Description;
 use pg_session::failure::chain;
 
 /// The health of this process.

@@ -136,8 +136,10 @@ pub(crate) fn file_of(assets: &'static Assets, name: &str, headers: &HeaderMap) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::{Continuity, ExportType, FailureCode, Status};
+    use crate::job::{FailureCode, Status};
     use crate::schedule::Refusal;
+    use cdc_capture::continuity::Continuity;
+    use cdc_capture::export_type::ExportType;
 
     /// Returns the names that follow `mark` in a text, up to the next quote.
     fn named<'a>(text: &'a str, mark: &'a str) -> impl Iterator<Item = &'a str> {

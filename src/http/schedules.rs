@@ -5,12 +5,12 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::http::problem::Problem;
-use crate::job::ExportType;
-use crate::job::json::ConsumerSchema;
 use crate::job::json::{AnyJobJson, CompressionSchema, FormatSchema, rfc3339};
+use crate::job::json::{ConsumerSchema, ExportTypeSchema};
 use crate::schedule::ScheduledDatasets;
 use crate::service::Service;
 use crate::service::schedules::ListedSchedule;
+use cdc_capture::export_type::ExportType;
 
 /// All schedules.
 #[derive(Serialize, ToSchema)]
@@ -36,6 +36,7 @@ pub(crate) struct ScheduleBody {
     #[schema(required)]
     datasets: Option<Vec<String>>,
     /// The type of its exports
+    #[schema(value_type = ExportTypeSchema)]
     export_type: ExportType,
     /// The format of their files
     #[schema(value_type = FormatSchema)]

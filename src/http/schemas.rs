@@ -8,9 +8,11 @@ use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::event::DeliveryStatus;
-use crate::job::json::{CompressionSchema, ConsumerSchema, FormatSchema};
-use crate::job::selection::Operator;
-use crate::job::{Continuity, ExportType, FailureCode, Phase, Status};
+use crate::job::json::{CompressionSchema, ConsumerSchema, ContinuitySchema, ExportTypeSchema, FormatSchema};
+use crate::job::{FailureCode, Phase, Status};
+use cdc_capture::continuity::Continuity;
+use cdc_capture::dataset::selection::Operator;
+use cdc_capture::export_type::ExportType;
 use pg_rows::encoding::{Compression, Format};
 use pg_rows::meta::MetaColumn;
 
@@ -45,18 +47,18 @@ macro_rules! document_words {
 pub(crate) use document_words;
 
 document_words! {
-    ExportType, "ExportType", "The set of rows in an export";
     Status, "Status", "The status of a job";
     Phase, "Phase", "What an open job does";
-    Continuity, "Continuity", "The condition, other than changes, between a consumer's last export and this one";
     FailureCode, "FailureCode", "The reason why an export failed";
     DeliveryStatus, "DeliveryStatus", "The status of a delivery";
-    Operator, "Operator", "The comparison of a column with a value";
 }
 
 document_words! {
     FormatSchema of Format, "Format", "The format of a file's rows";
     CompressionSchema of Compression, "Compression", "The compression of a file";
+    ExportTypeSchema of ExportType, "ExportType", "The set of rows in an export";
+    ContinuitySchema of Continuity, "Continuity", "The condition, other than changes, between a consumer's last export and this one";
+    OperatorSchema of Operator, "Operator", "The comparison of a column with a value";
     MetaColumnSchema of MetaColumn, "MetaColumn", "A column of files that is none of the table";
 }
 
@@ -76,6 +78,9 @@ impl ToSchema for ConsumerSchema {
 /// The schema of [`MetaColumn`].
 pub(crate) enum MetaColumnSchema {}
 
+/// The schema of [`Operator`].
+pub(crate) enum OperatorSchema {}
+
 /// A dataset's name. The code uses `String` for it.
 pub(crate) enum DatasetName {}
 
@@ -94,7 +99,7 @@ fn named(pattern: &str, example: &str) -> RefOr<Schema> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataset::name::is_name;
+    use cdc_capture::dataset::name::is_name;
     use cdc_manifest::consumer::ConsumerId;
     use proptest::prelude::*;
     use proptest::string::string_regex;

@@ -12,7 +12,9 @@ use utoipa::{PartialSchema, ToSchema};
 use uuid::Uuid;
 
 use crate::job::datasets::Omitted;
-use crate::job::{Continuity, Export, ExportFile, ExportType, Failure, FailureCode, Job, JobId, Phase, Status};
+use crate::job::{Export, ExportFile, Failure, FailureCode, Job, JobId, Phase, Status};
+use cdc_capture::continuity::Continuity;
+use cdc_capture::export_type::ExportType;
 use cdc_manifest::consumer::ConsumerId;
 
 /// Formats a time for JSON: RFC 3339, UTC, microseconds.
@@ -25,6 +27,12 @@ pub enum FormatSchema {}
 
 /// The schema of a consumer's id.
 pub enum ConsumerSchema {}
+
+/// The schema of an export's type.
+pub enum ExportTypeSchema {}
+
+/// The schema of a word of continuity.
+pub enum ContinuitySchema {}
 
 /// Schema type of a file's compression, which is an enum of another crate.
 pub enum CompressionSchema {}
@@ -76,6 +84,7 @@ pub struct JobJson {
     /// The dataset's name
     dataset: String,
     /// The type of the export, which says which rows the file has
+    #[schema(value_type = ExportTypeSchema)]
     export_type: ExportType,
     /// The job's status; `completed` also if it was skipped
     status: Status,
@@ -129,6 +138,7 @@ pub struct JobJson {
     error: Option<FailureJson>,
     /// The condition, other than changes, between the consumer's last export and this one
     #[schema(required)]
+    #[schema(value_type = Option<ContinuitySchema>)]
     continuity: Option<Continuity>,
     /// Rows that the timestamps alone would have missed
     late_rows: u64,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use sqlx::migrate::{MigrateError, Migration, Migrator};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, SqlSafeStr};
 
-use crate::dataset::catalog::Catalog;
+use crate::catalog::Catalog;
 use crate::postgres::migrations::MIGRATIONS;
 use crate::postgres::preview::begin;
 use crate::postgres::search_path::{SearchPath, TablesSchema};

@@ -9,8 +9,8 @@ mod resolver;
 mod signature;
 mod transport;
 
-use crate::dataset::block::Block;
-use crate::dataset::listener::KnownNames;
+use crate::catalog::block::Block;
+use crate::catalog::listener::KnownNames;
 use crate::delivery::Transport;
 use crate::event::Listener;
 use crate::receiver::webhook::body_shape::BodyShape;

@@ -12,7 +12,6 @@ use futures_util::future::{BoxFuture, Shared};
 use tokio::time::timeout;
 
 use crate::service::Error;
-use crate::source;
 
 /// The time that a call waits for a read if there is an earlier result.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -105,7 +104,9 @@ where
         };
         let Some(last) = last else { return running.await };
         match timeout(failpoint::time("service.patience", PATIENCE), running).await {
-            Ok(Err(error)) if matches!(&*error, Error::Table(Some(source::Error::LockConflict { .. }))) => Ok(last),
+            Ok(Err(error)) if matches!(&*error, Error::Table(Some(cdc_capture::Error::LockConflict { .. }))) => {
+                Ok(last)
+            }
             Ok(read) => read,
             Err(_) => Ok(last),
         }

@@ -8,19 +8,21 @@ use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 
 use crate::audit::Action;
-use crate::dataset::fault::{Fault, Faults};
-use crate::dataset::name::is_name;
-use crate::dataset::{Capture, Dataset, Description};
-use crate::freshness::{LaneFacts, LaneHistory, LaneState, Readiness};
+use crate::freshness::{LaneFacts, LaneHistory, LaneState};
 use crate::job::lane::{Lane, Unacknowledged};
 use crate::job::marker::Marker;
-use crate::job::{Continuity, Export, Job};
+use crate::job::{Export, Job};
 use crate::service::deadline::{on_table, with_timeout};
 use crate::service::{COUNTING_TIMEOUT, CachedRead, DATASETS_CACHE_TIME, Error, Service};
 use crate::sink::{Destination, MarkerFile};
 use crate::store::moments::LoggedChanges;
 use crate::store::watermarks::{ConsumerPosition, ConsumerRemoval, WatermarkRemoval};
-use crate::watermark::{ConsumerLag, LogUse, Waiting};
+use cdc_capture::continuity::Continuity;
+use cdc_capture::dataset::fault::{Fault, Faults};
+use cdc_capture::dataset::name::is_name;
+use cdc_capture::dataset::{Capture, Dataset, Description};
+use cdc_capture::watermark::Readiness;
+use cdc_capture::watermark::{ConsumerLag, LogUse, Waiting};
 use cdc_manifest::consumer::ConsumerId;
 use pg_session::failure::chain;
 
@@ -88,12 +90,12 @@ impl Service {
         let log_use: HashMap<_, _> =
             log_use.iter().map(|of| ((of.consumer_id.as_str(), of.dataset.as_str()), of)).collect();
         let listed = |(CachedRead { value: lag, as_of }, position): (CachedRead<ConsumerLag>, &ConsumerPosition)| {
-            let lane = (lag.consumer.clone(), lag.dataset.clone());
+            let lane = (position.consumer.clone(), lag.dataset.clone());
             let last_export = last_exports.remove(&lane);
             let unacknowledged = unacknowledged.remove(&lane);
             let log_use = log_use.get(&(lag.consumer.as_str(), lag.dataset.as_str())).copied().cloned();
-            let history = histories.remove(&(lag.consumer.to_string(), lag.dataset.clone())).unwrap_or_default();
-            let behind = self.behind(&lag, &history, changes.get(&(&lag.consumer, &lag.dataset)).copied(), now);
+            let history = histories.remove(&(lag.consumer.clone(), lag.dataset.clone())).unwrap_or_default();
+            let behind = self.behind(&lag, &history, changes.get(&(&position.consumer, &lag.dataset)).copied(), now);
             let facts = LaneFacts {
                 table: lag.table,
                 history,
@@ -102,7 +104,7 @@ impl Service {
                 continuity: lag.continuity,
                 behind,
                 unacknowledged,
-                fresh_within: self.catalog.fresh_within(Lane { consumer: &lag.consumer, dataset: &lag.dataset }),
+                fresh_within: self.catalog.fresh_within(Lane { consumer: &position.consumer, dataset: &lag.dataset }),
             };
             let is_dataset = self.catalog.get(&lag.dataset).is_some();
             let state = if is_dataset { facts.state(now) } else { Some(LaneState::Gone) };
@@ -256,7 +258,7 @@ impl Service {
         let unknown = |ConsumerPosition { consumer, dataset, last_exported_at, .. }: &ConsumerPosition| {
             let (table, continuity) = tables.get(dataset).copied().unwrap_or((Readiness::Unknown, None));
             let value = ConsumerLag {
-                consumer: consumer.clone(),
+                consumer: consumer.to_string(),
                 dataset: dataset.clone(),
                 last_exported_at: *last_exported_at,
                 table,
@@ -266,7 +268,7 @@ impl Service {
             CachedRead { value, as_of: Utc::now() }
         };
         let lag = |position: &ConsumerPosition| {
-            let lane = (position.consumer.clone(), position.dataset.clone());
+            let lane = (position.consumer.to_string(), position.dataset.clone());
             found.remove(&lane).unwrap_or_else(|| unknown(position))
         };
         positions.iter().map(lag).collect()
@@ -296,7 +298,8 @@ impl Service {
         let _permit = self.lag_reads.acquire().await;
         let consumers: Vec<_> = consumers.iter().collect();
         let consumers = self.with_markers(&dataset, &consumers).await?;
-        on_table(self.source.lags(&dataset, &consumers)).await
+        let lanes: Vec<_> = consumers.iter().map(|(id, marker)| (*id, marker.as_ref().map(Marker::export))).collect();
+        on_table(self.source.lags(&dataset, &lanes)).await
     }
 
     /// Deletes a consumer's watermark, if there is one.

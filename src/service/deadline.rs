@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::service::{CALL_TIMEOUT, COUNTING_TIMEOUT, Error};
-use crate::{source, store};
+use crate::store;
 
 /// Returns the time limit of a call: [`CALL_TIMEOUT`]. Most tests use a longer one because test machines are busy.
 pub fn call_timeout() -> Duration {
@@ -11,11 +11,11 @@ pub fn call_timeout() -> Duration {
 }
 
 /// Runs a query of a table under a time limit, because the table may be locked.
-pub(super) async fn on_table<T>(read: impl Future<Output = Result<T, source::Error>>) -> Result<T, Error> {
+pub(super) async fn on_table<T>(read: impl Future<Output = Result<T, cdc_capture::Error>>) -> Result<T, Error> {
     match tokio::time::timeout(COUNTING_TIMEOUT, read).await {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(source::Error::Mismatch(faults))) => Err(Error::Mismatch(faults)),
-        Ok(Err(error @ (source::Error::NotReadable(_) | source::Error::Denied { .. }))) => {
+        Ok(Err(cdc_capture::Error::Mismatch(faults))) => Err(Error::Mismatch(faults)),
+        Ok(Err(error @ (cdc_capture::Error::NotReadable(_) | cdc_capture::Error::Denied { .. }))) => {
             Err(Error::NotReadable(error))
         }
         Ok(Err(error)) => Err(Error::Table(Some(error))),

@@ -8,7 +8,6 @@ use futures_util::{Stream, StreamExt, stream};
 use tokio::time::Instant;
 
 use crate::audit::Action;
-use crate::dataset::Dataset;
 use crate::job::activity::LastDay;
 use crate::job::datasets::DatasetsRequest;
 use crate::job::lane::Lane;
@@ -17,7 +16,6 @@ use crate::service::deadline::{on_table, with_timeout};
 use crate::service::followers::{Follower, Poll, PollOutcome, Subscriber};
 use crate::service::{DIAGNOSIS_TIMEOUT, Error, Service};
 use crate::sink::Destination;
-use crate::source;
 use crate::store::{
     self,
     jobs::{Cancelled, SubmitOutcome},
@@ -26,6 +24,7 @@ use crate::store::{
 };
 use crate::telemetry::job_event;
 use crate::trace::TraceParent;
+use cdc_capture::dataset::Dataset;
 use cdc_manifest::consumer::ConsumerId;
 
 /// The result of a request to cancel a job.
@@ -144,7 +143,7 @@ impl Service {
         if matches!(&table, Ok(TableCheck { is_readable: false, .. }) | Err(Error::DatabaseDenied(_)))
             && let Some(fault) = on_table(self.source.unreadable(dataset)).await?
         {
-            return Err(Error::NotReadable(source::Error::NotReadable(fault)));
+            return Err(Error::NotReadable(cdc_capture::Error::NotReadable(fault)));
         }
         match table?.tracking.obstacle(dataset, request.consumer.as_ref()) {
             Some(Obstacle::NoTable) => {

@@ -8,7 +8,6 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
-use crate::dataset::{Capture, Dataset};
 use crate::event::DeliveryStatus;
 use crate::freshness;
 use crate::job::Status;
@@ -22,6 +21,7 @@ use crate::store::{
     moments::LoggedChanges,
 };
 use crate::telemetry::metrics::{self, Gauges};
+use cdc_capture::dataset::{Capture, Dataset};
 use cdc_manifest::consumer::ConsumerId;
 use pg_session::failure::chain;
 

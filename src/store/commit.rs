@@ -8,14 +8,15 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 
 use crate::file::{Exported, Part, content_sha256};
-use crate::job::columns::FileColumns;
-use crate::job::{Export, ExportReport, JobId};
+use crate::job::{Export, JobId};
 use crate::store::export_row::with_export_columns;
 use crate::store::lease::Lease;
 use crate::store::transitions::{TransitionRow, plan_deliveries};
 use crate::store::watermarks::{self, Advance};
 use crate::store::{Error, Store};
-use crate::watermark::{NewPosition, Position};
+use cdc_capture::continuity::ExportReport;
+use cdc_capture::dataset::columns::FileColumns;
+use cdc_capture::watermark::{NewPosition, Position};
 use cdc_manifest::Manifest;
 use cdc_manifest::consumer::ConsumerId;
 

@@ -1,8 +1,8 @@
 //! The datasets that processes have, with the table of each.
 
-use crate::dataset::Table;
-use crate::dataset::pattern::UsedNames;
+use crate::catalog::pattern::UsedNames;
 use crate::store::{Error, Store};
+use cdc_capture::dataset::Table;
 
 impl Store {
     /// Returns the names that have exports or keys, with the tables that they belong to.

@@ -12,9 +12,10 @@ use uuid::Uuid;
 
 use crate::file::FileLocation;
 use crate::job::datasets::DatasetsRequest;
-use crate::job::selection::Selection;
-use crate::job::{After, Export, ExportFile, ExportReport, Failure, Job, JobId};
+use crate::job::{After, Export, ExportFile, Failure, Job, JobId};
 use crate::store::Error;
+use cdc_capture::continuity::ExportReport;
+use cdc_capture::dataset::selection::Selection;
 use cdc_manifest::file_name::file_names;
 use pg_rows::encoding::Encoding;
 use pg_session::failure::chain;

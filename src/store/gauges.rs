@@ -4,8 +4,8 @@
 
 use crate::job::lane::COUNTED_EXPORTS;
 use crate::store::{Error, Store};
-use crate::telemetry::metrics::PoolUse;
 use cdc_manifest::consumer::ConsumerId;
+use pg_session::pool::PoolUse;
 
 /// The limit on consumers with a series of their own, for each metric.
 pub const MAX_CONSUMERS: usize = 100;
@@ -99,7 +99,6 @@ impl Store {
     }
 
     pub fn pool_use(&self) -> PoolUse {
-        let most = self.pool.inner().options().get_max_connections();
-        PoolUse { open: self.pool.inner().size(), idle: self.pool.num_idle(), most }
+        self.pool.usage()
     }
 }

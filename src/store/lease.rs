@@ -8,8 +8,9 @@ use sqlx::postgres::PgConnectOptions;
 use crate::database::DatabaseId;
 use crate::file::hidden::HiddenFile;
 use crate::job::times::Times;
-use crate::job::{Export, JobId, LeaseToken, Reached};
+use crate::job::{Export, JobId, LeaseToken};
 use crate::store::{Error, Store};
+use cdc_capture::progress::Reached;
 
 /// The right to one attempt at a job.
 #[derive(Debug)]

@@ -10,9 +10,10 @@
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
-use crate::job::{Bounds, ExportType, Filter, JobPage, Status};
+use crate::job::{Bounds, Filter, JobPage, Status};
 use crate::store::export_row::{EXPORT_COLUMNS, JOB_COLUMNS, JobRow, jobs_of};
 use crate::store::{Error, Store};
+use cdc_capture::export_type::ExportType;
 use cdc_manifest::consumer::ConsumerId;
 use pg_session::statement::with_pieces;
 

@@ -6,13 +6,13 @@
 use sqlx::types::Json;
 
 use crate::file::{FileRecord, content_sha256};
-use crate::job::columns::FileColumns;
 use crate::job::json::rfc3339;
 use crate::job::{Export, JobId};
 use crate::store::commit::Commit;
 use crate::store::export_row::{ExportRow, with_export_columns};
 use crate::store::lease::{Lease, LeasedExport};
 use crate::store::{Error, Store};
+use cdc_capture::dataset::columns::FileColumns;
 use cdc_manifest::{self, Chained, Manifest, ManifestDatasets, ManifestJob};
 
 #[derive(Debug)]

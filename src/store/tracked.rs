@@ -1,8 +1,8 @@
 //! Checks that a dataset's table exists, is tracked and is readable. No consumer can export a dataset that was never
 //! tracked.
 
-use crate::dataset::{Capture, Dataset};
 use crate::store::{Error, Store};
+use cdc_capture::dataset::{Capture, Dataset};
 use cdc_manifest::consumer::ConsumerId;
 
 /// The state of a dataset's table, as recorded by `track`.

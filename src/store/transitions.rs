@@ -15,11 +15,12 @@ use sqlx::{PgConnection, Postgres};
 use tokio::sync::broadcast;
 
 use crate::event::Listener;
-use crate::job::{Continuity, Export, JobId, Status};
+use crate::job::{Export, JobId, Status};
 use crate::store::export_row::{ExportRow, skip_unreadable};
 use crate::store::{Error, Store, deliveries};
 use crate::telemetry::job_event;
 use crate::telemetry::metrics::{self, Completed, ExportLabels};
+use cdc_capture::continuity::Continuity;
 use cdc_manifest::consumer::ConsumerId;
 
 /// A committed change of the status of an export.

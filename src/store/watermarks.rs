@@ -8,9 +8,10 @@ use sqlx::types::Json;
 use sqlx::{PgConnection, Postgres};
 
 use crate::job::lane::Lane;
-use crate::job::{Bounds, ExportType, JobId};
+use crate::job::{Bounds, JobId};
 use crate::store::{Error, Store};
-use crate::watermark::{NewPosition, Position};
+use cdc_capture::export_type::ExportType;
+use cdc_capture::watermark::{NewPosition, Position};
 use cdc_manifest::consumer::ConsumerId;
 
 /// The pattern of the ids that a consumer may have. A row with another id was inserted by hand and belongs to no

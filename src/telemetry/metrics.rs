@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::{LazyLock, OnceLock};
 
+use pg_session::pool::PoolUse;
 use prometheus::core::Collector;
 use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder};
 
@@ -215,15 +216,6 @@ pub struct Completed {
     pub late_rows: u64,
     /// The time in seconds from its first start to its commit.
     pub seconds: f64,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub struct PoolUse {
-    pub open: u32,
-    /// The number of open connections that are not in use.
-    pub idle: u32,
-    /// The maximum number of connections.
-    pub most: u32,
 }
 
 /// The counters of this process. Each one is registered at its first use.

@@ -1,16 +1,17 @@
 //! The reasons why an attempt ended without a file, and the decision about a retry.
 
-use crate::dataset::fault::Fault;
-use crate::job::{Continuity, Failure, FailureCode};
-use crate::source::opening::Refused;
+use crate::job::{Failure, FailureCode};
 use crate::store::queue::Settlement;
 use crate::worker::heartbeat::Stop;
-use crate::{pipeline, sink, source, store};
+use crate::{pipeline, sink, store};
+use cdc_capture::continuity::Continuity;
+use cdc_capture::dataset::fault::Fault;
+use cdc_capture::opening::Refused;
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error(transparent)]
-    Source(#[from] source::Error),
+    Source(#[from] cdc_capture::Error),
     #[error(transparent)]
     Pipeline(#[from] pipeline::Error),
     #[error(transparent)]
@@ -102,39 +103,45 @@ impl Error {
                 fail(FailureCode::Internal)
             }
             Error::Source(cause) | Error::Pipeline(Pipe::Source(cause)) => match cause {
-                source::Error::Unavailable(_) | source::Error::Standby => retry(FailureCode::SourceUnavailable),
-                source::Error::TooManyLocks { .. } => fail(FailureCode::TooManyLocks),
-                source::Error::GaveWay { .. } => Settlement::GiveWay(failure(FailureCode::GaveWay, None)),
-                source::Error::ForeignServer { code, .. } if may_pass(code) => retry(FailureCode::SourceUnavailable),
-                source::Error::ForeignServer { .. } => fail(FailureCode::SourceUnavailable),
-                source::Error::LockConflict { .. } => {
+                cdc_capture::Error::Unavailable(_) | cdc_capture::Error::Standby => {
+                    retry(FailureCode::SourceUnavailable)
+                }
+                cdc_capture::Error::TooManyLocks { .. } => fail(FailureCode::TooManyLocks),
+                cdc_capture::Error::GaveWay { .. } => Settlement::GiveWay(failure(FailureCode::GaveWay, None)),
+                cdc_capture::Error::ForeignServer { code, .. } if may_pass(code) => {
+                    retry(FailureCode::SourceUnavailable)
+                }
+                cdc_capture::Error::ForeignServer { .. } => fail(FailureCode::SourceUnavailable),
+                cdc_capture::Error::LockConflict { .. } => {
                     Settlement::RetryLocked(failure(FailureCode::SourceUnavailable, None))
                 }
-                source::Error::FullExportNeeded { why, .. } => {
+                cdc_capture::Error::FullExportNeeded { why, .. } => {
                     Settlement::Fail(failure(FailureCode::FullExportNeeded, Some(*why)))
                 }
-                source::Error::JobRestored(_) => {
+                cdc_capture::Error::JobRestored(_) => {
                     let why = Some(Continuity::DatabaseRestored);
                     Settlement::Fail(failure(FailureCode::FullExportNeeded, why))
                 }
-                source::Error::TableMissing { .. } => fail(FailureCode::TableMissing),
-                source::Error::NotTracked(_) => fail(FailureCode::NotTracked),
-                source::Error::FullOnly(_) => fail(FailureCode::FullOnly),
-                source::Error::Mismatch(faults) => match faults.0.as_slice() {
+                cdc_capture::Error::TableMissing { .. } => fail(FailureCode::TableMissing),
+                cdc_capture::Error::NotTracked(_) => fail(FailureCode::NotTracked),
+                cdc_capture::Error::FullOnly(_) => fail(FailureCode::FullOnly),
+                cdc_capture::Error::Mismatch(faults) => match faults.0.as_slice() {
                     faults if faults.iter().any(Fault::is_of_removed_mask) => {
                         Settlement::Fail(failure(FailureCode::DatasetMismatch, Some(Continuity::MaskRemoved)))
                     }
                     [fault] if fault.member == "table" => fail(FailureCode::TableMissing),
                     _ => fail(FailureCode::DatasetMismatch),
                 },
-                source::Error::CantPlan(_) => fail(FailureCode::DatasetMismatch),
-                source::Error::InvalidText { .. } => fail(FailureCode::InvalidText),
-                source::Error::RowTooLarge { .. } | source::Error::RowBeyondPostgres { .. } => {
+                cdc_capture::Error::CantPlan(_) => fail(FailureCode::DatasetMismatch),
+                cdc_capture::Error::InvalidText { .. } => fail(FailureCode::InvalidText),
+                cdc_capture::Error::RowTooLarge { .. } | cdc_capture::Error::RowBeyondPostgres { .. } => {
                     fail(FailureCode::RowTooLarge)
                 }
-                source::Error::Unreadable { .. } => fail(FailureCode::ValueUnreadable),
-                source::Error::NotReadable(_) | source::Error::Denied { .. } => fail(FailureCode::PermissionDenied),
-                source::Error::Sql(_) | source::Error::Protocol(_) | source::Error::ReceiverGone => {
+                cdc_capture::Error::Unreadable { .. } => fail(FailureCode::ValueUnreadable),
+                cdc_capture::Error::NotReadable(_) | cdc_capture::Error::Denied { .. } => {
+                    fail(FailureCode::PermissionDenied)
+                }
+                cdc_capture::Error::Sql(_) | cdc_capture::Error::Protocol(_) | cdc_capture::Error::ReceiverGone => {
                     fail(FailureCode::Internal)
                 }
             },

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cdc_export::source::purge;
+use cdc_capture::purge;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cdc_export::source::purge;
+use cdc_capture::purge;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Executor};
 
@@ -56,7 +56,7 @@ async fn a_purge_beside_an_open_transaction_looks_at_each_row_once() {
     database.run(&statements).await;
     database.run("analyze cdc_export.change_log; analyze watermarks").await;
 
-    let purge_statement = include_str!("../../src/source/purge/purge.sql").replace("$1", "50000");
+    let purge_statement = include_str!("../../crates/cdc-capture/src/purge/purge.sql").replace("$1", "50000");
     let handled = rows_handled(&database, &purge_statement).await;
     assert!(handled < 40_000, "{handled} rows for 2,999 rows of the log and 1,000 positions");
 

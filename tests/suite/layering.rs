@@ -3,46 +3,33 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use crate::source_files::{SourceFile, Use, source_files, texts, uses};
+use crate::source_files::{CAPTURE, ROOT, SourceFile, Use, source_files, texts, uses};
 
-const NOUNS: [&str; 13] = [
-    "audit",
-    "database",
-    "dataset",
-    "duration",
-    "event",
-    "file",
-    "freshness",
-    "job",
-    "key",
-    "row",
-    "schedule",
-    "trace",
-    "watermark",
-];
+const NOUNS: [&str; 11] =
+    ["audit", "catalog", "database", "duration", "event", "file", "freshness", "job", "key", "schedule", "trace"];
 
 /// The modules that a module of the library may use, besides itself.
 fn allowed(module: &str) -> BTreeSet<&'static str> {
     let own: &[&str] = match module {
         // `demo` defines a user of the demo's table.
         "http" => &["service", "demo"],
-        "service" => &["demo", "store", "source", "sink"],
-        "worker" => &["pipeline", "publisher", "store", "source", "sink"],
-        "maintenance" => &["publisher", "store", "source", "sink"],
+        "service" => &["demo", "store", "sink"],
+        "worker" => &["pipeline", "publisher", "store", "sink"],
+        "maintenance" => &["publisher", "store", "sink"],
         "publisher" => &["store", "sink"],
-        "pipeline" => &["source", "sink"],
+        "pipeline" => &["sink"],
         "demo" => &["store"],
         "delivery" => &["store"],
         "receiver" => &["delivery", "tls"],
         "apply" => &[],
         "client" => &["apply", "http", "sink", "tls"],
-        "store" | "source" => &[],
+        "store" => &[],
         // For the download of the private server's programs.
         "postgres" => &["tls"],
         // Buckets.
         "sink" => &["tls"],
-        "audit" | "database" | "dataset" | "duration" | "event" | "file" | "freshness" | "job" | "key" | "row"
-        | "schedule" | "trace" | "watermark" => &[],
+        "audit" | "catalog" | "database" | "duration" | "event" | "file" | "freshness" | "job" | "key" | "schedule"
+        | "trace" => &[],
         // Their settings.
         "config" => {
             let settings = [
@@ -55,7 +42,6 @@ fn allowed(module: &str) -> BTreeSet<&'static str> {
                 "receiver",
                 "service",
                 "sink",
-                "source",
                 "telemetry",
                 "worker",
             ];
@@ -78,18 +64,21 @@ fn is_layered(module: &str) -> bool {
     !matches!(module, "command" | "lib" | "main")
 }
 
-/// The files of each module, with their code without comments and tests.
+/// The files of each module, with their code without comments and tests. The statements of `cdc-capture` have names
+/// that begin with `source`.
 fn code_by_module() -> BTreeMap<String, Vec<(String, String)>> {
     let mut modules = BTreeMap::<_, Vec<_>>::new();
-    for file in source_files() {
+    for file in source_files(ROOT) {
         modules.entry(file.top().to_owned()).or_default().push((file.name, file.code));
     }
+    let of_capture = source_files(CAPTURE).into_iter().map(|file| (file.name, file.code));
+    modules.insert("source".to_owned(), of_capture.collect());
     modules
 }
 
 #[test]
 fn a_module_uses_only_those_that_it_may() {
-    for Use { by, of, .. } in uses(&source_files()) {
+    for Use { by, of, .. } in uses(&source_files(ROOT)) {
         let (Some(module), Some(other)) = (by.first(), of.first()) else { continue };
         let may = module == other || !is_layered(module) || allowed(module).contains(other.as_str());
         assert!(may, "src/{} uses {other}, which {module} may not", by.join("/"));
@@ -108,7 +97,10 @@ fn no_modules_use_each_other_in_a_circle() {
     let is_noun = |name: &str| name.chars().next().is_none_or(char::is_uppercase);
     // For each parent: the pairs of its modules of which the first uses the second.
     let mut parents = BTreeMap::<Vec<String>, BTreeSet<(String, String)>>::new();
-    for Use { by, of, name, is_handed_on, .. } in uses(&source_files()) {
+    let prefixed = |path: Vec<String>| [&["cdc_capture".to_owned()], &*path].concat();
+    let of_capture =
+        uses(&source_files(CAPTURE)).into_iter().map(|it| Use { by: prefixed(it.by), of: prefixed(it.of), ..it });
+    for Use { by, of, name, is_handed_on, .. } in uses(&source_files(ROOT)).into_iter().chain(of_capture) {
         let common = by.iter().zip(&of).take_while(|(a, b)| a == b).count();
         let is_of_parent = of.len() == common;
         if name.is_empty() || is_handed_on || is_of_parent && is_noun(&name) {
@@ -153,7 +145,7 @@ fn no_modules_use_each_other_in_a_circle() {
 /// its text alone.
 #[test]
 fn no_type_reaches_a_module_that_may_not_use_the_types_own() {
-    let files = source_files();
+    let files = source_files(ROOT);
     let uses = uses(&files);
     let mut found = BTreeSet::new();
     // From each name of another module that a module uses to what that name hands over, and on from there within the
@@ -259,7 +251,7 @@ fn what_only_some_modules_name() {
     for (module, files) in code_by_module() {
         for (file, code) in files {
             for (word, naming) in rules {
-                assert!(!code.contains(word) || naming.contains(&module.as_str()), "src/{file} names {word}");
+                assert!(!code.contains(word) || naming.contains(&module.as_str()), "{file} names {word}");
             }
         }
     }
@@ -272,11 +264,11 @@ fn only_the_choice_of_a_destination_knows_the_feature_of_buckets() {
     let cfg = "cfg(feature = \"buckets\")";
     for (file, code) in &code_by_module()["sink"] {
         let most = match file.as_str() {
-            "sink.rs" => 2,
-            "sink/settings.rs" => usize::MAX,
+            "src/sink.rs" => 2,
+            "src/sink/settings.rs" => usize::MAX,
             _ => 0,
         };
-        assert!(code.matches(cfg).count() <= most, "src/{file}");
+        assert!(code.matches(cfg).count() <= most, "{file}");
     }
 }
 
@@ -296,14 +288,14 @@ fn every_statement_is_headed_by_its_name() {
                     let with_pieces = made.strip_prefix("with_").and_then(|call| call.split_once('('));
                     let text = with_pieces.map_or(text.trim_start(), |(_, statement)| statement.trim_start());
                     if let Some(included) = text.strip_prefix("include_str!(\"") {
-                        let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-                        let path = src.join(file).with_file_name(included.split('"').next().unwrap());
+                        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+                        let path = root.join(file).with_file_name(included.split('"').next().unwrap());
                         let sql = std::fs::read_to_string(&path).unwrap();
                         assert!(sql.starts_with(&format!("-- {module}.")), "{}", path.display());
                         continue;
                     }
                     let named = text.starts_with(&format!("\"-- {module}.")) || text.starts_with("AssertSqlSafe(");
-                    assert!(named, "src/{file}: {text}");
+                    assert!(named, "{file}: {text}");
                 }
             }
         }
@@ -314,10 +306,10 @@ fn every_statement_is_headed_by_its_name() {
 #[test]
 fn a_statement_in_code_has_at_most_ten_lines() {
     // Pieces and functions that depend on the table, and what runs before there is a schema.
-    let longer = [("apply/position.rs", 1), ("source/capture/function_text.rs", 2)];
+    let longer = [("crates/cdc-capture/src/capture/function_text.rs", 2), ("src/apply/position.rs", 1)];
     let words = ["select ", "insert into ", "update ", "delete from ", "create "];
     let mut found = BTreeMap::new();
-    for SourceFile { name, code, .. } in source_files() {
+    for SourceFile { name, code, .. } in [ROOT, CAPTURE].into_iter().flat_map(source_files) {
         for text in texts(&code) {
             // The first line is the statement's name.
             if text.trim().lines().count() > 11 && words.iter().any(|word| text.contains(word)) {
@@ -332,12 +324,13 @@ fn a_statement_in_code_has_at_most_ten_lines() {
 #[test]
 fn no_macro_makes_sql() {
     let words = ["select ", "from ", "where ", "update ", "insert ", "returning ", "case when ", " as "];
-    for file in source_files().iter().filter(|file| matches!(file.top(), "apply" | "source" | "store")) {
+    let of_root = source_files(ROOT).into_iter().filter(|file| matches!(file.top(), "apply" | "store"));
+    for file in of_root.chain(source_files(CAPTURE)) {
         for call in ["macro_rules!", "concat!("] {
             for (at, _) in file.code.match_indices(call) {
                 let body = file.code[at..].split("\n}").next().unwrap();
                 let sql = texts(body).into_iter().find(|text| words.iter().any(|word| text.contains(word)));
-                assert_eq!(sql, None, "src/{}: {call}", file.name);
+                assert_eq!(sql, None, "{}: {call}", file.name);
             }
         }
     }
@@ -351,7 +344,7 @@ fn a_route_is_documented() {
         for call in code.split(".route(").skip(1) {
             let path = call.trim_start().trim_start_matches('"').split('"').next().unwrap();
             let is_page = path == "/" || path.starts_with("/page/") || path.starts_with("/docs/");
-            assert!(is_page, "src/{file}: {path} is not in the document of the API: use `routes!`");
+            assert!(is_page, "{file}: {path} is not in the document of the API: use `routes!`");
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use cdc_export::source::Source;
-use cdc_export::source::purge::{self, Caps};
+use cdc_capture::Source;
+use cdc_capture::purge::{self, Caps};
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
 
@@ -257,7 +257,7 @@ async fn a_purge_does_not_read_the_rows_that_it_leaves() {
     fill_log(&database, "hot", 200_000).await;
     fill_log(&database, "quiet", 1_000).await;
     let mut tx = database.open("set local enable_seqscan = off; set local enable_bitmapscan = off").await;
-    let statement = include_str!("../../src/source/purge/purge.sql").replace("$1", "50000");
+    let statement = include_str!("../../crates/cdc-capture/src/purge/purge.sql").replace("$1", "50000");
     let explain = format!("explain (analyze, buffers, timing off, format json) {statement}");
     let plan: Value = sqlx::query_scalar(AssertSqlSafe(explain)).fetch_one(&mut *tx).await.unwrap();
     let blocks = |name: &str| plan[0]["Plan"][name].as_u64().unwrap();

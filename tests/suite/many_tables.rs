@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use cdc_export::dataset::catalog::Catalog as Datasets;
-use cdc_export::source::capture::tracking;
+use cdc_capture::capture::tracking;
+use cdc_export::catalog::Catalog as Datasets;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 

@@ -41,23 +41,27 @@ pub(crate) fn files_below(paths: &[&str], extension: &str) -> Vec<(String, Strin
     texts
 }
 
-/// All files of the library and of the binary.
-pub(crate) fn source_files() -> Vec<SourceFile> {
-    let file = |(name, text): &(String, String)| SourceFile::new(name.strip_prefix("src/").unwrap().to_owned(), text);
-    let mut files: Vec<SourceFile> = files_below(&["src"], "rs").iter().map(file).collect();
+/// The sources of the root package, and of the crate that captures changes.
+pub(crate) const ROOT: &str = "src";
+pub(crate) const CAPTURE: &str = "crates/cdc-capture/src";
+
+/// All files of a crate.
+pub(crate) fn source_files(folder: &str) -> Vec<SourceFile> {
+    let file = |(name, text): &(String, String)| SourceFile::new(folder, name, text);
+    let mut files: Vec<SourceFile> = files_below(&[folder], "rs").iter().map(file).collect();
     files.sort_by(|a, b| a.path.cmp(&b.path));
     files
 }
 
 impl SourceFile {
-    pub(crate) fn new(name: String, text: &str) -> SourceFile {
-        let path = match &*name {
+    pub(crate) fn new(folder: &str, name: &str, text: &str) -> SourceFile {
+        let path = match name.strip_prefix(folder).unwrap_or(name).trim_start_matches('/') {
             "lib.rs" => Vec::new(),
             name => name.trim_end_matches(".rs").split('/').map(str::to_owned).collect(),
         };
         let code = text.split("\n#[cfg(test)]\nmod tests").next().unwrap();
         let code: Vec<_> = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
-        SourceFile { path, name, code: code.join("\n") }
+        SourceFile { path, name: name.to_owned(), code: code.join("\n") }
     }
 
     pub(crate) fn top(&self) -> &str {
@@ -249,7 +253,7 @@ mod tests {
     fn a_type_name_is_defined_once() {
         let mut files: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for (name, text) in files_below(&["crates", "src"], "rs") {
-            for line in SourceFile::new(name.clone(), &text).code.lines() {
+            for line in SourceFile::new("", &name, &text).code.lines() {
                 let mut words = line.trim_start_matches("pub(crate) ").trim_start_matches("pub(super) ").split(' ');
                 let mut word = words.next().unwrap();
                 if word == "pub" {
@@ -268,7 +272,7 @@ mod tests {
 
     #[test]
     fn every_form_of_a_use_is_seen() {
-        let file = |name: &str, text: &str| SourceFile::new(name.to_owned(), text);
+        let file = |name: &str, text: &str| SourceFile::new("", name, text);
         let user = "use crate::a::{self, b::{C, d}, e as f};\npub use child::G;\nmod child;\n\
                     fn x() { a::y(); d::z(); f(); super::h(); crate::a::b::K }";
         let files = [

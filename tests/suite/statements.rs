@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use sqlx::{AssertSqlSafe, Executor};
 
 use crate::harness::Database;
-use crate::source_files::files_below;
+use crate::source_files::{CAPTURE, ROOT, files_below};
 
 /// An example of each piece that the code makes for a statement: the file, the piece's name and its SQL.
 const MADE_PIECES: [(&str, &str, &str); 5] = [
@@ -26,7 +26,7 @@ const MADE_PIECES: [(&str, &str, &str); 5] = [
 ];
 
 struct SqlFile {
-    /// The path below `src`.
+    /// The path below `src`, or below the sources of `cdc-capture` with `source` in front of it.
     path: String,
     text: String,
 }
@@ -79,8 +79,12 @@ impl SqlFile {
 }
 
 fn sql_files() -> Vec<SqlFile> {
-    let file = |(name, text): (String, String)| SqlFile { path: name.strip_prefix("src/").unwrap().to_owned(), text };
-    files_below(&["src"], "sql").into_iter().map(file).collect()
+    let path = |name: &str| match name.strip_prefix(CAPTURE) {
+        Some(rest) => format!("source{rest}"),
+        None => name.strip_prefix("src/").unwrap().to_owned(),
+    };
+    let file = |(name, text): (String, String)| SqlFile { path: path(&name), text };
+    files_below(&[ROOT, CAPTURE], "sql").into_iter().map(file).collect()
 }
 
 #[test]

@@ -8,11 +8,11 @@ use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::dataset::Table;
-use crate::source::quote;
-use crate::source::role_path::widen;
-use crate::source::select::logged;
-use crate::source::snapshot::SnapshotTable;
-use crate::source::trigger::key_text;
+use crate::quote;
+use crate::role_path::widen;
+use crate::select::logged;
+use crate::snapshot::SnapshotTable;
+use crate::trigger::key_text;
 use crate::watermark::PgSnapshot;
 use pg_session::SEARCH_PATH;
 

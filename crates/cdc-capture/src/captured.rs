@@ -1,6 +1,6 @@
 //! The SQL that says whether triggers capture the changes of a table, shared by every statement about it.
 //!
-//! A trigger's kind is the letter that ends its function's name ([`TriggerKind`](crate::source::trigger::TriggerKind))
+//! A trigger's kind is the letter that ends its function's name ([`TriggerKind`](crate::trigger::TriggerKind))
 //! and its `tgenabled`: `O` fires on ordinary writes, `R` on replicated writes, `A` on both.
 
 /// CTEs of the capture of each table of the CTE `target`. The last one, `capture`, has one row for each table:

@@ -5,13 +5,12 @@ use std::sync::Arc;
 
 use sqlx::{PgConnection, PgPool};
 
-use crate::dataset::catalog::Catalog;
+use crate::capture::untracking;
 use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::{Capture, Dataset, RelationKind, Table, TableSchema};
-use crate::source::capture::untracking;
-use crate::source::description::{self, TableStatus};
-use crate::source::rights::TableAccess;
-use crate::source::{filter, lag, parallel_apply, relation_locks, rights, role_path, table_schema};
+use crate::description::{self, TableStatus};
+use crate::rights::TableAccess;
+use crate::{filter, lag, parallel_apply, relation_locks, rights, role_path, table_schema};
 
 #[derive(Debug, Default)]
 pub struct Findings {
@@ -49,10 +48,10 @@ impl Findings {
 
 /// Compares a whole catalog with the live tables, and returns what doesn't fit. Takes as many statements for many
 /// datasets as for few, but for those that have a filter.
-pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::Error> {
+pub async fn check(pool: &PgPool, datasets: &[Arc<Dataset>], left_out: &[&Table]) -> Result<Findings, sqlx::Error> {
     let mut conn = pool.acquire().await?;
     let mut found = Findings::default();
-    let all: Vec<_> = catalog.iter().map(|dataset| &**dataset).collect();
+    let all: Vec<_> = datasets.iter().map(|dataset| &**dataset).collect();
     let accesses = rights::read_accesses(&mut conn, &all).await?;
     found.unreadable.extend(accesses.iter().filter_map(TableAccess::hidden).cloned());
     let visible = all.iter().copied().zip(&accesses).filter(|(_, access)| access.hidden().is_none());
@@ -102,7 +101,7 @@ pub async fn check(pool: &PgPool, catalog: &Catalog) -> Result<Findings, sqlx::E
     let partitioned =
         by_triggers.iter().filter(|it| it.schema.relation == RelationKind::Partitioned).map(|it| it.dataset);
     found.stalling = parallel_apply::read_stalling(&mut conn, &partitioned.collect::<Vec<_>>()).await?;
-    found.without_dataset = untracking::without_dataset(&mut conn, catalog).await?;
+    found.without_dataset = untracking::without_dataset(&mut conn, datasets, left_out).await?;
     Ok(found)
 }
 
@@ -123,10 +122,10 @@ async fn without_index(conn: &mut PgConnection, fitting: &[FittingDataset<'_>]) 
 
 /// Compares these datasets with their tables, and with the other datasets that share their triggers, and returns what
 /// doesn't fit. Other faults of those datasets are left out.
-pub async fn check_some(pool: &PgPool, catalog: &Catalog, datasets: &[Arc<Dataset>]) -> Result<Faults, sqlx::Error> {
+pub async fn check_some(pool: &PgPool, all: &[Arc<Dataset>], datasets: &[Arc<Dataset>]) -> Result<Faults, sqlx::Error> {
     let mut conn = pool.acquire().await?;
     let mut faults = Vec::new();
-    let all: Vec<_> = catalog.iter().map(|dataset| &**dataset).collect();
+    let all: Vec<_> = all.iter().map(|dataset| &**dataset).collect();
     let accesses = rights::read_accesses(&mut conn, &all).await?;
     let names: HashSet<_> = datasets.iter().map(|dataset| &dataset.name).collect();
     let (own, others): (Vec<_>, Vec<_>) =

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use sqlx::{Connection, PgConnection};
 
-use crate::source::reader_slots::ReaderSlots;
-use crate::source::session::Session;
-use crate::source::{Error, Source};
+use crate::reader_slots::ReaderSlots;
+use crate::session::Session;
+use crate::{Error, Source};
 use pg_session::failure::with_timeout;
 use pg_session::session_name;
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::job::ExportType;
+use crate::export_type::ExportType;
 use pg_rows::words::UnknownWord;
 
 pg_rows::words! {

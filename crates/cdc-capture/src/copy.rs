@@ -11,11 +11,11 @@ use futures_util::TryStreamExt;
 use sqlx::PgConnection;
 use tokio_util::sync::CancellationToken;
 
+use crate::Error;
 use crate::dataset::Table;
-use crate::job::Progress;
+use crate::progress::Progress;
 use crate::row::RowReceiver;
-use crate::source::Error;
-use crate::source::session::Reader;
+use crate::session::Reader;
 
 /// Signature, flags and length of the header extension (PostgreSQL documentation, "COPY", "Binary Format").
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";

@@ -3,17 +3,12 @@
 //! A [`Dataset`] has what the operator says. A [`TableSchema`] has what the table looks like at a moment. This module
 //! knows no SQL: `source` quotes names and reads the table, `encode` picks a formatter by type.
 
-pub mod block;
-pub mod catalog;
-pub mod current;
-mod dataset_block;
+pub mod columns;
 pub mod fault;
 pub mod header;
-pub mod listener;
 pub mod mask;
 pub mod name;
-pub mod pattern;
-mod schedule_block;
+pub mod selection;
 mod signature;
 mod table_name;
 
@@ -26,12 +21,12 @@ use std::time::Duration;
 use pg_rows::column::{ColumnType, ParquetType};
 use pg_rows::encoding::Format;
 
+use crate::dataset::columns::{FileColumn, FileColumns, SavedWireFormat};
 use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::header::{FileHeader, meta_column};
 use crate::dataset::mask::{MaskRule, MaskSecret, Masks};
-use crate::job::ExportType;
-use crate::job::columns::{FileColumn, FileColumns, SavedWireFormat};
-use crate::job::selection::Selection;
+use crate::dataset::selection::Selection;
+use crate::export_type::ExportType;
 use crate::watermark::GuardState;
 use pg_rows::meta::MetaColumn;
 
@@ -251,8 +246,7 @@ pub struct Dataset {
     pub capture: Capture,
     pub operation: Operation,
     pub parquet: ParquetChoices,
-    /// The size at which its files end, if a request names none; see
-    /// [`Request::max_file_bytes`](crate::job::Request::max_file_bytes).
+    /// The size at which its files end, if a request names none.
     pub max_file_bytes: Option<u64>,
     /// True if the service tracks its table by itself.
     pub tracks: bool,
@@ -348,7 +342,7 @@ impl Dataset {
     }
 
     /// Returns true if its table has the name and the times of the demo's.
-    fn is_like_users(&self) -> bool {
+    pub fn is_like_users(&self) -> bool {
         let users = Dataset::users();
         let times = |it: &Dataset| (it.updated_at.clone(), it.created_at.clone(), it.deleted.clone());
         self.name == users.name && self.table.name == users.table.name && times(self) == times(&users)
@@ -541,34 +535,5 @@ impl Description {
             Ok(_) if !self.captured => Some("not_tracked"),
             Ok(_) => self.log_obstacle.as_ref().map(|_| "permission_denied"),
         }
-    }
-}
-
-/// Asserts that a text has these lines, each by its beginning.
-#[cfg(test)]
-pub(crate) fn assert_lines(found: &str, expected: &[&str]) {
-    assert_eq!(found.lines().count(), expected.len(), "{found}");
-    for (line, expected) in found.lines().zip(expected) {
-        assert!(line.starts_with(expected), "{line}");
-    }
-}
-
-/// Replaces members of a valid block, and asserts that `read` reports one fault alone: the given reason. A line without
-/// `=` removes the member. No message may quote a value that contains `hidden`.
-#[cfg(test)]
-pub(crate) fn assert_refused<T>(
-    block: &str,
-    cases: &[(&str, &str)],
-    read: impl Fn(&str) -> Result<T, crate::dataset::fault::Mistakes>,
-) {
-    assert!(read(block).is_ok());
-    let name = |line: &str| line.split(' ').next().unwrap_or_default().to_owned();
-    for (members, reason) in cases {
-        let changed: Vec<_> = members.lines().map(name).collect();
-        let kept = block.lines().filter(|line| !changed.contains(&name(line)));
-        let text: Vec<_> = kept.chain(members.lines().filter(|member| member.contains('='))).collect();
-        let found = read(&text.join("\n")).err().expect(members).to_string();
-        let is_alone = found.lines().count() == 1 && !found.contains("hidden");
-        assert!(found.contains(reason) && is_alone, "{members}: {found}");
     }
 }

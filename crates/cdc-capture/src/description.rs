@@ -4,16 +4,16 @@ use std::sync::{Arc, LazyLock};
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
+use crate::capture;
+use crate::captured::CAPTURE;
 use crate::dataset::fault::Faults;
 use crate::dataset::{Capture, Dataset, Description, Table, TableColumn, TableSchema};
-use crate::source::capture;
-use crate::source::captured::CAPTURE;
-use crate::source::placed::by_table;
-use crate::source::quote::relation;
-use crate::source::rights::TableAccess;
-use crate::source::role_path::widen;
-use crate::source::select::Select;
-use crate::source::{Error, Source, lag, rights, table_schema};
+use crate::placed::by_table;
+use crate::quote::relation;
+use crate::rights::TableAccess;
+use crate::role_path::widen;
+use crate::select::Select;
+use crate::{Error, Source, lag, rights, table_schema};
 use pg_session::failure::SqlFailure;
 use pg_session::statement::with_pieces;
 

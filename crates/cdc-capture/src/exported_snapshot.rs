@@ -8,14 +8,15 @@ use sqlx::postgres::types::Oid;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection};
 
+use crate::captured::CAPTURE;
+use crate::continuity::{Continuity, ExportReport};
 use crate::dataset::{Capture, Dataset, Table, TableSchema};
-use crate::job::{Continuity, ExportReport, ExportType};
-use crate::source::captured::CAPTURE;
-use crate::source::guard::VERDICT;
-use crate::source::relation_locks::READS_ALONE;
-use crate::source::snapshot::Purpose;
-use crate::source::{Error, quote};
+use crate::export_type::ExportType;
+use crate::guard::VERDICT;
+use crate::relation_locks::READS_ALONE;
+use crate::snapshot::Purpose;
 use crate::watermark::{Fingerprint, GuardState, NewPosition, Position};
+use crate::{Error, quote};
 use pg_session::statement::with_pieces;
 
 static OPEN: LazyLock<String> = LazyLock::new(|| {
@@ -82,14 +83,14 @@ impl ExportedSnapshot {
         }
         sqlx::query_as(AssertSqlSafe(OPEN.as_str()))
             .bind(schemas.iter().map(|schema| quote::relation(&schema.table)).collect::<Vec<_>>())
-            .bind(purposes.first().and_then(|purpose| purpose.consumer).map(|consumer| consumer.as_str()))
+            .bind(purposes.first().and_then(|purpose| purpose.consumer))
             .bind(each(purposes, |it| it.dataset.name.as_str()))
             .bind(each(purposes, |it| it.dataset.capture == Capture::Triggers))
             .bind(each(purposes, |it| it.dataset.definition()))
             .bind(schemas.iter().map(|schema| Json(&schema.types)).collect::<Vec<_>>())
-            .bind(each(purposes, |it| it.job.as_uuid()))
-            .bind(each(purposes, |it| it.marker.map(|marker| marker.job.as_uuid())))
-            .bind(each(purposes, |it| it.marker.map(|marker| marker.sha256.as_str())))
+            .bind(each(purposes, |it| it.job))
+            .bind(each(purposes, |it| it.marker.map(|marker| marker.job)))
+            .bind(each(purposes, |it| it.marker.map(|marker| marker.sha256)))
             .bind(schemas.iter().map(|schema| Json(&schema.guard_state)).collect::<Vec<_>>())
             .fetch_all(leader)
             .await

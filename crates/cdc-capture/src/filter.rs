@@ -7,8 +7,8 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::dataset::fault::Fault;
 use crate::dataset::{Dataset, Table};
-use crate::source::quote::{quoted, relation};
-use crate::source::relation_locks::NO_WAIT;
+use crate::quote::{quoted, relation};
+use crate::relation_locks::NO_WAIT;
 use pg_session::failure::{SqlFailure, sqlstate};
 
 /// A filter has to be SQL of the row alone: what depends on the time, or on other tables, changes without a change of

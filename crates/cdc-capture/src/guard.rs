@@ -13,8 +13,8 @@ use serde_json::json;
 use sqlx::PgConnection;
 
 use crate::dataset::Table;
-use crate::source::placed::by_table;
-use crate::source::quote::relation;
+use crate::placed::by_table;
+use crate::quote::relation;
 use crate::watermark::GuardState;
 
 /// CTEs of the guard. The last one, `verdict`, has one row for each lane of the CTE `lanes`; its column `continuity`

@@ -5,8 +5,8 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::dataset::{Dataset, Table, TableSchema};
-use crate::source::relation_locks::NO_WAIT;
-use crate::source::{Error, quote, role_path};
+use crate::relation_locks::NO_WAIT;
+use crate::{Error, quote, role_path};
 use pg_session::failure::sqlstate;
 
 #[derive(Clone, Debug)]

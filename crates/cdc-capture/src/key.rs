@@ -1,8 +1,8 @@
 //! SQL for a table's key: the key of a row in the table, and the key of a row in the log.
 
 use crate::dataset::KeyColumn;
-use crate::source::quote::quoted;
-use crate::source::value::compared;
+use crate::quote::quoted;
+use crate::value::compared;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct KeySql<'a>(pub(crate) &'a [KeyColumn]);

@@ -5,20 +5,21 @@ use chrono::{DateTime, Utc};
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
+use crate::captured::CAPTURE;
+use crate::continuity::Continuity;
 use crate::dataset::{Capture, Dataset, Table, TableColumn, TableSchema};
-use crate::freshness::Readiness;
-use crate::job::marker::Marker;
-use crate::job::{Continuity, ExportType};
-use crate::source::captured::CAPTURE;
-use crate::source::guard::VERDICT;
-use crate::source::quote::{quoted, relation};
-use crate::source::relation_locks::NO_WAIT;
-use crate::source::role_path::widen;
-use crate::source::rows::Rows;
-use crate::source::select::{LAST_TIME, Select};
-use crate::source::value::in_zone_of;
-use crate::source::{Error, Source, owners, rights, table_schema};
+use crate::export_type::ExportType;
+use crate::guard::VERDICT;
+use crate::quote::{quoted, relation};
+use crate::relation_locks::NO_WAIT;
+use crate::role_path::widen;
+use crate::rows::Rows;
+use crate::select::{LAST_TIME, Select};
+use crate::snapshot::MarkedExport;
+use crate::value::in_zone_of;
+use crate::watermark::Readiness;
 use crate::watermark::{ConsumerLag, Waiting};
+use crate::{Error, Source, owners, rights, table_schema};
 use pg_session::statement::with_pieces;
 
 impl Source {
@@ -26,7 +27,7 @@ impl Source {
     pub async fn lags(
         &self,
         dataset: &Dataset,
-        consumers: &[(&str, Option<Marker>)],
+        consumers: &[(&str, Option<MarkedExport<'_>>)],
     ) -> Result<Vec<ConsumerLag>, Error> {
         let failed = Error::from_sql(&dataset.table);
         let mut conn = self.pool.acquire().await.map_err(&failed)?;
@@ -46,7 +47,7 @@ impl Source {
             Some(time) => has_index(&mut tx, &schema.table, &time.name).await.map_err(&failed)?,
             None => false,
         };
-        let (ids, markers): (Vec<_>, Vec<_>) = consumers.iter().map(|(id, marker)| (*id, marker.as_ref())).unzip();
+        let (ids, markers): (Vec<_>, Vec<_>) = consumers.iter().copied().unzip();
         let rows: Vec<LagRow> = sqlx::query_as(AssertSqlSafe(statement(&select, has_index)))
             .bind(&dataset.name)
             .bind(ids)
@@ -54,8 +55,8 @@ impl Source {
             .bind(dataset.capture == Capture::Triggers)
             .bind(dataset.definition())
             .bind(Json(&schema.types))
-            .bind(markers.iter().map(|marker| marker.map(|marker| marker.job.as_uuid())).collect::<Vec<_>>())
-            .bind(markers.iter().map(|marker| marker.map(|marker| marker.sha256.as_str())).collect::<Vec<_>>())
+            .bind(markers.iter().map(|marker| marker.map(|marker| marker.job)).collect::<Vec<_>>())
+            .bind(markers.iter().map(|marker| marker.map(|marker| marker.sha256)).collect::<Vec<_>>())
             .bind(Json(&schema.guard_state))
             .fetch_all(&mut *tx)
             .await
@@ -104,7 +105,7 @@ impl LagRow {
         let is_captured = self.captured && self.logged_key.is_some_and(|key| schema.has_key(&key));
         let is_untracked = dataset.capture == Capture::Triggers && !is_captured;
         Ok(ConsumerLag {
-            consumer: self.consumer_id.parse().map_err(|_| Error::Protocol("a consumer id that is none"))?,
+            consumer: self.consumer_id,
             dataset: dataset.name.clone(),
             last_exported_at: self.last_exported_at,
             table: if is_untracked { Readiness::NotTracked } else { Readiness::Ready },

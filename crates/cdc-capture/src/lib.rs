@@ -8,8 +8,11 @@ pub mod capture;
 mod captured;
 pub mod catalog_check;
 pub mod connections;
+pub mod continuity;
 mod copy;
+pub mod dataset;
 mod description;
+pub mod export_type;
 mod exported_snapshot;
 mod filter;
 mod guard;
@@ -21,6 +24,7 @@ pub mod opening;
 mod owners;
 mod parallel_apply;
 mod placed;
+pub mod progress;
 pub mod purge;
 mod quote;
 mod reader_slots;
@@ -29,6 +33,7 @@ mod relation_locks;
 pub mod relations;
 mod rights;
 mod role_path;
+pub mod row;
 pub mod rows;
 mod select;
 mod selection;
@@ -37,23 +42,24 @@ pub mod snapshot;
 mod table_schema;
 mod trigger;
 mod value;
+pub mod watermark;
 
 use std::fmt;
+use std::sync::Arc;
 
 use sqlx::PgConnection;
 use sqlx::postgres::{PgConnectOptions, PgDatabaseError};
 
-use crate::dataset::catalog::Catalog;
+use crate::capture::functions::{self, Removals};
+use crate::capture::untracking;
+use crate::continuity::Continuity;
 use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::{Dataset, Table};
-use crate::job::Continuity;
+use crate::reader_slots::ReaderSlots;
 use crate::row::ReceiverClosed;
-use crate::source::capture::functions::{self, Removals};
-use crate::source::capture::untracking;
-use crate::source::reader_slots::ReaderSlots;
-use crate::telemetry::metrics::PoolUse;
 use pg_session::failure::{SqlFailure, sqlstate};
 use pg_session::pool::Pool;
+use pg_session::pool::PoolUse;
 
 /// Access to the database that has the tables.
 ///
@@ -83,8 +89,12 @@ impl Source {
     }
 
     /// Returns the tables whose changes are captured although no dataset of the catalog needs them.
-    pub async fn tables_without_dataset(&self, catalog: &Catalog) -> Result<Vec<Table>, Error> {
-        self.with("pg_class", async |conn| untracking::without_dataset(conn, catalog).await).await
+    pub async fn tables_without_dataset(
+        &self,
+        datasets: &[Arc<Dataset>],
+        left_out: &[&Table],
+    ) -> Result<Vec<Table>, Error> {
+        self.with("pg_class", async |conn| untracking::without_dataset(conn, datasets, left_out).await).await
     }
 
     /// Runs statements about a relation over a connection of the pool.
@@ -99,8 +109,7 @@ impl Source {
     }
 
     pub fn pool_use(&self) -> PoolUse {
-        let most = self.pool.inner().options().get_max_connections();
-        PoolUse { open: self.pool.inner().size(), idle: self.pool.num_idle(), most }
+        self.pool.usage()
     }
 }
 

@@ -8,17 +8,17 @@ use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
+use crate::connections::ExportConnections;
+use crate::continuity::Continuity;
 use crate::dataset::fault::Faults;
 use crate::dataset::{Capture, RelationKind, Table, TableSchema};
-use crate::job::Continuity;
-use crate::source::connections::ExportConnections;
-use crate::source::exported_snapshot::ExportedSnapshot;
-use crate::source::import::{Import, ImportedSnapshot, NOTICE_A_LOST_CLIENT};
-use crate::source::relation_locks::{Lockable, Locked, Room};
-use crate::source::rights::TableAccess;
-use crate::source::session::Readers;
-use crate::source::snapshot::{Purpose, Snapshot, SnapshotTable};
-use crate::source::{Error, Remedy, filter, relation_locks, rights, table_schema};
+use crate::exported_snapshot::ExportedSnapshot;
+use crate::import::{Import, ImportedSnapshot, NOTICE_A_LOST_CLIENT};
+use crate::relation_locks::{Lockable, Locked, Room};
+use crate::rights::TableAccess;
+use crate::session::Readers;
+use crate::snapshot::{Purpose, Snapshot, SnapshotTable};
+use crate::{Error, Remedy, filter, relation_locks, rights, table_schema};
 use pg_session::failure::sqlstate;
 
 /// The longest time for which an export tries to lock its tables. After it the attempt ends, and is made again.

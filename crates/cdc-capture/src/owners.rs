@@ -5,8 +5,8 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::dataset::fault::Fault;
 use crate::dataset::{Dataset, Owners, Table};
-use crate::source::quote::relation;
-use crate::source::relation_locks;
+use crate::quote::relation;
+use crate::relation_locks;
 use pg_session::statement::with_pieces;
 
 pub(super) const MEMBERS: (&str, &str) = ("owners/members.sql", include_str!("owners/members.sql"));

@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 
 use crate::dataset::Dataset;
 use crate::dataset::fault::Fault;
-use crate::source::quote::{quoted, relation};
+use crate::quote::{quoted, relation};
 
 const FIRST: u32 = 160_000;
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 
-use crate::source::{Error, Source};
 use crate::watermark::LogUse;
+use crate::{Error, Source};
 use pg_session::failure::SqlFailure;
 use pg_session::statement::with_pieces;
 

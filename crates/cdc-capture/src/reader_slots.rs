@@ -7,7 +7,7 @@ use sqlx::PgConnection;
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::source::session::Session;
+use crate::session::Session;
 
 /// The connections that all exports of a process share.
 #[derive(Clone, Debug)]

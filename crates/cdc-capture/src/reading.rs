@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use sqlx::PgConnection;
 
-use crate::job::Continuity;
-use crate::source::import::{self, Import};
-use crate::source::reader_slots::ReaderSlots;
-use crate::source::rows::Rows;
-use crate::source::select::Select;
-use crate::source::session::{Leader, Reader, Readers};
-use crate::source::snapshot::{Snapshot, SnapshotTable};
-use crate::source::{Error, arrivals};
+use crate::continuity::Continuity;
+use crate::import::{self, Import};
+use crate::reader_slots::ReaderSlots;
+use crate::rows::Rows;
+use crate::select::Select;
+use crate::session::{Leader, Reader, Readers};
+use crate::snapshot::{Snapshot, SnapshotTable};
+use crate::{Error, arrivals};
 
 #[derive(Debug)]
 pub struct SnapshotReader<'s> {

@@ -8,7 +8,7 @@
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::dataset::{RelationKind, Table};
-use crate::source::quote;
+use crate::quote;
 use pg_session::failure::SqlFailure;
 use pg_session::statement::with_pieces;
 

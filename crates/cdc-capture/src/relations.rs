@@ -3,15 +3,40 @@
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgPool, Row};
 
-use crate::dataset::catalog::Catalog;
-use crate::dataset::pattern::Candidate;
-use crate::source::owners::MEMBERS;
+use std::sync::Arc;
+
+use crate::dataset::Dataset;
+use crate::owners::MEMBERS;
 use pg_session::statement::with_pieces;
 
+/// A relation of the database, as far as a pattern needs to know it.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    pub schema: String,
+    pub name: String,
+    /// True if a name without a schema means it.
+    pub is_visible: bool,
+    /// Its owner, and those of its partitions.
+    pub owners: Vec<String>,
+    /// True if all its owners are trusted unless a pattern names other ones.
+    pub are_owners_trusted: bool,
+    /// False for views, foreign tables and tables with rules: reading them runs code of their owners.
+    pub is_plain_table: bool,
+    pub is_partition: bool,
+    /// True if a crash of Postgres empties it.
+    pub is_unlogged: bool,
+    /// True if it has a primary key.
+    pub has_key: bool,
+    /// The time columns with which an index begins.
+    pub indexed_times: Vec<String>,
+    /// The columns that it has of those that patterns name as `deleted`.
+    pub columns: Vec<String>,
+}
+
 /// Reads all relations but those of Postgres and of the service, in the order of their names. Only those that a dataset
-/// of the catalog names without a schema are visible.
-pub async fn read(pool: &PgPool, catalog: &Catalog) -> Result<Vec<Candidate>, sqlx::Error> {
-    let without_schema = catalog.iter().filter(|dataset| dataset.table.schema.is_none());
+/// names without a schema are visible. `deleted` are columns of which each relation says whether it has them.
+pub async fn read(pool: &PgPool, datasets: &[Arc<Dataset>], deleted: Vec<&str>) -> Result<Vec<Candidate>, sqlx::Error> {
+    let without_schema = datasets.iter().filter(|dataset| dataset.table.schema.is_none());
     let names: Vec<_> = without_schema.map(|dataset| dataset.table.name.as_str()).collect();
     let statement = with_pieces(include_str!("relations.sql"), &[MEMBERS]);
     let relation = |row: PgRow| {
@@ -29,6 +54,6 @@ pub async fn read(pool: &PgPool, catalog: &Catalog) -> Result<Vec<Candidate>, sq
             columns: row.try_get("columns")?,
         })
     };
-    let relations = sqlx::query(AssertSqlSafe(statement)).bind(names).bind(catalog.deleted_columns());
+    let relations = sqlx::query(AssertSqlSafe(statement)).bind(names).bind(deleted);
     relations.try_map(relation).fetch_all(pool).await
 }

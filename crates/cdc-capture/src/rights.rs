@@ -4,8 +4,8 @@ use sqlx::PgConnection;
 
 use crate::dataset::fault::Fault;
 use crate::dataset::{Dataset, RelationKind, Table};
-use crate::source::quote::{quoted, relation};
-use crate::source::{Error, Source};
+use crate::quote::{quoted, relation};
+use crate::{Error, Source};
 
 /// A dataset's table, as the database role sees it.
 pub(crate) struct TableAccess {

@@ -6,9 +6,9 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::dataset::fault::Fault;
 use crate::dataset::{Dataset, RelationKind, Table, TableSchema};
-use crate::source::relation_locks::{self, NO_WAIT};
-use crate::source::select::Select;
-use crate::source::{owners, quote};
+use crate::relation_locks::{self, NO_WAIT};
+use crate::select::Select;
+use crate::{owners, quote};
 use pg_session::failure::sqlstate;
 
 /// The error of `cdc_export.widen_search_path`, whose message is Postgres's.

@@ -5,18 +5,21 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::task::JoinSet;
+use uuid::Uuid;
 
+use crate::continuity::Continuity;
 use crate::dataset::fault::{Fault, Faults};
+use crate::dataset::selection::{BadSelection, Selection};
 use crate::dataset::{CellMax, Table};
-use crate::job::selection::BadSelection;
-use crate::job::{Continuity, Export, ExportType, Progress};
+use crate::export_type::ExportType;
+use crate::import::{self, Import};
+use crate::progress::Progress;
+use crate::reader_slots::{ReaderSlot, ReaderSlots};
 use crate::row::{RowLayout, RowReceiver};
-use crate::source::import::{self, Import};
-use crate::source::reader_slots::{ReaderSlot, ReaderSlots};
-use crate::source::select::Select;
-use crate::source::session::{Reader, Readers};
-use crate::source::snapshot::SnapshotTable;
-use crate::source::{Error, Remedy, copy};
+use crate::select::Select;
+use crate::session::{Reader, Readers};
+use crate::snapshot::SnapshotTable;
+use crate::{Error, Remedy, copy};
 use pg_session::failure::chain;
 use pg_session::failure::sqlstate;
 
@@ -28,6 +31,17 @@ const CHANGES: &str = "source.copy.changes";
 
 /// The longest wait until a connection that is no longer needed is closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The rows and columns that an export requests.
+#[derive(Clone, Copy, Debug)]
+pub struct RowRequest<'a> {
+    /// The job of the export, for the log.
+    pub job: Uuid,
+    pub export_type: ExportType,
+    pub selection: &'a Selection,
+    /// The place of the export in its lane. `None` if it has none.
+    pub order: Option<i64>,
+}
 
 #[derive(Debug)]
 pub struct Rows<'s> {
@@ -41,14 +55,14 @@ pub struct Rows<'s> {
 
 impl Rows<'_> {
     /// Returns the layout of the rows that [`Rows::read`] sends for this export.
-    pub fn layout(&self, export: &Export) -> RowLayout {
+    pub fn layout(&self, export: RowRequest<'_>) -> RowLayout {
         self.select.row_layout(export)
     }
 
     /// Reads the rows of this export over one or several connections. Each connection has its own receiver.
     pub async fn read<R: RowReceiver>(
         mut self,
-        export: &Export,
+        export: RowRequest<'_>,
         max: CellMax,
         progress: &Progress,
         receiver: impl Fn() -> R,
@@ -68,7 +82,7 @@ impl Rows<'_> {
 
     async fn read_all<R: RowReceiver>(
         &mut self,
-        export: &Export,
+        export: RowRequest<'_>,
         max: CellMax,
         progress: &Progress,
         receiver: impl Fn() -> R,
@@ -77,10 +91,10 @@ impl Rows<'_> {
         match export.export_type {
             ExportType::Full if !export.selection.is_all() => {
                 // The dataset may have got the mask since the request.
-                if let Some(BadSelection { why, .. }) = select.masked(&export.selection) {
+                if let Some(BadSelection { why, .. }) = select.masked(export.selection) {
                     return Err(Error::Mismatch(Faults(vec![Fault::of(select.dataset, "mask", why)])));
                 }
-                self.copy_all("source.copy.selected", &[select.selected(&export.selection, max)], &mut receiver()).await
+                self.copy_all("source.copy.selected", &[select.selected(export.selection, max)], &mut receiver()).await
             }
             ExportType::Full => {
                 let max = Some(max).filter(|max| self.table.toasted || max.0 < MOST_IN_A_ROW);
@@ -179,7 +193,7 @@ impl Rows<'_> {
 
     /// Returns an error that says which values Postgres could not read: those of the log, of the filter or of the
     /// table. The exported table is locked, so a missing name also belongs to the filter or the log.
-    async fn explained(mut self, error: Error, export: &Export) -> Error {
+    async fn explained(mut self, error: Error, export: RowRequest<'_>) -> Error {
         let (Error::Sql(cause) | Error::TableMissing { cause, .. }) = &error else { return error };
         let Some(reported) = cause.as_database_error() else { return error };
         let (code, message) = (sqlstate(cause).into_owned(), reported.message().to_owned());

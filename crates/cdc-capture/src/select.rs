@@ -2,7 +2,7 @@
 //!
 //! `select/statements.txt` has the statements of each case.
 //!
-//! Names come only from a [`Dataset`] and its [`TableSchema`], and [`quote`](crate::source::quote) quotes them. A
+//! Names come only from a [`Dataset`] and its [`TableSchema`], and [`quote`](crate::quote) quotes them. A
 //! filter is the operator's own SQL. A statement with a filter is read under the role's own search_path, where other
 //! roles may have functions. So every function names its schema, and so does every operator whose operands may be of
 //! other types.
@@ -15,11 +15,12 @@
 use std::sync::LazyLock;
 
 use crate::dataset::{Capture, CellMax, Dataset, RelationKind, Table, TableColumn, TableSchema};
-use crate::job::{Export, ExportType};
+use crate::export_type::ExportType;
+use crate::key::{KeySql, key_name};
+use crate::quote::{literal, quoted, relation, timestamp};
 use crate::row::RowLayout;
-use crate::source::key::{KeySql, key_name};
-use crate::source::quote::{literal, quoted, relation, timestamp};
-use crate::source::value::{compared, in_zone_of, is_text, may_be_large, octets, refused, refused_of_row, wire_value};
+use crate::rows::RowRequest;
+use crate::value::{compared, in_zone_of, is_text, may_be_large, octets, refused, refused_of_row, wire_value};
 use crate::watermark::Position;
 use pg_rows::column::ColumnType;
 use pg_rows::meta::MetaColumn;
@@ -264,8 +265,8 @@ impl Select<'_> {
     }
 
     /// The layout of the rows that the statements of an export send.
-    pub(crate) fn row_layout(&self, export: &Export) -> RowLayout {
-        let schema = self.schema.narrowed(&export.selection);
+    pub(crate) fn row_layout(&self, export: RowRequest<'_>) -> RowLayout {
+        let schema = self.schema.narrowed(export.selection);
         let columns = schema.file_columns(export.export_type);
         let reads_all = export.export_type == ExportType::Full && export.selection.is_all();
         // By its number: the operation's column may have the name that it has in the table.
@@ -572,8 +573,8 @@ mod tests {
 
     use super::*;
     use crate::dataset::mask::MaskRule;
+    use crate::dataset::selection::{Condition, Operator, Selection};
     use crate::dataset::{KeyColumn, WireFormat};
-    use crate::job::selection::{Condition, Operator, Selection};
 
     const MAX: CellMax = CellMax(8 << 20);
 
@@ -690,7 +691,7 @@ mod tests {
             format!("== {title}\n\n{}\n", statements.join("\n\n"))
         };
         let statements = cases().into_iter().map(block).collect::<Vec<_>>().join("\n");
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/source/select/statements.txt");
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/select/statements.txt");
         if std::env::var_os("RENEW_STATEMENTS").is_some() {
             std::fs::write(&file, &statements).unwrap();
         }

@@ -6,14 +6,14 @@
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::dataset::name::hint;
+use crate::dataset::selection::{BadSelection, Condition, Operator, Selection};
 use crate::dataset::{CellMax, Dataset, RelationKind, TableColumn};
-use crate::job::selection::{BadSelection, Condition, Operator, Selection};
-use crate::source::quote::{literal, quoted};
-use crate::source::relation_locks::NO_WAIT;
-use crate::source::select::Select;
-use crate::source::table_schema::introspect;
-use crate::source::value::{compared, refused_of_row};
-use crate::source::{Error, Source, owners, role_path};
+use crate::quote::{literal, quoted};
+use crate::relation_locks::NO_WAIT;
+use crate::select::Select;
+use crate::table_schema::introspect;
+use crate::value::{compared, refused_of_row};
+use crate::{Error, Source, owners, role_path};
 use pg_session::failure::sqlstate;
 
 impl Source {

@@ -15,7 +15,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::postgres::types::Oid;
 use tokio::time::timeout;
 
-use crate::source::{Error, Source};
+use crate::{Error, Source};
 use pg_session::failure::chain;
 use pg_session::failure::{SqlFailure, with_timeout};
 use pg_session::{self, session_name};

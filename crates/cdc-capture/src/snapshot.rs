@@ -6,29 +6,37 @@ use std::time::{Duration, Instant};
 
 use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
+use uuid::Uuid;
 
+use crate::connections::ExportConnections;
+use crate::continuity::{Continuity, ExportReport};
 use crate::dataset::{Dataset, Table, TableSchema};
-use crate::job::marker::Marker;
-use crate::job::{Continuity, ExportReport, ExportType, JobId};
-use crate::source::connections::ExportConnections;
-use crate::source::import::{Import, ImportedSnapshot};
-use crate::source::session::{Reader, Readers};
-use crate::source::{Error, Remedy};
+use crate::export_type::ExportType;
+use crate::import::{Import, ImportedSnapshot};
+use crate::session::{Reader, Readers};
 use crate::watermark::{NewPosition, Position};
-use cdc_manifest::consumer::ConsumerId;
+use crate::{Error, Remedy};
 use pg_rows::encoding::Format;
 use pg_session::failure::with_timeout;
+
+/// The export that the marker of a lane names: the last one that consumers may have.
+#[derive(Clone, Copy, Debug)]
+pub struct MarkedExport<'a> {
+    pub job: Uuid,
+    pub sha256: &'a str,
+}
 
 /// The purpose of a snapshot: an export of one dataset. The purposes of one snapshot have the same consumer.
 #[derive(Clone, Copy, Debug)]
 pub struct Purpose<'a> {
     pub dataset: &'a Arc<Dataset>,
     /// For whom; `None`: for whoever asked.
-    pub consumer: Option<&'a ConsumerId>,
+    pub consumer: Option<&'a str>,
     pub export_type: ExportType,
     pub format: Format,
-    pub job: JobId,
-    pub marker: Option<&'a Marker>,
+    /// The job of the export.
+    pub job: Uuid,
+    pub marker: Option<MarkedExport<'a>>,
 }
 
 impl Purpose<'_> {

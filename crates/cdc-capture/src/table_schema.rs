@@ -14,12 +14,12 @@ use crate::dataset::{
     Capture, Columns, Dataset, KeyColumn, ListElement, Operation, RelationKind, Table, TableColumn, TableSchema,
     Unrepresentable, WireFormat,
 };
-use crate::job::ExportType;
-use crate::source::guard::RememberedColumn;
-use crate::source::placed::by_table;
-use crate::source::quote::relation;
-use crate::source::rights::TableAccess;
-use crate::source::{Error, filter, guard, key_index, owners, rights};
+use crate::export_type::ExportType;
+use crate::guard::RememberedColumn;
+use crate::placed::by_table;
+use crate::quote::relation;
+use crate::rights::TableAccess;
+use crate::{Error, filter, guard, key_index, owners, rights};
 use pg_rows::column::{ColumnType, ParquetType};
 use pg_session::statement::with_pieces;
 

@@ -3,7 +3,7 @@
 //! `captured` recognizes them by the letters that end their functions' names: its SQL has the `tgtype` and `tgenabled`
 //! of each.
 
-use crate::source::quote;
+use crate::quote;
 
 pg_rows::words! {
     /// The changes that a trigger and its function log. Its word is the last letter of the function's name.

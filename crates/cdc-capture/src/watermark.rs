@@ -9,9 +9,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::freshness::Readiness;
-use crate::job::Continuity;
-use cdc_manifest::consumer::ConsumerId;
+use crate::continuity::Continuity;
 
 /// The changes that wait for a consumer, as the table's rows and times tell it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,9 +21,21 @@ pub enum Waiting {
     Unknown,
 }
 
+/// The state of a lane's table, as a look at it found it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    Ready,
+    /// Its changes are not captured, although the dataset needs that.
+    NotTracked,
+    /// It is missing, differs from what its dataset says, or may not be read: an export of any type fails.
+    Unfit,
+    /// It can't be looked at now.
+    Unknown,
+}
+
 #[derive(Clone, Debug)]
 pub struct ConsumerLag {
-    pub consumer: ConsumerId,
+    pub consumer: String,
     /// The consumer's watermark, if it has one: the latest finite `updated_at` that was exported, or a time that
     /// somebody wrote. By the timestamp rule, the consumer has every row up to this time.
     pub last_exported_at: Option<DateTime<Utc>>,

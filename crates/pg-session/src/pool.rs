@@ -38,6 +38,15 @@ pub struct Pool {
     is_careful: bool,
 }
 
+#[derive(Clone, Copy, Debug)]
+pub struct PoolUse {
+    pub open: u32,
+    /// The number of open connections that are not in use.
+    pub idle: u32,
+    /// The maximum number of connections.
+    pub most: u32,
+}
+
 #[derive(Debug, Default)]
 struct AtHand {
     connections: Vec<(u64, Pooled)>,
@@ -81,8 +90,9 @@ impl Pool {
         &self.inner
     }
 
-    pub fn num_idle(&self) -> u32 {
-        (self.inner.num_idle() + self.shared().connections.len()) as u32
+    pub fn usage(&self) -> PoolUse {
+        let idle = (self.inner.num_idle() + self.shared().connections.len()) as u32;
+        PoolUse { open: self.inner.size(), idle, most: self.inner.options().get_max_connections() }
     }
 
     /// Takes a connection.

@@ -21,14 +21,16 @@ use crate::http::code::Code;
 use crate::http::input::{Key, MaybeConsumer, dataset_or_implied};
 use crate::http::problem::Problem;
 use crate::http::schemas::DatasetName;
+use crate::http::schemas::OperatorSchema;
 use crate::http::traces;
 use crate::job::datasets::MOST_DATASETS;
-use crate::job::json::{CompressionSchema, FormatSchema};
-use crate::job::selection::{Condition, Operator, Selection};
-use crate::job::{After, ExportType, FILE_BYTES, IdempotencyKey, Request};
+use crate::job::json::{CompressionSchema, ExportTypeSchema, FormatSchema};
+use crate::job::{After, FILE_BYTES, IdempotencyKey, Request};
 use crate::service::Service;
 use crate::service::datasets_order::{DatasetsOrder, NamedDatasets};
 use crate::trace::TraceParent;
+use cdc_capture::dataset::selection::{Condition, Operator, Selection};
+use cdc_capture::export_type::ExportType;
 use cdc_manifest::consumer::ConsumerId;
 use pg_rows::encoding::{Compression, Encoding, Format};
 
@@ -113,7 +115,7 @@ const CONSUMER_MEMBERS: [&str; 5] = ["after", "afterSha256", "datasets", "heal",
 pub(crate) struct NewExport {
     /// The set of rows; without a consumer, only `full` is allowed. The default is `full`
     #[serde(default, deserialize_with = "given")]
-    #[schema(required = false, value_type = ExportType)]
+    #[schema(required = false, value_type = ExportTypeSchema)]
     export_type: Option<ExportType>,
     /// The dataset to export. The default is `users`, or the only dataset
     #[serde(default, deserialize_with = "given")]
@@ -202,6 +204,7 @@ struct ConditionBody {
     /// The column
     column: String,
     /// The operator that compares the column with `value`
+    #[schema(value_type = OperatorSchema)]
     op: Operator,
     /// A string, a number or a boolean that the column's type accepts; for `in` a list of those; for `isNull` a boolean
     #[schema(value_type = Value)]

@@ -18,8 +18,10 @@ use crate::http::exports::submission::{EmptyBody, ExportOptions, NewExport, Requ
 use crate::http::input::{Consumer, MaybeConsumer, PathConsumer, PathJob};
 use crate::http::problem::Problem;
 use crate::job::datasets::Omitted;
-use crate::job::{Export, ExportType, Job};
+use crate::job::json::ExportTypeSchema;
+use crate::job::{Export, Job};
 use crate::service::{self, Service};
+use cdc_capture::export_type::ExportType;
 
 /// Request an export of any type, or an ad-hoc export
 ///
@@ -158,6 +160,7 @@ pub(crate) struct Submitted {
     #[schema(pattern = "^(started|pending)$")]
     status: &'static str,
     /// The set of rows in the file
+    #[schema(value_type = ExportTypeSchema)]
     export_type: ExportType,
     /// The name of the future file
     output_filename: String,
@@ -200,6 +203,7 @@ pub(crate) struct SubmittedDatasets {
     #[schema(pattern = "^(started|pending)$")]
     status: &'static str,
     /// The type of its exports. One that is healed has the type `full`
+    #[schema(value_type = ExportTypeSchema)]
     export_type: ExportType,
     /// Its exports, in the order of their datasets' names
     exports: Vec<SubmittedExport>,
@@ -218,6 +222,7 @@ struct SubmittedExport {
     /// The dataset's name
     dataset: String,
     /// The type of the export
+    #[schema(value_type = ExportTypeSchema)]
     export_type: ExportType,
     /// The name of the future file
     output_filename: String,

@@ -1,7 +1,7 @@
 //! Reads an `[[amqp]]` block of the operator's file.
 
-use crate::dataset::block::Block;
-use crate::dataset::listener::{KnownNames, listener};
+use crate::catalog::block::Block;
+use crate::catalog::listener::{KnownNames, listener};
 use crate::receiver::amqp::broker::{Broker, NAME_BYTES, RoutingKey};
 
 pub(super) fn broker(block: &mut Block<'_, '_>, known: &KnownNames<'_>) -> Option<Broker> {
@@ -26,10 +26,10 @@ fn exchange_name(name: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataset::assert_refused;
-    use crate::dataset::block::{Names, OperatorFile};
-    use crate::dataset::catalog::Catalog;
-    use crate::dataset::fault::Mistakes;
+    use crate::catalog::Catalog;
+    use crate::catalog::assert_refused;
+    use crate::catalog::block::{Names, OperatorFile};
+    use crate::catalog::mistake::Mistakes;
     use crate::event::EventType;
     use crate::job::Status;
 

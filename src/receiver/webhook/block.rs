@@ -4,8 +4,8 @@ use std::net::Ipv4Addr;
 
 use url::{Host, Url};
 
-use crate::dataset::block::Block;
-use crate::dataset::listener::{KnownNames, listener};
+use crate::catalog::block::Block;
+use crate::catalog::listener::{KnownNames, listener};
 use crate::receiver::webhook::Webhook;
 use crate::receiver::webhook::address::refusal;
 use crate::receiver::webhook::body_shape::BodyShape;
@@ -71,10 +71,10 @@ fn read_url(text: &str, allows_http: bool, allows_private: bool) -> Result<Strin
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataset::assert_refused;
-    use crate::dataset::block::{Names, OperatorFile};
-    use crate::dataset::catalog::Catalog;
-    use crate::dataset::fault::Mistakes;
+    use crate::catalog::Catalog;
+    use crate::catalog::assert_refused;
+    use crate::catalog::block::{Names, OperatorFile};
+    use crate::catalog::mistake::Mistakes;
 
     const BLOCK: &str = "[[webhook]]
 name = \"hook\"

@@ -5,8 +5,8 @@
 //! and table is named with its schema. No value is cast, because the owner of a type can define its casts. `concat`
 //! writes a value or a row by the type's output function, which only superusers can define.
 
-use crate::source::quote;
-use crate::source::trigger::{TriggerKind, key_of_parts, key_text};
+use crate::quote;
+use crate::trigger::{TriggerKind, key_of_parts, key_text};
 
 /// The version of the functions' text, by which `renew` recognizes an older text. Increase it with each change of the
 /// text below.

@@ -10,10 +10,10 @@ use sqlx::postgres::types::Oid;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
-use crate::source::capture::function_text::{Function, VERSION};
-use crate::source::capture::{one_at_a_time, stamps};
-use crate::source::quote;
-use crate::source::trigger::TriggerKind;
+use crate::capture::function_text::{Function, VERSION};
+use crate::capture::{one_at_a_time, stamps};
+use crate::quote;
+use crate::trigger::TriggerKind;
 use pg_session::failure::{SqlFailure, sqlstate};
 
 /// The name of the role that the functions run as, without the database's oid at its end.

@@ -5,7 +5,7 @@
 use sqlx::PgPool;
 
 use crate::dataset::Dataset;
-use crate::source::quote;
+use crate::quote;
 
 /// Returns the datasets whose tables the service may track now, each with a text that another definition of the table
 /// changes.

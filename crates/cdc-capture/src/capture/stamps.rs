@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::source::captured::CAPTURE;
+use crate::captured::CAPTURE;
 use pg_session::statement::with_pieces;
 
 static STAMPS: LazyLock<String> =

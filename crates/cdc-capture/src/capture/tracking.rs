@@ -6,13 +6,13 @@ use std::sync::LazyLock;
 use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
+use crate::capture::waiting::{Queue, Wait};
+use crate::capture::{Error, function_text, functions, one_at_a_time, stamps};
+use crate::captured::CAPTURE;
 use crate::dataset::{Capture, Dataset, Table, TableSchema};
-use crate::source::capture::waiting::{Queue, Wait};
-use crate::source::capture::{Error, function_text, functions, one_at_a_time, stamps};
-use crate::source::captured::CAPTURE;
-use crate::source::relation_locks::Room;
-use crate::source::trigger::TriggerKind;
-use crate::source::{quote, rights, table_schema};
+use crate::relation_locks::Room;
+use crate::trigger::TriggerKind;
+use crate::{quote, rights, table_schema};
 use pg_session::statement::with_pieces;
 
 static LOCATE: LazyLock<String> =

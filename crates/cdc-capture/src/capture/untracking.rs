@@ -5,12 +5,11 @@ use std::sync::Arc;
 
 use sqlx::{PgConnection, PgPool};
 
-use crate::dataset::catalog::Catalog;
+use crate::capture::tracking::{locate, lock, remove};
+use crate::capture::waiting::{Queue, Wait};
+use crate::capture::{Error, functions};
 use crate::dataset::{Capture, Dataset, Table};
-use crate::source::capture::tracking::{locate, lock, remove};
-use crate::source::capture::waiting::{Queue, Wait};
-use crate::source::capture::{Error, functions};
-use crate::source::rights::{self, TableAccess};
+use crate::rights::{self, TableAccess};
 
 /// Removes the triggers from the tables of these datasets, which can't be exported from then on. Each table has a
 /// transaction of its own. Returns for each dataset the error if its triggers could not be removed: there is no such
@@ -18,9 +17,9 @@ use crate::source::rights::{self, TableAccess};
 pub async fn untrack(
     pool: &PgPool,
     datasets: &[Arc<Dataset>],
-    catalog: &Catalog,
+    all: &[Arc<Dataset>],
 ) -> Result<Vec<Result<(), Error>>, Error> {
-    let others = catalog.iter().filter(|other| other.capture == Capture::Triggers);
+    let others = all.iter().filter(|other| other.capture == Capture::Triggers);
     let others: Vec<_> = others.filter(|other| datasets.iter().all(|it| it.name != other.name)).collect();
     let all: Vec<_> = datasets.iter().chain(others.iter().copied()).map(|dataset| &**dataset).collect();
     let accesses = rights::read_accesses(&mut *pool.acquire().await?, &all).await?;
@@ -105,14 +104,17 @@ async fn try_untrack(pool: &PgPool, table: &Table, wait: &mut Wait) -> Result<bo
     Ok(is_any)
 }
 
-/// Returns the tables whose changes are logged although no dataset of the catalog needs them, and no pattern matches
-/// them.
-pub async fn without_dataset(conn: &mut PgConnection, catalog: &Catalog) -> Result<Vec<Table>, sqlx::Error> {
-    let (schemas, names): (Vec<_>, Vec<_>) = catalog
+/// Returns the tables whose changes are logged although no dataset needs them. `left_out` are tables that a pattern matches.
+pub async fn without_dataset(
+    conn: &mut PgConnection,
+    datasets: &[Arc<Dataset>],
+    left_out: &[&Table],
+) -> Result<Vec<Table>, sqlx::Error> {
+    let (schemas, names): (Vec<_>, Vec<_>) = datasets
         .iter()
         .filter(|dataset| dataset.capture == Capture::Triggers)
         .map(|dataset| &dataset.table)
-        .chain(catalog.left_out().iter().map(|left_out| &left_out.table))
+        .chain(left_out.iter().copied())
         .map(|table| (table.schema.clone(), table.name.clone()))
         .unzip();
     let found: Vec<(String, String)> = sqlx::query_as(include_str!("untracking/without_dataset.sql"))

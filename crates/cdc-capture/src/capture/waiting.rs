@@ -9,9 +9,9 @@ use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::time::Instant;
 
+use crate::capture::Error;
 use crate::dataset::Table;
-use crate::source::capture::Error;
-use crate::source::quote;
+use crate::quote;
 use failpoint::failpoint;
 use pg_session::failure::SqlFailure;
 
