@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use cdc_capture::continuity::{Continuity, ExportReport};
 use cdc_capture::export_type::ExportType;
-use cdc_capture::rows::RowRequest;
+use cdc_capture::row::RowRequest;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 

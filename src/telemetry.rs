@@ -48,6 +48,7 @@ pub fn start(settings: &Settings, least: LevelFilter) {
     let targets = targets
         .with_target(KEYS, settings.level)
         .with_target("private_postgres", level)
+        .with_target("cdc_capture", level)
         .with_target("failpoint", level);
     let targets = targets.with_target("cdc_export::audit", LevelFilter::INFO);
     // A command prints the errors of its own calls.

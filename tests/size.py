@@ -5,8 +5,8 @@ import subprocess
 import sys
 import tomllib
 
-SOURCE = ("src", "crates", "migrations"), (".rs", ".sql")
-TESTS = ("tests", "examples", "benches"), (".js", ".py", ".rs", ".sh", ".sql", ".ts")
+SOURCE = ("src", "crates/*/src/*", "migrations"), (".rs", ".sql")
+TESTS = ("tests", "crates/*/tests/*", "examples", "benches"), (".js", ".py", ".rs", ".sh", ".sql", ".ts")
 COMMENTS = {".js": "//", ".py": "#", ".rs": "//", ".sh": "#", ".sql": "--", ".ts": "//"}
 
 

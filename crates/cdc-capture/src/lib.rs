@@ -1,7 +1,4 @@
-//! The data plane: reads one snapshot of a table, from an open transaction to its rows.
-//!
-//! Never writes to a user's table and asks the queue nothing. The transaction that holds the snapshot is lent to the
-//! store for the commit, which is how the watermark moves with the very snapshot that was exported.
+#![doc = include_str!("../README.md")]
 
 mod arrivals;
 pub mod capture;

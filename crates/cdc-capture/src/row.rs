@@ -1,8 +1,12 @@
-//! The receiver of a reader's rows: the seam between `source`, which reads rows, and `pipeline`, which encodes them.
+//! The rows that an export requests, and the receiver of the rows that are read.
 //!
 //! Rows are in Postgres's binary form, as `pg_rows::row` describes it. [`RowLayout`] says which fields a row has.
 
+use uuid::Uuid;
+
+use crate::dataset::selection::Selection;
 use crate::dataset::{KnownColumn, TableColumn};
+use crate::export_type::ExportType;
 
 /// Receives the rows that one reader of a snapshot reads, on the reader's own task.
 pub trait RowReceiver: Send + 'static {
@@ -20,13 +24,23 @@ pub trait RowReceiver: Send + 'static {
 #[derive(Debug)]
 pub struct ReceiverClosed;
 
-/// The fields of the rows that `source` sends for an export.
+/// The rows and columns that an export requests.
+#[derive(Clone, Copy, Debug)]
+pub struct RowRequest<'a> {
+    /// The job of the export, for the log.
+    pub job: Uuid,
+    pub export_type: ExportType,
+    pub selection: &'a Selection,
+    /// The place of the export in its lane. `None` if it has none.
+    pub order: Option<i64>,
+}
+
+/// The fields of the rows that [`Rows`](crate::rows::Rows) sends for an export.
 ///
 /// The fields are those of the file's columns, except the known one. Behind them are fields that only the service
 /// reads: the change time, if no column of the file has it for every row, and then `is_gone`.
 ///
-/// `source` makes the layout beside the statements that follow it. `pipeline` refuses a row with another number of
-/// fields.
+/// The layout is made beside the statements that follow it. Refuse a row with another number of fields.
 #[derive(Clone, Debug)]
 pub struct RowLayout {
     /// The columns of the file, in order.

@@ -5,17 +5,16 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::task::JoinSet;
-use uuid::Uuid;
 
 use crate::continuity::Continuity;
 use crate::dataset::fault::{Fault, Faults};
-use crate::dataset::selection::{BadSelection, Selection};
+use crate::dataset::selection::BadSelection;
 use crate::dataset::{CellMax, Table};
 use crate::export_type::ExportType;
 use crate::import::{self, Import};
 use crate::progress::Progress;
 use crate::reader_slots::{ReaderSlot, ReaderSlots};
-use crate::row::{RowLayout, RowReceiver};
+use crate::row::{RowLayout, RowReceiver, RowRequest};
 use crate::select::Select;
 use crate::session::{Reader, Readers};
 use crate::snapshot::SnapshotTable;
@@ -31,17 +30,6 @@ const CHANGES: &str = "source.copy.changes";
 
 /// The longest wait until a connection that is no longer needed is closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// The rows and columns that an export requests.
-#[derive(Clone, Copy, Debug)]
-pub struct RowRequest<'a> {
-    /// The job of the export, for the log.
-    pub job: Uuid,
-    pub export_type: ExportType,
-    pub selection: &'a Selection,
-    /// The place of the export in its lane. `None` if it has none.
-    pub order: Option<i64>,
-}
 
 #[derive(Debug)]
 pub struct Rows<'s> {

@@ -18,8 +18,7 @@ use crate::dataset::{Capture, CellMax, Dataset, RelationKind, Table, TableColumn
 use crate::export_type::ExportType;
 use crate::key::{KeySql, key_name};
 use crate::quote::{literal, quoted, relation, timestamp};
-use crate::row::RowLayout;
-use crate::rows::RowRequest;
+use crate::row::{RowLayout, RowRequest};
 use crate::value::{compared, in_zone_of, is_text, may_be_large, octets, refused, refused_of_row, wire_value};
 use crate::watermark::Position;
 use pg_rows::column::ColumnType;

@@ -1,5 +1,8 @@
 //! An introduction: track a table, change its rows, and read what changed. Needs no service.
 
+#![cfg(test)]
+#![expect(clippy::disallowed_methods, reason = "only this test needs the environment")]
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -9,8 +12,7 @@ use cdc_capture::dataset::selection::Selection;
 use cdc_capture::dataset::{CellMax, Dataset, Table};
 use cdc_capture::export_type::ExportType;
 use cdc_capture::progress::Progress;
-use cdc_capture::row::{ReceiverClosed, RowReceiver};
-use cdc_capture::rows::RowRequest;
+use cdc_capture::row::{ReceiverClosed, RowReceiver, RowRequest};
 use cdc_capture::snapshot::Purpose;
 use cdc_capture::watermark::NewPosition;
 use pg_rows::encoding::Format;
@@ -70,7 +72,7 @@ async fn read(source: &Source, dataset: &Arc<Dataset>, export_type: ExportType) 
     let (collector, selection) = (Collector::default(), Selection::default());
     let request = RowRequest { job, export_type, selection: &selection, order: None };
     let rows = reading.rows(0).await.unwrap();
-    rows.read(request, CellMax::default(), &Progress::default(), || collector.clone()).await.unwrap();
+    rows.read(request, CellMax(64 << 20), &Progress::default(), || collector.clone()).await.unwrap();
     reading.end(LEASE).await;
     let position = snapshot.tables[0].new_position.clone();
     snapshot.give_up().await;
@@ -138,6 +140,7 @@ async fn server() -> Option<(Server, PgConnectOptions)> {
         "create schema cdc_export",
         include_str!("../../../migrations/0001_change_capture.sql"),
         include_str!("../../../migrations/0002_service.sql"),
+        "create view cdc_export.watermarks as table public.watermarks",
     ] {
         let statements =
             placeholders.iter().fold(migration.to_owned(), |text, (name, value)| text.replace(name, value));

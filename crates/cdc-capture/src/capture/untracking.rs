@@ -104,7 +104,8 @@ async fn try_untrack(pool: &PgPool, table: &Table, wait: &mut Wait) -> Result<bo
     Ok(is_any)
 }
 
-/// Returns the tables whose changes are logged although no dataset needs them. `left_out` are tables that a pattern matches.
+/// Returns the tables whose changes are logged although no dataset needs them, and which no pattern matches. `left_out`
+/// are tables that a pattern matches.
 pub async fn without_dataset(
     conn: &mut PgConnection,
     datasets: &[Arc<Dataset>],
