@@ -184,7 +184,7 @@ step_attacks() {
     mapfile -t suite < <(grep -v '^expensive::' <<<"$attacks" | grep -v '::tests::')
     cargo test --locked --features "$FEATURES" --test suite -- --exact "${suite[@]}"
     cargo test --locked --features "$FEATURES,expensive" --test expensive -- --exact "${expensive[@]}"
-    mapfile -t beside < <(grep '::tests::' <<<"$attacks" | sed -E 's/^(cdc_manifest|private_postgres):://')
+    mapfile -t beside < <(grep '::tests::' <<<"$attacks" | sed -E 's/^(cdc_capture|cdc_manifest|private_postgres):://')
     cargo test --locked --features "$FEATURES" --workspace --lib -- --exact "${beside[@]}"
 }
 
