@@ -1,0 +1,100 @@
+"""`python -m cdc_export duckdb FILE`: keeps the tables of a DuckDB file equal to the source.
+
+Exit codes: 0 done, 1 failed, 2 bad usage. CDC_EXPORT_KEY has the key, if the service wants one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import signal
+import sys
+import time
+
+from cdc_export.client import Client, Error
+
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class _Stopped(BaseException):
+    """SIGTERM or Ctrl-C."""
+
+
+def main() -> int:
+    arguments = _arguments()
+    _show_logs()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    try:
+        from cdc_export.duckdb import load_duckdb
+    except ImportError:
+        print("error: DuckDB is missing: pip install 'cdc-export[duckdb]'", file=sys.stderr)
+        return 1
+    try:
+        with Client(arguments.url, os.environ.get("CDC_EXPORT_KEY")) as client:
+            while True:
+                try:
+                    load_duckdb(
+                        client,
+                        arguments.consumer,
+                        arguments.file,
+                        arguments.dataset or "*",
+                        arguments.exclude,
+                        arguments.schema,
+                        arguments.format,
+                    )
+                except Error as error:
+                    print(f"error: {error}", file=sys.stderr)
+                    if arguments.every is None:
+                        return 1
+                if arguments.every is None:
+                    return 0
+                time.sleep(arguments.every)
+    except _Stopped:
+        if arguments.every is not None:
+            return 0
+        print("error: interrupted: run the command again to go on from here", file=sys.stderr)
+        return 1
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m cdc_export")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    load = commands.add_parser("duckdb", help="keep the tables of a DuckDB file equal to the source")
+    load.add_argument("file", metavar="FILE", help="the DuckDB file, made if need be")
+    load.add_argument("--consumer", required=True, help="the consumer whose exports to load: one for each file")
+    load.add_argument("--url", required=True, help="the service. The key in CDC_EXPORT_KEY is sent to it")
+    load.add_argument("--dataset", action="append", help="a dataset to load; several times, several [default: all]")
+    load.add_argument("--exclude", action="append", default=[], help="a dataset to leave out; several times, several")
+    load.add_argument("--schema", help="the schema of the tables [default: main]")
+    load.add_argument("--format", choices=("parquet", "csv"), default="parquet", help="the form of the files")
+    load.add_argument("--every", type=_seconds, metavar="TIME", help="go on until SIGTERM, with this pause, such as 5m")
+    return parser.parse_args()
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+)(ms|s|m|h|d)", text)
+    if not match or not int(match[1]):
+        raise argparse.ArgumentTypeError("a duration is expected, such as 30s, 5m or 1h")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _show_logs() -> None:
+    """Loaded exports go to the standard output, as of `cdc-export apply`, and warnings to the standard error."""
+    loaded = logging.StreamHandler(sys.stdout)
+    loaded.addFilter(lambda record: record.levelno == logging.INFO)
+    warnings = logging.StreamHandler(sys.stderr)
+    warnings.setLevel(logging.WARNING)
+    logger = logging.getLogger("cdc_export")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [loaded, warnings]
+
+
+def _stop(*_: object) -> None:
+    raise _Stopped
+
+
+if __name__ == "__main__":
+    sys.exit(main())

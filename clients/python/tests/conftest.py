@@ -1,0 +1,126 @@
+"""A real service on a private Postgres, which all tests share. BINARY names another binary than the debug build's."""
+
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from cdc_export import Client
+
+CLONE = Path(__file__).resolve().parents[3]
+BINARY = os.environ.get("BINARY", str(CLONE / "target/debug/cdc-export"))
+PATTERN = '[[tables]]\nmatch = ["shop.*"]\n'
+MASKED = """
+[[dataset]]
+name = "masked"
+table = "shop.people"
+mask = { email = "hmac", phone = "last 4" }
+"""
+
+
+def wait_for(condition: Any, what: str, seconds: float = 60) -> Any:
+    until = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < until, f"{what} did not happen within {seconds} s"
+        time.sleep(0.02)
+    return found
+
+
+class Service:
+    def __init__(self, folder: Path):
+        self.folder = folder
+        datasets = folder / "datasets.toml"
+        datasets.write_text(PATTERN)
+        self.settings = {
+            "PATH": os.environ["PATH"],
+            "HOME": os.environ.get("HOME", "/"),
+            "DATA_DIR": str(folder / "data"),
+            "OUTPUT_DIR": str(folder / "output"),
+            "DATASETS": str(datasets),
+            "MASK_SECRET": "a secret that masks email addresses in tests",
+            "PORT": "0",
+            "SEED_ROWS": "0",
+            "LOG_FORMAT": "json",
+            "RUST_LOG": "warn,cdc_export=info",
+        }
+        self.start()
+        self.sql("create schema shop")
+        self.sql("create table shop.people (id bigint primary key, email text, phone text, name text)")
+        datasets.write_text(PATTERN + MASKED)
+        self.track("masked")
+
+    def start(self) -> None:
+        log = self.folder / "log"
+        with log.open("wb") as out:
+            self.process = subprocess.Popen([BINARY], env=self.settings, cwd=self.folder, stderr=out)
+
+        def address() -> str | None:
+            assert self.process.poll() is None, log.read_text()[-2000:]
+            lines = [line for line in log.read_text().splitlines() if '"listening"' in line]
+            return lines[-1].split('"address":"')[1].split('"')[0] if lines else None
+
+        self.url: str = wait_for(address, "the start of the service", 120)
+        self.socket = (self.folder / "data/postgres/postmaster.pid").read_text().splitlines()[4]
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(60)
+
+    def database(self, name: str = "cdc_export") -> psycopg.Connection[Any]:
+        return psycopg.connect(host=self.socket, user="postgres", dbname=name, autocommit=True)
+
+    def sql(self, *statements: str) -> None:
+        with self.database() as connection:
+            for statement in statements:
+                connection.execute(statement.encode())
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        with self.database() as connection:
+            connection.execute("set time zone 'UTC'")
+            return connection.execute(query.encode()).fetchall()
+
+    def command(self, *arguments: str) -> str:
+        done = subprocess.run([BINARY, *arguments], env=self.settings, cwd=self.folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def table(self, name: str, columns: str, rows: int = 0) -> str:
+        """Makes a table with these columns behind an `id`, and waits until it is a dataset."""
+        self.sql(f"create table shop.{name} (id bigint primary key, {columns})")
+        if rows:
+            self.sql(f"insert into shop.{name} select i, 'row ' || i from generate_series(1, {rows}) as i")
+        self.track(name)
+        return name
+
+    def track(self, *names: str) -> None:
+        self.command("track", *names)
+        self.process.send_signal(signal.SIGHUP)
+
+        def is_ready() -> bool:
+            with Client(self.url) as client:
+                return set(names) <= {item["name"] for item in client.datasets() if item["ready"]}
+
+        wait_for(is_ready, f"the datasets {names}")
+
+
+@pytest.fixture(scope="session")
+def service() -> Iterator[Service]:
+    with tempfile.TemporaryDirectory() as folder:
+        # Postgres may run as another user than this process.
+        os.chmod(folder, 0o755)
+        running = Service(Path(folder))
+        yield running
+        running.stop()
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[Client]:
+    with Client(service.url, patience=5) as made:
+        yield made
