@@ -5,7 +5,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,14 @@ def wait_for(condition: Any, what: str, seconds: float = 60) -> Any:
 class Service:
     def __init__(self, folder: Path):
         self.folder = folder
-        datasets = folder / "datasets.toml"
-        datasets.write_text(PATTERN)
+        self.datasets = folder / "datasets.toml"
+        self.datasets.write_text(PATTERN)
         self.settings = {
             "PATH": os.environ["PATH"],
             "HOME": os.environ.get("HOME", "/"),
             "DATA_DIR": str(folder / "data"),
             "OUTPUT_DIR": str(folder / "output"),
-            "DATASETS": str(datasets),
+            "DATASETS": str(self.datasets),
             "MASK_SECRET": "a secret that masks email addresses in tests",
             "PORT": "0",
             "SEED_ROWS": "0",
@@ -53,8 +53,7 @@ class Service:
         self.start()
         self.sql("create schema shop")
         self.sql("create table shop.people (id bigint primary key, email text, phone text, name text)")
-        datasets.write_text(PATTERN + MASKED)
-        self.track("masked")
+        self.track("masked", block=MASKED)
 
     def start(self) -> None:
         log = self.folder / "log"
@@ -91,23 +90,30 @@ class Service:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def table(self, name: str, columns: str, rows: int = 0) -> str:
-        """Makes a table with these columns behind an `id`, and waits until it is a dataset."""
-        self.sql(f"create table shop.{name} (id bigint primary key, {columns})")
-        if rows:
-            self.sql(f"insert into shop.{name} select i, 'row ' || i from generate_series(1, {rows}) as i")
-        self.track(name)
-        return name
+    def tables(self, rows: int = 0, **columns: str) -> list[str]:
+        """Makes tables with these columns behind an `id`, and waits until they are datasets. Rows need one text."""
+        for name, own in columns.items():
+            self.sql(f"create table shop.{name} (id bigint primary key, {own})")
+            if rows:
+                self.sql(f"insert into shop.{name} select i, 'row ' || i from generate_series(1, {rows}) as i")
+        self.track(*columns)
+        return list(columns)
 
-    def track(self, *names: str) -> None:
-        self.command("track", *names)
+    def track(self, *names: str, block: str = "") -> None:
+        self.add(block, *names, commands=[["track", *names]])
+
+    def add(self, block: str, *names: str, commands: Sequence[Sequence[str]] = ()) -> None:
+        """Adds a block to the dataset file, and waits until the datasets are ready."""
+        self.datasets.write_text(self.datasets.read_text() + block)
+        for arguments in commands:
+            self.command(*arguments)
         self.process.send_signal(signal.SIGHUP)
 
-        def is_ready() -> bool:
+        def are_ready() -> bool:
             with Client(self.url) as client:
                 return set(names) <= {item["name"] for item in client.datasets() if item["ready"]}
 
-        wait_for(is_ready, f"the datasets {names}")
+        wait_for(are_ready, f"the datasets {names}")
 
 
 @pytest.fixture(scope="session")

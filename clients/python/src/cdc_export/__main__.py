@@ -18,56 +18,53 @@ from cdc_export.client import Client, Error
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-class _Stopped(BaseException):
+class _StoppedError(BaseException):
     """SIGTERM or Ctrl-C."""
 
 
 def main() -> int:
-    arguments = _arguments()
+    options = vars(_arguments())
+    url, every = options.pop("url"), options.pop("every")
+    options["datasets"] = options["datasets"] or "*"
     _show_logs()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     try:
         from cdc_export.duckdb import load_duckdb
-    except ImportError:
-        print("error: DuckDB is missing: pip install 'cdc-export[duckdb]'", file=sys.stderr)
-        return 1
-    try:
-        with Client(arguments.url, os.environ.get("CDC_EXPORT_KEY")) as client:
+
+        with Client(url, os.environ.get("CDC_EXPORT_KEY")) as client:
             while True:
                 try:
-                    load_duckdb(
-                        client,
-                        arguments.consumer,
-                        arguments.file,
-                        arguments.dataset or "*",
-                        arguments.exclude,
-                        arguments.schema,
-                        arguments.format,
-                    )
+                    load_duckdb(client, **options)
                 except Error as error:
-                    print(f"error: {error}", file=sys.stderr)
-                    if arguments.every is None:
+                    _say(str(error))
+                    if every is None:
                         return 1
-                if arguments.every is None:
+                if every is None:
                     return 0
-                time.sleep(arguments.every)
-    except _Stopped:
-        if arguments.every is not None:
+                time.sleep(every)
+    except ImportError as error:
+        _say(f"{error}: pip install 'cdc-export[duckdb]'")
+    except _StoppedError:
+        if every is not None:
             return 0
-        print("error: interrupted: run the command again to go on from here", file=sys.stderr)
-        return 1
+        _say("interrupted: run the command again to go on from here")
+    return 1
+
+
+def _say(why: str) -> None:
+    print(f"error: {why}", file=sys.stderr)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m cdc_export")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     load = commands.add_parser("duckdb", help="keep the tables of a DuckDB file equal to the source")
-    load.add_argument("file", metavar="FILE", help="the DuckDB file, made if need be")
+    load.add_argument("path", metavar="FILE", help="the DuckDB file, made if need be")
     load.add_argument("--consumer", required=True, help="the consumer whose exports to load: one for each file")
     load.add_argument("--url", required=True, help="the service. The key in CDC_EXPORT_KEY is sent to it")
-    load.add_argument("--dataset", action="append", help="a dataset to load; several times, several [default: all]")
-    load.add_argument("--exclude", action="append", default=[], help="a dataset to leave out; several times, several")
+    load.add_argument("--dataset", dest="datasets", action="append", help="a dataset to load [default: all]")
+    load.add_argument("--exclude", action="append", default=[], help="a dataset to leave out")
     load.add_argument("--schema", help="the schema of the tables [default: main]")
     load.add_argument("--format", choices=("parquet", "csv"), default="parquet", help="the form of the files")
     load.add_argument("--every", type=_seconds, metavar="TIME", help="go on until SIGTERM, with this pause, such as 5m")
@@ -93,7 +90,7 @@ def _show_logs() -> None:
 
 
 def _stop(*_: object) -> None:
-    raise _Stopped
+    raise _StoppedError
 
 
 if __name__ == "__main__":

@@ -16,8 +16,6 @@ from cdc_export.export import Export, Position
 _FORMATS = ("parquet", "csv")
 # Words of `continuity`: somebody set the watermark, so that the export may lack rows.
 _BY_TIME = ("no_snapshot", "watermark_edited")
-# How often an answer may say that something is missing, although nothing is.
-_MAX_TRIES = 5
 
 
 class _NeedsFullError(Exception):
@@ -28,40 +26,32 @@ def changes(
     client: Client, consumer: str, dataset: str, after: Sequence[str] | None = None, format: str = "parquet"
 ) -> Iterator[Export]:
     """Yields the exports of a dataset behind `after`, the position of the one that was loaded last: those that are
-    there, and then a new delta. Without `after` the first one has all rows. Where only a full export goes on, it asks for
-    one, and logs the reason. The service is asked for `format`, `parquet` or `csv`."""
+    there, and then a new delta. Without `after` the first one has all rows. Where only a full export goes on, it asks
+    for one, and logs the reason. The service is asked for `format`, `parquet` or `csv`."""
     for exports in jobs(client, consumer, [dataset], {} if after is None else {dataset: after}, format):
         yield from exports
 
 
 def jobs(
-    client: Client,
-    consumer: str,
-    datasets: Sequence[str],
-    after: Mapping[str, Sequence[str]],
-    format: str = "parquet",
+    client: Client, consumer: str, datasets: Sequence[str], after: Mapping[str, Sequence[str]], format: str = "parquet"
 ) -> Iterator[list[Export]]:
-    """Does the same for several datasets, and yields for each job the list of its exports: they are the tables as of one
-    moment. If a dataset ends the job, the others get one without it, and an `Error` is raised at the end."""
+    """Does the same for several datasets, and yields for each job the list of its exports, which are the tables as of
+    one moment. If a dataset ends the job, the others get one without it, and an `Error` is raised at the end."""
     run = _Run(client, consumer, datasets, after, format)
     while run.datasets and (run.full or not run.is_done):
         export_type = "full" if run.full else "delta"
         try:
             job = run.ask(export_type)
         except Error as error:
-            if error.code in ("out_of_step", "database_restored") and export_type == "delta":
+            if error.code in ("out_of_step", "database_restored"):
                 yield from run.missed(error)
-            elif error.dataset in run.datasets:
-                run.leave_out(error)
+            elif error.dataset in run.datasets and len(datasets) > 1:
+                run.leave_out(error.dataset, error)
             else:
                 raise
             continue
         run.is_done = run.is_done or export_type == "delta"
-        exports = job["exports"]
-        yield from run.opened([{**job, **export} for export in exports if export["number"]], is_new=True)
-    for failure in run.failed.values():
-        if len(datasets) == 1:
-            raise failure
+        yield from run.opened([{**job, **export} for export in job["exports"] if export["number"]], is_new=True)
     if run.failed:
         raise Error("failed", f"{len(run.failed)} of {len(datasets)} datasets failed: {', '.join(sorted(run.failed))}")
 
@@ -81,24 +71,21 @@ class _Run:
         self.full: dict[str, str] = {}
         self.failed: dict[str, Error] = {}
         self.is_done = False
-        self._tries = 0
 
     def ask(self, export_type: str) -> Job:
         """Asks for the next job, and waits until it has ended."""
         if export_type == "full":
             for dataset, why in self.full.items():
                 logger.warning("%s: full_export_needed: %s: asking for a full export", dataset, why)
-            job = self.client.export(self.consumer, "full", sorted(self.full), format=self.format)
+            job = self.client.wait(self.client.export(self.consumer, "full", sorted(self.full), format=self.format))
             self.full = {}
-        else:
-            last = {dataset: self.positions.get(dataset) for dataset in self.datasets}
-            after = {dataset: position and position.job for dataset, position in last.items()}
-            options = {"format": self.format, "skipEmpty": True, "heal": True, "after": after}
-            job = self.client.export(self.consumer, "delta", self.datasets, **options)
-        return self.client.wait(job)
+            return job
+        last = {dataset: self.positions.get(dataset) for dataset in self.datasets}
+        after = {dataset: position and position.job for dataset, position in last.items()}
+        options = {"format": self.format, "skipEmpty": True, "heal": True, "after": after}
+        return self.client.wait(self.client.export(self.consumer, "delta", self.datasets, **options))
 
-    def leave_out(self, error: Error) -> None:
-        dataset = str(error.dataset)
+    def leave_out(self, dataset: str, error: Error) -> None:
         logger.warning("%s: %s", dataset, error)
         self.failed[dataset] = error
         self.datasets.remove(dataset)
@@ -113,8 +100,7 @@ class _Run:
             except Error as error:
                 logger.warning("the open job %s: %s", job, error)
         lanes = {dataset: self._lane(dataset) for dataset in self.datasets}
-        self._tries = 0 if open_jobs or self.full or any(lanes.values()) else self._tries + 1
-        if self._tries == _MAX_TRIES:
+        if not (open_jobs or self.full or any(lanes.values())):
             raise refusal
         while heads := [lane[0] for lane in lanes.values() if lane]:
             # A job takes its place in all its lanes at once. So there is one that is first wherever it is.
@@ -158,10 +144,10 @@ class _Run:
 
     def _open(self, view: Job, folder: Path) -> Export:
         job, dataset = view["jobId"], view["dataset"]
-        export = Export(dataset, self.client.manifest(job, dataset), [])
-        self._check(view, export)
+        manifest = self.client.manifest(job, dataset)
+        self._check(view, Export(manifest, []))
         try:
-            return Export(dataset, export.manifest, self.client.download_files(job, dataset, folder, export.manifest))
+            return Export(manifest, self.client.download(job, dataset, folder, manifest))
         except Error as error:
             if error.code != "file_gone":
                 raise
@@ -170,12 +156,12 @@ class _Run:
     def _check(self, view: Job, export: Export) -> None:
         """Checks that the export goes on from what is loaded."""
         job, chained, last = view["jobId"], export.manifest["export"], self.positions.get(export.dataset)
-        of_lane = (chained["consumer"], chained["dataset"], export.job, export.number, export.manifest["digest"])
-        if of_lane != (self.consumer, export.dataset, job, view["number"], view["digest"]):
-            raise Error("changed", f"the manifest of {export.dataset} in the job {job} is that of another export")
+        found = (chained["consumer"], export.dataset, export.job, export.number, export.position.digest)
+        if found != (self.consumer, view["dataset"], job, view["number"], view["digest"]):
+            raise Error("changed", f"the manifest of {view['dataset']} in the job {job} is that of another export")
         if last and last.source != export.position.source:
-            why = f"the copy of {export.dataset} is of the database {last.source}, and the service has {export.position.source}"
-            raise Error("another_source", f"{why}: make a new copy, in another file and for another consumer")
+            why = f"the copy of {export.dataset} is of the database {last.source}, not of {export.position.source}"
+            raise Error("another_source", f"{why}: make a new copy, in another file")
         if chained["format"] not in _FORMATS:
             raise _NeedsFullError(f"the export {job} is in {chained['format']}")
         if export.replaces:

@@ -16,6 +16,11 @@ from typing import Any, Literal
 
 import httpx
 
+try:
+    from tqdm import tqdm
+except ImportError:
+    tqdm = None
+
 # JSON objects, with the members that docs/API.md and docs/FORMATS.md name.
 Job = dict[str, Any]
 Manifest = dict[str, Any]
@@ -27,7 +32,6 @@ logger = logging.getLogger("cdc_export")
 
 # The service answers `?wait=30` after half a minute at the latest.
 _TIMEOUT = httpx.Timeout(90, connect=10)
-_PATIENCE_SECONDS = 60.0
 _PAUSE_SECONDS = 1.0
 # A proxy gives these answers while the service restarts.
 _TRY_AGAIN = (429, 502, 503, 504)
@@ -46,26 +50,15 @@ class Error(Exception):
     @property
     def dataset(self) -> str | None:
         """The dataset whose export ended a job of several datasets."""
-        error = self.body.get("error") or {}
-        name = error.get("dataset")
-        return name if isinstance(name, str) else None
+        return (self.body.get("error") or {}).get("dataset")
 
 
 class Client:
     """A service at `url`, such as `http://localhost:8080`, and the key that is sent to it."""
 
-    def __init__(
-        self,
-        url: str,
-        key: str | None = None,
-        *,
-        progress: Progress | None = None,
-        patience: float = _PATIENCE_SECONDS,
-    ):
+    def __init__(self, url: str, key: str | None = None, *, progress: Progress | None = None, patience: float = 60):
         """`patience` is how many seconds a call is repeated while the service doesn't answer."""
-        headers = {"Accept-Encoding": "identity"}
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
+        headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {key}"} if key else {})}
         self.url = url.rstrip("/")
         self._http = httpx.Client(base_url=self.url, headers=headers, timeout=_TIMEOUT, follow_redirects=True)
         self._progress = progress or _bar()
@@ -82,19 +75,13 @@ class Client:
         items: list[dict[str, Any]] = self._call("GET", "/datasets").json()["items"]
         return items
 
-    def export(
-        self,
-        consumer: str,
-        export_type: Literal["full", "incremental", "delta"],
-        datasets: Sequence[str] | Literal["*"],
-        **options: Any,
-    ) -> str:
-        """Asks for an export, and returns the id of its job. `options` are other members of the request, such as
-        `format="parquet"` or `skipEmpty=True`."""
+    def export(self, consumer: str, type: str, datasets: Sequence[str] | Literal["*"], **options: Any) -> str:
+        """Asks for an export of a type (`full`, `incremental` or `delta`), and returns the id of its job. `options` are
+        other members of the request, such as `format="parquet"` or `skipEmpty=True`."""
         body = {"datasets": datasets if isinstance(datasets, str) else list(datasets), **options}
         # A repeated call makes no second job.
         headers = {"X-Consumer-ID": consumer, "Idempotency-Key": str(uuid.uuid4())}
-        job: str = self._call("POST", f"/exports/{export_type}", json=body, headers=headers).json()["jobId"]
+        job: str = self._call("POST", f"/exports/{type}", json=body, headers=headers).json()["jobId"]
         return job
 
     def wait(self, job: str) -> Job:
@@ -134,31 +121,31 @@ class Client:
             raise Error("changed", f"the manifest of {dataset} in the job {job} is not what its digest says")
         return manifest
 
-    def download(self, job: str, dataset: str, path: str | os.PathLike[str]) -> list[Path]:
+    def download(
+        self, job: str, dataset: str, path: str | os.PathLike[str], manifest: Manifest | None = None
+    ) -> list[Path]:
         """Downloads the files of an export into a folder, and returns their paths. A second call goes on with a
         download that broke off. Each file gets its name when its SHA-256 is the one in the manifest."""
-        return self.download_files(job, dataset, path, self.manifest(job, dataset))
-
-    def download_files(self, job: str, dataset: str, path: str | os.PathLike[str], manifest: Manifest) -> list[Path]:
-        """The same with a manifest that is there already."""
-        folder = Path(path)
+        folder, paths = Path(path), []
         folder.mkdir(parents=True, exist_ok=True)
-        paths = []
-        for part, file in enumerate(manifest["export"]["files"], start=1):
+        for part, file in enumerate((manifest or self.manifest(job, dataset))["export"]["files"], start=1):
             name = PurePosixPath(file["path"]).name
             # A service can't choose where on this machine a file is written.
             if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
                 raise Error("changed", f"the job {job} has a file with the name {name!r}")
-            target = folder / name
-            if not (target.exists() and _sha256(target) == file["sha256"]):
-                self._download_file(f"/exports/{job}/files/{part}/download", dataset, file, target)
-            paths.append(target)
+            paths.append(folder / name)
+            if not (paths[-1].exists() and _sha256(paths[-1]) == file["sha256"]):
+                self._download_file(f"/exports/{job}/files/{part}/download", dataset, file, paths[-1])
         return paths
 
     def ack(self, job: str, dataset: str | None = None) -> None:
         """Tells the service that an export and all before it are loaded. Call it when the rows are committed. Without
-        a dataset it stands for all datasets of the job."""
-        self._call("POST", f"/exports/{job}/ack", params={"dataset": dataset} if dataset else {})
+        a dataset it stands for all datasets of the job. A job that the service doesn't know any more is passed over."""
+        try:
+            self._call("POST", f"/exports/{job}/ack", params={"dataset": dataset} if dataset else {})
+        except Error as error:
+            if error.code != "not_found":
+                raise
 
     def _pages(self, params: dict[str, str]) -> Iterator[Job]:
         params = {**params, "limit": "200"}
@@ -193,46 +180,43 @@ class Client:
             time.sleep(pause)
 
     def _download_file(self, url: str, dataset: str, file: Mapping[str, str], target: Path) -> None:
-        part = target.with_name(f"{target.name}.part")
-        size = int(file["bytes"])
-        until = time.monotonic() + self._patience
-        while True:
-            had = part.stat().st_size if part.exists() else 0
-            try:
-                if had < size:
-                    self._download_rest(url, dataset, part, had, size)
-                error = Error("unreachable", f"{self.url} ended the download of {target.name} early")
-            except httpx.TransportError as cause:
-                error = Error("unreachable", f"the download of {target.name} broke off: {cause}")
-            has = part.stat().st_size if part.exists() else 0
-            if has >= size:
-                break
+        part, size = target.with_name(f"{target.name}.part"), int(file["bytes"])
+        part.touch()
+        has, until = part.stat().st_size, time.monotonic() + self._patience
+        while has < size:
+            error = self._download_rest(url, dataset, part, has, size)
+            had, has = has, part.stat().st_size
             if has > had:
                 until = time.monotonic() + self._patience
-            if time.monotonic() + _PAUSE_SECONDS > until:
+            elif time.monotonic() > until:
                 raise error
-            time.sleep(_PAUSE_SECONDS)
+            else:
+                time.sleep(_PAUSE_SECONDS)
         if _sha256(part) != file["sha256"]:
             part.unlink()
             raise Error("changed", f"{target.name} is not what its SHA-256 says; the next download begins anew")
         os.replace(part, target)
 
-    def _download_rest(self, url: str, dataset: str, part: Path, had: int, size: int) -> None:
-        """Appends the bytes that a file lacks."""
+    def _download_rest(self, url: str, dataset: str, part: Path, had: int, size: int) -> Error:
+        """Appends the bytes that a file lacks. Returns the error to raise if that adds nothing."""
         headers = {"Range": f"bytes={had}-"} if had else {}
-        with self._http.stream("GET", url, params={"dataset": dataset}, headers=headers) as response:
-            if not response.is_success:
-                response.read()
-                if _may_pass(response):
-                    return
-                raise _problem(response)
-            # A proxy that ignores `Range` sends the whole file.
-            skip = had if response.status_code == 200 else 0
-            with part.open("ab") as out:
-                for chunk in response.iter_raw():
-                    out.write(chunk[skip:])
-                    skip = max(0, skip - len(chunk))
-                    self._progress(part.stem, out.tell(), size)
+        try:
+            with self._http.stream("GET", url, params={"dataset": dataset}, headers=headers) as response:
+                if not response.is_success:
+                    response.read()
+                    if _may_pass(response):
+                        return _problem(response)
+                    raise _problem(response)
+                # A proxy that ignores `Range` sends the whole file.
+                skip = had if response.status_code == 200 else 0
+                with part.open("ab") as out:
+                    for chunk in response.iter_raw():
+                        out.write(chunk[skip:])
+                        skip = max(0, skip - len(chunk))
+                        self._progress(part.stem, out.tell(), size)
+        except httpx.TransportError as cause:
+            return Error("unreachable", f"the download of {part.stem} broke off: {cause}")
+        return Error("unreachable", f"{self.url} ended the download of {part.stem} early")
 
 
 def _of_dataset(job: Job, dataset: str) -> Job:
@@ -271,12 +255,6 @@ def _sha256(path: Path) -> str:
 
 def _bar() -> Progress:
     """Returns a bar of tqdm, if that is installed and the output is a terminal."""
-    if not sys.stderr.isatty():
-        return lambda label, done, total: None
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return lambda label, done, total: None
     bars: dict[str, Any] = {}
 
     def show(label: str, done: int, total: int) -> None:
@@ -286,4 +264,4 @@ def _bar() -> Progress:
         if done >= total:
             bars.pop(label).close()
 
-    return show
+    return show if tqdm and sys.stderr.isatty() else lambda label, done, total: None

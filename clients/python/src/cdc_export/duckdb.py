@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal
@@ -32,18 +31,15 @@ def load_duckdb(
     schema: str | None = None,
     format: str = "parquet",
 ) -> None:
-    """Brings the tables of a DuckDB file to where the datasets are, and makes them where they are missing. All exports of
-    a job are loaded in one transaction, with their positions: each exactly once, whatever is killed. A table has the name
-    of its dataset, in `schema` or `main`. Logs a line for each export. Raises an `Error` with the code `locked` if
+    """Brings the tables of a DuckDB file to where the datasets are, and makes them where they are missing. All exports
+    of a job are loaded in one transaction, with their positions: each exactly once, whatever is killed. A table has the
+    name of its dataset, in `schema` or `main`. Logs a line for each export. Raises an `Error` with the code `locked` if
     another process has the file open."""
     with _connect(path) as connection:
         target = _Target(connection, consumer, schema or "main")
-        positions = target.positions()
         target.acknowledge(client)
-        names, stale = _ready(client, datasets, exclude, positions)
-        for dataset, why in stale.items():
-            logger.warning("%s is not ready, and its copy gets older: %s", dataset, why)
-        for exports in jobs(client, consumer, names, positions, format):
+        names, stale = _ready(client, datasets, exclude, target.positions)
+        for exports in jobs(client, consumer, names, target.positions, format):
             target.load(exports)
             target.acknowledge(client)
         if stale:
@@ -63,32 +59,22 @@ def _connect(path: str | os.PathLike[str]) -> duckdb.DuckDBPyConnection:
 
 
 def _ready(
-    client: Client,
-    datasets: Sequence[str] | Literal["*"],
-    exclude: Collection[str],
-    positions: Collection[str],
-) -> tuple[list[str], dict[str, str]]:
-    """Returns the datasets to load, and those that have a copy and are not ready, with the reason."""
+    client: Client, datasets: Sequence[str] | Literal["*"], exclude: Collection[str], loaded: Collection[str]
+) -> tuple[list[str], list[str]]:
+    """Returns the datasets to load, and those that are not ready although they are named or have a copy."""
     found = {item["name"]: item for item in client.datasets()}
-    takes_all = datasets == "*"
-    wanted = [name for name in (found if takes_all else datasets) if name not in exclude]
+    wanted = [name for name in (found if datasets == "*" else datasets) if name not in exclude]
     for name in [*wanted, *exclude]:
         if name not in found:
             raise Error("no_dataset", f"the service has no dataset {name}; it has {', '.join(sorted(found))}")
-    ready, stale = [], {}
-    for name in wanted:
-        item = found[name]
-        why = "; ".join(item["problems"]) or str(item["reason"])
-        if item["ready"]:
-            ready.append(name)
-        elif name in positions or not takes_all:
-            stale[name] = why
-        # The rows of a partition are in the dataset of its table.
-        elif item["reason"] != "partition":
-            logger.warning("%s is left out, because it is not ready: %s", name, why)
-    if takes_all:
-        for name in sorted(set(positions) - set(found)):
-            logger.warning("%s is no dataset any more, and its copy stays as it is", name)
+    ready = [name for name in wanted if found[name]["ready"]]
+    # The rows of a partition are in the dataset of its table.
+    others = [name for name in wanted if not found[name]["ready"] and found[name]["reason"] != "partition"]
+    for name in others:
+        logger.warning("%s is left out, because it is not ready: %s", name, "; ".join(found[name]["problems"]))
+    for name in sorted(set(loaded) - set(found)):
+        logger.warning("%s is no dataset any more, and its copy stays as it is", name)
+    stale = [name for name in others if name in loaded or datasets != "*"]
     if not ready and not stale:
         raise Error("no_dataset", "no dataset is ready: nothing was loaded")
     return ready, stale
@@ -100,19 +86,17 @@ class _Target:
     def __init__(self, connection: duckdb.DuckDBPyConnection, consumer: str, schema: str):
         self._connection, self._consumer, self._schema = connection, consumer, schema
         # The name of a schema alone is ambiguous if the file has the same name.
-        (self._catalog,) = connection.execute("select current_database()").fetchall()[0]
+        (self._catalog,) = self._rows("select current_database()")[0]
         self._positions = self._name("cdc_export", "positions")
         for name in ("cdc_export", schema):
             connection.execute(f"create schema if not exists {self._name(name)}")
         connection.execute(_POSITIONS.format(self._positions))
-
-    def positions(self) -> dict[str, Position]:
-        """Returns the position of each table that is there."""
-        rows = self._connection.execute(
-            f"select dataset, job, digest, source from {self._positions} where schema_name = ? and consumer = ?",
-            [self._schema, self._consumer],
-        ).fetchall()
-        return {dataset: Position(*position) for dataset, *position in rows if self._has(dataset)}
+        there = "select table_name from information_schema.tables where table_catalog = ? and table_schema = ?"
+        self._tables = {name for (name,) in self._rows(there, self._catalog, schema)}
+        own = f"select dataset, job, digest, source from {self._positions} where schema_name = ? and consumer = ?"
+        # A table that was dropped is made again.
+        rows = [row for row in self._rows(own, schema, consumer) if row[0] in self._tables]
+        self.positions = {dataset: Position(*position) for dataset, *position in rows}
 
     def load(self, exports: Sequence[Export]) -> None:
         """Loads exports together with their positions, in one transaction."""
@@ -120,13 +104,13 @@ class _Target:
         self._connection.begin()
         try:
             for export in exports:
-                self._check_owner(export)
                 written, deleted = self._replace(export) if export.replaces else self._merge(export)
-                lines.append(
-                    f"{export.dataset}: {export.type} {export.number}  {written} rows written, {deleted} deleted"
-                )
+                what = f"{export.dataset}: {export.type} {export.number}"
+                lines.append(f"{what}  {written} rows written, {deleted} deleted")
                 self._remember(export)
             self._connection.commit()
+            self.positions.update({export.dataset: export.position for export in exports})
+            self._tables.update(self.positions)
         except duckdb.Error as error:
             raise Error("not_loaded", f"{', '.join(export.dataset for export in exports)}: {error}") from error
         for line in lines:
@@ -134,58 +118,37 @@ class _Target:
 
     def acknowledge(self, client: Client) -> None:
         """Tells the service what is committed. A process that was killed before leaves this to the next one."""
-        where = f"{self._positions} where consumer = ? and schema_name = ? and not acknowledged"
-        lane = [self._consumer, self._schema]
-        for dataset, job in self._connection.execute(f"select dataset, job from {where}", lane).fetchall():
-            try:
-                client.ack(job, dataset)
-            except Error as error:
-                # A database that was put back does not know the job.
-                if error.code not in ("not_found", "not_completed"):
-                    raise
-        self._connection.execute(f"update {where.replace(' where', ' set acknowledged = true where')}", lane)
-
-    def _has(self, table: str) -> bool:
-        found = "select 1 from information_schema.tables where (table_catalog, table_schema, table_name) = (?, ?, ?)"
-        return bool(self._connection.execute(found, [self._catalog, self._schema, table]).fetchall())
-
-    def _check_owner(self, export: Export) -> None:
-        of_table = f"select consumer, dataset from {self._positions} where schema_name = ? and table_name = ?"
-        owner = self._connection.execute(of_table, [self._schema, export.dataset]).fetchall()
-        name = f"{self._schema}.{export.dataset}"
-        if owner and owner[0][0] != self._consumer:
-            why = f"{name} has the rows of the consumer {owner[0][0]}"
-            raise Error(
-                "another_lane", f"{why}: load into another schema or file, or drop it and its row of {self._positions}"
-            )
-        if not owner and self._has(export.dataset):
-            raise Error(
-                "table_taken", f"{name} is there, and no load has made it: rename it, or load into another schema"
-            )
+        where = "where schema_name = ? and consumer = ? and not acknowledged"
+        lane = (self._schema, self._consumer)
+        for dataset, job in self._rows(f"select dataset, job from {self._positions} {where}", *lane):
+            client.ack(job, dataset)
+        self._rows(f"update {self._positions} set acknowledged = true {where}", *lane)
 
     def _replace(self, export: Export) -> tuple[int, int]:
         """Makes the table anew, so that it also gets new columns and types."""
-        table, columns = self._table(export), _quoted(export.columns)
-        before = self._count(f"select count(*) from {table}") if self._has(export.dataset) else 0
-        live = f"select {columns} from temp.cdc_rows where {self._register(export)} <> 'DELETE'"
-        self._connection.execute(f"create or replace table {table} as {live}")
+        table, is_there = self._name(self._schema, export.dataset), export.dataset in self._tables
+        if is_there and export.dataset not in self.positions:
+            why = f"{self._schema}.{export.dataset} is there, and no load for {self._consumer} has made it"
+            raise Error("table_taken", f"{why}: rename it, or load into another schema or file")
+        before = self._count(f"select count(*) from {table}") if is_there else 0
+        live = f"where {self._register(export)} <> 'DELETE'"
+        self._rows(f"create or replace table {table} as select {_names(export.columns)} from temp.cdc_rows {live}")
         return self._count(f"select count(*) from {table}"), before
 
     def _merge(self, export: Export) -> tuple[int, int]:
         """Deletes all keys of the export, and inserts each row that isn't a `DELETE`."""
-        table, columns = self._table(export), _quoted(export.columns)
-        operation = self._register(export)
-        self._connection.execute("create or replace temp table cdc_stage as from temp.cdc_rows")
+        table, columns = self._name(self._schema, export.dataset), _names(export.columns)
+        live = f"where {self._register(export)} <> 'DELETE'"
+        self._rows("create or replace temp table cdc_stage as from temp.cdc_rows")
         key = " and ".join(f"old.{column} = new.{column}" for column in map(_quote, export.key))
         deleted = self._count(f"delete from {table} as old using temp.cdc_stage as new where {key}")
-        live = f"select {columns} from temp.cdc_stage where {operation} <> 'DELETE'"
-        written = self._count(f"insert into {table} ({columns}) {live}")
-        self._connection.execute("drop table temp.cdc_stage")
+        written = self._count(f"insert into {table} ({columns}) select {columns} from temp.cdc_stage {live}")
+        self._rows("drop table temp.cdc_stage")
         return written, deleted
 
     def _register(self, export: Export) -> str:
         """Makes the rows of an export the relation `temp.cdc_rows`. Returns the column that has the operations."""
-        names = [column["name"].lower() for column in export.columns]
+        names = [column.lower() for column in export.columns]
         operation_name = "cdc_operation"
         while operation_name in names:
             operation_name += "_"
@@ -198,26 +161,21 @@ class _Target:
                 yield pa.RecordBatch.from_arrays([operations, *rows.columns], schema=schema)
 
         batches = with_operations()
-        first = next(batches)
-        reader = pa.RecordBatchReader.from_batches(first.schema, itertools.chain([first], batches))
-        self._connection.register("cdc_rows", reader)
+        # The first one is empty.
+        self._connection.register("cdc_rows", pa.RecordBatchReader.from_batches(next(batches).schema, batches))
         return operation_name
 
     def _remember(self, export: Export) -> None:
-        self._connection.execute(
-            f"delete from {self._positions} where schema_name = ? and table_name = ?", [self._schema, export.dataset]
-        )
-        self._connection.execute(
-            f"insert into {self._positions} values (?, ?, ?, ?, ?, ?, ?, false)",
-            [self._schema, export.dataset, self._consumer, export.dataset, *export.position],
-        )
+        table = (self._schema, export.dataset)
+        self._rows(f"delete from {self._positions} where schema_name = ? and table_name = ?", *table)
+        row = (*table, self._consumer, export.dataset, *export.position)
+        self._rows(f"insert into {self._positions} values (?, ?, ?, ?, ?, ?, ?, false)", *row)
+
+    def _rows(self, statement: str, *parameters: str) -> list[tuple[Any, ...]]:
+        return self._connection.execute(statement, parameters).fetchall()
 
     def _count(self, statement: str) -> int:
-        (count,) = self._connection.execute(statement).fetchall()[0]
-        return int(count)
-
-    def _table(self, export: Export) -> str:
-        return self._name(self._schema, export.dataset)
+        return int(self._rows(statement)[0][0])
 
     def _name(self, *parts: str) -> str:
         return ".".join(map(_quote, (self._catalog, *parts)))
@@ -227,5 +185,5 @@ def _quote(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _quoted(columns: Sequence[dict[str, Any]]) -> str:
-    return ", ".join(_quote(column["name"]) for column in columns)
+def _names(columns: Sequence[str]) -> str:
+    return ", ".join(map(_quote, columns))

@@ -6,7 +6,6 @@ import itertools
 import re
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,68 +40,35 @@ class Position(NamedTuple):
     source: str
 
 
-@dataclass(frozen=True)
 class Export:
     """An export. Its files are removed when the next export is asked for."""
 
-    dataset: str
-    manifest: Manifest
-    files: Sequence[Path]
-
-    @property
-    def job(self) -> str:
-        job = self.manifest["export"]["job"]
-        return str(job if isinstance(job, str) else job["id"])
-
-    @property
-    def number(self) -> int:
-        return int(self.manifest["number"])
-
-    @property
-    def type(self) -> str:
-        return str(self.manifest["export"]["type"])
-
-    @property
-    def rows(self) -> int:
-        return int(self.manifest["export"]["rows"])
-
-    @property
-    def key(self) -> list[str]:
-        """The columns that tell rows apart. Empty for a dataset that has full exports alone."""
-        return list(self.manifest["export"]["key"])
-
-    @property
-    def replaces(self) -> bool:
-        """Whether the export has all rows, so that it replaces what was loaded before: a full export, and the first
-        export of a consumer, whatever its type."""
-        export = self.manifest["export"]
-        return export["type"] == "full" or (export["watermarkFrom"], export["previous"]) == (None, None)
-
-    @property
-    def position(self) -> Position:
-        source = self.manifest["export"]["source"]
-        return Position(self.job, self.manifest["digest"], f"{source['cluster']}/{source['database']}")
-
-    @property
-    def columns(self) -> list[dict[str, Any]]:
-        """The table's columns, without `operation` and those of `meta`."""
-        columns = self.manifest["export"]["columns"][self._operations :]
-        return [column for column in columns if "meta" not in column]
-
-    @property
-    def _operations(self) -> int:
-        """How many columns a delta has in front that say what became of a row."""
-        return int(self.type == "delta")
+    def __init__(self, manifest: Manifest, files: Sequence[Path]):
+        export = manifest["export"]
+        self.manifest, self.files = manifest, files
+        self.dataset: str = export["dataset"]
+        self.job: str = export["job"] if isinstance(export["job"], str) else export["job"]["id"]
+        self.number: int = manifest["number"]
+        self.type: str = export["type"]
+        self.rows = int(export["rows"])
+        # The columns that tell rows apart. Empty for a dataset that has full exports alone.
+        self.key: list[str] = export["key"]
+        # The table's columns: a delta has the operation in front.
+        own = export["columns"][self.type == "delta" :]
+        self.columns: list[str] = [column["name"] for column in own if "meta" not in column]
+        # Whether it has all rows, so that it replaces what was loaded before. The first export has them, too.
+        self.replaces = self.type == "full" or (export["watermarkFrom"], export["previous"]) == (None, None)
+        source = export["source"]
+        self.position = Position(self.job, manifest["digest"], f"{source['cluster']}/{source['database']}")
 
     def batches(self) -> Iterator[tuple[pa.Array | None, pa.RecordBatch]]:
         """Yields the rows, with the operation of each apart: `INSERT`, `UPDATE` or `DELETE` in a delta, else None. Of
-        a row with `DELETE` only the key counts. There is at least one batch, which may be empty."""
-        names = [column["name"] for column in self.columns]
+        a row with `DELETE` only the key counts. The first batch is empty."""
         rows = 0
         try:
             for batch in itertools.chain.from_iterable(map(self._read, self.files)):
                 rows += batch.num_rows
-                yield batch.column(0) if self._operations else None, batch.select(names)
+                yield batch.column(0) if self.type == "delta" else None, batch.select(self.columns)
         except pa.ArrowInvalid as error:
             raise Error("not_in_format", f"the export {self.job} of {self.dataset}: {error}") from error
         if rows != self.rows:
@@ -117,41 +83,30 @@ class Export:
         return pa.Table.from_batches(rows), pa.Table.from_batches(keys)
 
     def _read(self, path: Path) -> Iterator[pa.RecordBatch]:
-        form = self.manifest["export"]["format"]
-        if form == "parquet":
-            file = parquet.ParquetFile(path, arrow_extensions_enabled=True)
-            yield from map(_without_json, file.iter_batches(_BATCH_ROWS))
-            if not file.metadata.num_rows:
-                yield _without_json(pa.RecordBatch.from_pylist([], file.schema_arrow))
-        else:
-            yield from self._read_csv(path)
-
-    def _read_csv(self, path: Path) -> Iterator[pa.RecordBatch]:
+        """Yields the batches of a file, at least one."""
         export = self.manifest["export"]
+        if export["format"] == "parquet":
+            file = parquet.ParquetFile(path, arrow_extensions_enabled=True)
+            empty = pa.RecordBatch.from_pylist([], file.schema_arrow)
+            yield from map(_without_json, itertools.chain([empty], file.iter_batches(_BATCH_ROWS)))
+            return
         types = {column["name"]: _type_of(column) for column in export["columns"]}
-        # pyarrow reads no bytes and no uuid from CSV.
-        as_text = {pa.binary(): _bytes, pa.uuid(): _uuids}
         convert = csv.ConvertOptions(
-            column_types={name: pa.string() if kind in as_text else kind for name, kind in types.items()},
+            column_types={name: pa.string() if kind in _FROM_TEXT else kind for name, kind in types.items()},
             null_values=[""],
             strings_can_be_null=True,
             quoted_strings_can_be_null=False,
         )
-        compression = export["compression"]
-        with pa.input_stream(str(path), compression=None if compression == "none" else compression) as stream:
-            parse = csv.ParseOptions(newlines_in_values=True)
-            reader = csv.open_csv(stream, parse_options=parse, convert_options=convert)
-            schema = pa.schema(types.items())
-            is_empty = True
-            for batch in reader:
+        schema = pa.schema(types.items())
+        yield pa.RecordBatch.from_pylist([], schema)
+        compression = None if export["compression"] == "none" else export["compression"]
+        parse = csv.ParseOptions(newlines_in_values=True)
+        with pa.input_stream(str(path), compression=compression) as stream:
+            for batch in csv.open_csv(stream, parse_options=parse, convert_options=convert):
                 arrays = [
-                    as_text[field.type](array) if field.type in as_text else array
-                    for field, array in zip(schema, batch.columns, strict=True)
+                    _FROM_TEXT.get(field.type, pa.array)(column) for field, column in zip(schema, batch, strict=True)
                 ]
                 yield pa.RecordBatch.from_arrays(arrays, schema=schema)
-                is_empty = False
-            if is_empty:
-                yield pa.RecordBatch.from_pylist([], schema)
 
 
 def _type_of(column: dict[str, Any]) -> pa.DataType:
@@ -173,6 +128,10 @@ def _bytes(array: pa.Array) -> pa.Array:
 def _uuids(array: pa.Array) -> pa.Array:
     values = [None if text is None else uuid.UUID(text).bytes for text in array.to_pylist()]
     return pa.ExtensionArray.from_storage(pa.uuid(), pa.array(values, pa.binary(16)))
+
+
+# pyarrow reads neither of these from CSV.
+_FROM_TEXT = {pa.binary(): _bytes, pa.uuid(): _uuids}
 
 
 def _without_json(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -1,0 +1,93 @@
+"""Loads that are killed. The next one makes the copy equal to the source."""
+
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Service
+from test_duckdb import command, same
+
+from cdc_export import Client
+from cdc_export.duckdb import load_duckdb
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_load_may_be_killed_before_each_line(service: Service, tmp_path: Path) -> None:
+    path = tmp_path / "killed.duckdb"
+    tables = service.tables(50, killed_a="v text", killed_b="v text")
+    driver = Path(__file__).with_name("forked_loads.py")
+    process = subprocess.Popen(
+        [sys.executable, driver, service.url, "killed", path, *tables],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={"PYTHONPATH": str(driver.parents[1] / "src")},
+    )  # fmt: skip
+
+    def ask(question: str) -> str:
+        assert process.stdin and process.stdout
+        print(question, file=process.stdin, flush=True)
+        return process.stdout.readline().strip()
+
+    def change(turn: int, is_full: bool) -> None:
+        if is_full:
+            service.sql(
+                "truncate shop.killed_a; insert into shop.killed_a select i, 'new' from generate_series(1, 50) i"
+            )
+        service.sql(
+            f"update shop.killed_a set v = '{turn}' where id % 3 = {turn % 3}",
+            f"delete from shop.killed_b where id = {turn}",
+            f"insert into shop.killed_b values ({1000 + turn}, 'new') on conflict (id) do update set v = 'newer'",
+        )
+
+    ways: dict[str, bool] = {}
+    for is_full in (True, False):
+        change(0, is_full)
+        ways.update(dict.fromkeys(ask("lines").split(), is_full))
+    assert len(ways) > 80, ways
+    for turn, (line, is_full) in enumerate(ways.items(), start=1):
+        change(turn, is_full)
+        assert ask(f"kill {line}") == str(-signal.SIGKILL), line
+        # What the killed one has asked for is loaded with what has changed since.
+        change(turn, False)
+        assert ask("load") == "0", line
+        same(service, path, *tables)
+    assert process.stdin
+    process.stdin.close()
+    assert process.wait(60) == 0
+
+
+def test_a_loader_may_be_killed_at_any_moment(service: Service, client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "random.duckdb"
+    tables = service.tables(5000, random_a="v text", random_b="v text")
+    chance = random.Random(seed := random.randrange(1 << 32))
+    print(f"seed {seed}")
+    has_ended = threading.Event()
+
+    def write() -> None:
+        turn = 0
+        while not has_ended.is_set():
+            turn += 1
+            table = chance.choice(tables)
+            service.sql(
+                f"update shop.{table} set v = 'turn {turn}' where id % 7 = {turn % 7}",
+                f"delete from shop.{table} where id % 5000 = {turn}",
+                f"insert into shop.{table} select {turn * 10000} + i, 'new' from generate_series(1, 50) i",
+            )
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    for _ in range(20):
+        named = [part for table in tables for part in ("--dataset", table)]
+        process = command(service, path, "random", *named, "--every", "100ms")
+        time.sleep(chance.uniform(0.5, 3))
+        process.kill()
+        _, said = process.communicate()
+        assert "Traceback" not in said and "error" not in said, said
+    has_ended.set()
+    writer.join()
+    load_duckdb(client, "random", path, tables)
+    same(service, path, *tables)
