@@ -24,7 +24,7 @@ def load(killed_at: str | None, seen: list[str]) -> None:
     def trace(frame: FrameType, event: str, _: object) -> Any:
         folder, name = os.path.split(frame.f_code.co_filename)
         # What neither asks nor loads may run in a thread that isn't traced.
-        if folder != PACKAGE or name not in ("changes.py", "duckdb.py"):
+        if folder != PACKAGE or name not in ("lanes.py", "duckdb.py"):
             return None
         line = f"{name}:{frame.f_lineno}"
         if event == "line" and line == killed_at:

@@ -10,9 +10,9 @@ import pyarrow as pa
 from dlt.extract import DltResource
 from pyarrow import compute
 
-from cdc_export.changes import changes
 from cdc_export.client import Client
 from cdc_export.export import Export
+from cdc_export.lanes import changes
 
 DELETED = "cdc_deleted"
 """The column that tells dlt which rows to delete."""

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import duckdb
 import pyarrow as pa
 
-from cdc_export.changes import jobs
 from cdc_export.client import Client, Error, logger
 from cdc_export.export import Export, Position
+from cdc_export.lanes import jobs
 
 # Rows of this table and of the copies are committed together.
 _POSITIONS = """

@@ -87,8 +87,7 @@ class Export:
         export = self.manifest["export"]
         if export["format"] == "parquet":
             file = parquet.ParquetFile(path, arrow_extensions_enabled=True)
-            empty = pa.RecordBatch.from_pylist([], file.schema_arrow)
-            yield from map(_without_json, itertools.chain([empty], file.iter_batches(_BATCH_ROWS)))
+            yield from map(_without_json, itertools.chain([_empty(file.schema_arrow)], file.iter_batches(_BATCH_ROWS)))
             return
         types = {column["name"]: _type_of(column) for column in export["columns"]}
         convert = csv.ConvertOptions(
@@ -98,7 +97,7 @@ class Export:
             quoted_strings_can_be_null=False,
         )
         schema = pa.schema(types.items())
-        yield pa.RecordBatch.from_pylist([], schema)
+        yield _empty(schema)
         compression = None if export["compression"] == "none" else export["compression"]
         parse = csv.ParseOptions(newlines_in_values=True)
         with pa.input_stream(str(path), compression=compression) as stream:
@@ -107,6 +106,11 @@ class Export:
                     _FROM_TEXT.get(field.type, pa.array)(column) for field, column in zip(schema, batch, strict=True)
                 ]
                 yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _empty(schema: pa.Schema) -> pa.RecordBatch:
+    # `pa.array` would import pandas, which takes 50 MB.
+    return pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
 
 
 def _type_of(column: dict[str, Any]) -> pa.DataType:
