@@ -123,6 +123,7 @@ def test_operations_are_apart_and_a_position_goes_on(service: Service, client: C
     assert [export.number for export in changes(client, "stepper", "steps", stored)] == [2]
 
 
+@pytest.mark.slow
 def test_only_a_full_export_goes_on(service: Service, client: Client, caplog: pytest.LogCaptureFixture) -> None:
     service.tables(3, broken="v text")
     position: Position | None = None
@@ -171,6 +172,7 @@ def test_only_a_full_export_goes_on(service: Service, client: Client, caplog: py
         list(changes(client, "breaker", "broken", position))
 
 
+@pytest.mark.slow
 def test_a_newer_full_export_is_loaded_alone(service: Service, client: Client) -> None:
     service.tables(3, skipped="v text")
     (first,) = changes(client, "skipper", "skipped")

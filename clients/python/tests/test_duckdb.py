@@ -60,6 +60,7 @@ def test_changes_of_several_tables_arrive(service: Service, client: Client, tmp_
     assert [consumer["unacknowledged"] for consumer in consumers] == [0, 0]
 
 
+@pytest.mark.slow
 def test_several_exports_of_jobs_that_nobody_loaded(service: Service, client: Client, tmp_path: Path) -> None:
     path = tmp_path / "missed.duckdb"
     tables = service.tables(20, left_table="v text", right_table="v text")
@@ -87,6 +88,7 @@ def test_several_exports_of_jobs_that_nobody_loaded(service: Service, client: Cl
     ]
 
 
+@pytest.mark.slow
 def test_the_command_follows_until_it_is_stopped(service: Service, tmp_path: Path) -> None:
     path = tmp_path / "followed.duckdb"
     service.tables(10, followed="v text")
@@ -148,6 +150,7 @@ def test_a_table_that_no_load_has_made_stays(service: Service, client: Client, t
     assert copy(path, "select count(*) from mine.taken") == [(3,)]
 
 
+@pytest.mark.slow
 def test_a_table_that_fails_stops_no_other(service: Service, client: Client, tmp_path: Path) -> None:
     path = tmp_path / "failing.duckdb"
     tables = service.tables(good="v text", bad="v timestamptz default 'infinity'")
@@ -165,6 +168,7 @@ def test_a_table_that_fails_stops_no_other(service: Service, client: Client, tmp
     same(service, path, "good")
 
 
+@pytest.mark.slow
 def test_a_view_is_replaced(service: Service, client: Client, tmp_path: Path) -> None:
     path = tmp_path / "view.duckdb"
     service.tables(3, base="v text")
@@ -177,6 +181,7 @@ def test_a_view_is_replaced(service: Service, client: Client, tmp_path: Path) ->
     assert [item["key"] for item in client.datasets() if item["name"] == "seen"] == [[]]
 
 
+@pytest.mark.slow
 def test_a_partner_sees_its_datasets_with_masks(service: Service, client: Client, tmp_path: Path) -> None:
     path = tmp_path / "partner.duckdb"
     service.tables(3, private="v text")

@@ -1,9 +1,4 @@
-"""`python -m cdc_export duckdb FILE`: keeps the tables of a DuckDB file equal to the source.
-
-Exit codes: 0 done, 1 failed, 2 bad usage. CDC_EXPORT_KEY has the key, if the service wants one.
-"""
-
-from __future__ import annotations
+"""`python -m cdc_export duckdb FILE`. The exit code is 0 if all is loaded, 1 if something failed, 2 for bad usage."""
 
 import argparse
 import logging
@@ -11,11 +6,14 @@ import os
 import re
 import signal
 import sys
-import time
+import threading
 
 from cdc_export.client import Client, Error
 
-_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+try:
+    from cdc_export.duckdb import load_duckdb
+except ImportError as missing:
+    sys.exit(f"error: {missing}: pip install 'cdc-export[duckdb]'")
 
 
 class _StoppedError(BaseException):
@@ -27,33 +25,32 @@ def main() -> int:
     url, every = options.pop("url"), options.pop("every")
     options["datasets"] = options["datasets"] or "*"
     _show_logs()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
-    try:
-        from cdc_export.duckdb import load_duckdb
+    is_stopped = threading.Event()
 
+    def stop(*_: object) -> None:
+        is_stopped.set()
+        raise _StoppedError
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    try:
         with Client(url, os.environ.get("CDC_EXPORT_KEY")) as client:
-            while True:
+            # DuckDB makes an error of its own of an exception in the rows.
+            while not is_stopped.is_set():
                 try:
                     load_duckdb(client, **options)
                 except Error as error:
-                    _say(str(error))
+                    print(f"error: {error}", file=sys.stderr)
                     if every is None:
                         return 1
                 if every is None:
                     return 0
-                time.sleep(every)
-    except ImportError as error:
-        _say(f"{error}: pip install 'cdc-export[duckdb]'")
+                is_stopped.wait(every)
     except _StoppedError:
-        if every is not None:
-            return 0
-        _say("interrupted: run the command again to go on from here")
-    return 1
-
-
-def _say(why: str) -> None:
-    print(f"error: {why}", file=sys.stderr)
+        pass
+    if every is None:
+        print("error: interrupted: run the command again to go on from here", file=sys.stderr)
+    return int(every is None)
 
 
 def _arguments() -> argparse.Namespace:
@@ -75,7 +72,7 @@ def _seconds(text: str) -> float:
     match = re.fullmatch(r"(\d+)(ms|s|m|h|d)", text)
     if not match or not int(match[1]):
         raise argparse.ArgumentTypeError("a duration is expected, such as 30s, 5m or 1h")
-    return int(match[1]) * _UNITS[match[2]]
+    return int(match[1]) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 
 def _show_logs() -> None:
@@ -87,10 +84,6 @@ def _show_logs() -> None:
     logger = logging.getLogger("cdc_export")
     logger.setLevel(logging.INFO)
     logger.handlers = [loaded, warnings]
-
-
-def _stop(*_: object) -> None:
-    raise _StoppedError
 
 
 if __name__ == "__main__":

@@ -24,18 +24,12 @@ except ImportError:
 # JSON objects, with the members that docs/API.md and docs/FORMATS.md name.
 Job = dict[str, Any]
 Manifest = dict[str, Any]
-
+# Is called with a label, and how much is done of how much: percent of a job, or bytes of a file.
 Progress = Callable[[str, int, int], None]
-"""Is called with a label, and how much is done of how much: percent of a job, or bytes of a file."""
 
 logger = logging.getLogger("cdc_export")
 
-# The service answers `?wait=30` after half a minute at the latest.
-_TIMEOUT = httpx.Timeout(90, connect=10)
 _PAUSE_SECONDS = 1.0
-# A proxy gives these answers while the service restarts.
-_TRY_AGAIN = (429, 502, 503, 504)
-_CHUNK_BYTES = 1 << 20
 
 
 class Error(Exception):
@@ -43,14 +37,9 @@ class Error(Exception):
 
     def __init__(self, code: str, detail: str, body: Mapping[str, Any] | None = None):
         super().__init__(f"{code}: {detail}")
-        self.code = code
-        self.detail = detail
-        self.body = dict(body or {})
-
-    @property
-    def dataset(self) -> str | None:
-        """The dataset whose export ended a job of several datasets."""
-        return (self.body.get("error") or {}).get("dataset")
+        self.code, self.detail, self.body = code, detail, dict(body or {})
+        # The one whose export ended a job of several datasets.
+        self.dataset: str | None = (self.body.get("error") or {}).get("dataset")
 
 
 class Client:
@@ -60,7 +49,8 @@ class Client:
         """`patience` is how many seconds a call is repeated while the service doesn't answer."""
         headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {key}"} if key else {})}
         self.url = url.rstrip("/")
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=_TIMEOUT, follow_redirects=True)
+        # The answer to `?wait=30` takes half a minute.
+        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=90, follow_redirects=True)
         self._progress = progress or _bar()
         self._patience = patience
 
@@ -72,8 +62,7 @@ class Client:
 
     def datasets(self) -> list[dict[str, Any]]:
         """Returns the datasets that the key may see, also those that are not ready."""
-        items: list[dict[str, Any]] = self._call("GET", "/datasets").json()["items"]
-        return items
+        return list(self._call("GET", "/datasets").json()["items"])
 
     def export(self, consumer: str, type: str, datasets: Sequence[str] | Literal["*"], **options: Any) -> str:
         """Asks for an export of a type (`full`, `incremental` or `delta`), and returns the id of its job. `options` are
@@ -81,8 +70,7 @@ class Client:
         body = {"datasets": datasets if isinstance(datasets, str) else list(datasets), **options}
         # A repeated call makes no second job.
         headers = {"X-Consumer-ID": consumer, "Idempotency-Key": str(uuid.uuid4())}
-        job: str = self._call("POST", f"/exports/{type}", json=body, headers=headers).json()["jobId"]
-        return job
+        return str(self._call("POST", f"/exports/{type}", json=body, headers=headers).json()["jobId"])
 
     def wait(self, job: str) -> Job:
         """Waits until a job has ended, and returns it, always with `exports`. Raises an `Error` with the job's own code
@@ -121,9 +109,7 @@ class Client:
             raise Error("changed", f"the manifest of {dataset} in the job {job} is not what its digest says")
         return manifest
 
-    def download(
-        self, job: str, dataset: str, path: str | os.PathLike[str], manifest: Manifest | None = None
-    ) -> list[Path]:
+    def download(self, job: str, dataset: str, path: str | Path, manifest: Manifest | None = None) -> list[Path]:
         """Downloads the files of an export into a folder, and returns their paths. A second call goes on with a
         download that broke off. Each file gets its name when its SHA-256 is the one in the manifest."""
         folder, paths = Path(path), []
@@ -166,9 +152,7 @@ class Client:
                 response = self._http.request(method, path, **options)
                 if response.is_success:
                     return response
-                error = _problem(response)
-                if not _may_pass(response):
-                    raise error
+                error = _problem_that_may_pass(response)
                 pause = float(response.headers.get("Retry-After", pause))
             except httpx.TransportError as cause:
                 error = Error("unreachable", f"{self.url} does not answer: {cause}")
@@ -204,9 +188,7 @@ class Client:
             with self._http.stream("GET", url, params={"dataset": dataset}, headers=headers) as response:
                 if not response.is_success:
                     response.read()
-                    if _may_pass(response):
-                        return _problem(response)
-                    raise _problem(response)
+                    return _problem_that_may_pass(response)
                 # A proxy that ignores `Range` sends the whole file.
                 skip = had if response.status_code == 200 else 0
                 with part.open("ab") as out:
@@ -224,17 +206,17 @@ def _of_dataset(job: Job, dataset: str) -> Job:
     return {**job, **next(export for export in job.get("exports", [job]) if export["dataset"] == dataset)}
 
 
-def _problem(response: httpx.Response) -> Error:
-    try:
-        body = response.json()
-        return Error(body["code"], body["detail"], body)
-    except (ValueError, TypeError, KeyError):
-        return Error("unreachable", f"{response.url} answers {response.status_code} {response.reason_phrase}")
-
-
-def _may_pass(response: httpx.Response) -> bool:
+def _problem_that_may_pass(response: httpx.Response) -> Error:
+    """Returns the error of an answer after which the call may be repeated. Raises that of any other one."""
     is_of_service = response.headers.get("Content-Type", "").startswith("application/problem+json")
-    return response.status_code in _TRY_AGAIN and ("Retry-After" in response.headers or not is_of_service)
+    if is_of_service:
+        body = response.json()
+        error = Error(body["code"], body["detail"], body)
+    else:
+        error = Error("unreachable", f"{response.url} answers {response.status_code} {response.reason_phrase}")
+    if response.status_code in (429, 502, 503, 504) and ("Retry-After" in response.headers or not is_of_service):
+        return error
+    raise error
 
 
 def _digest(export: Mapping[str, Any]) -> str:
@@ -248,7 +230,7 @@ def _digest(export: Mapping[str, Any]) -> str:
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
+        while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
 

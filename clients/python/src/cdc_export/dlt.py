@@ -1,12 +1,11 @@
 """A source for dlt, which loads it into any of its destinations."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal
 
 import dlt
 import pyarrow as pa
+from dlt.common.schema.typing import TWriteDisposition
 from dlt.extract import DltResource
 from pyarrow import compute
 
@@ -40,19 +39,14 @@ def _rows(client: Client, consumer: str, dataset: str, format: str) -> Iterator[
     if position:
         client.ack(position[0], dataset)
     for export in changes(client, consumer, dataset, position, format):
+        disposition: TWriteDisposition = "replace" if export.replaces else "merge"
+        columns: Any = {} if export.replaces else {DELETED: {"hard_delete": True}}
+        hints = dlt.mark.make_hints(write_disposition=disposition, primary_key=export.key, columns=columns)
         for operations, rows in export.batches():
-            yield dlt.mark.with_hints(_table(export, operations, rows), _hints(export), create_table_variant=False)
+            yield dlt.mark.with_hints(_table(export, operations, rows), hints)
         state["position"] = list(export.position)
         # The next one may need another disposition, and dlt loads a resource with one.
         return
-
-
-def _hints(export: Export) -> Any:
-    if export.replaces:
-        return dlt.mark.make_hints(write_disposition="replace", primary_key=export.key)
-    return dlt.mark.make_hints(
-        write_disposition="merge", primary_key=export.key, columns={DELETED: {"hard_delete": True}}
-    )
 
 
 def _table(export: Export, operations: pa.Array | None, rows: pa.RecordBatch) -> pa.Table:
@@ -61,12 +55,9 @@ def _table(export: Export, operations: pa.Array | None, rows: pa.RecordBatch) ->
     columns = {DELETED: deleted}
     for field, column in zip(rows.schema, rows.columns, strict=True):
         is_uuid = field.type == pa.uuid()
-        columns[field.name] = pa.array(map(_text, column.to_pylist()), pa.string()) if is_uuid else column
+        texts = [value and str(value) for value in column.to_pylist()] if is_uuid else None
+        columns[field.name] = column if texts is None else pa.array(texts, pa.string())
     # dlt expects of a key that it has no nulls.
     fields = [pa.field(name, column.type, nullable=name not in export.key) for name, column in columns.items()]
     table = pa.Table.from_arrays(list(columns.values()), schema=pa.schema(fields))
     return table.filter(compute.invert(deleted)) if export.replaces else table
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)

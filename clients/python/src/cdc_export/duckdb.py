@@ -1,7 +1,5 @@
 """Keeps tables of a DuckDB file equal to the source."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal
@@ -13,13 +11,7 @@ from cdc_export.client import Client, Error, logger
 from cdc_export.export import Export, Position
 from cdc_export.lanes import jobs
 
-# Rows of this table and of the copies are committed together.
-_POSITIONS = """
-    create table if not exists {} (
-        schema_name varchar, table_name varchar, consumer varchar, dataset varchar,
-        job varchar, digest varchar, source varchar, acknowledged boolean
-    )
-"""
+_TEXTS = ("schema_name", "table_name", "consumer", "dataset", "job", "digest", "source")
 
 
 def load_duckdb(
@@ -89,8 +81,9 @@ class _Target:
         (self._catalog,) = self._rows("select current_database()")[0]
         self._positions = self._name("cdc_export", "positions")
         for name in ("cdc_export", schema):
-            connection.execute(f"create schema if not exists {self._name(name)}")
-        connection.execute(_POSITIONS.format(self._positions))
+            self._rows(f"create schema if not exists {self._name(name)}")
+        columns = ", ".join(f"{name} varchar" for name in _TEXTS)
+        self._rows(f"create table if not exists {self._positions} ({columns}, acknowledged boolean)")
         there = "select table_name from information_schema.tables where table_catalog = ? and table_schema = ?"
         self._tables = {name for (name,) in self._rows(there, self._catalog, schema)}
         own = f"select dataset, job, digest, source from {self._positions} where schema_name = ? and consumer = ?"

@@ -1,7 +1,5 @@
 """An export whose files are on this machine, and its rows with their types."""
 
-from __future__ import annotations
-
 import itertools
 import re
 import uuid
@@ -15,7 +13,6 @@ from pyarrow import compute, csv, parquet
 from cdc_export.client import Error, Manifest
 
 _BATCH_ROWS = 65_536
-_MAX_DECIMAL_DIGITS = 38
 _TYPES = {
     "smallint": pa.int16(),
     "integer": pa.int32(),
@@ -117,8 +114,8 @@ def _type_of(column: dict[str, Any]) -> pa.DataType:
     """Returns the type that the column has in Parquet too, unless the dataset's options say otherwise."""
     name = column.get("base", column["type"])
     if match := re.fullmatch(r"numeric\((\d+),(-?\d+)\)", name):
-        precision, scale = int(match[1]), int(match[2])
-        if precision <= _MAX_DECIMAL_DIGITS and 0 <= scale <= precision:
+        precision, scale = map(int, match.groups())
+        if precision <= 38 and 0 <= scale <= precision:
             return pa.decimal128(precision, scale)
     # The precision of times, as in `timestamp(3) without time zone`, changes nothing.
     return _TYPES.get(re.sub(r"\(\d+\)", "", name), pa.string())

@@ -1,10 +1,7 @@
 """Which exports a copy lacks, in their order: those that are there, and a new one.
 
-A generator acts on the exports that it has yielded as loaded: it asks for the next one behind them. If the caller stops
-before, nothing is lost. It goes on later from the positions that it has stored.
+A generator takes the exports that it has yielded for loaded. A caller that stops before goes on from its own positions.
 """
-
-from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,18 +36,21 @@ def jobs(
     one moment. If a dataset ends the job, the others get one without it, and an `Error` is raised at the end."""
     run = _Run(client, consumer, datasets, after, format)
     while run.datasets and (run.full or not run.is_done):
-        export_type = "full" if run.full else "delta"
+        is_delta = not run.full
         try:
-            job = run.ask(export_type)
+            job = run.ask()
         except Error as error:
             if error.code in ("out_of_step", "database_restored"):
                 yield from run.missed(error)
             elif error.dataset in run.datasets and len(datasets) > 1:
-                run.leave_out(error.dataset, error)
+                logger.warning("%s: %s", error.dataset, error)
+                run.failed.append(error.dataset)
+                run.datasets.remove(error.dataset)
+                run.full.pop(error.dataset, None)
             else:
                 raise
             continue
-        run.is_done = run.is_done or export_type == "delta"
+        run.is_done = run.is_done or is_delta
         yield from run.opened([{**job, **export} for export in job["exports"] if export["number"]], is_new=True)
     if run.failed:
         raise Error("failed", f"{len(run.failed)} of {len(datasets)} datasets failed: {', '.join(sorted(run.failed))}")
@@ -62,19 +62,17 @@ class _Run:
     def __init__(
         self, client: Client, consumer: str, datasets: Sequence[str], after: Mapping[str, Sequence[str]], format: str
     ):
-        if format not in _FORMATS:
-            raise ValueError(f"the format is {' or '.join(_FORMATS)}, not {format}")
         self.client, self.consumer, self.format = client, consumer, format
         self.datasets = sorted(set(datasets))
         self.positions = {dataset: Position(*position) for dataset, position in after.items()}
         # The datasets for which only a full export goes on, and why.
         self.full: dict[str, str] = {}
-        self.failed: dict[str, Error] = {}
+        self.failed: list[str] = []
         self.is_done = False
 
-    def ask(self, export_type: str) -> Job:
+    def ask(self) -> Job:
         """Asks for the next job, and waits until it has ended."""
-        if export_type == "full":
+        if self.full:
             for dataset, why in self.full.items():
                 logger.warning("%s: full_export_needed: %s: asking for a full export", dataset, why)
             job = self.client.wait(self.client.export(self.consumer, "full", sorted(self.full), format=self.format))
@@ -84,12 +82,6 @@ class _Run:
         after = {dataset: position and position.job for dataset, position in last.items()}
         options = {"format": self.format, "skipEmpty": True, "heal": True, "after": after}
         return self.client.wait(self.client.export(self.consumer, "delta", self.datasets, **options))
-
-    def leave_out(self, dataset: str, error: Error) -> None:
-        logger.warning("%s: %s", dataset, error)
-        self.failed[dataset] = error
-        self.datasets.remove(dataset)
-        self.full.pop(dataset, None)
 
     def missed(self, refusal: Error) -> Iterator[list[Export]]:
         """Yields the exports that the copies lack, by their jobs, oldest first."""
@@ -144,8 +136,7 @@ class _Run:
 
     def _open(self, view: Job, folder: Path) -> Export:
         job, dataset = view["jobId"], view["dataset"]
-        manifest = self.client.manifest(job, dataset)
-        self._check(view, Export(manifest, []))
+        self._check(view, Export(manifest := self.client.manifest(job, dataset), []))
         try:
             return Export(manifest, self.client.download(job, dataset, folder, manifest))
         except Error as error:
