@@ -1,7 +1,7 @@
 """Keeps a DuckDB file equal to the source, every five minutes.
 
-The connection `cdc_export` of Airflow has the service: its host is the URL, such as http://exports:8080, and its password
-the key. One run at a time loads the file, because DuckDB lets one process write.
+The connection `cdc_export` of Airflow has the service: its host is the URL, such as http://exports:8080, and its
+password the key. One run at a time loads the file, because DuckDB lets one process write.
 """
 
 from datetime import datetime, timedelta

@@ -144,7 +144,7 @@ def test_only_a_full_export_goes_on(service: Service, client: Client, caplog: py
     load("delta")
     service.sql("truncate shop.broken", "insert into shop.broken values (1, 'one')")
     # The job itself heals.
-    load("full")
+    load("full", why="truncated")
     by_hand(format="ndjson")
     load("full", why="is in ndjson")
     by_hand(format="csv")

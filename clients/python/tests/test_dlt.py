@@ -18,7 +18,7 @@ def run(client: Client, folder: Path, datasets: list[str], pipelines: str = "pip
 
     destination = dlt.destinations.duckdb(str(folder / "copy.duckdb"))
     pipeline = dlt.pipeline("shop", str(folder / pipelines), destination=destination, dataset_name="mart")
-    pipeline.run(source(client, "dlt", datasets)).raise_on_failed_jobs()
+    pipeline.run(source(client, "merger", datasets)).raise_on_failed_jobs()
 
 
 def loaded(folder: Path, query: str) -> list[tuple[Any, ...]]:
@@ -52,7 +52,7 @@ def test_dlt_merges_deletes_and_replaces(service: Service, client: Client, tmp_p
     # The state comes from the destination.
     run(client, tmp_path, tables, "other pipelines")
     check()
-    numbers = {export["number"] for export in client.exports_after("dlt", "merged", None)}
+    numbers = {export["number"] for export in client.exports_after("merger", "merged", None)}
     assert numbers == {1, 2, 3}
-    consumers = client._call("GET", "/consumers", params={"consumer": "dlt"}).json()["items"]
+    consumers = client._call("GET", "/consumers", params={"consumer": "merger"}).json()["items"]
     assert [consumer["unacknowledged"] for consumer in consumers] == [1, 1]

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 from conftest import Service
+from test_duckdb import command
 
 from cdc_export import Client, changes
 
 README = Path(__file__).parents[1] / "README.md"
+LOADING = README.parents[2] / "docs/guides/loading.md"
 
 
 @pytest.mark.slow
@@ -42,3 +44,14 @@ def test_the_blocks_of_the_readme_run(
 def _position(client: Client, export: dict[str, Any]) -> tuple[str, str, str]:
     source = client.manifest(export["jobId"], "orders")["export"]["source"]
     return export["jobId"], export["digest"], f"{source['cluster']}/{source['database']}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [README, LOADING])
+def test_the_command_of_a_page_runs(service: Service, tmp_path: Path, page: Path) -> None:
+    (line,) = re.findall(r"^python -m cdc_export duckdb (.*)$", page.read_text(), flags=re.M)
+    path, *options = line.replace("http://localhost:8080", service.url).split()
+    process = command(service, tmp_path / path, page.stem.lower(), *options[4:])
+    assert process.stdout and "rows written" in process.stdout.readline()
+    process.terminate()
+    assert process.wait(60) == 0

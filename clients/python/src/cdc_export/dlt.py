@@ -49,10 +49,9 @@ def _rows(client: Client, consumer: str, dataset: str, format: str) -> Iterator[
         return
 
 
-def _table(export: Export, operations: pa.Array | None, rows: pa.RecordBatch) -> pa.Table:
+def _table(export: Export, operations: pa.Array, rows: pa.RecordBatch) -> pa.Table:
     """Returns the rows with types that dlt knows. If they replace all, those that were deleted are left out."""
-    deleted = pa.repeat(False, rows.num_rows) if operations is None else compute.equal(operations, "DELETE")
-    columns = {DELETED: deleted}
+    columns = {DELETED: (deleted := compute.equal(operations, "DELETE"))}
     for field, column in zip(rows.schema, rows.columns, strict=True):
         is_uuid = field.type == pa.uuid()
         texts = [value and str(value) for value in column.to_pylist()] if is_uuid else None

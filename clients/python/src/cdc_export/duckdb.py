@@ -148,8 +148,6 @@ class _Target:
 
         def with_operations() -> Iterator[pa.RecordBatch]:
             for operations, rows in export.batches():
-                if operations is None:
-                    operations = pa.repeat(pa.scalar("INSERT"), rows.num_rows)
                 schema = pa.schema([pa.field(operation_name, pa.string()), *rows.schema])
                 yield pa.RecordBatch.from_arrays([operations, *rows.columns], schema=schema)
 

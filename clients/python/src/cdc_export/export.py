@@ -58,14 +58,15 @@ class Export:
         source = export["source"]
         self.position = Position(self.job, manifest["digest"], f"{source['cluster']}/{source['database']}")
 
-    def batches(self) -> Iterator[tuple[pa.Array | None, pa.RecordBatch]]:
-        """Yields the rows, with the operation of each apart: `INSERT`, `UPDATE` or `DELETE` in a delta, else None. Of
+    def batches(self) -> Iterator[tuple[pa.Array, pa.RecordBatch]]:
+        """Yields the rows, with the operation of each apart: `INSERT`, `UPDATE` or `DELETE` in a delta, else `READ`. Of
         a row with `DELETE` only the key counts. The first batch is empty."""
         rows = 0
         try:
             for batch in itertools.chain.from_iterable(map(self._read, self.files)):
                 rows += batch.num_rows
-                yield batch.column(0) if self.type == "delta" else None, batch.select(self.columns)
+                operations = batch.column(0) if self.type == "delta" else pa.repeat("READ", batch.num_rows)
+                yield operations, batch.select(self.columns)
         except pa.ArrowInvalid as error:
             raise Error("not_in_format", f"the export {self.job} of {self.dataset}: {error}") from error
         if rows != self.rows:
@@ -74,9 +75,9 @@ class Export:
     def read(self) -> tuple[pa.Table, pa.Table]:
         """Returns the rows to keep, and the keys of all rows. Remove these keys from a copy, and add the rows."""
         rows, keys = [], []
-        for operation, batch in self.batches():
+        for operations, batch in self.batches():
             keys.append(batch.select(self.key))
-            rows.append(batch if operation is None else batch.filter(compute.not_equal(operation, "DELETE")))
+            rows.append(batch.filter(compute.not_equal(operations, "DELETE")))
         return pa.Table.from_batches(rows), pa.Table.from_batches(keys)
 
     def _read(self, path: Path) -> Iterator[pa.RecordBatch]:

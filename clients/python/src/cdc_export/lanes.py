@@ -51,6 +51,9 @@ def jobs(
                 raise
             continue
         run.is_done = run.is_done or is_delta
+        for export in job["exports"]:
+            if is_delta and export["exportType"] == "full" and export["continuity"]:
+                logger.warning("%s: %s: the service made a full export", export["dataset"], export["continuity"])
         yield from run.opened([{**job, **export} for export in job["exports"] if export["number"]], is_new=True)
     if run.failed:
         raise Error("failed", f"{len(run.failed)} of {len(datasets)} datasets failed: {', '.join(sorted(run.failed))}")
