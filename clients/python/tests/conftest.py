@@ -1,11 +1,12 @@
 """A real service on a private Postgres, which all tests share. BINARY names another binary than the debug build's."""
 
 import os
+import re
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,42 +39,34 @@ class Service:
         self.folder = folder
         self.datasets = folder / "datasets.toml"
         self.datasets.write_text(PATTERN)
-        self.settings = {
-            "PATH": os.environ["PATH"],
-            "HOME": os.environ.get("HOME", "/"),
-            "DATA_DIR": str(folder / "data"),
-            "OUTPUT_DIR": str(folder / "output"),
+        self.settings = {name: os.environ.get(name, "/") for name in ("PATH", "HOME")}
+        self.settings |= {
+            "DATA_DIR": f"{folder}/data",
+            "OUTPUT_DIR": f"{folder}/output",
             "DATASETS": str(self.datasets),
-            "MASK_SECRET": "a secret that masks email addresses in tests",
+        }
+        self.settings |= {
             "PORT": "0",
             "SEED_ROWS": "0",
             "LOG_FORMAT": "json",
-            "RUST_LOG": "warn,cdc_export=info",
+            "MASK_SECRET": "it masks addresses in tests",
         }
-        self.start()
+        log = folder / "log"
+        with log.open("wb") as out:
+            self.process = subprocess.Popen([BINARY], env=self.settings, cwd=folder, stderr=out)
+
+        def address() -> list[str]:
+            assert self.process.poll() is None, log.read_text()[-2000:]
+            return re.findall('"event":"listening","address":"(.*?)"', log.read_text())
+
+        (self.url,) = wait_for(address, "the start of the service", 120)
+        self.socket = (folder / "data/postgres/postmaster.pid").read_text().splitlines()[4]
         self.sql("create schema shop")
         self.sql("create table shop.people (id bigint primary key, email text, phone text, name text)")
         self.track("masked", block=MASKED)
 
-    def start(self) -> None:
-        log = self.folder / "log"
-        with log.open("wb") as out:
-            self.process = subprocess.Popen([BINARY], env=self.settings, cwd=self.folder, stderr=out)
-
-        def address() -> str | None:
-            assert self.process.poll() is None, log.read_text()[-2000:]
-            lines = [line for line in log.read_text().splitlines() if '"listening"' in line]
-            return lines[-1].split('"address":"')[1].split('"')[0] if lines else None
-
-        self.url: str = wait_for(address, "the start of the service", 120)
-        self.socket = (self.folder / "data/postgres/postmaster.pid").read_text().splitlines()[4]
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(60)
-
-    def database(self, name: str = "cdc_export") -> psycopg.Connection[Any]:
-        return psycopg.connect(host=self.socket, user="postgres", dbname=name, autocommit=True)
+    def database(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(host=self.socket, user="postgres", dbname="cdc_export", autocommit=True)
 
     def sql(self, *statements: str) -> None:
         with self.database() as connection:
@@ -100,13 +93,10 @@ class Service:
         return list(columns)
 
     def track(self, *names: str, block: str = "") -> None:
-        self.add(block, *names, commands=[["track", *names]])
-
-    def add(self, block: str, *names: str, commands: Sequence[Sequence[str]] = ()) -> None:
         """Adds a block to the dataset file, and waits until the datasets are ready."""
         self.datasets.write_text(self.datasets.read_text() + block)
-        for arguments in commands:
-            self.command(*arguments)
+        if 'capture = "none"' not in block:
+            self.command("track", *names)
         self.process.send_signal(signal.SIGHUP)
 
         def are_ready() -> bool:
@@ -123,7 +113,8 @@ def service() -> Iterator[Service]:
         os.chmod(folder, 0o755)
         running = Service(Path(folder))
         yield running
-        running.stop()
+        running.process.terminate()
+        running.process.wait(60)
 
 
 @pytest.fixture

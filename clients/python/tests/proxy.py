@@ -1,4 +1,4 @@
-"""A proxy before the service that loses and edits answers, cuts downloads, and may not know `Range`."""
+"""A proxy before the service that edits answers, cuts downloads, and may not know `Range`."""
 
 import http.client
 import http.server
@@ -16,7 +16,6 @@ class Faults:
         self.cut_after: int | None = None
         self.ignores_range = False
         self.edit: Callable[[str, bytes], bytes] = lambda path, content: content
-        self.loses_posts = 0
 
 
 @contextmanager
@@ -36,10 +35,6 @@ def proxy(service_url: str) -> Iterator[tuple[str, Faults]]:
             service.request(self.command, self.path, body, headers)
             answer = service.getresponse()
             content = faults.edit(self.path, answer.read())
-            if self.command == "POST" and faults.loses_posts:
-                faults.loses_posts -= 1
-                self.close_connection = True
-                return
             self.send_response(answer.status)
             for name, value in answer.getheaders():
                 if name.lower() not in ("transfer-encoding", "connection", "content-length"):

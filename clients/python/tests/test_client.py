@@ -75,14 +75,6 @@ def test_a_changed_manifest_is_refused(service: Service, job: str, tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
-def test_a_lost_answer_makes_no_second_job(service: Service) -> None:
-    with proxy(service.url) as (url, faults), Client(url) as client:
-        faults.loses_posts = 1
-        job = client.export("unlucky", "delta", ["downloads"])
-        assert client.wait(job)["exports"][0]["number"] == 1
-        assert [export["jobId"] for export in client.exports_after("unlucky", "downloads", None)] == [job]
-
-
 def test_a_failed_job_raises_its_own_code(service: Service, client: Client) -> None:
     service.tables(endless="v timestamptz")
     service.sql("insert into shop.endless values (1, 'infinity')")

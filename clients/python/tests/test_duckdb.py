@@ -4,16 +4,17 @@ import os
 import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pytest
-from conftest import Service, wait_for
+from conftest import Service
 
 from cdc_export import Client, Error
 from cdc_export.duckdb import load_duckdb
+
+SOURCE = Path(__file__).parents[1] / "src"
 
 
 def copy(path: Path, query: str) -> list[tuple[Any, ...]]:
@@ -28,15 +29,10 @@ def same(service: Service, path: Path, *tables: str) -> None:
 
 
 def command(service: Service, path: Path, consumer: str, *options: str, key: str = "") -> "subprocess.Popen[str]":
-    arguments = ["duckdb", str(path), "--consumer", consumer, "--url", service.url, *options]
-    # tqdm would add bars to a terminal.
-    return subprocess.Popen(
-        [sys.executable, "-m", "cdc_export", *arguments],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src"), "CDC_EXPORT_KEY": key},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    arguments = [sys.executable, "-m", "cdc_export", "duckdb", path, "--consumer", consumer, "--url", service.url]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "CDC_EXPORT_KEY": key}
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*arguments, *options], env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 def test_changes_of_several_tables_arrive(service: Service, client: Client, tmp_path: Path) -> None:
@@ -78,14 +74,8 @@ def test_several_exports_of_jobs_that_nobody_loaded(service: Service, client: Cl
     assert process.returncode == 0, warned
     same(service, path, *tables)
     # The job of both tables is loaded at once, and the one in between by itself. The open one is empty.
-    assert [line.split("  ")[0] for line in printed.splitlines()] == [
-        "left_table: delta 2",
-        "right_table: delta 2",
-        "left_table: delta 3",
-        "left_table: delta 4",
-        "right_table: delta 3",
-        "left_table: delta 5",
-    ]
+    numbers = [line.split("_table: delta ")[0][0] + line.split()[2] for line in printed.splitlines()]
+    assert numbers == ["l2", "r2", "l3", "l4", "r3", "l5"]
 
 
 @pytest.mark.slow
@@ -110,14 +100,11 @@ def test_the_command_follows_until_it_is_stopped(service: Service, tmp_path: Pat
     "options, code, why",
     [
         (["--every", "soon"], 2, "a duration is expected"),
-        (["--exclude", "nothing"], 1, "error: no_dataset: the service has no dataset nothing"),
         (["--dataset", "nothing"], 1, "error: no_dataset: the service has no dataset nothing"),
         (["--dataset", "masked", "--exclude", "masked"], 1, "nothing was loaded"),
     ],
 )
-def test_the_command_says_what_is_wrong(
-    service: Service, tmp_path: Path, options: list[str], code: int, why: str
-) -> None:
+def test_the_command_says_what_is_wrong(service: Service, tmp_path: Path, options: Any, code: int, why: str) -> None:
     process = command(service, tmp_path / "wrong.duckdb", "wrong", *options)
     _, said = process.communicate(timeout=60)
     assert process.returncode == code and why in said and "Traceback" not in said
@@ -173,7 +160,7 @@ def test_a_view_is_replaced(service: Service, client: Client, tmp_path: Path) ->
     path = tmp_path / "view.duckdb"
     service.tables(3, base="v text")
     service.sql("create view shop.seen as select id, v from shop.base where id > 1")
-    service.add('[[dataset]]\nname = "seen"\ntable = "shop.seen"\ncapture = "none"\n', "seen")
+    service.track("seen", block='[[dataset]]\nname = "seen"\ntable = "shop.seen"\ncapture = "none"\n')
     for count in (2, 1):
         load_duckdb(client, "viewer", path, ["base", "seen"])
         assert copy(path, "select count(*) from seen") == [(count,)]
@@ -186,10 +173,8 @@ def test_a_partner_sees_its_datasets_with_masks(service: Service, client: Client
     path = tmp_path / "partner.duckdb"
     service.tables(3, private="v text")
     service.sql("insert into shop.people values (1, 'ann@example.com', '0123456789', 'Ann')")
-    key = service.command(
-        "keys", "create", "--name", "partner", "--consumer", "partner", "--dataset", "masked",
-        "--scope", "export:read", "--scope", "export:write",
-    ).strip()  # fmt: skip
+    options = "--name partner --consumer partner --dataset masked --scope export:read --scope export:write"
+    key = service.command("keys", "create", *options.split()).strip()
     # A job of two datasets, one of which the key may not see.
     client.wait(client.export("partner", "full", ["masked", "private"]))
     loaded = command(service, path, "partner", key=key)
@@ -205,29 +190,3 @@ def test_a_partner_sees_its_datasets_with_masks(service: Service, client: Client
     assert loaded.wait(60) == 0 and copy(path, "from masked") == []
     with Client(service.url, key) as partner, pytest.raises(Error, match="dataset_not_allowed"):
         partner.export("partner", "full", ["private"])
-
-
-@pytest.mark.slow
-def test_two_loaders_in_turns_load_each_export_once(service: Service, client: Client, tmp_path: Path) -> None:
-    path = tmp_path / "turns.duckdb"
-    service.tables(100, turns="v text")
-    for turn in range(5):
-        service.sql(
-            f"update shop.turns set v = '{turn}' where id % 5 = {turn}", f"delete from shop.turns where id = {turn}"
-        )
-        pair = [command(service, path, "turns", "--dataset", "turns", "--every", "100ms") for _ in range(2)]
-        with Client(service.url) as watching:
-            wait_for(partial(_is_loaded, watching, "turns", turn + 1), "a load")
-        for process in pair:
-            process.terminate()
-        for process in pair:
-            _, said = process.communicate(timeout=60)
-            assert process.returncode == 0 and "Traceback" not in said, said
-        same(service, path, "turns")
-
-
-def _is_loaded(client: Client, consumer: str, number: int) -> bool:
-    (lane,) = client._call("GET", "/consumers", params={"consumer": consumer}).json()["items"] or [None]
-    return bool(
-        lane and lane["lastJob"]["number"] and lane["lastJob"]["number"] >= number and lane["unacknowledged"] == 0
-    )

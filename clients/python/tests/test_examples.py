@@ -1,7 +1,6 @@
 """The examples, imported with the real Airflow and Dagster. Dagster's runs once, against a service."""
 
 import importlib
-import sys
 from pathlib import Path
 
 import pytest
@@ -33,4 +32,3 @@ def test_dagster_loads_the_asset(service: Service, tmp_path: Path, monkeypatch: 
     result = module.definitions.resolve_job_def("load_shop").execute_in_process()
     assert result.success and isinstance(module.definitions, dagster.Definitions)
     same(service, tmp_path / "shop.duckdb", "dagster")
-    sys.modules.pop("dagster_asset")

@@ -1,5 +1,6 @@
 """Loads that are killed. The next one makes the copy equal to the source."""
 
+import os
 import random
 import signal
 import subprocess
@@ -7,10 +8,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 from conftest import Service
-from test_duckdb import command, same
+from test_duckdb import SOURCE, command, same
 
 from cdc_export import Client
 from cdc_export.duckdb import load_duckdb
@@ -18,25 +21,17 @@ from cdc_export.duckdb import load_duckdb
 pytestmark = pytest.mark.slow
 
 
-def test_a_load_may_be_killed_before_each_line(service: Service, tmp_path: Path) -> None:
+def test_a_load_may_be_killed_before_each_line(service: Service, client: Client, tmp_path: Path) -> None:
     path = tmp_path / "killed.duckdb"
     tables = service.tables(50, killed_a="v text", killed_b="v text")
-    driver = Path(__file__).with_name("forked_loads.py")
-    process = subprocess.Popen(
-        [sys.executable, driver, service.url, "killed", path, *tables],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={"PYTHONPATH": str(driver.parents[1] / "src")},
-    )  # fmt: skip
 
-    def ask(question: str) -> str:
-        assert process.stdin and process.stdout
-        print(question, file=process.stdin, flush=True)
-        return process.stdout.readline().strip()
+    def load(line: str = "") -> "subprocess.CompletedProcess[str]":
+        arguments = [sys.executable, __file__, service.url, path, line, *tables]
+        return subprocess.run(arguments, stdout=subprocess.PIPE, text=True, env={"PYTHONPATH": str(SOURCE)})
 
     def change(turn: int, is_full: bool) -> None:
         if is_full:
-            service.sql(
-                "truncate shop.killed_a; insert into shop.killed_a select i, 'new' from generate_series(1, 50) i"
-            )
+            service.sql("truncate shop.killed_a; insert into shop.killed_a select i, '' from generate_series(1, 50) i")
         service.sql(
             f"update shop.killed_a set v = '{turn}' where id % 3 = {turn % 3}",
             f"delete from shop.killed_b where id = {turn}",
@@ -46,18 +41,37 @@ def test_a_load_may_be_killed_before_each_line(service: Service, tmp_path: Path)
     ways: dict[str, bool] = {}
     for is_full in (True, False):
         change(0, is_full)
-        ways.update(dict.fromkeys(ask("lines").split(), is_full))
+        ways.update(dict.fromkeys(load().stdout.split(), is_full))
     assert len(ways) > 80, ways
     for turn, (line, is_full) in enumerate(ways.items(), start=1):
         change(turn, is_full)
-        assert ask(f"kill {line}") == str(-signal.SIGKILL), line
+        assert load(line).returncode == -signal.SIGKILL, line
         # What the killed one has asked for is loaded with what has changed since.
         change(turn, False)
-        assert ask("load") == "0", line
+        load_duckdb(client, "killed", path, tables)
         same(service, path, *tables)
-    assert process.stdin
-    process.stdin.close()
-    assert process.wait(60) == 0
+
+
+def traced_load(url: str, path: str, killed_at: str, *datasets: str) -> None:
+    """A load that is killed before a line, or prints the lines that it comes to."""
+    lines: dict[str, None] = {}
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        folder, name = os.path.split(frame.f_code.co_filename)
+        # The other files may run in a thread that isn't traced.
+        if os.path.basename(folder) != "cdc_export" or name not in ("lanes.py", "duckdb.py"):
+            return None
+        if event == "line":
+            lines[line := f"{name}:{frame.f_lineno}"] = None
+            if line == killed_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    with Client(url) as client:
+        sys.settrace(trace)
+        load_duckdb(client, "killed", path, datasets)
+        sys.settrace(None)
+    print(*lines)
 
 
 def test_a_loader_may_be_killed_at_any_moment(service: Service, client: Client, tmp_path: Path) -> None:
@@ -91,3 +105,7 @@ def test_a_loader_may_be_killed_at_any_moment(service: Service, client: Client, 
     writer.join()
     load_duckdb(client, "random", path, tables)
     same(service, path, *tables)
+
+
+if __name__ == "__main__":
+    traced_load(*sys.argv[1:])

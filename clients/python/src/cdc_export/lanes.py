@@ -25,7 +25,7 @@ def changes(
     """Yields the exports of a dataset behind `after`, the position of the one that was loaded last: those that are
     there, and then a new delta. Without `after` the first one has all rows. Where only a full export goes on, it asks
     for one, and logs the reason. The service is asked for `format`, `parquet` or `csv`."""
-    for exports in jobs(client, consumer, [dataset], {} if after is None else {dataset: after}, format):
+    for exports in jobs(client, consumer, [dataset], {dataset: after} if after else {}, format):
         yield from exports
 
 
@@ -116,8 +116,7 @@ class _Run:
                 raise
             self.full[dataset] = error.detail
             return []
-        begin = max((at for at, export in enumerate(lane) if export["exportType"] == "full"), default=0)
-        return lane[begin:]
+        return lane[max((at for at, export in enumerate(lane) if export["exportType"] == "full"), default=0) :]
 
     def opened(self, views: Sequence[Job], is_new: bool) -> Iterator[list[Export]]:
         """Downloads the files of a job's exports, and yields those that can be loaded next. If the job is new, a full
