@@ -19,7 +19,7 @@ LOADING = README.parents[2] / "docs/guides/loading.md"
 def test_the_blocks_of_the_readme_run(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DLT_DATA_DIR", str(tmp_path))
-    service.tables(orders="total numeric(18,2), note text", audit="v text")
+    service.tables(orders="total numeric(18,2), note text")
     service.sql("insert into shop.orders select i, i / 4.0, 'note' from generate_series(1, 100) i")
     opened, *blocks = re.findall(r"^```python\n(.*?)^```$", README.read_text(), flags=re.M | re.S)
     # The file is opened by the first block, and made by the second one.
