@@ -162,6 +162,15 @@ step_tour() {
     tests/browser.sh the_first_export the_tour
 }
 
+# The unit tests of the Python package, and a load into DuckDB. The nightly step `python` has the rest.
+step_python-short() {
+    needs postgres venv
+    build
+    cd clients/python
+    "$(../../tests/venv.sh python)" -m ruff check
+    "$(../../tests/venv.sh python)" -m pytest -q -m 'not slow'
+}
+
 # Only kills and cuts, since moves need a longer run to happen often enough.
 step_torture-short() {
     needs postgres
@@ -240,6 +249,40 @@ step_guides() {
     tests/guides.sh
     tests/elsewhere.sh
     tests/append.sh
+}
+
+# Prints the path of a Python of this version, if there is one.
+python_of() {
+    local python
+    for python in "$(command -v "python$1" || true)" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$1".*/bin/python3; do
+        if [[ -n $python ]] && "$python" -c '' 2>/dev/null; then
+            echo "$python"
+            return
+        fi
+    done
+}
+
+# All tests of the Python package on the newest Python and on 3.10, and its examples with the real Airflow and Dagster.
+step_python() {
+    needs postgres venv
+    build
+    local version python newest='' oldest
+    for version in 3.14 3.13 3.12 3.11; do
+        newest=${newest:-$(python_of $version)}
+    done
+    oldest=$(python_of 3.10)
+    cd clients/python
+    python=$(PYTHON=${newest:-python3} ../../tests/venv.sh python-newest)
+    "$python" -m mypy
+    "$python" -m pytest -q
+    python=$(PYTHON=${newest:-python3} ../../tests/venv.sh python-schedulers)
+    "$python" -m pytest -q tests/test_examples.py
+    if [[ -z $oldest ]]; then
+        echo 'not run on Python 3.10, which is not installed'
+        return
+    fi
+    python=$(PYTHON=$oldest ../../tests/venv.sh python-3.10)
+    "$python" -m pytest -q
 }
 
 step_clients() {

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The files of a release, in target/dist: for each target an archive, an SBOM and, for Linux, a package for Debian; and SHA256SUMS.
+# The files of a release, in target/dist: for each target an archive, an SBOM and, for Linux, a package for Debian; the Python package;
+# and SHA256SUMS.
 #
 #   packaging/dist.sh [TARGET…]     without targets: Linux on x86-64 and aarch64, or macOS on this machine's processor
 #   DIRTY=yes packaging/dist.sh     of a clone with changes, which the commit that the files name has not
@@ -49,4 +50,5 @@ mkdir -p target/dist
 for target in "$@"; do
     packaging/pack.sh "$(binary_of "$target")" "$target" target/dist
 done
+packaging/python.sh target/dist
 packaging/sums.sh target/dist

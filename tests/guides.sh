@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Runs the commands of docs/guides/ against a real service, and compares the copies with the source.
 #
-# First `pull` with the loaders, and `apply`, keep copies in DuckDB, in pandas and in another Postgres. There are changes,
-# hard deletes, a TRUNCATE, kills, lost answers, two runs at once, and exports that somebody made by hand or removed.
-# Then the loaders are killed at each of their lines, and the consumers of examples/ run. tests/formats.py follows on the
+# First `apply` and the Python package keep copies in another Postgres and in DuckDB. There are changes, hard deletes, a
+# TRUNCATE, kills, lost answers, two runs at once, and exports that somebody made by hand or removed.
+# Then the consumer of examples/ runs. tests/formats.py follows on the
 # same service. Then a table of the user's own: its columns change, its triggers go, its exports have several files. A
 # receiver of webhooks checks signatures with another library. At last docs/guides/manifests.md, block by block, on a
 # folder and on an emulator of S3.
@@ -34,7 +34,6 @@ trap 'kill $service $emulator || true; wait; rm -rf "$work"' EXIT
 export PGHOST PGUSER=postgres PGDATABASE=cdc_export
 start "$binary"
 "$python" "$root/tests/guides.py" "$server"
-"$python" "$root/tests/guides_kills.py" "$server"
 "$python" "$root/tests/examples.py" "$server" "$(dirname "$(realpath "$binary")")/examples/consumer"
 psql -q -f "$root/seeds/awkward.sql"
 "$python" "$root/tests/formats.py" "$server"

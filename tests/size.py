@@ -6,7 +6,11 @@ import sys
 import tomllib
 
 SOURCE = ("src", "crates/*/src/*", "migrations"), (".rs", ".sql")
-TESTS = ("tests", "crates/*/tests/*", "examples", "benches"), (".js", ".py", ".rs", ".sh", ".sql", ".ts")
+PACKAGE = ("clients/python/src",), (".py",)
+TESTS = (
+    ("tests", "crates/*/tests/*", "examples", "benches", "clients/python/tests", "clients/python/examples"),
+    (".js", ".py", ".rs", ".sh", ".sql", ".ts"),
+)
 COMMENTS = {".js": "//", ".py": "#", ".rs": "//", ".sh": "#", ".sql": "--", ".ts": "//"}
 
 
@@ -28,10 +32,12 @@ def count(folders, suffixes):
 
 def main():
     source, source_code = count(*SOURCE)
+    package, package_code = count(*PACKAGE)
     tests, tests_code = count(*TESTS)
     docs = sum(path.stat().st_size for path in tracked(("docs", "README.md"), (".md",)))
     sizes = {
         "source": {"lines": source, "code": source_code},
+        "package": {"lines": package, "code": package_code},
         "tests": {"lines": tests, "code": tests_code},
         "docs": {"kilobytes": -(-docs // 1000)},
     }

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A virtual environment of Python packages under target/, made where it isn't there yet: prints the path of its `python`.
 #
-#   tests/venv.sh guides|elsewhere|schemathesis|clients|browser|buckets|boto3|deploy|sbom|workflows|zig|programs
+#   tests/venv.sh guides|elsewhere|python|python-newest|python-3.10|python-schedulers|schemathesis|clients|browser|buckets|…
+#   PYTHON=… tests/venv.sh python-3.10       with this interpreter in place of python3
 #
 # Needs python3 with venv, and a package index or a cache of its packages. The packages are pinned: a new one may find more, or less.
 set -euo pipefail
@@ -10,9 +11,18 @@ cd "$(dirname "$0")/.."
 case $1 in
     # DuckDB loads an extension only with its makers' signature, whoever packs it.
     guides) pins='duckdb==1.4.1 duckdb-extension-httpfs==1.4.1 pandas==2.3.3 pyarrow==22.0.0 polars==2.1.0 psycopg[binary]==3.2.12
-        zstandard==0.25.0 jsonschema==4.26.0 standardwebhooks==1.1.0' ;;
+        zstandard==0.25.0 jsonschema==4.26.0 standardwebhooks==1.1.0 httpx==0.28.1' ;;
     # The readers of docs/guides/elsewhere.md.
-    elsewhere) pins='pandas==3.1.1 polars==2.1.0 pyarrow==26.0.1 duckdb==2.0.1 pyspark==4.3.0 chdb==4.4.0 dlt[duckdb]==1.31.0 psycopg[binary]==3.3.9' ;;
+    elsewhere) pins='pandas==3.1.1 polars==2.1.0 pyarrow==26.0.1 duckdb==2.0.1 pyspark==4.3.0 chdb==4.4.0 dlt[duckdb]==1.31.0 psycopg[binary]==3.3.9
+        httpx==0.28.1' ;;
+    # The tests of clients/python: in .ci/run, and in the nightly step `python` on its newest and its oldest Python.
+    python) pins='httpx==0.28.1 pyarrow==26.0.1 duckdb==2.0.1 psycopg[binary]==3.3.9 pytest==9.2.0 ruff==0.17.6' ;;
+    python-newest) pins='httpx==0.28.1 pyarrow==26.0.1 duckdb==2.0.1 psycopg[binary]==3.3.9 pytest==9.2.0 mypy==2.4.1 dlt[duckdb]==1.31.0 pandas==3.1.1
+        polars==2.1.0' ;;
+    python-3.10) pins='httpx==0.28.1 pyarrow==25.0.1 duckdb==1.5.6 psycopg[binary]==3.3.9 pytest==9.2.0 dlt[duckdb]==1.31.0 pandas==2.3.3 polars==2.0.0' ;;
+    python-schedulers) pins='apache-airflow==3.3.2 dagster==1.13.29 httpx==0.28.1 pyarrow==26.0.1 duckdb==2.0.1 psycopg[binary]==3.3.9 pytest==9.2.0' ;;
+    # What builds the package.
+    python-build) pins='build==1.6.1 hatchling==1.33.0' ;;
     schemathesis) pins='schemathesis==4.32.5' ;;
     # A generator of clients.
     clients) pins='openapi-python-client==0.29.1' ;;
@@ -42,7 +52,7 @@ exec 9>"$venv.lock"
 flock 9
 if [[ $(cat "$venv/pins" 2>/dev/null) != "$pins" ]]; then
     rm -rf "$venv"
-    python3 -m venv "$venv" || { echo 'error: no venv can be made: install the package python3-venv' >&2; exit 1; }
+    "${PYTHON:-python3}" -m venv "$venv" || { echo 'error: no venv can be made: install the package python3-venv' >&2; exit 1; }
     # Compiled when they are first used: most never are.
     # shellcheck disable=SC2086
     timeout 600 "$venv/bin/pip" install --quiet --disable-pip-version-check --no-compile $pins >&2

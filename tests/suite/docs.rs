@@ -37,7 +37,8 @@ fn whatever_an_operator_meets_is_explained() {
 }
 
 fn pages() -> Vec<PathBuf> {
-    let pages = files_below(&["docs", "seeds", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"], "md");
+    let names = ["docs", "seeds", "clients/python/README.md", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"];
+    let pages = files_below(&names, "md");
     pages.into_iter().map(|(name, _)| root().join(name)).collect()
 }
 
