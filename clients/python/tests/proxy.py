@@ -15,6 +15,8 @@ class Faults:
         self.ranges: list[str | None] = []
         self.cut_after: int | None = None
         self.ignores_range = False
+        # As a proxy in maintenance: with a page, and a date to come back.
+        self.is_down = False
         self.edit: Callable[[str, bytes], bytes] = lambda path, content: content
 
 
@@ -24,6 +26,11 @@ def proxy(service_url: str) -> Iterator[tuple[str, Faults]]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def forward(self) -> None:
+            if faults.is_down:
+                self.send_response(503)
+                self.send_header("Retry-After", "Wed, 21 Oct 2026 07:28:00 GMT")
+                self.end_headers()
+                return
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
             is_download = "/download" in self.path

@@ -1,6 +1,9 @@
 """Which exports come, and the rows that they have."""
 
 import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -9,6 +12,7 @@ from conftest import Service
 from proxy import proxy
 
 from cdc_export import Client, Error, Position, changes
+from cdc_export.client import Job, Manifest, _digest
 
 TYPES = {
     "int2": ["-32768", "32767"],
@@ -182,3 +186,44 @@ def test_a_newer_full_export_is_loaded_alone(service: Service, client: Client) -
     found = [(export.type, export.number) for export in changes(client, "skipper", "skipped", first.position)]
     assert found == [("full", 3), ("delta", 4)]
     assert [export.number for export in changes(client, "skipper", "skipped")] == [3, 4]
+
+
+class Hostile(Client):
+    """A client of a service that gives the dataset `strays` a name of its own choice."""
+
+    name = "../../strays"
+
+    def __init__(self, url: str):
+        super().__init__(url)
+        self.folders: list[Path] = []
+
+    def export(self, consumer: str, type: str, datasets: Sequence[str] | str, **options: Any) -> str:
+        return super().export(consumer, "full", ["strays"])
+
+    def wait(self, job: str) -> Job:
+        ended, digest = super().wait(job), self.manifest(job, self.name)["digest"]
+        exports = [{**export, "dataset": self.name, "digest": digest} for export in ended["exports"]]
+        return {**ended, "exports": exports}
+
+    def manifest(self, job: str, dataset: str) -> Manifest:
+        manifest = super().manifest(job, "strays")
+        export = {**manifest["export"], "dataset": self.name}
+        return {**manifest, "export": export, "digest": _digest(export)}
+
+    def download(self, job: str, dataset: str, path: str | Path, manifest: Manifest | None = None) -> list[Path]:
+        self.folders.append(Path(path).resolve())
+        return super().download(job, "strays", path, manifest)
+
+
+def test_a_service_chooses_neither_the_folder_nor_the_dataset(service: Service) -> None:
+    service.tables(3, strays="v text")
+    hostile = Hostile(service.url)
+    with hostile, pytest.raises(Error, match="changed"):
+        next(changes(hostile, "hostile", "strays"))
+    assert not hostile.folders
+    # The list of the datasets is the service's too.
+    hostile = Hostile(service.url)
+    with hostile:
+        next(changes(hostile, "hostile", hostile.name))
+    (folder,) = hostile.folders
+    assert Path(tempfile.gettempdir()).resolve() == folder.parent.parent

@@ -66,6 +66,24 @@ def test_a_changed_file_gets_no_name(service: Service, job: str, tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_does_not_end_is_given_up(service: Service, job: str, tmp_path: Path) -> None:
+    written: list[int] = []
+    with proxy(service.url) as (url, faults):
+        faults.edit = lambda path, content: content + bytes(20 << 20) if "/download" in path else content
+        client = Client(url, progress=lambda _, done, total: written.append(done - total))
+        with client, pytest.raises(Error, match="changed"):
+            client.download(job, "downloads", tmp_path)
+    assert max(written) < 1 << 20
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_proxy_may_name_a_date_to_come_back(service: Service) -> None:
+    with proxy(service.url) as (url, faults), Client(url, patience=0) as client:
+        faults.is_down = True
+        with pytest.raises(Error, match=r"unreachable: .* answers 503"):
+            client.datasets()
+
+
 @pytest.mark.parametrize("old, new", [(b'"rows":"3000"', b'"rows":"2999"'), (b"full_downloads_", b"..%2f")])
 def test_a_changed_manifest_is_refused(service: Service, job: str, tmp_path: Path, old: bytes, new: bytes) -> None:
     with proxy(service.url) as (url, faults), Client(url) as client:

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 
-from cdc_export.client import Client, Error
+from cdc_export.client import Client, Error, logger
 
 try:
     from cdc_export.duckdb import load_duckdb
@@ -81,7 +81,6 @@ def _show_logs() -> None:
     loaded.addFilter(lambda record: record.levelno == logging.INFO)
     warnings = logging.StreamHandler(sys.stderr)
     warnings.setLevel(logging.WARNING)
-    logger = logging.getLogger("cdc_export")
     logger.setLevel(logging.INFO)
     logger.handlers = [loaded, warnings]
 

@@ -147,15 +147,16 @@ class Client:
         until = time.monotonic() + self._patience
         has_warned = False
         while True:
-            pause = _PAUSE_SECONDS
             try:
                 response = self._http.request(method, path, **options)
                 if response.is_success:
                     return response
                 error = _problem_that_may_pass(response)
-                pause = float(response.headers.get("Retry-After", pause))
+                # A proxy may send a date.
+                seconds = response.headers.get("Retry-After", "")
+                pause = float(seconds) if seconds.isdecimal() else _PAUSE_SECONDS
             except httpx.TransportError as cause:
-                error = Error("unreachable", f"{self.url} does not answer: {cause}")
+                error, pause = Error("unreachable", f"{self.url} does not answer: {cause}"), _PAUSE_SECONDS
             if time.monotonic() + pause > until:
                 raise error
             if not has_warned:
@@ -196,6 +197,8 @@ class Client:
                         out.write(chunk[skip:])
                         skip = max(0, skip - len(chunk))
                         self._progress(part.stem, out.tell(), size)
+                        if out.tell() > size:
+                            break
         except httpx.TransportError as cause:
             return Error("unreachable", f"the download of {part.stem} broke off: {cause}")
         return Error("unreachable", f"{self.url} ended the download of {part.stem} early")

@@ -35,9 +35,8 @@ def load_duckdb(
             target.load(exports)
             target.acknowledge(client)
         if stale:
-            raise Error(
-                "failed", f"{len(stale)} of {len(names) + len(stale)} datasets are not ready: {', '.join(stale)}"
-            )
+            why = f"{len(stale)} of {len(names) + len(stale)} datasets are not ready: {', '.join(stale)}"
+            raise Error("failed", why)
 
 
 def _connect(path: str | os.PathLike[str]) -> duckdb.DuckDBPyConnection:
@@ -152,7 +151,6 @@ class _Target:
                 yield pa.RecordBatch.from_arrays([operations, *rows.columns], schema=schema)
 
         batches = with_operations()
-        # The first one is empty.
         self._connection.register("cdc_rows", pa.RecordBatchReader.from_batches(next(batches).schema, batches))
         return operation_name
 

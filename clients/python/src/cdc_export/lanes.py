@@ -123,14 +123,13 @@ class _Run:
         export of it has to be one of these."""
         with tempfile.TemporaryDirectory(prefix="cdc-export-") as folder:
             exports = []
-            for view in views:
-                dataset = view["dataset"]
+            for at, view in enumerate(views):
                 try:
-                    exports.append(self._open(view, Path(folder) / dataset))
+                    exports.append(self._open(view, Path(folder) / str(at)))
                 except _NeedsFullError as why:
                     if is_new and view["exportType"] == "full":
                         raise Error("full_export_needed", f"{why}, although a full export has just ended") from None
-                    self.full[dataset] = str(why)
+                    self.full[view["dataset"]] = str(why)
             if exports:
                 yield exports
             # The caller has asked for the next one.
@@ -150,7 +149,8 @@ class _Run:
         """Checks that the export goes on from what is loaded."""
         job, chained, last = view["jobId"], export.manifest["export"], self.positions.get(export.dataset)
         found = (chained["consumer"], export.dataset, export.job, export.number, export.position.digest)
-        if found != (self.consumer, view["dataset"], job, view["number"], view["digest"]):
+        expected = (self.consumer, view["dataset"], job, view["number"], view["digest"])
+        if found != expected or export.dataset not in self.datasets:
             raise Error("changed", f"the manifest of {view['dataset']} in the job {job} is that of another export")
         if last and last.source != export.position.source:
             why = f"the copy of {export.dataset} is of the database {last.source}, not of {export.position.source}"
