@@ -8,6 +8,7 @@ use crate::file::hidden::HiddenFile;
 use crate::job::Request;
 use cdc_capture::dataset::USERS;
 use cdc_manifest::consumer::ConsumerId;
+#[cfg(feature = "buckets")]
 use cdc_manifest::file_name::part_name;
 use pg_rows::encoding::Encoding;
 
