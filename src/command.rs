@@ -120,7 +120,7 @@ pub(crate) enum Command {
     /// DATABASE_URL and DATASETS
     Track(Track),
     /// Remove the capture triggers from the table of a dataset, from a named table, or from all tables. A dataset
-    /// without them can't be exported
+    /// that needs them can't be exported then
     Untrack(Untrack),
     /// Check, list or add datasets: the tables that may be exported. Uses DATABASE_URL and DATASETS
     #[command(subcommand)]

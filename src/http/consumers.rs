@@ -147,7 +147,8 @@ pub(crate) struct SummaryBody {
 /// Get a consumer over all its datasets
 #[utoipa::path(
     get, path = "/consumers/{consumerId}", operation_id = "getConsumer", tag = "watermarks",
-    params(("consumerId" = ConsumerSchema, Path, description = "The consumer")), responses((status = 200, description = "The consumer.", body = SummaryBody)),
+    params(("consumerId" = ConsumerSchema, Path, description = "The consumer")),
+    responses((status = 200, description = "The consumer.", body = SummaryBody)),
     extensions(("x-codes" = json!([Code::TableUnreadable]))),
 )]
 pub(crate) async fn get(service: Service, PathParameter(id): PathParameter) -> Result<Json<SummaryBody>, Problem> {
@@ -180,7 +181,8 @@ pub(crate) async fn get(service: Service, PathParameter(id): PathParameter) -> R
 /// retention removes them. The next export under this name is a first one.
 #[utoipa::path(
     delete, path = "/consumers/{consumerId}", operation_id = "removeConsumer", tag = "watermarks",
-    params(("consumerId" = ConsumerSchema, Path, description = "The consumer")), responses((status = 204, description = "The consumer is removed.")),
+    params(("consumerId" = ConsumerSchema, Path, description = "The consumer")),
+    responses((status = 204, description = "The consumer is removed.")),
     extensions(("x-codes" = json!([Code::StillOpen]))),
 )]
 pub(crate) async fn delete(service: Service, PathParameter(id): PathParameter) -> Result<StatusCode, Problem> {

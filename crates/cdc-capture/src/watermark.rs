@@ -21,7 +21,7 @@ pub enum Waiting {
     Unknown,
 }
 
-/// The state of a lane's table, as a look at it found it.
+/// The state of a lane's table when it was last read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readiness {
     Ready,

@@ -90,7 +90,8 @@ struct Roles {
 pub(super) async fn definer(conn: &mut PgConnection) -> Result<Option<Definer>, sqlx::Error> {
     let roles: Roles = sqlx::query_as(
         "-- source.capture.roles
-         select $1 || b.oid as definer, r.rolsuper as is_superuser, r.rolsuper or r.rolcreaterole as may_create, d.oid is not null as definer_exists,
+         select $1 || b.oid as definer, r.rolsuper as is_superuser, r.rolsuper or r.rolcreaterole as may_create,
+           d.oid is not null as definer_exists,
            coalesce(not (d.rolcanlogin or d.rolsuper or d.rolcreaterole or d.rolcreatedb or d.rolreplication or d.rolbypassrls)
              and not exists (select from pg_auth_members m where m.member = d.oid), false) as is_harmless,
            coalesce(pg_has_role(d.oid, 'usage'), false) as is_member,

@@ -1,4 +1,4 @@
-//! Faults of a dataset: what its table has otherwise.
+//! Faults of a dataset: members that don't fit its table.
 
 use std::fmt::{self, Display};
 
