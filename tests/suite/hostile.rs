@@ -16,8 +16,7 @@ use serde_json::{Value, json};
 use crate::apply::pair::Pair;
 use crate::catalog::export;
 use crate::harness::{
-    Database, HANG_TIMEOUT, Service, Start, ends, far, lacks, passed_on, reachable_folder, serving, serving_users,
-    silent,
+    Database, HANG_TIMEOUT, Service, Start, ends, far, passed_on, reachable_folder, serving, serving_users, silent,
 };
 
 /// Starts a service that answers like another one, except that `change` gets the path of each call and changes its
@@ -405,26 +404,6 @@ async fn nothing_planted_in_a_folder_is_followed_or_waited_for() {
     fs::remove_file(state).unwrap();
     let (code, printed, said) = run().await;
     assert_eq!((code, printed.lines().count()), (0, 1), "{said}");
-}
-
-#[tokio::test]
-async fn nothing_planted_is_the_lock_of_a_loader() {
-    if lacks("python3", "python3") {
-        return;
-    }
-    let folder = reachable_folder();
-    let guides = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/guides");
-    let run = async || {
-        let mut loader = tokio::process::Command::new("python3");
-        loader.args(["-B", "-c", "import sys, inbox; inbox.Inbox(sys.argv[1])"]).arg(folder.path());
-        let done = loader.env("PYTHONPATH", &guides).kill_on_drop(true).output().await.unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        (done.status.code().unwrap(), text(done.stdout), text(done.stderr))
-    };
-    refuses_what_is_planted(&folder.path().join(".load.lock"), run).await;
-    for _ in 0..2 {
-        assert_eq!(run().await, (0, String::new(), String::new()));
-    }
 }
 
 /// Starts a service that answers each call in the same way. Returns its address.
