@@ -4,9 +4,9 @@
 
 use std::sync::OnceLock;
 
-use crate::job::{Export, Job, JobId};
+use crate::job::{Export, Job};
 use crate::key::Prefix;
-use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::{ConsumerId, JobId};
 
 pg_rows::words! {
     /// The effect of a request, or the intended one.

@@ -21,14 +21,15 @@ use crate::catalog::pattern::{LeftOut, Pattern, UsedNames};
 use crate::event::Listener;
 use crate::job::Bounds;
 use crate::job::datasets::Omitted;
-use crate::job::lane::Lane;
 use crate::schedule::{Schedule, ScheduledDatasets};
 use cdc_capture::dataset::fault::{Fault, Faults};
 use cdc_capture::dataset::mask::MaskRule;
 use cdc_capture::dataset::name::hint;
-use cdc_capture::dataset::{Dataset, Description, Table, USERS};
-use cdc_capture::export_type::ExportType;
+use cdc_capture::dataset::{Dataset, Description, USERS};
 use cdc_capture::relations::Candidate;
+use cdc_manifest::Lane;
+use pg_rows::export_type::ExportType;
+use pg_session::table_name::Table;
 
 /// All datasets, and the other blocks of the operator's file.
 #[derive(Clone, Debug)]

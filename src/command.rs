@@ -46,7 +46,6 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::client;
 use crate::command::apply::Apply;
 use crate::command::completions::Completions;
 use crate::command::datasets::DatasetsCommand;
@@ -174,7 +173,7 @@ impl Command {
 
 fn is_bad_usage(error: &anyhow::Error) -> bool {
     let is_usage_error =
-        error.downcast_ref::<client::Error>().is_some_and(|it| matches!(it.root(), client::Error::Usage(_)));
+        error.downcast_ref::<cdc_client::Error>().is_some_and(|it| matches!(it.root(), cdc_client::Error::Usage(_)));
     is_usage_error || error.is::<BadUsage>() || error.is::<config::Error>()
 }
 

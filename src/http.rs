@@ -16,7 +16,6 @@ mod docs;
 mod exports;
 pub mod in_process;
 mod input;
-mod json;
 mod local;
 mod openapi;
 mod ops;
@@ -261,13 +260,6 @@ async fn log_request(path: Option<MatchedPath>, request: Request, next: Next) ->
     let milliseconds = begun.elapsed().as_secs_f64() * 1_000.0;
     span.in_scope(|| tracing::debug!(event = "request", %method, route, status, milliseconds));
     answer
-}
-
-/// Parses a response of the service, for the command line. Returns `None` if the text is not JSON or does not match
-/// `T`.
-pub fn answer_from_json<T: serde::de::DeserializeOwned>(text: &[u8]) -> Option<T> {
-    json::read(text, json::Strict::Permitted).ok()?;
-    serde_json::from_slice(text).ok()
 }
 
 async fn refuse_bad_heads(request: Request, next: Next) -> Result<Response, Problem> {

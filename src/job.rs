@@ -7,56 +7,26 @@ pub mod activity;
 mod bounds;
 pub mod datasets;
 pub mod json;
-pub mod lane;
-pub mod marker;
 pub mod times;
+pub mod unacknowledged;
 
-use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
 use cdc_capture::continuity::{Continuity, ExportReport};
-use cdc_capture::export_type::ExportType;
 use cdc_capture::row::RowRequest;
 use chrono::{DateTime, Utc};
+use pg_rows::export_type::ExportType;
 use uuid::Uuid;
 
 use crate::job::datasets::DatasetsRequest;
-use crate::job::lane::Lane;
 use crate::trace::TraceParent;
 use cdc_capture::dataset::selection::Selection;
-use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::{After, ConsumerId, JobId, Lane};
 use pg_rows::encoding::Encoding;
 
 pub use bounds::Bounds;
-
-/// The permanent id of a job, a UUID of version 7. The ids of later jobs sort after those of earlier ones.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-pub struct JobId(Uuid);
-
-impl JobId {
-    pub fn random() -> JobId {
-        JobId(Uuid::now_v7())
-    }
-
-    /// Returns the id in the form that SQL stores.
-    pub fn as_uuid(self) -> Uuid {
-        self.0
-    }
-}
-
-impl From<Uuid> for JobId {
-    fn from(id: Uuid) -> JobId {
-        JobId(id)
-    }
-}
-
-impl fmt::Display for JobId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
 
 /// The token of a lease: the right to run one attempt of one job.
 ///
@@ -211,27 +181,6 @@ pg_rows::words! {
 /// The bounds of `max_file_bytes`. The lower bound limits the number of files; the upper bound is the largest object
 /// that S3 accepts in one request.
 pub const FILE_BYTES: RangeInclusive<u64> = 16 << 20..=5 << 30;
-
-/// The last export that a caller loaded.
-///
-/// The service compares it with the consumer's lane. Without this check, a caller could miss exports, or continue from
-/// an export that a restored database does not know.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum After {
-    Nothing,
-    Export {
-        job: JobId,
-        /// The SHA-256 of the loaded file in lower-case hexadecimal, if the caller sent it.
-        sha256: Option<String>,
-    },
-}
-
-impl After {
-    /// Returns true if a text is a SHA-256 in lower-case hexadecimal.
-    pub fn is_sha256(text: &str) -> bool {
-        text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
-    }
-}
 
 /// An idempotency key: the client's id of a request, 1 to 255 visible ASCII characters.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -80,30 +80,6 @@ impl FromStr for PresentedKey {
     }
 }
 
-/// The secret text of a key, for a client that sends it to a service. `Debug` does not print it.
-#[derive(Clone)]
-pub struct SecretKeyText(String);
-
-impl SecretKeyText {
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for SecretKeyText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SecretKeyText")
-    }
-}
-
-impl FromStr for SecretKeyText {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<SecretKeyText, &'static str> {
-        text.parse::<PresentedKey>().map(|_| SecretKeyText(text.to_owned()))
-    }
-}
-
 impl PresentedKey {
     /// Creates a random key. Returns the key and its text, which is stored nowhere.
     pub fn random() -> (PresentedKey, String) {

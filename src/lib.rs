@@ -7,7 +7,6 @@
 
 // The domain: plain values without I/O, which all other modules use.
 pub mod audit;
-pub mod database;
 pub mod duration;
 pub mod event;
 pub mod file;
@@ -28,26 +27,18 @@ pub mod store;
 pub mod maintenance;
 pub mod pipeline;
 pub mod publisher;
-pub mod sink;
 pub mod worker;
 
 // Events: from a row in `cdc_export.deliveries` to a receiver.
 pub mod delivery;
 pub mod receiver;
 
-// The command `apply`: from a file to another database.
-pub mod apply;
-
 // The table of the demo.
 pub mod demo;
-
-// Clients of the API, and readers of its files.
-mod client;
 
 // The command line, which creates and connects the parts of the service.
 pub mod command;
 
-// Infrastructure: the private server, the schema, connections, logs, TLS and failpoints.
+// Infrastructure: the private server, the schema, connections and logs.
 pub mod postgres;
 pub mod telemetry;
-pub mod tls;

@@ -29,7 +29,6 @@ use crate::job::{Retention, Terms};
 use crate::maintenance::publish::Publish;
 use crate::maintenance::schedule::Scheduling;
 use crate::publisher;
-use crate::sink::{self, Destination, Limited};
 use crate::store::transitions::Transition;
 use crate::store::{self, Store};
 use crate::telemetry::log_throttle::LogThrottle;
@@ -37,6 +36,7 @@ use crate::telemetry::metrics;
 use cdc_capture::capture::functions::Removals;
 use cdc_capture::purge::{Caps, PURGE_ROWS};
 use cdc_capture::{self, Source};
+use cdc_destination::{self, Destination, Limited};
 use pg_session::failure::chain;
 
 /// The pause between two readings of the whole folder, which is expensive. A file left behind by a crash does no harm.
@@ -99,7 +99,7 @@ enum Error {
     #[error(transparent)]
     Source(#[from] cdc_capture::Error),
     #[error(transparent)]
-    Sink(#[from] sink::Error),
+    Sink(#[from] cdc_destination::Error),
     #[error(transparent)]
     Store(#[from] store::Error),
     #[error(transparent)]

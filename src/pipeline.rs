@@ -12,16 +12,16 @@ use pg_rows::row::{BinaryRows, Fields};
 use pg_rows::{Encoder, FileAssembler, Layout, Piece};
 use tokio::sync::mpsc;
 
-use crate::file::{Exported, Part};
+use crate::file::Exported;
 use crate::job::Export;
-use crate::sink::{self, Draft, Drafts};
 use cdc_capture::dataset::mask::MaskSecret;
 use cdc_capture::dataset::{CellMax, KnownColumn};
-use cdc_capture::export_type::ExportType;
 use cdc_capture::progress::Progress;
 use cdc_capture::row::{ReceiverClosed, RowLayout, RowReceiver};
 use cdc_capture::rows::Rows;
+use cdc_destination::{self, Draft, Drafts, Part};
 use cdc_manifest::file_name::MOST_FILES;
+use pg_rows::export_type::ExportType;
 
 /// The largest number of pieces that wait between the readers and the writer.
 const PIECES_AHEAD: usize = 2;
@@ -42,7 +42,7 @@ pub enum Error {
     #[error(transparent)]
     Compressor(pg_rows::Error),
     #[error(transparent)]
-    Sink(#[from] sink::Error),
+    Sink(#[from] cdc_destination::Error),
     /// A mask needs a secret, and this process has another one than the database accepts, or none.
     #[error(
         "MASK_SECRET of this process is not the one that the database accepts: restart the process with that one, or accept this one by \

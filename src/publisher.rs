@@ -5,14 +5,13 @@
 
 use crate::file::FileRecord;
 use crate::job::Status;
-use crate::job::lane::Lane;
 use crate::job::times::Times;
-use crate::sink::{self, Destination, Limited, MarkerFile, Published, WrittenManifest, path_from_manifest};
 use crate::store::manifests::Planned;
 use crate::store::{self, Store};
 use crate::telemetry::spans::{Kind, Span};
+use cdc_destination::{self, Destination, Limited, MarkerFile, Published, WrittenManifest, path_from_manifest};
 use cdc_manifest::signing::SigningKey;
-use cdc_manifest::{Chained, Manifest};
+use cdc_manifest::{Chained, Lane, Manifest};
 use failpoint::failpoint;
 use pg_session::failure::chain;
 
@@ -30,7 +29,7 @@ pub enum Publication {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
-    Sink(#[from] sink::Error),
+    Sink(#[from] cdc_destination::Error),
     #[error(transparent)]
     Store(#[from] store::Error),
 }
@@ -77,7 +76,7 @@ impl Publisher {
 
     pub async fn publish(&self, record: FileRecord) -> Result<Publication, Error> {
         let span = Span::start("publish", Kind::Internal, record.trace.as_ref());
-        let (job, dataset) = (record.job, record.dataset.clone());
+        let (job, dataset) = (record.files.job, record.files.dataset.clone());
         span.set("cdc_export.job.id", job.to_string());
         let mut published = span.around(self.publish_all(record)).await;
         // Another process published the export in the meantime, and a sweep removed this publisher's hidden file.
@@ -109,15 +108,15 @@ impl Publisher {
                 PublishStep::NameTaken => self.store.rename_output(&record).await?,
                 PublishStep::NumberTaken(number, last) => {
                     if self.store.skip_to(&record, last).await? {
-                        tracing::warn!(event = "manifest_taken", jobId = %record.job, number, goesOnBehind = last);
+                        tracing::warn!(event = "manifest_taken", jobId = %record.files.job, number, goesOnBehind = last);
                     }
                 }
                 PublishStep::Gone | PublishStep::Renamed => {}
                 PublishStep::NotNow => return Ok(Publication::Done),
             }
-            match self.store.file(record.job, &record.dataset).await? {
+            match self.store.file(record.files.job, &record.files.dataset).await? {
                 None => return Ok(Publication::Done),
-                Some(now) if now.name == record.name => match step {
+                Some(now) if now.files.name == record.files.name => match step {
                     _ if now.is_published => return Ok(Publication::Done),
                     PublishStep::Gone => return Ok(Publication::Missing(Box::new(now))),
                     // An earlier export of its lane comes first.
@@ -132,27 +131,27 @@ impl Publisher {
     /// Files first, then the manifest that names them.
     async fn publish_files(&self, record: &mut FileRecord) -> Result<PublishStep, Error> {
         // The name is recorded before the file gets it. So after a crash, each manifest is known to the database.
-        let manifest = match &record.consumer {
+        let manifest = match &record.files.consumer {
             Some(_) => match self.plan(record).await? {
                 None => return Ok(PublishStep::NotNow),
                 manifest => manifest,
             },
             None => None,
         };
-        record.manifest = manifest.as_ref().map(|(_, text)| text.clone());
+        record.files.manifest = manifest.as_ref().map(|(_, text)| text.clone());
         let manifest = manifest.filter(|_| self.settings.writes_manifests);
         if let Some((_, text)) = &manifest
-            && self.destination.is_manifest_name_taken(record, text).await?
+            && self.destination.is_manifest_name_taken(&record.files, text).await?
         {
             return Ok(PublishStep::NameTaken);
         }
-        let names: Vec<_> = record.files().map(|(name, _)| name).collect();
-        for (part, name) in record.parts.iter_mut().zip(names) {
+        let names: Vec<_> = record.files.named().map(|(name, _)| name).collect();
+        for (part, name) in record.files.parts.iter_mut().zip(names) {
             let mut published = self.destination.publish(&part.staged, &name).await?;
             if published == Published::Misnamed {
                 // A publisher that was delayed must not rename a file that another one has published.
-                let now = self.store.file(record.job, &record.dataset).await?;
-                if now.is_none_or(|now| now.name != record.name) {
+                let now = self.store.file(record.files.job, &record.files.dataset).await?;
+                if now.is_none_or(|now| now.files.name != record.files.name) {
                     return Ok(PublishStep::Renamed);
                 }
                 published = self.destination.rename(&part.staged, &name).await?;
@@ -165,10 +164,10 @@ impl Publisher {
         }
         failpoint!("publisher.named", Ok(PublishStep::NotNow));
         let Some((number, text)) = manifest else { return Ok(PublishStep::All) };
-        match self.destination.write_manifest(record, number, &text).await? {
+        match self.destination.write_manifest(&record.files, number, &text).await? {
             WrittenManifest::Done => Ok(PublishStep::All),
             WrittenManifest::Taken => {
-                let last = self.destination.last_manifest(record).await?;
+                let last = self.destination.last_manifest(&record.files).await?;
                 Ok(if last == 0 { PublishStep::NameTaken } else { PublishStep::NumberTaken(number, last) })
             }
         }
@@ -181,7 +180,7 @@ impl Publisher {
     /// if an earlier export of the lane must be published first.
     async fn plan(&self, record: &FileRecord) -> Result<Option<(u64, String)>, Error> {
         // The commit or an earlier publisher has recorded it.
-        if let Some(text) = &record.manifest
+        if let Some(text) = &record.files.manifest
             && let Ok(planned) = Manifest::read(text.as_bytes())
         {
             return Ok(Some((planned.number, text.clone())));
@@ -199,7 +198,7 @@ impl Publisher {
     /// Returns the manifest of an export: its content with the places of the files, and the signature.
     pub fn manifest(&self, record: &FileRecord, number: u64, mut export: Chained) -> Manifest {
         let mut urls = Vec::new();
-        for (file, (name, staged)) in export.files.iter_mut().zip(record.files()) {
+        for (file, (name, staged)) in export.files.iter_mut().zip(record.files.named()) {
             let path = path_from_manifest(&staged.identity.location, &name);
             urls.push(self.destination.location(&staged.identity.location, &name).unwrap_or_else(|| path.clone()));
             file.path = Some(path);
@@ -214,17 +213,17 @@ impl Publisher {
     /// Records that the export is published. Returns false if another process did, if it was given up, or if an earlier
     /// one comes first.
     async fn set_published(&self, record: &FileRecord) -> Result<bool, Error> {
-        let files = record.files();
+        let files = record.files.named();
         let locations: Vec<_> =
             files.map(|(name, file)| self.destination.location(&file.identity.location, &name)).collect();
         if self.store.published(record, &locations).await?.is_some() {
             return Ok(true);
         }
-        let job = self.store.job(record.job).await?;
-        let export = job.and_then(|job| job.exports.into_iter().find(|export| export.dataset == record.dataset));
+        let job = self.store.job(record.files.job).await?;
+        let export = job.and_then(|job| job.exports.into_iter().find(|export| export.dataset == record.files.dataset));
         match export {
             // The export was given up at the same time. Files without a completed export must be removed.
-            Some(export) if export.status == Status::Failed => self.destination.discard(record).await?,
+            Some(export) if export.status == Status::Failed => self.destination.discard(&record.files).await?,
             // The export was published, and retention has removed it. The manifest must stay.
             None => {}
             Some(_) => {
@@ -243,20 +242,20 @@ impl Publisher {
     /// Keeps the existing marker if it names a later export, or an export that the database does not know. The latter
     /// means that the database was restored. The lane's next attempt detects such a marker and requires a full export.
     async fn write_marker(&self, record: &FileRecord) -> Result<(), Error> {
-        let Some(consumer) = &record.consumer else { return Ok(()) };
-        let file = MarkerFile::new(&record.database, Lane { consumer, dataset: &record.dataset });
+        let Some(consumer) = &record.files.consumer else { return Ok(()) };
+        let file = MarkerFile::new(&record.files.database, Lane { consumer, dataset: &record.files.dataset });
         let (marker, mut replaced) = (record.marker(), record.marker_seen);
         loop {
             let kept = self.destination.write_lane_marker(&file, &marker, replaced).await?;
             let Some(other) = kept else { return Ok(()) };
             // In the next iteration the marker may name a third export, which is checked in the same way.
             let Some(is_later) = self.store.is_after(record, &other).await? else {
-                tracing::warn!(event = "marker_left", jobId = %record.job, dataset = record.dataset, marked = %other.job);
+                tracing::warn!(event = "marker_left", jobId = %record.files.job, dataset = record.files.dataset, marked = %other.job);
                 return Ok(());
             };
             // Another process has published this export and a later one.
             if !is_later {
-                tracing::info!(event = "marker_left", jobId = %record.job, marked = %other.job);
+                tracing::info!(event = "marker_left", jobId = %record.files.job, marked = %other.job);
                 return Ok(());
             }
             replaced = Some(other.job);
@@ -267,7 +266,7 @@ impl Publisher {
     pub async fn give_up(&self, record: &FileRecord) -> Result<(), Error> {
         let is_given_up = self.store.give_up(record).await?.is_some();
         if is_given_up && record.is_own {
-            self.destination.discard(record).await?;
+            self.destination.discard(&record.files).await?;
         }
         Ok(())
     }

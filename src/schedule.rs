@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::job::{JobId, Request};
+use crate::job::Request;
 use crate::schedule::timing::Timing;
-use cdc_capture::export_type::ExportType;
-use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::{ConsumerId, JobId};
 use pg_rows::encoding::Encoding;
+use pg_rows::export_type::ExportType;
 
 /// The limit for the last used slot to be ahead of the database's clock. Up to this limit the schedule waits for the
 /// clock, so that no slot is used twice. Beyond it the clock counts as set back.

@@ -30,7 +30,7 @@ use crate::catalog::mistake::{SeveralDatasets, UnknownDataset};
 use crate::catalog::pattern::LeftOut;
 use crate::demo;
 use crate::job::datasets::MOST_DATASETS;
-use crate::job::{Bounds, Export, JobId, Status, Terms};
+use crate::job::{Bounds, Export, Status, Terms};
 use crate::key::Prefix;
 use crate::service::cached_reads::CachedReads;
 use crate::service::consumers::LagKey;
@@ -38,16 +38,16 @@ use crate::service::deadline::{call_timeout, on_table, with_timeout};
 use crate::service::followers::Followers;
 use crate::service::keys::Keyring;
 use crate::service::scrape::ReadCache;
-use crate::sink::{self, Destination, Limited};
 use crate::store::{self, OtherProcesses, Store};
 use crate::telemetry::metrics;
 use cdc_capture::dataset::fault::Faults;
-use cdc_capture::dataset::name::is_name;
 use cdc_capture::dataset::selection::BadSelection;
-use cdc_capture::dataset::{Dataset, Description, Table, TableColumn, TableSchema};
+use cdc_capture::dataset::{Dataset, Description, TableColumn, TableSchema};
 use cdc_capture::watermark::{ConsumerLag, LogUse};
 use cdc_capture::{self, Source};
-use cdc_manifest::consumer::ConsumerId;
+use cdc_destination::{self, Destination, Limited};
+use cdc_manifest::{ConsumerId, JobId, is_dataset_name};
+use pg_session::table_name::Table;
 
 pub use cached_reads::CachedRead;
 pub use followers::Subscriber;
@@ -73,13 +73,13 @@ pub enum Error {
     #[error("the table can't be read now")]
     Table(Option<cdc_capture::Error>),
     #[error("the output folder or bucket has no room left")]
-    OutputFull(#[source] sink::Error),
+    OutputFull(#[source] cdc_destination::Error),
     #[error("the output folder or bucket can't be written")]
-    OutputReadOnly(#[source] sink::Error),
+    OutputReadOnly(#[source] cdc_destination::Error),
     #[error("{0}")]
-    OutputMissing(#[source] sink::Error),
+    OutputMissing(#[source] cdc_destination::Error),
     #[error("the output folder or bucket can't be used")]
-    Output(#[source] sink::Error),
+    Output(#[source] cdc_destination::Error),
     #[error("this key is not known, or it was revoked or has expired")]
     NoKey,
     #[error("there is no export with this id")]
@@ -222,20 +222,22 @@ impl From<store::Error> for Error {
     }
 }
 
-impl From<sink::Error> for Error {
-    fn from(error: sink::Error) -> Error {
+impl From<cdc_destination::Error> for Error {
+    fn from(error: cdc_destination::Error) -> Error {
         match error {
-            sink::Error::Full(_) => Error::OutputFull(error),
-            sink::Error::ReadOnly(_) => Error::OutputReadOnly(error),
-            sink::Error::Missing(_) | sink::Error::Unused | sink::Error::Replaced(_) => Error::OutputMissing(error),
-            sink::Error::Elsewhere => Error::FileOnOtherHost,
-            sink::Error::Gone => Error::FileGone,
-            sink::Error::Settings(_)
-            | sink::Error::Unavailable(_)
-            | sink::Error::Stalled(_)
-            | sink::Error::TooLarge(_)
-            | sink::Error::Stopped
-            | sink::Error::Io(_) => Error::Output(error),
+            cdc_destination::Error::Full(_) => Error::OutputFull(error),
+            cdc_destination::Error::ReadOnly(_) => Error::OutputReadOnly(error),
+            cdc_destination::Error::Missing(_)
+            | cdc_destination::Error::Unused
+            | cdc_destination::Error::Replaced(_) => Error::OutputMissing(error),
+            cdc_destination::Error::Elsewhere => Error::FileOnOtherHost,
+            cdc_destination::Error::Gone => Error::FileGone,
+            cdc_destination::Error::Settings(_)
+            | cdc_destination::Error::Unavailable(_)
+            | cdc_destination::Error::Stalled(_)
+            | cdc_destination::Error::TooLarge(_)
+            | cdc_destination::Error::Stopped
+            | cdc_destination::Error::Io(_) => Error::Output(error),
         }
     }
 }
@@ -452,7 +454,7 @@ impl Service {
     /// Checks that the caller may see and export a dataset. The dataset need not exist.
     pub fn require_dataset(&self, name: &str) -> Result<(), Error> {
         // Any text may be sent as a name.
-        if is_name(name) {
+        if is_dataset_name(name) {
             let _ = self.origin.dataset.set(name.to_owned());
         }
         if self.bounds.allow_dataset(name) { Ok(()) } else { Err(Error::DatasetNotAllowed(name.to_owned())) }

@@ -42,10 +42,10 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, broadcast};
 use uuid::Uuid;
 
-use crate::database::{BadDatabaseId, DatabaseId};
 use crate::event::Listener;
-use crate::job::JobId;
 use crate::store::destinations::SESSIONS;
+use cdc_destination::{BadDatabaseId, DatabaseId};
+use cdc_manifest::JobId;
 use pg_session::failure::{self, SqlFailure};
 use pg_session::pool::{Pool, Pooled};
 use pg_session::statement::with_pieces;

@@ -27,14 +27,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::catalog::current::CurrentCatalog;
-use crate::file::name::FileName;
-use crate::file::{Exported, FileRecord};
-use crate::job::marker::Marker;
+use crate::file::{Exported, FileRecord, marked_export};
 use crate::job::times::Times;
-use crate::job::{Export, JobId, Status};
+use crate::job::{Export, Status};
 use crate::pipeline::{self, WrittenExport};
 use crate::publisher::{self, Publisher};
-use crate::sink::{self, Destination, Drafts, Limited, MarkerFile, StallWatch};
 use crate::store::{
     self, Store,
     commit::{Commit, Committed, CommittedJob},
@@ -53,15 +50,15 @@ use cdc_capture::continuity::ExportReport;
 use cdc_capture::dataset::columns::FileColumns;
 use cdc_capture::dataset::mask::MaskSecret;
 use cdc_capture::dataset::{Capture, CellMax, Dataset};
-use cdc_capture::export_type::ExportType;
 use cdc_capture::lag::ChangesCount;
 use cdc_capture::progress::{CurrentExport, Progress};
 use cdc_capture::reading::SnapshotReader;
 use cdc_capture::snapshot::{Purpose, Snapshot, SnapshotTable};
 use cdc_capture::{self, Source};
-use cdc_manifest::Manifest;
-use cdc_manifest::consumer::ConsumerId;
+use cdc_destination::{self, Destination, Drafts, FileName, Limited, Marker, MarkerFile, StallWatch};
+use cdc_manifest::{ConsumerId, JobId, Manifest};
 use failpoint::failpoint;
+use pg_rows::export_type::ExportType;
 use pg_session::failure::chain;
 
 /// The pause after a database error.
@@ -459,11 +456,12 @@ impl Worker {
         for (member, table) in members.iter().zip(&snapshot.tables) {
             let mut commit = member.commit(table);
             if !member.exported.parts.is_empty() {
-                let (record, chained) = uncommitted(lease, member.leased, &commit, with_files);
+                let (mut record, chained) = uncommitted(lease, member.leased, &commit, with_files);
                 let link = member.leased.link.as_ref();
                 commit.manifest =
                     chained.zip(link).map(|(chained, link)| publisher.manifest(&record, link.number, chained));
-                records.push(FileRecord { manifest: commit.manifest.as_ref().map(Manifest::text), ..record });
+                record.files.manifest = commit.manifest.as_ref().map(Manifest::text);
+                records.push(record);
             }
             commits.push(commit);
         }
@@ -475,8 +473,8 @@ impl Worker {
         };
         for record in &mut records {
             record.awaits_standby = awaits_standby;
-            if !job.is_planned(&record.dataset) {
-                record.manifest = None;
+            if !job.is_planned(&record.files.dataset) {
+                record.files.manifest = None;
             }
         }
         Ok((records, job))
@@ -504,7 +502,7 @@ impl Worker {
         self.destination.require_room().await.map_err(Error::from)?;
         let purposes: Vec<_> = members.iter().map(Member::purpose).collect();
         let (stalls, times) = (StallWatch::default(), self.settings.times);
-        let opening = connections.open(&purposes, times.lease, sink::stall_limit());
+        let opening = connections.open(&purposes, times.lease, cdc_destination::stall_limit());
         let mut snapshot = spans::step("open", opening).await?;
         let (leader, reading) = snapshot.split();
         let write = self.write_members(lease, &mut members, reading, (current, &stalls));
@@ -692,7 +690,7 @@ impl Worker {
             for at in 0..lease.exports.len() {
                 self.destination.abort(&lease.hidden_file(at)).await?;
             }
-            Ok::<_, sink::Error>(())
+            Ok::<_, cdc_destination::Error>(())
         };
         match unless_stopped(shutdown, abort).await {
             Some(aborted) => aborted.map_err(|error| chain(&error)),
@@ -702,7 +700,7 @@ impl Worker {
 
     async fn committed_after_all(&self, lease: &Lease, shutdown: &CancellationToken) -> AttemptEnd {
         let token = lease.token().as_uuid().to_string();
-        let ours = |record: &FileRecord| record.parts.iter().all(|part| part.staged.name.contains(&token));
+        let ours = |record: &FileRecord| record.files.parts.iter().all(|part| part.staged.name.contains(&token));
         let mut records = Vec::new();
         // Some exports of a job may be skipped. They have no file.
         for Export { job, dataset, .. } in lease.exports() {
@@ -764,7 +762,7 @@ impl<'a> Member<'a> {
             export_type: *export_type,
             format: encoding.format,
             job: job.as_uuid(),
-            marker: self.marker.as_ref().map(Marker::export),
+            marker: self.marker.as_ref().map(marked_export),
         }
     }
 

@@ -71,7 +71,7 @@ fn inherited() -> impl Iterator<Item = OsString> {
 const ROOMS: [&str; 3] = ["bucket.", "sink.", "worker."];
 
 /// Reads the names of all failpoints of an export from a source tree, so that a new one can't be forgotten. Leaves out
-/// the destination that isn't in use, `src/sink/bucket` or `src/sink/folder`.
+/// the destination that isn't in use, `crates/cdc-destination/src/bucket` or `crates/cdc-destination/src/folder`.
 pub(crate) fn failpoints(tree: &Path, unused: &Path) -> Result<BTreeSet<String>> {
     let unused = tree.join(unused);
     let mut names = BTreeSet::new();

@@ -70,7 +70,7 @@ const PUBLISH_FIRST: &str = r#"src/worker.rs
 +        failpoint!("worker.extended");"#;
 
 /// Gives all attempts at a job the same key.
-const KEY_WITHOUT_TOKEN: &str = r#"src/file/name.rs
+const KEY_WITHOUT_TOKEN: &str = r#"crates/cdc-destination/src/file_name.rs
 -        let key = format!("{dataset}/{consumer}/{stem}_{}{extension}", &token[..8]);
 +        let _ = token;
 +        let key = format!("{dataset}/{consumer}/{stem}_00000000{extension}");"#;
@@ -88,7 +88,7 @@ const IN_A_BUCKET: &[Control] = &[
         name: "complete-first",
         breaks: Some("5"),
         scenario: Some(USUAL),
-        edits: &["src/sink/bucket/draft.rs
+        edits: &["crates/cdc-destination/src/bucket/draft.rs
 -        let location = FileLocation::Upload { key, upload, parts };
 +        let id = |id: &String| object_store::multipart::PartId { content_id: id.clone() };
 +        let (completed, ids) = (path(&key)?, Vec::from_iter(&parts).into_iter().map(id).collect());
@@ -112,7 +112,7 @@ const IN_A_BUCKET: &[Control] = &[
         edits: &[
             KEY_WITHOUT_TOKEN,
             RESTORED_JOB_RUNS,
-            "src/sink/bucket.rs
+            "crates/cdc-destination/src/bucket.rs
 -        Ok((is_attempts && found.meta.size == file.identity.bytes).then_some(found.meta.e_tag))
 +        let _ = is_attempts;
 +        Ok(Some(found.meta.e_tag))",
@@ -127,7 +127,7 @@ const IN_A_FOLDER: &[Control] = &[
         breaks: Some("the file is synced"),
         scenario: None,
         // An earlier sync may come late enough to replace the last one. So the control removes both.
-        edits: &["src/sink/folder/draft.rs
+        edits: &["crates/cdc-destination/src/folder/draft.rs
 -        self.file.sync_all().map_err(self.cannot(\"sync\"))?;
 +
 -self.size - self.synced >= SYNC_EVERY_BYTES
@@ -137,7 +137,7 @@ const IN_A_FOLDER: &[Control] = &[
         name: "hidden-name-not-synced",
         breaks: Some("the hidden name is synced"),
         scenario: None,
-        edits: &["src/sink/folder/draft.rs
+        edits: &["crates/cdc-destination/src/folder/draft.rs
 -        path.dir.sync()?;
 +"],
     },
@@ -151,7 +151,7 @@ const IN_A_FOLDER: &[Control] = &[
         name: "name-not-synced",
         breaks: Some("the name is synced"),
         scenario: None,
-        edits: &["src/sink/folder.rs
+        edits: &["crates/cdc-destination/src/folder.rs
 -        dir.sync()?;
 -        Ok(published)
 +        Ok(published)"],

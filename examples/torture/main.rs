@@ -162,7 +162,11 @@ async fn torture(arguments: &Arguments, store: Option<Bucket>) -> Result<bool> {
     if store.is_some() {
         plan = plan.with_store_blows(seed, replicas, length);
     }
-    let unused = Path::new(if store.is_some() { "src/sink/folder" } else { "src/sink/bucket" });
+    let unused = Path::new(if store.is_some() {
+        "crates/cdc-destination/src/folder"
+    } else {
+        "crates/cdc-destination/src/bucket"
+    });
     let schedule = plan.text();
     let trial = Trial {
         seed,

@@ -16,7 +16,8 @@ use toml::de::{DeString, DeTable, DeValue, ValueDeserializer};
 
 use crate::catalog::mistake::{Mistake, Mistakes};
 use cdc_capture::dataset::fault::Fault;
-use cdc_capture::dataset::name::{hint, is_name};
+use cdc_capture::dataset::name::hint;
+use cdc_manifest::is_dataset_name;
 
 /// The kind of block whose faults begin with its name alone.
 pub(super) const DATASET: &str = "dataset";
@@ -174,7 +175,7 @@ impl<'a, 't> Block<'a, 't> {
     fn read_name(&mut self) {
         let Some(name) = self.required("name", str::parse::<String>) else { return };
         self.name = name;
-        if !is_name(&self.name) {
+        if !is_dataset_name(&self.name) {
             self.wrong("name", "1 to 63 characters of a-z 0-9 _ -, beginning with a letter, are expected");
         }
     }

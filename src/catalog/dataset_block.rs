@@ -9,8 +9,9 @@ use crate::duration;
 use crate::job::FILE_BYTES;
 use cdc_capture::dataset::header::{self, FileHeader};
 use cdc_capture::dataset::mask::Masks;
-use cdc_capture::dataset::{Capture, Columns, Dataset, Operation, ParquetChoices, Table, Unrepresentable};
+use cdc_capture::dataset::{Capture, Columns, Dataset, Operation, ParquetChoices, Unrepresentable};
 use pg_rows::meta::MetaColumn;
+use pg_session::table_name::Table;
 
 /// The default of the overlap: the longest time that a transaction may take.
 const OVERLAP: Duration = Duration::from_secs(5 * 60);

@@ -4,8 +4,8 @@ use crate::catalog::block::{Block, Names};
 use crate::catalog::mistake::UnknownDataset;
 use crate::event::{EventType, Listener};
 use crate::job::Status;
-use cdc_capture::dataset::name::{hint, is_name};
-use cdc_manifest::consumer::ConsumerId;
+use cdc_capture::dataset::name::hint;
+use cdc_manifest::{ConsumerId, is_dataset_name};
 
 /// Names outside of a block that its members may or may not be.
 pub struct KnownNames<'a> {
@@ -20,7 +20,7 @@ pub struct KnownNames<'a> {
 impl KnownNames<'_> {
     /// Takes the name of a dataset of the file, or one that a pattern may make.
     pub(super) fn dataset(&self, name: &str) -> Result<String, UnknownDataset> {
-        if self.datasets.iter().any(|dataset| dataset == name) || self.has_patterns && is_name(name) {
+        if self.datasets.iter().any(|dataset| dataset == name) || self.has_patterns && is_dataset_name(name) {
             return Ok(name.to_owned());
         }
         let names = self.datasets.iter().collect::<Vec<_>>().join(", ");

@@ -12,9 +12,11 @@ use crate::catalog::block::{Block, OperatorFile};
 use crate::catalog::dataset_block;
 use cdc_capture::dataset::header::FileHeader;
 use cdc_capture::dataset::mask::Masks;
-use cdc_capture::dataset::name::{derived, is_name};
-use cdc_capture::dataset::{Capture, Dataset, Owners, Table};
+use cdc_capture::dataset::name::derived;
+use cdc_capture::dataset::{Capture, Dataset, Owners};
 use cdc_capture::relations::Candidate;
+use cdc_manifest::is_dataset_name;
+use pg_session::table_name::Table;
 
 /// The kind of block that has a pattern.
 pub(super) const TABLES: &str = "tables";
@@ -186,7 +188,7 @@ impl Pattern {
             (!are_trusted, Reason::AnotherOwner),
             (is_captured && !relation.has_key, Reason::NoKey),
             (lacks_times, Reason::NoUpdatedAt),
-            (!is_name(&dataset.name), Reason::NameInvalid),
+            (!is_dataset_name(&dataset.name), Reason::NameInvalid),
         ];
         obstacles.into_iter().find(|(applies, _)| *applies).map(|(_, reason)| reason)
     }

@@ -11,9 +11,9 @@ use crate::job::datasets::MOST_DATASETS;
 use crate::schedule::timing::{self, BadTiming, Timing};
 use crate::schedule::{Schedule, ScheduledDatasets};
 use cdc_capture::dataset::name::hint;
-use cdc_capture::export_type::ExportType;
-use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::ConsumerId;
 use pg_rows::encoding::{Encoding, Format};
+use pg_rows::export_type::ExportType;
 
 pub(super) fn read(file: &mut OperatorFile<'_>, names: &mut Names, known: &KnownNames<'_>) -> Vec<Arc<Schedule>> {
     let mut schedules = Vec::new();

@@ -3,24 +3,24 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use crate::apply::{Settings, Target, TargetConnections};
 use crate::config::Environment;
 use anyhow::Context;
-use cdc_capture::dataset::Table;
-use cdc_capture::export_type::ExportType;
+use cdc_client::apply::{Settings, Target, TargetConnections};
 use clap::{ArgGroup, Args};
 use pg_rows::encoding::{Encoding, Format};
+use pg_rows::export_type::ExportType;
+use pg_session::table_name::Table;
 
-use crate::client::lane_reader::LaneReader;
-use crate::client::manifest_folder::ManifestFolder;
-use crate::client::observer::Observer;
-use crate::client::remote::ServiceAddress;
-use crate::client::table_mirror::TableMirror;
 use crate::command::BadUsage;
 use crate::command::lanes::{LaneOptions, LaneTask};
 use crate::command::server::{AddressParser, remote_api};
 use crate::command::start::{arm, block_on};
 use crate::command::terminal::Terminal;
+use cdc_client::lane_reader::LaneReader;
+use cdc_client::manifest_folder::ManifestFolder;
+use cdc_client::observer::Observer;
+use cdc_client::remote::ServiceAddress;
+use cdc_client::table_mirror::TableMirror;
 use cdc_manifest::seal::PublicKey;
 
 /// The consumer, the source of its exports, and the target table.
@@ -98,7 +98,7 @@ impl Apply {
             let acks = self.ack;
             let api = &api;
             let lane = LaneReader { api, consumer, dataset, request, encoding, is_submitted, acks, adopts };
-            Ok(lane.round(&mut mirror).await?)
+            Ok(mirror.follow(&lane).await?)
         };
         block_on(self.lanes.run(
             api.as_ref(),

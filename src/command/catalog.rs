@@ -8,10 +8,11 @@ use crate::catalog::Catalog;
 use crate::config::{self, Config};
 use crate::postgres::Database;
 use crate::store::Store;
+use cdc_capture::dataset::Dataset;
 use cdc_capture::dataset::fault::Faults;
-use cdc_capture::dataset::{Dataset, Table};
 use cdc_capture::relations::Candidate;
 use cdc_capture::{catalog_check, relations};
+use pg_session::table_name::Table;
 
 use crate::command::BadUsage;
 

@@ -18,9 +18,10 @@ use crate::postgres::Database;
 use crate::service::Service;
 use crate::store::Store;
 use cdc_capture::catalog_check::{self, Findings};
-use cdc_capture::dataset::{Capture, Dataset, Description, Table, TableColumn, TableSchema};
+use cdc_capture::dataset::{Capture, Dataset, Description, TableColumn, TableSchema};
 use cdc_capture::relations;
 use clap::{Args, Subcommand};
+use pg_session::table_name::Table;
 
 use crate::command::BadUsage;
 use crate::command::catalog::{refuse_faults, untrack_hint};

@@ -5,13 +5,13 @@ use std::process::ExitCode;
 use anyhow::{bail, ensure};
 use clap::Args;
 
-use crate::client::api::Api;
-use crate::client::download::{self, Output};
 use crate::command::output::{check, output};
 use crate::command::server::ServerOption;
 use crate::command::words::job_id;
 use crate::config::CatalogFile;
-use crate::job::{JobId, Status};
+use cdc_client::api::Api;
+use cdc_client::download::{self, Output};
+use cdc_manifest::JobId;
 
 /// The export, and the destination of its files.
 #[derive(Args)]
@@ -42,7 +42,7 @@ impl Download {
         if !job.has_ended() {
             bail!("the export is {}, at {} %: its file is there once it has completed", job.status, job.progress);
         }
-        ensure!(job.has_status(Status::Completed), "the export is {}, so it has no file", job.status);
+        ensure!(job.has_status("completed"), "the export is {}, so it has no file", job.status);
         ensure!(export.output_filename.is_some(), "the export found nothing and was skipped, so it has no file");
         Ok(download::save(api, &export, self.output.as_ref()).await?)
     }

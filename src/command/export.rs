@@ -5,24 +5,22 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::config::{CatalogFile, Config};
-use crate::job::{After, FILE_BYTES, FailureCode, JobId, Request, Status};
+use crate::job::{FILE_BYTES, FailureCode};
 use crate::postgres::Database;
 use crate::worker::Stops;
 use anyhow::{Context, anyhow};
 use cdc_capture::continuity::Continuity;
-use cdc_capture::export_type::ExportType;
-use cdc_manifest::consumer::ConsumerId;
+use cdc_client::request::ExportRequest;
 use cdc_manifest::plain_name::NotPlain;
+use cdc_manifest::{After, ConsumerId, JobId};
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use pg_rows::encoding::{Compression, Encoding, Format};
+use pg_rows::export_type::ExportType;
 use pg_session::failure::chain;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::client::api::Api;
-use crate::client::download::{self, Output};
-use crate::client::job_view::{ExportView, FileView};
 use crate::command::BadUsage;
 use crate::command::catalog::named_or_implied;
 use crate::command::database_handle::{CreateMissing, DatabaseHandle, OR_SERVER};
@@ -32,6 +30,9 @@ use crate::command::signals::stop_on_signal;
 use crate::command::start::{Logs, block_on, settings};
 use crate::command::wiring::{PreparedOutput, Wired, wire};
 use crate::command::words::{compressions, words};
+use cdc_client::api::Api;
+use cdc_client::download::{self, Output};
+use cdc_client::job_view::{ExportView, FileView};
 
 /// The time after which this process runs the job itself if no worker has claimed it.
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(1);
@@ -96,7 +97,7 @@ impl ExportArguments {
         }
         let config = settings(CatalogFile::Read, Logs::Errors)?;
         block_on(async {
-            let request = self.request(self.dataset.as_deref().unwrap_or_default())?;
+            let request = self.request()?;
             let handle = DatabaseHandle::open(&config, CreateMissing::Nothing, OR_SERVER).await?;
             let done = self.run_locally(&config, &handle.database, request).await;
             handle.close().await;
@@ -105,13 +106,14 @@ impl ExportArguments {
     }
 
     /// Builds the request from the arguments. Also checks `--output`, because after the export it would be too late.
-    fn request(&self, dataset: &str) -> Result<Request, BadUsage> {
+    fn request(&self) -> Result<ExportRequest, BadUsage> {
         let encoding = Encoding::new(self.format, self.compression).map_err(|why| BadUsage(why.to_string()))?;
         let after = self.after()?;
         check(self.output.as_ref())?;
-        let request = Request::new(self.consumer.clone(), dataset.to_owned(), self.export_type, encoding);
+        let request = ExportRequest::new(self.consumer.clone(), self.export_type, encoding);
+        let (dataset, max_file_bytes) = (self.dataset.clone(), self.max_file_bytes);
         let skip_empty = self.skip_empty.then_some(true);
-        Ok(Request { max_file_bytes: self.max_file_bytes, skip_empty, after, ..request })
+        Ok(ExportRequest { dataset, max_file_bytes, skip_empty, after, ..request })
     }
 
     fn after(&self) -> Result<Option<After>, BadUsage> {
@@ -128,9 +130,14 @@ impl ExportArguments {
     }
 
     /// Submits the export to the queue in the database. Runs it in this process if no worker claims it.
-    async fn run_locally(&self, config: &Config, database: &Database, request: Request) -> anyhow::Result<ExitCode> {
+    async fn run_locally(
+        &self,
+        config: &Config,
+        database: &Database,
+        request: ExportRequest,
+    ) -> anyhow::Result<ExitCode> {
         let dataset = named_or_implied(config, self.dataset.as_deref())?.name.clone();
-        let request = Request { dataset, ..request };
+        let request = ExportRequest { dataset: Some(dataset), ..request };
         let interrupted = stop_on_signal()?;
         let done = CancellationToken::new();
         let stops = Stops { drain: done.clone(), shutdown: done.clone() };
@@ -158,7 +165,7 @@ impl ExportArguments {
 
     async fn run_remotely(&self, api: &Api) -> anyhow::Result<ExitCode> {
         let interrupted = stop_on_signal()?;
-        let request = self.request(self.dataset.as_deref().unwrap_or_default())?;
+        let request = self.request()?;
         let id = api.submit(&request).await?;
         let code = follow(api, id, self, None, &interrupted).await?;
         if code == ExitCode::SUCCESS && self.output.is_none() && !self.json {
@@ -185,7 +192,7 @@ async fn follow(
 }
 
 async fn wait_until_claimed(api: &Api, id: JobId) {
-    while api.poll(id, None).await.is_ok_and(|export| export.job.has_status(Status::Pending)) {}
+    while api.poll(id, None).await.is_ok_and(|export| export.job.has_status("pending")) {}
 }
 
 /// Waits for the end of a job, and shows its progress. Ctrl-C cancels the job, unless it is committing.
@@ -231,7 +238,7 @@ async fn finish(
     if arguments.json {
         outln!("{}", export.json)?;
     }
-    if !export.job.has_status(Status::Completed) {
+    if !export.job.has_status("completed") {
         if !arguments.json {
             eprintln!("cdc-export: the export {}", failure_text(export));
         }
@@ -279,7 +286,7 @@ async fn finish(
 
 /// Returns the reason why an export has no file, and a remedy.
 fn failure_text(ExportView { job, dataset, .. }: &ExportView) -> String {
-    let Some(error) = job.error.as_ref().filter(|_| job.has_status(Status::Failed)) else {
+    let Some(error) = job.error.as_ref().filter(|_| job.has_status("failed")) else {
         return format!("was {}", job.status);
     };
     let consumer = job.consumer_id.as_deref().unwrap_or_default();

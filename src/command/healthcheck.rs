@@ -8,7 +8,6 @@ use crate::config::CatalogFile;
 use anyhow::{anyhow, ensure};
 
 use crate::command::start::{Logs, block_on, settings};
-use crate::tls;
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -18,12 +17,12 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     let address = SocketAddr::from((host, config.http.port));
     let url = format!("http://{address}/health/ready");
     let not_ready = |cause| {
-        let why = tls::reason(&cause);
+        let why = http_client::reason(&cause);
         anyhow!("{address} is not ready, or the service has another HOST and PORT: {why}")
     };
     block_on(async {
         // A proxy can't reach this machine.
-        let client = tls::client(&url).no_proxy().timeout(ANSWER_TIMEOUT).build()?;
+        let client = http_client::client(&url).no_proxy().timeout(ANSWER_TIMEOUT).build()?;
         let status = client.get(url).send().await.map_err(not_ready)?.status();
         ensure!(status.is_success(), "{address} is not ready: it answers {status}");
         outln!("{address} is ready.")?;

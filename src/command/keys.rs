@@ -11,7 +11,7 @@ use crate::key::{self, KeyInfo, KeySelector, PresentedKey, Scope};
 use crate::store::Store;
 use crate::store::keys::{Created, NewKey};
 use anyhow::bail;
-use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::ConsumerId;
 use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};

@@ -13,18 +13,17 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::sleep;
 
-use crate::client;
-use crate::client::api::{Api, DatasetView};
-use crate::client::lane_group::{LaneGroup, Turn};
-use crate::client::observer::Observer;
 use crate::command::signals::stop_on_signal;
 use crate::command::terminal::{Terminal, is_closed_stdout};
 use crate::command::words::pause;
-use crate::job::Request;
-use cdc_capture::export_type::ExportType;
-use cdc_manifest::consumer::ConsumerId;
+use cdc_client::api::{Api, DatasetView};
+use cdc_client::lane_group::{LaneGroup, Turn};
+use cdc_client::observer::Observer;
+use cdc_client::request::ExportRequest;
+use cdc_manifest::ConsumerId;
 use cdc_manifest::plain_name::PlainName;
 use pg_rows::encoding::Encoding;
+use pg_rows::export_type::ExportType;
 use pg_session::failure::chain;
 
 /// The number of jobs that a round submits if the export of one dataset ends each of them.
@@ -172,8 +171,8 @@ impl LaneOptions {
         ready: &BTreeSet<String>,
         job: &mut RoundJob,
     ) -> anyhow::Result<()> {
-        let wanted = Request::new(Some(self.consumer.clone()), String::new(), export_type, encoding);
-        let wanted = Request { skip_empty: Some(true), ..wanted };
+        let wanted = ExportRequest::new(Some(self.consumer.clone()), export_type, encoding);
+        let wanted = ExportRequest { skip_empty: Some(true), ..wanted };
         job.datasets = ready.difference(&job.apart).cloned().collect();
         for _ in 0..MAX_JOBS {
             if job.datasets.len() < 2 {
@@ -246,12 +245,12 @@ impl LaneOptions {
                 Err(error) if !is_one_of_several || is_closed_stdout(&error) => return Err(error.context(dataset)),
                 Err(error) => {
                     // The dataset that stopped the job says why.
-                    let cause = error.downcast_ref().map(client::Error::root);
+                    let cause = error.downcast_ref().map(cdc_client::Error::root);
                     // Its exports would be made in vain.
-                    if matches!(cause, Some(client::Error::Refused(why)) if why.starts_with("another_source:")) {
+                    if matches!(cause, Some(cdc_client::Error::Refused(why)) if why.starts_with("another_source:")) {
                         apart.insert(dataset.clone());
                     }
-                    if !matches!(cause, Some(client::Error::JobStopped)) {
+                    if !matches!(cause, Some(cdc_client::Error::JobStopped)) {
                         shown.notice(&chain(error.as_ref()));
                     }
                     failed.insert(dataset);

@@ -4,8 +4,8 @@ use std::convert::Infallible;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use crate::client::download::{Output, folder_of};
 use crate::command::BadUsage;
+use cdc_client::download::{Output, folder_of};
 
 /// Checks that the destination can be written, before an export is made for it. Creates nothing.
 pub(super) fn check(output: Option<&Output>) -> Result<(), BadUsage> {

@@ -4,22 +4,22 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use crate::job::lane::Lane;
-use cdc_capture::export_type::ExportType;
+use cdc_manifest::Lane;
 use clap::Args;
 use pg_rows::encoding::{Compression, Encoding, Format};
+use pg_rows::export_type::ExportType;
 use tokio::task::spawn_blocking;
 
-use crate::client::lane_reader::LaneReader;
-use crate::client::observer::Observer;
-use crate::client::pull_folder::{PullFolder, WhenLocked, read_dataset, read_datasets};
-use crate::client::remote::ServiceAddress;
 use crate::command::BadUsage;
 use crate::command::lanes::{LaneOptions, LaneTask};
 use crate::command::server::{AddressParser, remote_api};
 use crate::command::start::block_on;
 use crate::command::terminal::Terminal;
 use crate::command::words::{compressions, words};
+use cdc_client::lane_reader::LaneReader;
+use cdc_client::observer::Observer;
+use cdc_client::pull_folder::{PullFolder, WhenLocked, read_dataset, read_datasets};
+use cdc_client::remote::ServiceAddress;
 use cdc_manifest::seal::PublicKey;
 
 /// The consumer, the service and the folder.
@@ -84,7 +84,7 @@ impl Pull {
             let acks = ack;
             let api = &api;
             let lane = LaneReader { api, consumer, dataset, request, encoding, is_submitted, acks, adopts };
-            Ok(lane.round(&mut folder).await?)
+            Ok(folder.follow(&lane).await?)
         };
         block_on(lanes.run(Some(&api), request.map(|request| (request, encoding)), &terminal, implied, recorded, read))
     }

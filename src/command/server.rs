@@ -8,9 +8,6 @@ use clap::Args;
 use clap::builder::TypedValueParser;
 use clap::error::ErrorKind;
 
-use crate::client::api::{Api, ApiTransport};
-use crate::client::observer::Observer;
-use crate::client::remote::{INVALID_ADDRESS, RemoteService, ServiceAddress};
 use crate::command::database_handle::{CreateMissing, DatabaseHandle, OR_SERVER};
 use crate::command::start::{Logs, arm, block_on, settings};
 use crate::command::terminal::{Terminal, print_notice};
@@ -18,6 +15,9 @@ use crate::command::wiring::wire_service;
 use crate::config::{CatalogFile, Environment};
 use crate::http::in_process::InProcess;
 use crate::service::Service;
+use cdc_client::api::{Api, ApiTransport};
+use cdc_client::observer::Observer;
+use cdc_client::remote::{RemoteService, ServiceAddress};
 use nix::unistd::{Uid, User};
 
 /// The option `--server`.
@@ -45,7 +45,7 @@ impl TypedValueParser for AddressParser {
     ) -> Result<ServiceAddress, clap::Error> {
         let name = arg.and_then(clap::Arg::get_long).unwrap_or_default();
         let refusal = |why| clap::Error::raw(ErrorKind::ValueValidation, format!("--{name}: {why}\n")).with_cmd(cmd);
-        value.to_str().ok_or(INVALID_ADDRESS).and_then(str::parse).map_err(refusal)
+        value.to_string_lossy().parse().map_err(refusal)
     }
 }
 
@@ -76,7 +76,7 @@ impl ServerOption {
 }
 
 pub(super) fn local_api(service: Service) -> Api {
-    Api::new(ApiTransport::InProcess(InProcess::new(service, &user_name())), Terminal::shared())
+    Api::new(ApiTransport::InProcess(Box::new(InProcess::new(service, &user_name()))), Terminal::shared())
 }
 
 /// Returns the name of the user who runs this process, or the user's number if it has no name.

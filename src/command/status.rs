@@ -10,11 +10,11 @@ use clap::Args;
 use pg_session::failure::chain;
 use serde_json::Value;
 
-use crate::client::answer::PlainText;
-use crate::client::api::{Api, PAGE_ITEMS};
-use crate::client::job_view::JobView;
 use crate::command::server::ServerOption;
 use crate::command::signals::stop_on_signal;
+use cdc_client::answer::PlainText;
+use cdc_client::api::{Api, PAGE_ITEMS};
+use cdc_client::job_view::JobView;
 
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 

@@ -8,11 +8,10 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tokio::time::Instant;
 
-use crate::client;
-use crate::client::job_view::ExportView;
-use crate::client::observer::Observer;
 use crate::command::plain::plain;
-use crate::job::JobId;
+use cdc_client::job_view::ExportView;
+use cdc_client::observer::Observer;
+use cdc_manifest::JobId;
 
 /// The interval of progress lines if standard error is not a terminal.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
@@ -121,7 +120,7 @@ impl Observer for Terminal {
 
 pub(super) fn is_closed_stdout(error: &anyhow::Error) -> bool {
     let cause = match error.downcast_ref() {
-        Some(client::Error::Output(cause)) => Some(cause),
+        Some(cdc_client::Error::Output(cause)) => Some(cause),
         _ => error.downcast_ref::<io::Error>(),
     };
     cause.is_some_and(|cause| cause.kind() == io::ErrorKind::BrokenPipe)

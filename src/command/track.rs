@@ -11,9 +11,10 @@ use cdc_capture::capture::tracking::{self, Tracked};
 use cdc_capture::capture::waiting::Queue;
 use cdc_capture::capture::{self, untracking};
 use cdc_capture::catalog_check;
-use cdc_capture::dataset::{Capture, Dataset, Table};
+use cdc_capture::dataset::{Capture, Dataset};
 use clap::Args;
 use pg_session::failure::chain;
+use pg_session::table_name::Table;
 
 use crate::command::BadUsage;
 use crate::command::catalog::{check_some, named_datasets};

@@ -9,12 +9,11 @@ use clap::Args;
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
-use crate::client;
-use crate::client::verifier::{ExportId, Finding, Verification, Verifier};
 use crate::command::plain::plain;
 use crate::command::start::block_on;
 use crate::command::terminal::Terminal;
 use crate::config::Environment;
+use cdc_client::verifier::{ExportId, Finding, Verification, Verifier};
 use cdc_manifest::seal::PublicKey;
 
 /// The place, and the options of the check.
@@ -58,7 +57,7 @@ fn print_fault(Finding { export, name, fault }: &Finding<'_>) -> io::Result<()> 
 fn summarize(verification: &Verification) -> anyhow::Result<ExitCode> {
     let Verification { lanes, exports, files, bytes, older, faults } = *verification;
     if exports == 0 && faults == 0 {
-        writeln!(io::stdout(), "no manifests").map_err(client::Error::Output).map_err(closed_stdout_error)?;
+        writeln!(io::stdout(), "no manifests").map_err(cdc_client::Error::Output).map_err(closed_stdout_error)?;
         return Ok(ExitCode::FAILURE);
     }
     let counted = |count: u64, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
@@ -66,14 +65,14 @@ fn summarize(verification: &Verification) -> anyhow::Result<ExitCode> {
     let (files, bytes, older) = (counted(files, "file"), counted(bytes, "byte"), counted(older, "older file"));
     let verdict = if faults == 0 { "whole".to_owned() } else { counted(faults, "fault") };
     let printed = writeln!(io::stdout(), "{verdict}: {lanes}, {exports}, {files}, {bytes}; {older} gone");
-    printed.map_err(client::Error::Output).map_err(closed_stdout_error)?;
+    printed.map_err(cdc_client::Error::Output).map_err(closed_stdout_error)?;
     Ok(if faults == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Converts a closed standard output into a failure: its reader has not seen the whole result.
-fn closed_stdout_error(error: client::Error) -> anyhow::Error {
+fn closed_stdout_error(error: cdc_client::Error) -> anyhow::Error {
     match &error {
-        client::Error::Output(why) if why.kind() == io::ErrorKind::BrokenPipe => {
+        cdc_client::Error::Output(why) if why.kind() == io::ErrorKind::BrokenPipe => {
             anyhow!("the reader of standard output has closed it before the end")
         }
         _ => error.into(),

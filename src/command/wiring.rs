@@ -11,10 +11,10 @@ use crate::maintenance::Maintenance;
 use crate::postgres::Database;
 use crate::receiver::Receivers;
 use crate::service::{self, Service, Stores};
-use crate::sink::{self, Destination, Limited, Prepared};
 use crate::store::Store;
 use crate::worker::{self, Stops, Worker};
 use cdc_capture::Source;
+use cdc_destination::{self, Destination, Limited, Prepared};
 use pg_session::pool::Pool;
 
 /// Returns the number of connections that `workers` concurrent exports may open.
@@ -79,10 +79,10 @@ pub(super) struct PreparedOutput {
 
 impl PreparedOutput {
     pub(super) async fn prepare(config: &Config) -> anyhow::Result<PreparedOutput> {
-        let wrong = |error: sink::Error| {
+        let wrong = |error: cdc_destination::Error| {
             let why = match &error {
-                sink::Error::Missing(cause) => cause.to_string(),
-                sink::Error::ReadOnly(cause) => format!("it can't be written: {cause}"),
+                cdc_destination::Error::Missing(cause) => cause.to_string(),
+                cdc_destination::Error::ReadOnly(cause) => format!("it can't be written: {cause}"),
                 other => pg_session::failure::chain(other),
             };
             let wrong = config::Error::output(&config.output, &why);

@@ -4,8 +4,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::duration;
-use crate::job::JobId;
-use cdc_capture::dataset::name::is_name;
+use cdc_manifest::{JobId, is_dataset_name};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use pg_rows::encoding::{Compression, Format};
 use pg_rows::words::UnknownWord;
@@ -18,7 +17,7 @@ pub(super) fn job_id(text: &str) -> Result<JobId, &'static str> {
 
 pub(super) fn dataset_name(text: &str) -> Result<String, String> {
     let why = || "a dataset's name has 1 to 63 of a-z, 0-9, _ and -, and begins with a letter".to_owned();
-    is_name(text).then(|| text.to_owned()).ok_or_else(why)
+    is_dataset_name(text).then(|| text.to_owned()).ok_or_else(why)
 }
 
 pub(super) fn pause(text: &str) -> Result<Duration, &'static str> {

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use crate::config::variables::{SECRET_SUFFIXES, Variables, invalid, is_read};
 use crate::config::{CatalogFile, Config, Error, output};
-use crate::key::SecretKeyText;
+use crate::key::PresentedKey;
 use crate::postgres::{BadUrl, NamedDatabase};
-use crate::sink;
+use cdc_client::remote::SecretKeyText;
 
 /// The variables of the process, and those of `.env` that the process lacks.
 pub struct Environment(pub(super) Variables);
@@ -53,11 +53,11 @@ impl Environment {
     }
 
     /// Reads a place of files from an argument: the path of a folder, or a URL as in OUTPUT_URL.
-    pub fn place(&self, place: &str) -> Result<sink::Settings, Error> {
+    pub fn place(&self, place: &str) -> Result<cdc_destination::Settings, Error> {
         if place.contains("://") || place.starts_with("file:") {
             return output::at_url(&self.0, "PLACE", place);
         }
-        Ok(sink::Settings::Folder(place.into()))
+        Ok(cdc_destination::Settings::Folder(place.into()))
     }
 
     pub fn target(&self, url: &str) -> Result<NamedDatabase, BadUrl> {
@@ -75,7 +75,7 @@ impl Environment {
         // A key that was read from a file ends with a newline.
         let Some(text) = vars.get("CDC_EXPORT_KEY").map(str::trim) else { return Ok(None) };
         let no_key = |why| invalid("CDC_EXPORT_KEY", format!("{why} as `cdc-export keys create` prints it"));
-        text.parse().map(Some).map_err(no_key)
+        text.parse::<PresentedKey>().map(|_| Some(SecretKeyText::new(text.to_owned()))).map_err(no_key)
     }
 }
 

@@ -3,12 +3,11 @@
 use crate::config::Error;
 use crate::config::variables::{Variables, invalid};
 use crate::publisher;
-use crate::sink;
 use cdc_manifest::signing::SigningKey;
 
-pub(super) fn read(vars: &Variables) -> Result<sink::Settings, Error> {
+pub(super) fn read(vars: &Variables) -> Result<cdc_destination::Settings, Error> {
     let Some(url) = vars.get("OUTPUT_URL") else {
-        return Ok(sink::Settings::Folder(vars.get("OUTPUT_DIR").unwrap_or("./output").into()));
+        return Ok(cdc_destination::Settings::Folder(vars.get("OUTPUT_DIR").unwrap_or("./output").into()));
     };
     if vars.get("OUTPUT_DIR").is_some() {
         return Err(invalid("OUTPUT_URL", "OUTPUT_DIR is set too: files go to one place"));
@@ -16,26 +15,27 @@ pub(super) fn read(vars: &Variables) -> Result<sink::Settings, Error> {
     at_url(vars, "OUTPUT_URL", url)
 }
 
-pub(super) fn at_url(vars: &Variables, name: &'static str, url: &str) -> Result<sink::Settings, Error> {
+pub(super) fn at_url(vars: &Variables, name: &'static str, url: &str) -> Result<cdc_destination::Settings, Error> {
     if url.starts_with("file:") {
         let path = url::Url::parse(url).ok().and_then(|url| url.to_file_path().ok());
         let no_path = || invalid(name, "a file:// URL has an absolute path, as file:///srv/exports");
-        return path.map(sink::Settings::Folder).ok_or_else(no_path);
+        return path.map(cdc_destination::Settings::Folder).ok_or_else(no_path);
     }
     bucket(vars, name, url)
 }
 
 #[cfg(feature = "buckets")]
-fn bucket(vars: &Variables, name: &'static str, url: &str) -> Result<sink::Settings, Error> {
-    let address = sink::BucketAddress::read(url, vars.all()).map_err(|why| invalid(name, why.to_string()))?;
-    Ok(sink::Settings::Bucket(sink::BucketSettings {
+fn bucket(vars: &Variables, name: &'static str, url: &str) -> Result<cdc_destination::Settings, Error> {
+    let address =
+        cdc_destination::BucketAddress::read(url, vars.all()).map_err(|why| invalid(name, why.to_string()))?;
+    Ok(cdc_destination::Settings::Bucket(cdc_destination::BucketSettings {
         address,
         part_bytes: vars.bytes("OUTPUT_PART_SIZE", 8 << 20, 5 << 20..=64 << 20)? as usize,
     }))
 }
 
 #[cfg(not(feature = "buckets"))]
-fn bucket(_vars: &Variables, name: &'static str, _url: &str) -> Result<sink::Settings, Error> {
+fn bucket(_vars: &Variables, name: &'static str, _url: &str) -> Result<cdc_destination::Settings, Error> {
     Err(invalid(
         name,
         "this build writes to folders only (file:///PATH): for buckets build it with `cargo build --release --features full`",
@@ -43,7 +43,7 @@ fn bucket(_vars: &Variables, name: &'static str, _url: &str) -> Result<sink::Set
 }
 
 /// Reads the settings of manifests: MANIFESTS, which is on by default for a bucket, and MANIFEST_KEY, which signs them.
-pub(super) fn publisher(vars: &Variables, output: &sink::Settings) -> Result<publisher::Settings, Error> {
+pub(super) fn publisher(vars: &Variables, output: &cdc_destination::Settings) -> Result<publisher::Settings, Error> {
     let is_bucket = output.folder().is_none();
     let writes_manifests = vars.one_of_two("MANIFESTS", [("on", true), ("off", false)])?.unwrap_or(is_bucket);
     // The message doesn't quote the text, which is a secret.
@@ -55,7 +55,7 @@ pub(super) fn publisher(vars: &Variables, output: &sink::Settings) -> Result<pub
 mod tests {
     use super::*;
 
-    fn read(variables: &[(&str, &str)]) -> Result<sink::Settings, String> {
+    fn read(variables: &[(&str, &str)]) -> Result<cdc_destination::Settings, String> {
         let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         super::read(&Variables(variables)).map_err(|error| error.to_string())
     }
@@ -88,7 +88,7 @@ mod tests {
     #[test]
     fn a_bucket_has_parts() {
         let bucket = read(&[("OUTPUT_URL", "s3://files/a"), ("OUTPUT_PART_SIZE", "64MiB")]).unwrap();
-        assert!(matches!(&bucket, sink::Settings::Bucket(bucket) if bucket.part_bytes == 64 << 20));
+        assert!(matches!(&bucket, cdc_destination::Settings::Bucket(bucket) if bucket.part_bytes == 64 << 20));
         assert_eq!(bucket.to_string(), "s3://files/a");
         for size in ["4MiB", "65MiB"] {
             let line = read(&[("OUTPUT_URL", "s3://files"), ("OUTPUT_PART_SIZE", size)]).unwrap_err();

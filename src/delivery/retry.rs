@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use crate::duration;
-
 /// Pauses after the first attempt, the second, and so on, in seconds: nine attempts over 42 hours.
 const PAUSES: [u64; 8] = [5, 30, 5 * 60, 30 * 60, 2 * 3600, 5 * 3600, 10 * 3600, 24 * 3600];
 
@@ -13,7 +11,7 @@ const JITTER: f64 = 0.2;
 /// Returns the pause after an attempt, counted from 1. `None`: no further attempt follows.
 pub(super) fn pause_after(attempt: u32) -> Option<Duration> {
     let pause = *PAUSES.get(attempt.max(1) as usize - 1)?;
-    Some(duration::spread(Duration::from_secs(pause), JITTER))
+    Some(http_client::pause::spread(Duration::from_secs(pause), JITTER))
 }
 
 #[cfg(test)]

@@ -3,13 +3,8 @@
 
 use chrono::{DateTime, Utc};
 
-#[cfg(feature = "buckets")]
-use crate::file::hidden::HiddenFile;
 use crate::job::Request;
 use cdc_capture::dataset::USERS;
-use cdc_manifest::consumer::ConsumerId;
-#[cfg(feature = "buckets")]
-use cdc_manifest::file_name::part_name;
 use pg_rows::encoding::Encoding;
 
 /// Returns the name without number and extension, for a request made at `now`.
@@ -28,43 +23,6 @@ pub fn stem(request: &Request, now: DateTime<Utc>) -> String {
             format!("{}{dataset}_{consumer}_{time}", request.export_type)
         }
         None => format!("export{dataset}_{time}"),
-    }
-}
-
-/// The name of an export's file, and the dataset and consumer that determine its key in a bucket.
-#[derive(Clone, Debug)]
-pub struct FileName {
-    pub dataset: String,
-    /// `None` for an ad-hoc export.
-    pub consumer: Option<ConsumerId>,
-    /// The name that clients see.
-    pub name: String,
-    pub encoding: Encoding,
-}
-
-impl FileName {
-    /// Returns the name of a part that is about to be written. The first part has the name of an only file, because
-    /// more parts may not follow.
-    #[cfg(feature = "buckets")]
-    pub fn of_part(&self, part: u32) -> String {
-        if part == 1 { self.name.clone() } else { part_name(&self.name, part) }
-    }
-
-    /// Returns the key of an attempt's object: `{dataset}/{consumer}/{stem}_{token}{extension}`.
-    ///
-    /// The token is the first 8 digits of the attempt's lease token, so that two attempts never share a key. The
-    /// folders allow an operator to grant a consumer access to its own objects only. The first part has the key of an
-    /// only file, because more parts may not follow.
-    #[cfg(feature = "buckets")]
-    pub fn key(&self, hidden: &HiddenFile) -> String {
-        let FileName { dataset, consumer, name, encoding } = self;
-        let extension = encoding.extension();
-        let stem = name.strip_suffix(&extension).unwrap_or(name);
-        // A consumer's id never begins with an underscore.
-        let consumer = consumer.as_ref().map_or("_ad_hoc", ConsumerId::as_str);
-        let token = hidden.token.as_uuid().simple().to_string();
-        let key = format!("{dataset}/{consumer}/{stem}_{}{extension}", &token[..8]);
-        if hidden.part == 1 { key } else { part_name(&key, hidden.part) }
     }
 }
 
@@ -90,8 +48,8 @@ pub fn stem_and_number(name: &str, encoding: Encoding) -> (&str, i64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cdc_capture::export_type::ExportType;
     use pg_rows::encoding::{Compression, Format};
+    use pg_rows::export_type::ExportType;
 
     #[test]
     fn stem_has_type_consumer_and_time() {

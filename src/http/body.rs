@@ -14,9 +14,9 @@ use serde::de::{Deserialize, DeserializeOwned, Deserializer};
 
 use crate::http::REQUEST_TIMEOUT;
 use crate::http::code::Code;
-use crate::http::json::{self, JsonError, Strict};
 use crate::http::problem::Problem;
 use cdc_capture::dataset::name::hint;
+use strict_json::{JsonError, Strict};
 
 const MAX_BODY_BYTES: usize = 1_000_000;
 
@@ -94,8 +94,8 @@ fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, Problem> {
     if !text.trim_ascii_start().starts_with(b"{") {
         return Err(Problem::bad_body("body: a JSON object is expected"));
     }
-    json::read(text, PhantomData::<T>)
-        .map_err(|refused| problem_of(json::read(text, Strict::Permitted).err().unwrap_or(refused)))
+    strict_json::read(text, PhantomData::<T>)
+        .map_err(|refused| problem_of(strict_json::read(text, Strict::Permitted).err().unwrap_or(refused)))
 }
 
 /// Returns the problem of a text that cannot be parsed. serde_json exposes the kind of a data error only in its

@@ -16,12 +16,10 @@ use crate::http::problem::Problem;
 use crate::http::query;
 use crate::job::json::{ConsumerSchema, ContinuitySchema};
 use crate::job::json::{JobJson, rfc3339};
-use crate::job::lane::Lane;
 use crate::service::Service;
 use crate::service::consumers::ListedConsumer;
 use cdc_capture::continuity::Continuity;
-use cdc_capture::dataset::name::is_name;
-use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::{ConsumerId, Lane, is_dataset_name};
 
 /// The query of `/consumers`.
 #[derive(Deserialize, IntoParams)]
@@ -200,7 +198,7 @@ fn consumer_of(service: &Service, id: &str) -> Result<ConsumerId, Problem> {
 
 /// Parses a cursor into a consumer and a dataset. Neither name can contain a slash.
 fn read_cursor(cursor: &str) -> Result<(ConsumerId, &str), Problem> {
-    let position = cursor.split_once('/').filter(|(_, dataset)| is_name(dataset));
+    let position = cursor.split_once('/').filter(|(_, dataset)| is_dataset_name(dataset));
     let (consumer, dataset) = position.ok_or_else(pages::bad_cursor)?;
     Ok((consumer.parse().map_err(|_| pages::bad_cursor())?, dataset))
 }

@@ -16,8 +16,9 @@ use crate::job::json::rfc3339;
 use crate::service::{CachedRead, Service};
 use cdc_capture::dataset::fault::Fault;
 use cdc_capture::dataset::mask::MaskRule;
-use cdc_capture::dataset::{Description, Table, TableColumn};
+use cdc_capture::dataset::{Description, TableColumn};
 use pg_rows::meta::MetaColumn;
+use pg_session::table_name::Table;
 
 /// All datasets.
 #[derive(Serialize, ToSchema)]

@@ -15,7 +15,7 @@ use crate::http::problem::Problem;
 use crate::http::query;
 use crate::job::json::rfc3339;
 use crate::service::{self, Service};
-use cdc_capture::dataset::name::is_name;
+use cdc_manifest::is_dataset_name;
 
 /// The query of `/deliveries`.
 #[derive(Deserialize, IntoParams)]
@@ -105,7 +105,7 @@ pub(crate) async fn list(
     service.require_consumer(None)?;
     let limit = pages::limit(query.limit.as_deref())?;
     let before = query.cursor.map(|cursor| cursor.parse::<Uuid>().map_err(|_| pages::bad_cursor())).transpose()?;
-    if query.endpoint.as_deref().is_some_and(|name| !is_name(name)) {
+    if query.endpoint.as_deref().is_some_and(|name| !is_dataset_name(name)) {
         return Err(Problem::bad_parameter("endpoint", "the name of a webhook or an amqp is expected"));
     }
     let filter = DeliveryFilter { status: query::word("status", query.status)?, endpoint: query.endpoint, before };

@@ -28,10 +28,9 @@ use crate::http::query;
 use crate::http::schemas::DatasetName;
 use crate::job::json::ConsumerSchema;
 use crate::job::json::{AnyJobJson, ExportTypeSchema};
-use crate::job::lane::Lane;
-use crate::job::{Export, Filter, JobId, JobPage, Status};
+use crate::job::{Export, Filter, JobPage, Status};
 use crate::service::{self, Cancellation, Service};
-use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::{ConsumerId, JobId, Lane};
 
 /// Time after which a client reconnects to an interrupted event stream.
 const RECONNECT: Duration = Duration::from_secs(2);

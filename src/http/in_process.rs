@@ -3,10 +3,10 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use axum::body::Body;
-use axum::extract::Request;
-use axum::response::Response;
 use axum::{Extension, Router};
+use http_body_util::BodyExt;
 use hyper::service::Service as _;
 use hyper_util::service::TowerToHyperService;
 
@@ -15,6 +15,7 @@ use crate::http::access::Caller;
 use crate::http::routes;
 use crate::job::Bounds;
 use crate::service::{self, Service};
+use cdc_client::answer::{AnswerBody, Cause, LocalService};
 use pg_session::failure::chain;
 
 /// The API without a listener. The caller may use every route: there are no keys, no rate limits and no checks of
@@ -30,18 +31,16 @@ impl InProcess {
         let service = service.for_request(&Bounds::NONE, None, Arc::new(Origin::command(user))).without_redirects();
         InProcess(routes.layer(Extension(Caller(None))).layer(Extension(service)))
     }
+}
 
-    /// Calls the API. If the service refuses the request, the extensions of the response contain a [`Cause`].
-    pub async fn call(&self, request: Request<Body>) -> Response {
-        let answer = TowerToHyperService::new(self.0.clone()).call(request).await;
+#[async_trait]
+impl LocalService for InProcess {
+    async fn call(&self, request: hyper::Request<String>) -> hyper::Response<AnswerBody> {
+        let answer = TowerToHyperService::new(self.0.clone()).call(request.map(Body::from)).await;
         let mut answer = answer.unwrap_or_else(|never: Infallible| match never {});
         if let Some(error) = answer.extensions_mut().remove::<Arc<service::Error>>() {
             answer.extensions_mut().insert(Cause(chain(&*error)));
         }
-        answer
+        answer.map(|body| body.map_err(Into::into).boxed_unsync())
     }
 }
-
-/// The error of the service with its causes. Only a caller in the same process may see it.
-#[derive(Clone, Debug)]
-pub struct Cause(pub String);

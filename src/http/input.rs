@@ -18,13 +18,12 @@ use crate::http::access::service_of;
 use crate::http::code::Code;
 use crate::http::problem::Problem;
 use crate::http::schemas::DatasetName;
+use crate::job::IdempotencyKey;
 use crate::job::json::ConsumerSchema;
-use crate::job::{IdempotencyKey, JobId};
 use crate::key;
 use crate::service::{self, Service};
-use cdc_capture::dataset::name::is_name;
-use cdc_capture::export_type::ExportType;
-use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::{ConsumerId, JobId, is_dataset_name};
+use pg_rows::export_type::ExportType;
 
 pub(crate) const CONSUMER_HEADER: &str = "X-Consumer-ID";
 pub(crate) const KEY_HEADER: &str = "Idempotency-Key";
@@ -131,7 +130,7 @@ pub(crate) fn dataset_or_implied(
 /// Validates the name of a dataset. The dataset may be missing from the catalog, because its exports are kept.
 pub(crate) fn dataset(name: String) -> Result<String, Problem> {
     let bad = || Problem::bad_parameter("dataset", "the name of a dataset is expected");
-    if is_name(&name) { Ok(name) } else { Err(bad()) }
+    if is_dataset_name(&name) { Ok(name) } else { Err(bad()) }
 }
 
 /// Parses a header, if present. Refuses a header given twice, because the values might differ.

@@ -139,7 +139,7 @@ mod tests {
     use crate::job::{FailureCode, Status};
     use crate::schedule::Refusal;
     use cdc_capture::continuity::Continuity;
-    use cdc_capture::export_type::ExportType;
+    use pg_rows::export_type::ExportType;
 
     /// Returns the names that follow `mark` in a text, up to the next quote.
     fn named<'a>(text: &'a str, mark: &'a str) -> impl Iterator<Item = &'a str> {

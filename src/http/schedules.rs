@@ -10,7 +10,7 @@ use crate::job::json::{ConsumerSchema, ExportTypeSchema};
 use crate::schedule::ScheduledDatasets;
 use crate::service::Service;
 use crate::service::schedules::ListedSchedule;
-use cdc_capture::export_type::ExportType;
+use pg_rows::export_type::ExportType;
 
 /// All schedules.
 #[derive(Serialize, ToSchema)]

@@ -12,8 +12,8 @@ use crate::job::json::{CompressionSchema, ConsumerSchema, ContinuitySchema, Expo
 use crate::job::{FailureCode, Phase, Status};
 use cdc_capture::continuity::Continuity;
 use cdc_capture::dataset::selection::Operator;
-use cdc_capture::export_type::ExportType;
 use pg_rows::encoding::{Compression, Format};
+use pg_rows::export_type::ExportType;
 use pg_rows::meta::MetaColumn;
 
 /// Returns the schema of an enum: its values and the meaning of each.
@@ -99,8 +99,8 @@ fn named(pattern: &str, example: &str) -> RefOr<Schema> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cdc_capture::dataset::name::is_name;
-    use cdc_manifest::consumer::ConsumerId;
+    use cdc_manifest::ConsumerId;
+    use cdc_manifest::is_dataset_name;
     use proptest::prelude::*;
     use proptest::string::string_regex;
 
@@ -116,11 +116,11 @@ mod tests {
         let consumer = string_regex(&pattern(ConsumerSchema::schema())).unwrap();
         let dataset = string_regex(&pattern(DatasetName::schema())).unwrap();
         proptest!(|(consumer in consumer, dataset in dataset)| {
-            prop_assert!(consumer.parse::<ConsumerId>().is_ok() && is_name(&dataset), "{} {}", consumer, dataset);
+            prop_assert!(consumer.parse::<ConsumerId>().is_ok() && is_dataset_name(&dataset), "{} {}", consumer, dataset);
         });
         // The patterns also contain the exact maximum lengths.
         let longest = "x".repeat(128);
         assert!(longest.parse::<ConsumerId>().is_ok() && format!("{longest}x").parse::<ConsumerId>().is_err());
-        assert!(is_name(&longest[..63]) && !is_name(&longest[..64]));
+        assert!(is_dataset_name(&longest[..63]) && !is_dataset_name(&longest[..64]));
     }
 }

@@ -11,8 +11,8 @@ use crate::http::input::{Consumer, dataset_or_implied};
 use crate::http::problem::Problem;
 use crate::http::schemas::DatasetName;
 use crate::job::json::rfc3339;
-use crate::job::lane::Lane;
 use crate::service::Service;
+use cdc_manifest::Lane;
 
 /// A consumer's watermark in a dataset.
 #[derive(Serialize, ToSchema)]

@@ -1,7 +1,7 @@
 //! The consumers and datasets that a caller is bound to.
 
 use crate::job::{Export, Job};
-use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::ConsumerId;
 
 /// The exports that a caller may see and request. The default allows all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

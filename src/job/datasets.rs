@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use cdc_capture::export_type::ExportType;
+use pg_rows::export_type::ExportType;
 
 pub const MOST_DATASETS: usize = 1_000;
 

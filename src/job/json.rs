@@ -12,10 +12,10 @@ use utoipa::{PartialSchema, ToSchema};
 use uuid::Uuid;
 
 use crate::job::datasets::Omitted;
-use crate::job::{Export, ExportFile, Failure, FailureCode, Job, JobId, Phase, Status};
+use crate::job::{Export, ExportFile, Failure, FailureCode, Job, Phase, Status};
 use cdc_capture::continuity::Continuity;
-use cdc_capture::export_type::ExportType;
-use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::{ConsumerId, JobId};
+use pg_rows::export_type::ExportType;
 
 /// Formats a time for JSON: RFC 3339, UTC, microseconds.
 pub fn rfc3339(time: DateTime<Utc>) -> String {

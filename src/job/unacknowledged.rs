@@ -1,15 +1,6 @@
-//! A lane: the jobs of one consumer for one dataset, in order.
+//! The exports of a lane that the consumer has not acknowledged.
 
 use chrono::{DateTime, Utc};
-
-use cdc_manifest::consumer::ConsumerId;
-
-/// The jobs of one consumer for one dataset. They run one after another, and the published ones are numbered.
-#[derive(Clone, Copy, Debug)]
-pub struct Lane<'a> {
-    pub consumer: &'a ConsumerId,
-    pub dataset: &'a str,
-}
 
 /// The count of unacknowledged exports stops here.
 pub const COUNTED_EXPORTS: u64 = 1_000;

@@ -7,13 +7,12 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use crate::file::FileRecord;
-use crate::job::JobId;
 use crate::maintenance::{Error, Maintenance};
 use crate::publisher::{self, Publication, Publisher};
-use crate::sink::Destination;
 use crate::store::files::LOST_AFTER;
 use crate::telemetry::log_throttle::LogThrottle;
-use cdc_manifest::consumer::ConsumerId;
+use cdc_destination::Destination;
+use cdc_manifest::{ConsumerId, JobId};
 use pg_session::failure::chain;
 
 pub(super) struct Publish {
@@ -79,11 +78,18 @@ impl Publish {
     async fn unpublished(&mut self) -> Result<HashMap<LaneKey, Vec<FileRecord>>, Error> {
         let Maintenance { store, destination, .. } = &self.maintenance;
         let unpublished = store.unpublished(destination.id().await?).await?;
-        let is_of = |record: &FileRecord, (job, dataset): &ExportKey| record.job == *job && record.dataset == *dataset;
+        let is_of = |record: &FileRecord, (job, dataset): &ExportKey| {
+            record.files.job == *job && record.files.dataset == *dataset
+        };
         self.missing.retain(|key, _| unpublished.iter().any(|record| is_of(record, key)));
         let mut lanes = HashMap::<_, Vec<_>>::new();
         for record in unpublished {
-            let lane = record.consumer.clone().map(|consumer| (consumer, record.dataset.clone())).ok_or(record.job);
+            let lane = record
+                .files
+                .consumer
+                .clone()
+                .map(|consumer| (consumer, record.files.dataset.clone()))
+                .ok_or(record.files.job);
             lanes.entry(lane).or_default().push(record);
         }
         Ok(lanes)
@@ -99,7 +105,7 @@ impl Publish {
             // The file is lost if it has been missing in every round for longer than `LOST_AFTER`.
             Ok(Publication::Missing(record)) => {
                 let first = *self.missing.entry(key.clone()).or_insert_with(|| {
-                    tracing::warn!(event = "staged_file_missing", jobId = %record.job, file = record.name);
+                    tracing::warn!(event = "staged_file_missing", jobId = %record.files.job, file = record.files.name);
                     Instant::now()
                 });
                 if first.elapsed() > LOST_AFTER { self.publisher.give_up(&record).await } else { Ok(()) }
@@ -123,7 +129,7 @@ impl Publish {
 async fn publish(publisher: Publisher, lane: LaneKey, records: Vec<FileRecord>) -> (LaneKey, Vec<PublicationResult>) {
     let mut outcomes = Vec::new();
     for record in records {
-        let key = (record.job, record.dataset.clone());
+        let key = (record.files.job, record.files.dataset.clone());
         let outcome = match record.is_own {
             true => publisher.publish(record).await,
             // A service on another database publishes it, so a lane of this database must not wait for it.

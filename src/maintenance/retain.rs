@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use crate::job::Retention;
 use crate::maintenance::{Error, Maintenance, Settings};
-use crate::sink::Destination;
 use crate::store::retention::{LaneCursor, PastFile, PastManifest, Retained, RetentionPage};
+use cdc_destination::Destination;
 
 /// The time after which a round ends. What is left is the next round's.
 const ROUND_TIME: Duration = Duration::from_secs(60);
@@ -87,11 +87,11 @@ async fn remove_manifests(
 ) -> Result<(), Error> {
     let (mut removed, mut outcome) = (Vec::new(), Ok(()));
     for PastManifest { record, text } in past {
-        outcome = destination.remove_manifest(record, text).await;
+        outcome = destination.remove_manifest(&record.files, text).await;
         if outcome.is_err() {
             break;
         }
-        removed.push((record.job, &*record.dataset));
+        removed.push((record.files.job, &*record.files.dataset));
     }
     store.manifests_removed(&removed).await?;
     Ok(outcome?)
@@ -113,25 +113,25 @@ async fn remove_all(maintenance: &Maintenance, past: Vec<PastFile>) -> Result<()
 async fn remove(Maintenance { store, destination, .. }: &Maintenance, past: &[PastFile]) -> Result<(), Error> {
     // A file of another database is not removed. This database only deletes its record of the file.
     let own = past.iter().filter(|past| past.record.is_own);
-    let files: Vec<_> = own.flat_map(|past| past.record.owned_files()).collect();
+    let files: Vec<_> = own.flat_map(|past| past.record.files.owned()).collect();
     destination.remove(&files).await?;
-    let exports: Vec<_> = past.iter().map(|past| (past.record.job, &*past.record.dataset)).collect();
+    let exports: Vec<_> = past.iter().map(|past| (past.record.files.job, &*past.record.files.dataset)).collect();
     // If several processes remove the same files, only the first one logs it.
     let removed = store.files_removed(&exports).await?;
     let is_removed = |past: &&PastFile| {
-        removed.iter().any(|(job, dataset)| *job == past.record.job && *dataset == past.record.dataset)
+        removed.iter().any(|(job, dataset)| *job == past.record.files.job && *dataset == past.record.files.dataset)
     };
     for PastFile { record, unacknowledged } in past.iter().filter(is_removed) {
-        let job = record.job;
+        let job = record.files.job;
         if record.is_own {
-            tracing::info!(event = "file_removed", jobId = %job, file = record.name);
+            tracing::info!(event = "file_removed", jobId = %job, file = record.files.name);
         }
         if let Some(number) = unacknowledged {
             tracing::warn!(
                 event = "unacknowledged_removed",
                 jobId = %job,
-                consumerId = record.consumer.as_ref().map(|consumer| consumer.as_str()),
-                dataset = record.dataset,
+                consumerId = record.files.consumer.as_ref().map(|consumer| consumer.as_str()),
+                dataset = record.files.dataset,
                 number,
                 "removed an export that its consumer did not acknowledge within RETAIN_UNACKED: if the consumer has not loaded it, request a full export"
             );

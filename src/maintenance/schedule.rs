@@ -14,12 +14,12 @@ use crate::audit::{Action, Origin};
 use crate::job::datasets::{DatasetsRequest, MOST_DATASETS, Omitted};
 use crate::maintenance::{Error, Maintenance};
 use crate::schedule::{Due, Refusal, Schedule, ScheduleState, ScheduledDatasets};
-use crate::sink::Destination;
 use crate::store;
 use crate::store::schedules::{RunOutcome, ScheduledExports};
 use crate::store::tracked::Obstacle;
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics;
+use cdc_destination::Destination;
 
 /// The number of schedules that are advanced at the same time. Each takes a dozen round trips to Postgres.
 const MAX_CONCURRENT: usize = 4;

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::maintenance::{Error, Maintenance};
-use crate::sink::Destination;
 use crate::store::queue::EndedAttempt;
+use cdc_destination::Destination;
 
 /// The time since its last write after which a hidden file is removed, if its owner is not known to be gone.
 const ABANDONED_AFTER: Duration = Duration::from_secs(3600);

@@ -7,8 +7,6 @@ use http_body_util::{BodyExt, Limited};
 use reqwest::Body;
 use reqwest::redirect::Policy;
 
-use crate::tls;
-
 /// The maximum number of redirects. Files of a release are on other hosts than its page.
 const MAX_REDIRECTS: usize = 5;
 
@@ -22,14 +20,14 @@ const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(600);
 /// Downloads a file, as [`private_postgres::Fetch`] specifies. Follows no redirect away from https.
 pub fn fetch(url: String) -> Pin<Box<dyn Future<Output = Result<Vec<u8>, String>> + Send>> {
     Box::pin(async move {
-        let failed = |error: reqwest::Error| tls::reason(&error);
-        let client = tls::client(&url).https_only(true).redirect(Policy::limited(MAX_REDIRECTS));
+        let failed = |error: reqwest::Error| http_client::reason(&error);
+        let client = http_client::client(&url).https_only(true).redirect(Policy::limited(MAX_REDIRECTS));
         let client = client.read_timeout(ANSWER_TIMEOUT).timeout(DOWNLOAD_TIMEOUT).build().map_err(failed)?;
         let answer = client.get(&url).send().await.map_err(failed)?;
         if !answer.status().is_success() {
             return Err(format!("the answer is {}", answer.status()));
         }
         let bytes = Limited::new(Body::from(answer), MAX_BYTES).collect().await;
-        Ok(bytes.map_err(|error| tls::reason(error.as_ref()))?.to_bytes().into())
+        Ok(bytes.map_err(|error| http_client::reason(error.as_ref()))?.to_bytes().into())
     })
 }

@@ -8,22 +8,21 @@ use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 
 use crate::audit::Action;
+use crate::file::marked_export;
 use crate::freshness::{LaneFacts, LaneHistory, LaneState};
-use crate::job::lane::{Lane, Unacknowledged};
-use crate::job::marker::Marker;
+use crate::job::unacknowledged::Unacknowledged;
 use crate::job::{Export, Job};
 use crate::service::deadline::{on_table, with_timeout};
 use crate::service::{COUNTING_TIMEOUT, CachedRead, DATASETS_CACHE_TIME, Error, Service};
-use crate::sink::{Destination, MarkerFile};
 use crate::store::moments::LoggedChanges;
 use crate::store::watermarks::{ConsumerPosition, ConsumerRemoval, WatermarkRemoval};
 use cdc_capture::continuity::Continuity;
 use cdc_capture::dataset::fault::{Fault, Faults};
-use cdc_capture::dataset::name::is_name;
 use cdc_capture::dataset::{Capture, Dataset, Description};
 use cdc_capture::watermark::Readiness;
 use cdc_capture::watermark::{ConsumerLag, LogUse, Waiting};
-use cdc_manifest::consumer::ConsumerId;
+use cdc_destination::{Destination, Marker, MarkerFile};
+use cdc_manifest::{ConsumerId, Lane, is_dataset_name};
 use pg_session::failure::chain;
 
 /// Maximum number of lanes of a consumer that are read together.
@@ -298,7 +297,7 @@ impl Service {
         let _permit = self.lag_reads.acquire().await;
         let consumers: Vec<_> = consumers.iter().collect();
         let consumers = self.with_markers(&dataset, &consumers).await?;
-        let lanes: Vec<_> = consumers.iter().map(|(id, marker)| (*id, marker.as_ref().map(Marker::export))).collect();
+        let lanes: Vec<_> = consumers.iter().map(|(id, marker)| (*id, marker.as_ref().map(marked_export))).collect();
         on_table(self.source.lags(&dataset, &lanes)).await
     }
 
@@ -310,7 +309,7 @@ impl Service {
     /// # Errors
     /// If an export of the consumer is being committed.
     pub async fn forget_watermark(&self, lane: Lane<'_>) -> Result<(), Error> {
-        if !is_name(lane.dataset) {
+        if !is_dataset_name(lane.dataset) {
             self.dataset(lane.dataset)?;
         }
         match with_timeout(self.store.forget_watermark(lane)).await? {

@@ -7,12 +7,12 @@ use tokio::io::AsyncRead;
 
 use crate::audit::Action;
 use crate::file::FileRecord;
-use crate::job::{JobId, Status};
+use crate::job::Status;
 use crate::service::deadline::with_timeout;
 use crate::service::{Error, Service};
-use crate::sink::{self, Destination, PublishedFile};
 use crate::telemetry::job_event;
-use cdc_manifest::consumer::ConsumerId;
+use cdc_destination::{self, Destination, ExportFiles, PublishedFile};
+use cdc_manifest::{ConsumerId, JobId};
 use pg_rows::encoding::Encoding;
 use pg_session::failure::chain;
 
@@ -73,13 +73,13 @@ impl Service {
         };
         let place = match part {
             Some(part) => (part as usize).wrapping_sub(1),
-            None if record.parts.len() > 1 => return Err(Error::SeveralFiles(record.parts.len())),
+            None if record.files.parts.len() > 1 => return Err(Error::SeveralFiles(record.files.parts.len())),
             None => 0,
         };
-        let (name, staged) = record.files().nth(place).ok_or(Error::NoPart(record.parts.len()))?;
+        let (name, staged) = record.files.named().nth(place).ok_or(Error::NoPart(record.files.parts.len()))?;
         let file = self.destination.open(staged, &name).await?.ok_or(Error::FileGone)?;
         let (bytes, sha256) = (staged.identity.bytes, staged.sha256.clone());
-        let FileRecord { consumer, dataset, encoding, finished_at, .. } = record;
+        let FileRecord { files: ExportFiles { consumer, dataset, .. }, encoding, finished_at, .. } = record;
         Ok(DownloadableFile { file, job: id, consumer, dataset, name, bytes, sha256, encoding, finished_at })
     }
 
@@ -139,10 +139,10 @@ impl Service {
         if !record.is_own {
             return Err(Error::FileOfOtherDatabase);
         }
-        self.destination.remove(&record.owned_files()).await?;
+        self.destination.remove(&record.files.owned()).await?;
         with_timeout(self.store.files_removed(&[(id, export.dataset.as_str())])).await?;
         self.origin.log_job(Action::RemoveFile, &export);
-        job_event!(info, export, "file_removed", file = record.name);
+        job_event!(info, export, "file_removed", file = record.files.name);
         Ok(())
     }
 
@@ -177,9 +177,9 @@ impl Service {
         if !record.is_own {
             return Ok(());
         }
-        match self.destination.discard(&record).await {
+        match self.destination.discard(&record.files).await {
             // If the other destination becomes available again, its cleanup removes the file.
-            Ok(()) | Err(sink::Error::Elsewhere) => {}
+            Ok(()) | Err(cdc_destination::Error::Elsewhere) => {}
             Err(error) => tracing::warn!(event = "file_left_behind", jobId = %id, error = chain(&error)),
         }
         Ok(())

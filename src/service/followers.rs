@@ -10,14 +10,15 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::duration::Backoff;
-use crate::job::{Job, JobId};
+use crate::job::Job;
 use crate::key::Prefix;
 use crate::service::Error;
 use crate::service::deadline::with_timeout;
 use crate::service::shares::{Share, Shares};
 use crate::store::Store;
 use crate::store::transitions::{Ending, Endings};
+use cdc_manifest::JobId;
+use http_client::pause::Backoff;
 
 /// Maximum number of followers in total. It leaves half of the open requests to other calls.
 const MAX_FOLLOWERS: usize = 500;

@@ -10,12 +10,10 @@ use tokio::time::Instant;
 use crate::audit::Action;
 use crate::job::activity::LastDay;
 use crate::job::datasets::DatasetsRequest;
-use crate::job::lane::Lane;
-use crate::job::{Export, Filter, IdempotencyKey, Job, JobId, JobPage, Request, Status};
+use crate::job::{Export, Filter, IdempotencyKey, Job, JobPage, Request, Status};
 use crate::service::deadline::{on_table, with_timeout};
 use crate::service::followers::{Follower, Poll, PollOutcome, Subscriber};
 use crate::service::{DIAGNOSIS_TIMEOUT, Error, Service};
-use crate::sink::Destination;
 use crate::store::{
     self,
     jobs::{Cancelled, SubmitOutcome},
@@ -25,7 +23,8 @@ use crate::store::{
 use crate::telemetry::job_event;
 use crate::trace::TraceParent;
 use cdc_capture::dataset::Dataset;
-use cdc_manifest::consumer::ConsumerId;
+use cdc_destination::Destination;
+use cdc_manifest::{ConsumerId, JobId, Lane};
 
 /// The result of a request to cancel a job.
 pub enum Cancellation {

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::job::{Job, JobId};
+use crate::job::Job;
 use crate::schedule::{Schedule, ScheduleState, ScheduledDatasets};
 use crate::service::deadline::with_timeout;
 use crate::service::{Error, Service};
 use crate::store;
+use cdc_manifest::JobId;
 
 #[derive(Clone, Debug)]
 pub struct ListedSchedule {

@@ -11,7 +11,6 @@ use tokio::time::{Instant, timeout};
 use crate::event::DeliveryStatus;
 use crate::freshness;
 use crate::job::Status;
-use crate::job::lane::Lane;
 use crate::service::Service;
 use crate::service::schedules::ScheduleAge;
 use crate::store::{
@@ -22,7 +21,7 @@ use crate::store::{
 };
 use crate::telemetry::metrics::{self, Gauges};
 use cdc_capture::dataset::{Capture, Dataset};
-use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::{ConsumerId, Lane};
 use pg_session::failure::chain;
 
 /// Time for which the gauges are cached, so that several scrapers cause the same load on the database as one.

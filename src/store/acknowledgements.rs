@@ -6,10 +6,9 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 
-use crate::job::JobId;
-use crate::job::lane::{COUNTED_EXPORTS, Unacknowledged};
+use crate::job::unacknowledged::{COUNTED_EXPORTS, Unacknowledged};
 use crate::store::{Error, Store};
-use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::{ConsumerId, JobId};
 
 impl Store {
     /// Records that the consumer loaded a job's published exports of these datasets, and all exports before them in

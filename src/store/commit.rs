@@ -7,8 +7,8 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use sqlx::types::Json;
 
-use crate::file::{Exported, Part, content_sha256};
-use crate::job::{Export, JobId};
+use crate::file::Exported;
+use crate::job::Export;
 use crate::store::export_row::with_export_columns;
 use crate::store::lease::Lease;
 use crate::store::transitions::{TransitionRow, plan_deliveries};
@@ -17,8 +17,8 @@ use crate::store::{Error, Store};
 use cdc_capture::continuity::ExportReport;
 use cdc_capture::dataset::columns::FileColumns;
 use cdc_capture::watermark::{NewPosition, Position};
-use cdc_manifest::Manifest;
-use cdc_manifest::consumer::ConsumerId;
+use cdc_destination::{Part, content_sha256};
+use cdc_manifest::{ConsumerId, JobId, Manifest};
 
 /// An export to commit: its files, and the facts that the commit compares and saves beside them.
 #[derive(Clone, Debug)]

@@ -2,7 +2,7 @@
 
 use crate::catalog::pattern::UsedNames;
 use crate::store::{Error, Store};
-use cdc_capture::dataset::Table;
+use pg_session::table_name::Table;
 
 impl Store {
     /// Returns the names that have exports or keys, with the tables that they belong to.

@@ -10,13 +10,14 @@ use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
-use crate::file::FileLocation;
 use crate::job::datasets::DatasetsRequest;
-use crate::job::{After, Export, ExportFile, Failure, Job, JobId};
+use crate::job::{Export, ExportFile, Failure, Job};
 use crate::store::Error;
 use cdc_capture::continuity::ExportReport;
 use cdc_capture::dataset::selection::Selection;
+use cdc_destination::FileLocation;
 use cdc_manifest::file_name::file_names;
+use cdc_manifest::{After, JobId};
 use pg_rows::encoding::Encoding;
 use pg_session::failure::chain;
 use pg_session::statement::with_pieces;

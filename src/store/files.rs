@@ -7,14 +7,15 @@ use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, FromRow, PgConnection, Row};
 use uuid::Uuid;
 
+use crate::file::FileRecord;
 use crate::file::name::{numbered, stem_and_number};
-use crate::file::{FileIdentity, FileRecord, Part, StagedFile};
-use crate::job::marker::Marker;
-use crate::job::{FailureCode, JobId};
+use crate::job::FailureCode;
 use crate::store::export_row::{StoredFile, parsed, with_export_columns};
 use crate::store::transitions::Transition;
 use crate::store::{Error, Store};
 use cdc_capture::continuity::Continuity;
+use cdc_destination::{ExportFiles, FileIdentity, Marker, Part, StagedFile};
+use cdc_manifest::JobId;
 use cdc_manifest::file_name::stem_of;
 use pg_rows::encoding::Encoding;
 use pg_session::statement::with_pieces;
@@ -66,8 +67,8 @@ impl Store {
     /// Returns the files of the last completed export in the lane of `record`: `record` itself, or a later one.
     pub async fn last_of_lane(&self, record: &FileRecord) -> Result<Option<FileRecord>, Error> {
         let statement = sqlx::query_as(with_file_columns(include_str!("files/last_of_lane.sql")))
-            .bind(record.consumer.as_ref().map(|consumer| consumer.as_str()))
-            .bind(&record.dataset);
+            .bind(record.files.consumer.as_ref().map(|consumer| consumer.as_str()))
+            .bind(&record.files.dataset);
         self.with(async |conn| statement.fetch_optional(conn).await).await
     }
 
@@ -84,10 +85,10 @@ impl Store {
                  -- A failed export that was committed lost its file.
                  or other.status = 'failed' and other.columns_hash is not null)",
         )
-        .bind(record.job.as_uuid())
+        .bind(record.files.job.as_uuid())
         .bind(marker.job.as_uuid())
         .bind(&marker.sha256)
-        .bind(&record.dataset);
+        .bind(&record.files.dataset);
         self.with(async |conn| statement.fetch_optional(conn).await).await
     }
 
@@ -99,14 +100,14 @@ impl Store {
         record: &FileRecord,
         locations: &[Option<String>],
     ) -> Result<Option<Transition>, Error> {
-        let places: Vec<_> = record.parts.iter().map(|part| Json(&part.staged.identity.location)).collect();
+        let places: Vec<_> = record.files.parts.iter().map(|part| Json(&part.staged.identity.location)).collect();
         let statement = sqlx::query_as(with_export_columns(include_str!("files/published.sql")))
-            .bind(record.job.as_uuid())
-            .bind(&record.dataset)
-            .bind(&record.name)
+            .bind(record.files.job.as_uuid())
+            .bind(&record.files.dataset)
+            .bind(&record.files.name)
             .bind(places)
             .bind(locations)
-            .bind(&record.manifest);
+            .bind(&record.files.manifest);
         Ok(self.transition(statement, None).await?.pop())
     }
 
@@ -118,9 +119,9 @@ impl Store {
         // A file that belongs to another database is given up at once.
         let after = if record.is_own { LOST_AFTER } else { Duration::ZERO };
         let statement = sqlx::query_as(with_export_columns(include_str!("files/give_up.sql")))
-        .bind(record.job.as_uuid())
-        .bind(&record.dataset)
-        .bind(&record.name)
+        .bind(record.files.job.as_uuid())
+        .bind(&record.files.dataset)
+        .bind(&record.files.name)
         .bind(after.as_secs_f64())
         .bind(FailureCode::FileLost.as_str())
         .bind(match record.is_own {
@@ -138,7 +139,7 @@ impl Store {
     /// under the right name.
     pub async fn rename_output(&self, record: &FileRecord) -> Result<(), Error> {
         self.transaction(async |tx| {
-            let (stem, present) = stem_and_number(&record.name, record.encoding);
+            let (stem, present) = stem_and_number(&record.files.name, record.encoding);
             // The number only grows. Otherwise one of two publishers could look for the file under a name that the
             // other one went back to.
             let mut number = (names_taken(tx, stem).await? + 1).max(present + 1);
@@ -152,9 +153,9 @@ impl Store {
                  update cdc_export.exports set output_filename = $4, manifest = null, digest = null
                  where job = $1 and dataset = $2 and output_filename = $3 and status = 'completed' and published_at is null",
             )
-            .bind(record.job.as_uuid())
-            .bind(&record.dataset)
-            .bind(&record.name)
+            .bind(record.files.job.as_uuid())
+            .bind(&record.files.dataset)
+            .bind(&record.files.name)
             .bind(name)
             .execute(tx)
             .await?;
@@ -210,18 +211,21 @@ impl FromRow<'_, PgRow> for FileRecord {
             let identity = FileIdentity { bytes, location: place };
             Part { rows, staged: StagedFile { destination, name, sha256, identity } }
         };
-        Ok(FileRecord {
+        let files = ExportFiles {
             job: row.try_get::<Uuid, _>("job")?.into(),
             consumer: row.try_get::<Option<&str>, _>("consumer_id")?.and_then(|id| id.parse().ok()),
             database: parsed(row, "database")?,
-            is_own: row.try_get("is_own")?,
             dataset: row.try_get("dataset")?,
-            encoding: Encoding { format: parsed(row, "format")?, compression: parsed(row, "compression")? },
             name: row.try_get("name")?,
+            parts: files.into_iter().map(part).collect(),
+            manifest: row.try_get("manifest")?,
+        };
+        Ok(FileRecord {
+            files,
+            is_own: row.try_get("is_own")?,
+            encoding: Encoding { format: parsed(row, "format")?, compression: parsed(row, "compression")? },
             sha256: row.try_get("sha256")?,
             order: row.try_get("lane_sequence")?,
-            manifest: row.try_get("manifest")?,
-            parts: files.into_iter().map(part).collect(),
             marker_seen: row.try_get::<Option<Uuid>, _>("marker_seen")?.map(JobId::from),
             finished_at: Some(row.try_get("finished_at")?),
             is_published: row.try_get("is_published")?,

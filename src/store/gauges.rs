@@ -2,9 +2,9 @@
 //!
 //! A monitor reads the gauges often, so a statement reads only open jobs and watermarks.
 
-use crate::job::lane::COUNTED_EXPORTS;
+use crate::job::unacknowledged::COUNTED_EXPORTS;
 use crate::store::{Error, Store};
-use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::ConsumerId;
 use pg_session::pool::PoolUse;
 
 /// The limit on consumers with a series of their own, for each metric.

@@ -9,15 +9,15 @@ use uuid::Uuid;
 
 use crate::file::name::{numbered, stem};
 use crate::job::datasets::DatasetsRequest;
-use crate::job::lane::Lane;
-use crate::job::{After, Export, Job, JobId, Request, Status, Terms};
+use crate::job::{Export, Job, Request, Status, Terms};
 use crate::store::export_row::{ExportRow, JobRow, jobs_of, skip_unreadable, with_export_columns, with_job_columns};
 use crate::store::files::names_taken;
 use crate::store::lanes::{OutOfStep, out_of_step};
 use crate::store::submissions::OpenSubmission;
 use crate::store::transitions::transition;
 use crate::store::{CHANNEL, Error, Store};
-use cdc_capture::export_type::ExportType;
+use cdc_manifest::{After, JobId, Lane};
+use pg_rows::export_type::ExportType;
 use pg_session::failure::SqlFailure;
 
 /// The limit on open exports of one lane, and on the open ad-hoc exports of one API key in one dataset.

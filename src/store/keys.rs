@@ -9,7 +9,7 @@ use crate::job::Bounds;
 use crate::key::{Grant, KeyInfo, KeyName, KeySelector, Prefix, PresentedKey, Scope, StoredKey};
 use crate::store::{Error, Store};
 use crate::telemetry::KEYS;
-use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::ConsumerId;
 
 #[derive(Clone, Debug)]
 pub struct NewKey {

@@ -9,10 +9,10 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 use crate::freshness::LaneHistory;
-use crate::job::lane::Lane;
-use crate::job::{After, Export, JobId};
+use crate::job::Export;
 use crate::store::export_row::{ExportRow, with_export_columns};
 use crate::store::{Error, Store};
+use cdc_manifest::{After, JobId, Lane};
 
 /// The limit on exports of each kind that a caller out of step gets.
 const MAX_LISTED: i64 = 100;

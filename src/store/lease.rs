@@ -5,12 +5,12 @@ use std::time::Duration;
 use sqlx::PgConnection;
 use sqlx::postgres::PgConnectOptions;
 
-use crate::database::DatabaseId;
-use crate::file::hidden::HiddenFile;
 use crate::job::times::Times;
-use crate::job::{Export, JobId, LeaseToken};
+use crate::job::{Export, LeaseToken};
 use crate::store::{Error, Store};
 use cdc_capture::progress::Reached;
+use cdc_destination::{DatabaseId, HiddenFile};
+use cdc_manifest::JobId;
 
 /// The right to one attempt at a job.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ impl Lease {
 
     /// Returns the first hidden file of the export at this place.
     pub fn hidden_file(&self, at: usize) -> HiddenFile {
-        HiddenFile::of_attempt(&self.database, self.id(), self.token, at as u32 + 1)
+        HiddenFile::of_attempt(&self.database, self.id(), self.token.as_uuid(), at as u32 + 1)
     }
 }
 

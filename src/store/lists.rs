@@ -13,8 +13,8 @@ use uuid::Uuid;
 use crate::job::{Bounds, Filter, JobPage, Status};
 use crate::store::export_row::{EXPORT_COLUMNS, JOB_COLUMNS, JobRow, jobs_of};
 use crate::store::{Error, Store};
-use cdc_capture::export_type::ExportType;
-use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::ConsumerId;
+use pg_rows::export_type::ExportType;
 use pg_session::statement::with_pieces;
 
 /// The number of exports from which on a page takes no further job.

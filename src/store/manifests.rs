@@ -5,15 +5,16 @@
 
 use sqlx::types::Json;
 
-use crate::file::{FileRecord, content_sha256};
+use crate::file::FileRecord;
+use crate::job::Export;
 use crate::job::json::rfc3339;
-use crate::job::{Export, JobId};
 use crate::store::commit::Commit;
 use crate::store::export_row::{ExportRow, with_export_columns};
 use crate::store::lease::{Lease, LeasedExport};
 use crate::store::{Error, Store};
 use cdc_capture::dataset::columns::FileColumns;
-use cdc_manifest::{self, Chained, Manifest, ManifestDatasets, ManifestJob};
+use cdc_destination::{ExportFiles, content_sha256};
+use cdc_manifest::{self, Chained, JobId, Manifest, ManifestDatasets, ManifestJob};
 
 #[derive(Debug)]
 pub enum Planned {
@@ -39,9 +40,9 @@ impl Store {
     /// Returns `None` if the export is published, was given up, or has no consumer.
     pub async fn planned_manifest(&self, record: &FileRecord) -> Result<Option<Planned>, Error> {
         let statement = sqlx::query_as(with_export_columns(include_str!("manifests/planned.sql")))
-            .bind(record.job.as_uuid())
-            .bind(&record.dataset)
-            .bind(&record.name);
+            .bind(record.files.job.as_uuid())
+            .bind(&record.files.dataset)
+            .bind(&record.files.name);
         let row: Option<PlannedRow> = self.with(async |conn| statement.fetch_optional(conn).await).await?;
         let Some(PlannedRow { export, next_number, previous, manifest, with_files, file_columns }) = row else {
             return Ok(None);
@@ -64,8 +65,8 @@ impl Store {
              update cdc_export.exports set marker_seen = marker_seen
              where job = $1 and dataset = $2 and status = 'completed' and published_at is null",
         )
-        .bind(record.job.as_uuid())
-        .bind(&record.dataset);
+        .bind(record.files.job.as_uuid())
+        .bind(&record.files.dataset);
         self.execute(statement).await.map(drop)
     }
 
@@ -77,9 +78,9 @@ impl Store {
              where job = $1 and dataset = $2 and output_filename = $3 and status = 'completed' and published_at is null
                and manifest is null",
         )
-        .bind(record.job.as_uuid())
-        .bind(&record.dataset)
-        .bind(&record.name)
+        .bind(record.files.job.as_uuid())
+        .bind(&record.files.dataset)
+        .bind(&record.files.name)
         .bind(manifest.text())
         .bind(&manifest.digest);
         self.execute(statement).await.map(drop)
@@ -100,10 +101,10 @@ impl Store {
              update cdc_export.lanes l set last_number = $2
              from replanned r where l.consumer_id = r.consumer_id and l.dataset = r.dataset and l.last_number < $2",
         )
-        .bind(record.job.as_uuid())
+        .bind(record.files.job.as_uuid())
         .bind(number as i64)
-        .bind(&record.manifest)
-        .bind(&record.dataset);
+        .bind(&record.files.manifest)
+        .bind(&record.files.dataset);
         Ok(self.execute(statement).await? > 0)
     }
 
@@ -131,18 +132,21 @@ pub fn uncommitted(
     with_files: usize,
 ) -> (FileRecord, Option<Chained>) {
     let exported = commit.exported;
-    let record = FileRecord {
+    let files = ExportFiles {
         job: export.job,
         consumer: export.consumer.clone(),
         database: lease.database.clone(),
-        is_own: true,
         dataset: export.dataset.clone(),
-        encoding: export.encoding,
         name: export.output_filename.clone(),
+        parts: exported.parts.clone(),
+        manifest: None,
+    };
+    let record = FileRecord {
+        files,
+        is_own: true,
+        encoding: export.encoding,
         sha256: content_sha256(&exported.parts),
         order: export.order,
-        manifest: None,
-        parts: exported.parts.clone(),
         marker_seen: commit.marker,
         finished_at: None,
         is_published: false,
@@ -171,11 +175,11 @@ fn chained(
     previous: Option<String>,
     with_files: u64,
 ) -> Chained {
-    let (cluster, database) = record.database.as_str().split_once('-').unwrap_or_default();
+    let (cluster, database) = record.files.database.as_str().split_once('-').unwrap_or_default();
     let FileColumns { columns, key, table, snapshot, begins } = columns;
     // Whoever has loaded earlier exports can't go on with it.
     let previous = previous.filter(|_| !begins);
-    let file = |part: &crate::file::Part| cdc_manifest::ManifestFile {
+    let file = |part: &cdc_destination::Part| cdc_manifest::ManifestFile {
         sha256: part.staged.sha256.clone(),
         bytes: part.staged.identity.bytes.to_string(),
         rows: part.rows.to_string(),
@@ -213,7 +217,7 @@ fn chained(
         watermark_from: export.watermark_from.map(rfc3339),
         watermark_to: export.watermark_to.map(rfc3339),
         rows: export.rows_exported.to_string(),
-        files: record.parts.iter().map(file).collect(),
+        files: record.files.parts.iter().map(file).collect(),
         previous,
         order: export.order.map(|order| order.to_string()),
     }

@@ -8,7 +8,7 @@ use sqlx::AssertSqlSafe;
 
 use crate::store::destinations::SESSIONS;
 use crate::store::{Error, Store};
-use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::ConsumerId;
 use pg_session::statement::with_pieces;
 
 /// The pieces of statements that compare the change log with the last moment.

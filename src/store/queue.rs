@@ -13,14 +13,13 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, FromRow, Row};
 use uuid::Uuid;
 
-use crate::duration;
-use crate::file::hidden::HiddenFile;
 use crate::job::{Export, Failure, FailureCode, LeaseToken};
 use crate::store::export_row::{EXPORT_COLUMNS, ExportRow, parsed, with_export_columns};
 use crate::store::lease::{ChainLink, Lease, LeasedExport};
 use crate::store::transitions::Transition;
 use crate::store::{Error, Store};
 use crate::trace::TraceParent;
+use cdc_destination::HiddenFile;
 use pg_rows::encoding::Format;
 use pg_session::statement::with_pieces;
 
@@ -170,7 +169,7 @@ impl Store {
         settlement: &Settlement,
         cause: &str,
     ) -> Result<Option<Transition>, Error> {
-        let pause = duration::spread(retry_pause(lease.first().attempt), RETRY_JITTER);
+        let pause = http_client::pause::spread(retry_pause(lease.first().attempt), RETRY_JITTER);
         let is_locked = matches!(settlement, Settlement::RetryLocked(_));
         let (fatal, refund, failure, pause) = match settlement {
             Settlement::Retry(failure) | Settlement::RetryLocked(failure) => (false, 0, Some(failure), pause),
@@ -271,8 +270,7 @@ impl Store {
     /// service are not returned. Files that name this database are returned even if the database was restored to a time
     /// before it knew the job.
     pub async fn ended_attempts(&self, hidden: Vec<HiddenFile>) -> Result<Vec<EndedAttempt>, Error> {
-        let (ids, tokens): (Vec<Uuid>, Vec<Uuid>) =
-            hidden.iter().map(|file| (file.job.as_uuid(), file.token.as_uuid())).unzip();
+        let (ids, tokens): (Vec<Uuid>, Vec<Uuid>) = hidden.iter().map(|file| (file.job.as_uuid(), file.token)).unzip();
         let databases: Vec<_> = hidden.iter().map(|file| file.database.as_str()).collect();
         let markers: Vec<_> = hidden.iter().map(HiddenFile::is_marker).collect();
         let statement = sqlx::query_as(include_str!("queue/ended_attempts.sql"))

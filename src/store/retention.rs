@@ -11,9 +11,10 @@ use sqlx::{AssertSqlSafe, FromRow, PgConnection, Postgres};
 use uuid::Uuid;
 
 use crate::file::FileRecord;
-use crate::job::{JobId, Retention};
+use crate::job::Retention;
 use crate::store::files::FILE_COLUMNS;
 use crate::store::{Error, Store};
+use cdc_manifest::JobId;
 use pg_session::statement::with_pieces;
 
 /// The limit on rows of one statement, so that the first clean-up of many jobs doesn't hold locks for long.

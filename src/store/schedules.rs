@@ -13,12 +13,12 @@ use sqlx::{Connection, FromRow, PgConnection, Postgres, Row};
 use uuid::Uuid;
 
 use crate::job::datasets::DatasetsRequest;
-use crate::job::{Job, JobId, Request, Terms};
+use crate::job::{Job, Request, Terms};
 use crate::schedule::{Refusal, Schedule, ScheduleState};
 use crate::store::export_row::parsed;
 use crate::store::jobs::{Insertion, NewJob, SubmitOutcome, enter_lanes, finish};
 use crate::store::{Error, Store};
-use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::{ConsumerId, JobId};
 use failpoint::failpoint;
 
 #[derive(Debug)]

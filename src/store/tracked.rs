@@ -3,7 +3,7 @@
 
 use crate::store::{Error, Store};
 use cdc_capture::dataset::{Capture, Dataset};
-use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::ConsumerId;
 
 /// The state of a dataset's table, as recorded by `track`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,13 +15,13 @@ use sqlx::{PgConnection, Postgres};
 use tokio::sync::broadcast;
 
 use crate::event::Listener;
-use crate::job::{Export, JobId, Status};
+use crate::job::{Export, Status};
 use crate::store::export_row::{ExportRow, skip_unreadable};
 use crate::store::{Error, Store, deliveries};
 use crate::telemetry::job_event;
 use crate::telemetry::metrics::{self, Completed, ExportLabels};
 use cdc_capture::continuity::Continuity;
-use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::{ConsumerId, JobId};
 
 /// A committed change of the status of an export.
 #[derive(Clone, Debug)]

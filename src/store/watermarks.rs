@@ -7,12 +7,11 @@ use sqlx::query::Query;
 use sqlx::types::Json;
 use sqlx::{PgConnection, Postgres};
 
-use crate::job::lane::Lane;
-use crate::job::{Bounds, JobId};
+use crate::job::Bounds;
 use crate::store::{Error, Store};
-use cdc_capture::export_type::ExportType;
 use cdc_capture::watermark::{NewPosition, Position};
-use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::{ConsumerId, JobId, Lane};
+use pg_rows::export_type::ExportType;
 
 /// The pattern of the ids that a consumer may have. A row with another id was inserted by hand and belongs to no
 /// consumer.

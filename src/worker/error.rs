@@ -3,7 +3,7 @@
 use crate::job::{Failure, FailureCode};
 use crate::store::queue::Settlement;
 use crate::worker::heartbeat::Stop;
-use crate::{pipeline, sink, store};
+use crate::{pipeline, store};
 use cdc_capture::continuity::Continuity;
 use cdc_capture::dataset::fault::Fault;
 use cdc_capture::opening::Refused;
@@ -15,7 +15,7 @@ pub(super) enum Error {
     #[error(transparent)]
     Pipeline(#[from] pipeline::Error),
     #[error(transparent)]
-    Sink(#[from] sink::Error),
+    Sink(#[from] cdc_destination::Error),
     #[error(transparent)]
     Store(#[from] store::Error),
     #[error("the attempt was stopped: {0}")]
@@ -63,7 +63,7 @@ impl Failed {
     pub(super) fn export(&self) -> Option<usize> {
         let concerns_all = match &self.error {
             Error::Sink(cause) | Error::Pipeline(pipeline::Error::Sink(cause)) => {
-                !matches!(cause, sink::Error::Full(_) | sink::Error::TooLarge(_))
+                !matches!(cause, cdc_destination::Error::Full(_) | cdc_destination::Error::TooLarge(_))
             }
             _ => false,
         };
@@ -146,17 +146,22 @@ impl Error {
                 }
             },
             Error::Sink(cause) | Error::Pipeline(Pipe::Sink(cause)) => match cause {
-                sink::Error::Full(_) => retry(FailureCode::StorageFull),
-                sink::Error::ReadOnly(_) => fail(FailureCode::StorageReadonly),
-                sink::Error::Missing(_) | sink::Error::Unused | sink::Error::Replaced(_) | sink::Error::Settings(_) => {
-                    fail(FailureCode::OutputMissing)
+                cdc_destination::Error::Full(_) => retry(FailureCode::StorageFull),
+                cdc_destination::Error::ReadOnly(_) => fail(FailureCode::StorageReadonly),
+                cdc_destination::Error::Missing(_)
+                | cdc_destination::Error::Unused
+                | cdc_destination::Error::Replaced(_)
+                | cdc_destination::Error::Settings(_) => fail(FailureCode::OutputMissing),
+                cdc_destination::Error::Unavailable(_) | cdc_destination::Error::Stalled(_) => {
+                    retry(FailureCode::StorageUnavailable)
                 }
-                sink::Error::Unavailable(_) | sink::Error::Stalled(_) => retry(FailureCode::StorageUnavailable),
-                sink::Error::TooLarge(_) => fail(FailureCode::FileTooLarge),
+                cdc_destination::Error::TooLarge(_) => fail(FailureCode::FileTooLarge),
                 // Unreachable: an attempt writes only to its own destination, and ends before its drafts are stopped.
-                sink::Error::Elsewhere | sink::Error::Gone | sink::Error::Stopped => fail(FailureCode::Internal),
+                cdc_destination::Error::Elsewhere | cdc_destination::Error::Gone | cdc_destination::Error::Stopped => {
+                    fail(FailureCode::Internal)
+                }
                 // After an I/O error, the job is retried with a new file.
-                sink::Error::Io(_) => retry(FailureCode::Internal),
+                cdc_destination::Error::Io(_) => retry(FailureCode::Internal),
             },
             Error::Pipeline(Pipe::InvalidText(_)) => fail(FailureCode::InvalidText),
             Error::Pipeline(Pipe::NotInFormat(_)) => fail(FailureCode::NotInFormat),

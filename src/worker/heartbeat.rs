@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::broadcast;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::job::JobId;
 use crate::job::times::Times;
 use crate::store::{
     Store,
     lease::{Lease, LeaseRenewer, Renewal},
 };
 use cdc_capture::progress::CurrentExport;
+use cdc_manifest::JobId;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Stop {

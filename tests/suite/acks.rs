@@ -356,7 +356,7 @@ async fn two_that_remove_the_same_tell_of_it_once() {
     database.run("update cdc_export.lanes set acknowledged = 1, acknowledged_at = now()").await;
     let store = cdc_export::store::Store::new(database.pool.clone());
     let id = uuid::Uuid::parse_str(&database.one::<String>("select job::text from exports where number = 2").await);
-    let id = cdc_export::job::JobId::from(id.unwrap());
+    let id = cdc_manifest::JobId::from(id.unwrap());
     let export = [(id, "users")];
     assert_eq!(store.files_removed(&export).await.unwrap(), [(id, "users".to_owned())]);
     assert_eq!(store.files_removed(&export).await.unwrap(), []);

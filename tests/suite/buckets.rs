@@ -6,7 +6,7 @@ mod hostile_stores;
 mod manifests;
 mod outages;
 
-use cdc_export::sink::{BucketAddress, BucketSettings, Settings};
+use cdc_destination::{BucketAddress, BucketSettings, Settings};
 use nix::sys::signal::Signal;
 use ring::{digest, hmac};
 use serde_json::{Value, json};

@@ -1,8 +1,7 @@
 //! A database and its copy over one folder: what the one's jobs made is nothing of the other one's to publish, remove
 //! or sweep.
 
-use cdc_export::file::hidden::HiddenFile;
-use cdc_export::job::LeaseToken;
+use cdc_destination::HiddenFile;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use uuid::Uuid;
@@ -143,7 +142,7 @@ async fn a_hidden_file_of_another_database_is_not_swept() {
     let id: Uuid = job["jobId"].as_str().unwrap().parse().unwrap();
     let own: String = database.one("select database_id from cdc_export.jobs").await;
     let hidden = |database: &str, job: Uuid| {
-        HiddenFile::of_attempt(&database.parse().unwrap(), job.into(), LeaseToken::random(), 1).name
+        HiddenFile::of_attempt(&database.parse().unwrap(), job.into(), Uuid::new_v4(), 1).name
     };
     let theirs = hidden("00000000000000ff-1", id);
     // Its own, and one of a job that is gone, as after a restore. One like this that was just written may be a clone's,

@@ -1,17 +1,12 @@
-//! The contract of `sink::Destination`, which every implementation keeps. `buckets` runs it on emulators.
+//! The contract of `cdc_destination::Destination`, which every implementation keeps. `buckets` runs it on emulators.
 
 use std::time::Duration;
 
-use cdc_export::file::hidden::HiddenFile;
-use cdc_export::file::name::FileName;
-use cdc_export::file::{FileIdentity, FileRecord, Part, StagedFile};
-use cdc_export::job::lane::Lane;
-use cdc_export::job::marker::Marker;
-use cdc_export::job::{JobId, LeaseToken};
-use cdc_export::sink::{
-    Destination, Error, Limited, MarkerFile, Prepared, Published, PublishedFile, Settings, WrittenManifest,
+use cdc_destination::{
+    Destination, Error, ExportFiles, FileIdentity, FileName, HiddenFile, Limited, Marker, MarkerFile, Part, Prepared,
+    Published, PublishedFile, Settings, StagedFile, WrittenManifest,
 };
-use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::{ConsumerId, JobId, Lane};
 use pg_rows::encoding::{Compression, Encoding, Format};
 use tokio::io::AsyncReadExt;
 use tokio_util::sync::CancellationToken;
@@ -126,7 +121,7 @@ async fn manifests_are_never_replaced(destination: &Limited, other: &Limited) {
     assert_eq!(other.write_manifest(&record, 0, "two").await.unwrap(), WrittenManifest::Taken, "it is still one");
     destination.remove_manifest(&record, "one").await.unwrap();
     assert_eq!(other.write_manifest(&record, 0, "two").await.unwrap(), WrittenManifest::Done);
-    let discarded = FileRecord { manifest: Some("two".to_owned()), ..record.clone() };
+    let discarded = ExportFiles { manifest: Some("two".to_owned()), ..record.clone() };
     other.discard(&discarded).await.unwrap();
     assert_eq!(destination.write_manifest(&record, 0, "one").await.unwrap(), WrittenManifest::Done);
     assert!(destination.hidden_files().await.unwrap().iter().all(|hidden| hidden.job != record.job));
@@ -137,7 +132,7 @@ fn consumer() -> ConsumerId {
 }
 
 pub(crate) fn hidden_file() -> HiddenFile {
-    HiddenFile::of_attempt(&"00000000000000ff-1".parse().unwrap(), JobId::random(), LeaseToken::random(), 1)
+    HiddenFile::of_attempt(&"00000000000000ff-1".parse().unwrap(), JobId::random(), Uuid::new_v4(), 1)
 }
 
 pub(crate) fn name_of_a_file() -> FileName {
@@ -145,24 +140,15 @@ pub(crate) fn name_of_a_file() -> FileName {
     FileName { dataset: "users".to_owned(), consumer: Some(consumer()), name, encoding: ENCODING }
 }
 
-fn record(parts: Vec<Part>) -> FileRecord {
-    FileRecord {
+fn record(parts: Vec<Part>) -> ExportFiles {
+    ExportFiles {
         job: JobId::random(),
         consumer: Some(consumer()),
         database: "00000000000000ff-1".parse().unwrap(),
-        is_own: true,
         dataset: "users".to_owned(),
-        encoding: ENCODING,
         name: name_of_a_file().name,
-        sha256: String::new(),
-        order: None,
         parts,
         manifest: None,
-        marker_seen: None,
-        finished_at: None,
-        is_published: false,
-        awaits_standby: false,
-        trace: None,
     }
 }
 

@@ -8,7 +8,7 @@ use cdc_export::job::FailureCode;
 use pg_rows::column::ColumnType;
 use serde_json::Value;
 
-use crate::source_files::files_below;
+use crate::source_files::{code_below, files_below};
 use crate::types::TYPES;
 
 fn root() -> &'static Path {
@@ -17,6 +17,19 @@ fn root() -> &'static Path {
 
 fn read(name: &str) -> String {
     std::fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+#[test]
+fn every_setting_is_in_the_example() {
+    let example = read(".env.example");
+    let shown = example.lines().filter_map(|line| line.strip_prefix('#')?.split_once('=')).map(|(name, _)| name);
+    let is_name = |name: &&str| name.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+    let shown: BTreeSet<&str> = shown.filter(is_name).collect();
+    let code: String = code_below("src/config").into_iter().chain(code_below("src/config.rs")).map(|it| it.1).collect();
+    let called = code.split("vars.").filter_map(|call| call.split_once("(\"")?.1.split_once('"'));
+    let is_of_another = |name: &&str| !["PATH", "XDG_RUNTIME_DIR", "FAILPOINTS"].contains(name);
+    let read: BTreeSet<&str> = called.map(|(name, _)| name).filter(is_name).filter(is_of_another).collect();
+    assert_eq!(read, shown);
 }
 
 #[test]
@@ -84,9 +97,9 @@ fn every_attack_has_a_test_that_is_there() {
             let (module, name) = test.rsplit_once("::").unwrap_or_else(|| panic!("no module: {test}"));
             // A test of the suite, an expensive one, or one beside the code.
             let path = module.trim_end_matches("::tests").replace("::", "/");
-            let file = match path.split_once('/') {
-                Some(("expensive", path)) => format!("tests/expensive/{path}.rs"),
-                Some((name, path)) if Path::new("crates").join(name.replace('_', "-")).is_dir() => {
+            let file = match path.split_once('/').unwrap_or((&path, "lib")) {
+                ("expensive", path) => format!("tests/expensive/{path}.rs"),
+                (name, path) if Path::new("crates").join(name.replace('_', "-")).is_dir() => {
                     format!("crates/{}/src/{path}.rs", name.replace('_', "-"))
                 }
                 _ if module.ends_with("::tests") => format!("src/{path}.rs"),

@@ -1,7 +1,6 @@
 //! Maintenance goes on, whatever one of its tasks meets.
 
-use cdc_export::file::hidden::HiddenFile;
-use cdc_export::job::LeaseToken;
+use cdc_destination::HiddenFile;
 use nix::sys::signal::Signal;
 use serde_json::json;
 use uuid::Uuid;
@@ -72,7 +71,7 @@ async fn a_file_that_cannot_be_removed_keeps_no_other_one() {
     // It looks as the hidden file of an attempt that ended, and is a folder, which nobody removes as a file.
     let identity: String = database.one("select cdc_export.database_id()").await;
     let job: Uuid = jobs[0]["jobId"].as_str().unwrap().parse().unwrap();
-    let stuck = HiddenFile::of_attempt(&identity.parse().unwrap(), job.into(), LeaseToken::random(), 1).name;
+    let stuck = HiddenFile::of_attempt(&identity.parse().unwrap(), job.into(), Uuid::new_v4(), 1).name;
     std::fs::create_dir(service.output().join(&stuck)).unwrap();
     let keeping = Start::on(&database).sharing_output(&service).with("RETAIN_FILES", 1).service().await;
     let kept = [stuck, jobs[2]["outputFilename"].as_str().unwrap().to_owned()];
@@ -96,7 +95,7 @@ async fn a_marker_in_the_making_is_nobodys_only_after_a_while() {
     let unknown = Uuid::new_v4();
     let (in_the_making, left) = (mark(unknown), mark(unknown));
     // The processes that wrote these have died, or others were first.
-    let draft = written(HiddenFile::of_attempt(&database_id, published.into(), LeaseToken::random(), 1));
+    let draft = written(HiddenFile::of_attempt(&database_id, published.into(), Uuid::new_v4(), 1));
     let marker = mark(published);
     let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(2 * 3600);
     std::fs::File::options().write(true).open(service.output().join(&left)).unwrap().set_modified(long_ago).unwrap();

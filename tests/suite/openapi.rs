@@ -162,6 +162,18 @@ fn a_query_that_is_read_is_told() {
     assert_eq!(read, 8);
 }
 
+/// `routes!` takes route and description from the handler; what `route` adds has none. That is for pages, which people
+/// look at.
+#[test]
+fn a_route_is_documented() {
+    for (file, code) in files_below(&["src/http", "src/http.rs"], "rs") {
+        for path in named(&code, ".route(\"") {
+            let is_page = path == "/" || path.starts_with("/page/") || path.starts_with("/docs/");
+            assert!(is_page, "{file}: {path} is not in the document of the API: use `routes!`");
+        }
+    }
+}
+
 /// Returns the text after each mark, up to the next quote.
 fn named<'t>(text: &'t str, mark: &'t str) -> impl Iterator<Item = &'t str> {
     text.split(mark).skip(1).map(|rest| rest.split('"').next().unwrap())

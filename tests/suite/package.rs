@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::source_files::{ROOT, source_files};
+use crate::source_files::code_below;
 
 /// The paths that `Cargo.toml` puts into the package.
 fn included() -> Vec<String> {
@@ -15,16 +15,16 @@ fn included() -> Vec<String> {
 fn the_package_has_every_file_that_is_compiled_in() {
     let included = included();
     let mut seen = 0;
-    for file in source_files(ROOT) {
-        for rest in ["include_str!(\"", "include_bytes!(\""].iter().flat_map(|call| file.code.split(call).skip(1)) {
-            let named = Path::new(&file.name).with_file_name("").join(rest.split('"').next().unwrap());
+    for (name, code) in code_below("src") {
+        for rest in ["include_str!(\"", "include_bytes!(\""].iter().flat_map(|call| code.split(call).skip(1)) {
+            let named = Path::new(&name).with_file_name("").join(rest.split('"').next().unwrap());
             let mut path = Vec::new();
             for part in named.iter().map(|part| part.to_str().unwrap()) {
                 if part == ".." { path.truncate(path.len() - 1) } else { path.push(part) }
             }
             let path = path.join("/");
             let is_in = |entry: &String| path == *entry || path.starts_with(&format!("{entry}/"));
-            assert!(included.iter().any(is_in), "{} has {path}, which the package lacks", file.name);
+            assert!(included.iter().any(is_in), "{} has {path}, which the package lacks", name);
             seen += 1;
         }
     }

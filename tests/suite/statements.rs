@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use sqlx::{AssertSqlSafe, Executor};
 
 use crate::harness::Database;
-use crate::source_files::{CAPTURE, ROOT, files_below};
+use crate::source_files::files_below;
 
 /// An example of each piece that the code makes for a statement: the file, the piece's name and its SQL.
 const MADE_PIECES: [(&str, &str, &str); 5] = [
@@ -79,12 +79,11 @@ impl SqlFile {
 }
 
 fn sql_files() -> Vec<SqlFile> {
-    let path = |name: &str| match name.strip_prefix(CAPTURE) {
-        Some(rest) => format!("source{rest}"),
-        None => name.strip_prefix("src/").unwrap().to_owned(),
+    let file = |(name, text): (String, String)| {
+        let path = name.replace("crates/cdc-capture/src/", "source/").replace("crates/cdc-client/", "");
+        SqlFile { path: path.trim_start_matches("src/").to_owned(), text }
     };
-    let file = |(name, text): (String, String)| SqlFile { path: path(&name), text };
-    files_below(&[ROOT, CAPTURE], "sql").into_iter().map(file).collect()
+    files_below(&["src", "crates"], "sql").into_iter().map(file).collect()
 }
 
 #[test]

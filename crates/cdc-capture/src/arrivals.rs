@@ -7,7 +7,6 @@
 use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::dataset::Table;
 use crate::quote;
 use crate::role_path::widen;
 use crate::select::logged;
@@ -15,6 +14,7 @@ use crate::snapshot::SnapshotTable;
 use crate::trigger::key_text;
 use crate::watermark::PgSnapshot;
 use pg_session::SEARCH_PATH;
+use pg_session::table_name::Table;
 
 /// Returns true if the partitions that came to a table have rows that were not logged since the snapshot `saved`, that
 /// of the position. Reads all their rows, as the export would if they were logged. If the role may not read a partition

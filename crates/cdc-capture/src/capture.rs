@@ -12,9 +12,9 @@ pub mod waiting;
 
 use sqlx::PgConnection;
 
-use crate::dataset::Table;
 use crate::dataset::fault::Faults;
 use pg_session::failure::SqlFailure;
+use pg_session::table_name::Table;
 
 /// Why a table's changes can't be captured. Each is one line for the operator.
 #[derive(Debug, thiserror::Error)]

@@ -7,10 +7,11 @@ use sqlx::{PgConnection, PgPool};
 
 use crate::capture::untracking;
 use crate::dataset::fault::{Fault, Faults};
-use crate::dataset::{Capture, Dataset, RelationKind, Table, TableSchema};
+use crate::dataset::{Capture, Dataset, RelationKind, TableSchema};
 use crate::description::{self, TableStatus};
 use crate::rights::TableAccess;
 use crate::{filter, lag, parallel_apply, relation_locks, rights, role_path, table_schema};
+use pg_session::table_name::Table;
 
 #[derive(Debug, Default)]
 pub struct Findings {

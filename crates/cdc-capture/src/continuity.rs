@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::export_type::ExportType;
+use pg_rows::export_type::ExportType;
 use pg_rows::words::UnknownWord;
 
 pg_rows::words! {

@@ -12,10 +12,10 @@ use sqlx::PgConnection;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
-use crate::dataset::Table;
 use crate::progress::Progress;
 use crate::row::RowReceiver;
 use crate::session::Reader;
+use pg_session::table_name::Table;
 
 /// Signature, flags and length of the header extension (PostgreSQL documentation, "COPY", "Binary Format").
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";

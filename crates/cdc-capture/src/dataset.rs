@@ -10,11 +10,9 @@ pub mod mask;
 pub mod name;
 pub mod selection;
 mod signature;
-mod table_name;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,9 +24,10 @@ use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::header::{FileHeader, meta_column};
 use crate::dataset::mask::{MaskRule, MaskSecret, Masks};
 use crate::dataset::selection::Selection;
-use crate::export_type::ExportType;
 use crate::watermark::GuardState;
+use pg_rows::export_type::ExportType;
 use pg_rows::meta::MetaColumn;
+use pg_session::table_name::Table;
 
 /// A column of a table or a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,26 +145,6 @@ pub struct KeyColumn {
 /// The most bytes that a value may have. It bounds memory, since a row is read and written whole.
 #[derive(Clone, Copy, Debug)]
 pub struct CellMax(pub u64);
-
-/// A table's name, as the database has it. Written as the catalog reads it: a name with a dot in it has quotes.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Table {
-    /// `None`: found by the connection's `search_path`.
-    pub schema: Option<String>,
-    pub name: String,
-}
-
-impl fmt::Display for Table {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let part = |name: &str| {
-            if name.contains(['.', '"']) { format!("\"{}\"", name.replace('"', "\"\"")) } else { name.to_owned() }
-        };
-        match &self.schema {
-            Some(schema) => write!(f, "{}.{}", part(schema), part(&self.name)),
-            None => f.write_str(&part(&self.name)),
-        }
-    }
-}
 
 /// The columns of a table that a file has.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,14 +10,15 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::captured::CAPTURE;
 use crate::continuity::{Continuity, ExportReport};
-use crate::dataset::{Capture, Dataset, Table, TableSchema};
-use crate::export_type::ExportType;
+use crate::dataset::{Capture, Dataset, TableSchema};
 use crate::guard::VERDICT;
 use crate::relation_locks::READS_ALONE;
 use crate::snapshot::Purpose;
 use crate::watermark::{Fingerprint, GuardState, NewPosition, Position};
 use crate::{Error, quote};
+use pg_rows::export_type::ExportType;
 use pg_session::statement::with_pieces;
+use pg_session::table_name::Table;
 
 static OPEN: LazyLock<String> = LazyLock::new(|| {
     let pieces = [("captured.sql", CAPTURE), ("guard/verdict.sql", VERDICT), READS_ALONE];

@@ -5,11 +5,12 @@ use serde_json::Value;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
+use crate::dataset::Dataset;
 use crate::dataset::fault::Fault;
-use crate::dataset::{Dataset, Table};
 use crate::quote::{quoted, relation};
 use crate::relation_locks::NO_WAIT;
 use pg_session::failure::{SqlFailure, sqlstate};
+use pg_session::table_name::Table;
 
 /// A filter has to be SQL of the row alone: what depends on the time, or on other tables, changes without a change of
 /// the row, which nobody would ever see. An index may have just such conditions, so Postgres is asked by making one.

@@ -12,10 +12,10 @@ use std::collections::BTreeMap;
 use serde_json::json;
 use sqlx::PgConnection;
 
-use crate::dataset::Table;
 use crate::placed::by_table;
 use crate::quote::relation;
 use crate::watermark::GuardState;
+use pg_session::table_name::Table;
 
 /// CTEs of the guard. The last one, `verdict`, has one row for each lane of the CTE `lanes`; its column `continuity`
 /// has the reason why no export can go on from the lane's position.

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::dataset::{Dataset, Table, TableSchema};
+use crate::dataset::{Dataset, TableSchema};
 use crate::relation_locks::NO_WAIT;
 use crate::{Error, quote, role_path};
 use pg_session::failure::sqlstate;
+use pg_session::table_name::Table;
 
 #[derive(Clone, Debug)]
 pub(super) struct ImportedSnapshot {

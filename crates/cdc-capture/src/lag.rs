@@ -7,8 +7,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
 use crate::captured::CAPTURE;
 use crate::continuity::Continuity;
-use crate::dataset::{Capture, Dataset, Table, TableColumn, TableSchema};
-use crate::export_type::ExportType;
+use crate::dataset::{Capture, Dataset, TableColumn, TableSchema};
 use crate::guard::VERDICT;
 use crate::quote::{quoted, relation};
 use crate::relation_locks::NO_WAIT;
@@ -20,7 +19,9 @@ use crate::value::in_zone_of;
 use crate::watermark::Readiness;
 use crate::watermark::{ConsumerLag, Waiting};
 use crate::{Error, Source, owners, rights, table_schema};
+use pg_rows::export_type::ExportType;
 use pg_session::statement::with_pieces;
+use pg_session::table_name::Table;
 
 impl Source {
     /// Reads the lag of these consumers, each with its lane's marker, in the order of their ids.

@@ -9,7 +9,6 @@ pub mod continuity;
 mod copy;
 pub mod dataset;
 mod description;
-pub mod export_type;
 mod exported_snapshot;
 mod filter;
 mod guard;
@@ -50,13 +49,14 @@ use sqlx::postgres::{PgConnectOptions, PgDatabaseError};
 use crate::capture::functions::{self, Removals};
 use crate::capture::untracking;
 use crate::continuity::Continuity;
+use crate::dataset::Dataset;
 use crate::dataset::fault::{Fault, Faults};
-use crate::dataset::{Dataset, Table};
 use crate::reader_slots::ReaderSlots;
 use crate::row::ReceiverClosed;
 use pg_session::failure::{SqlFailure, sqlstate};
 use pg_session::pool::Pool;
 use pg_session::pool::PoolUse;
+use pg_session::table_name::Table;
 
 /// Access to the database that has the tables.
 ///

@@ -11,7 +11,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use crate::connections::ExportConnections;
 use crate::continuity::Continuity;
 use crate::dataset::fault::Faults;
-use crate::dataset::{Capture, RelationKind, Table, TableSchema};
+use crate::dataset::{Capture, RelationKind, TableSchema};
 use crate::exported_snapshot::ExportedSnapshot;
 use crate::import::{Import, ImportedSnapshot, NOTICE_A_LOST_CLIENT};
 use crate::relation_locks::{Lockable, Locked, Room};
@@ -20,6 +20,7 @@ use crate::session::Readers;
 use crate::snapshot::{Purpose, Snapshot, SnapshotTable};
 use crate::{Error, Remedy, filter, relation_locks, rights, table_schema};
 use pg_session::failure::sqlstate;
+use pg_session::table_name::Table;
 
 /// The longest time for which an export tries to lock its tables. After it the attempt ends, and is made again.
 const LOCK_WAIT: Duration = Duration::from_secs(5);

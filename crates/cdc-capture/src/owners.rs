@@ -4,10 +4,11 @@ use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::dataset::fault::Fault;
-use crate::dataset::{Dataset, Owners, Table};
+use crate::dataset::{Dataset, Owners};
 use crate::quote::relation;
 use crate::relation_locks;
 use pg_session::statement::with_pieces;
+use pg_session::table_name::Table;
 
 pub(super) const MEMBERS: (&str, &str) = ("owners/members.sql", include_str!("owners/members.sql"));
 

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Datelike, Utc};
 
-use crate::dataset::Table;
+use pg_session::table_name::Table;
 
 pub(crate) use pg_session::quoted;
 

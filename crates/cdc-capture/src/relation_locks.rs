@@ -7,10 +7,11 @@
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::dataset::{RelationKind, Table};
+use crate::dataset::RelationKind;
 use crate::quote;
 use pg_session::failure::SqlFailure;
 use pg_session::statement::with_pieces;
+use pg_session::table_name::Table;
 
 /// The statement after which the transaction waits for no lock. Zero would mean no limit.
 pub(super) const NO_WAIT: &str = "set local lock_timeout = '1ms'";

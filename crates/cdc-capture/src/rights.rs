@@ -3,9 +3,10 @@
 use sqlx::PgConnection;
 
 use crate::dataset::fault::Fault;
-use crate::dataset::{Dataset, RelationKind, Table};
+use crate::dataset::{Dataset, RelationKind};
 use crate::quote::{quoted, relation};
 use crate::{Error, Source};
+use pg_session::table_name::Table;
 
 /// A dataset's table, as the database role sees it.
 pub(crate) struct TableAccess {

@@ -5,11 +5,12 @@ use std::fmt::Display;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::dataset::fault::Fault;
-use crate::dataset::{Dataset, RelationKind, Table, TableSchema};
+use crate::dataset::{Dataset, RelationKind, TableSchema};
 use crate::relation_locks::{self, NO_WAIT};
 use crate::select::Select;
 use crate::{owners, quote};
 use pg_session::failure::sqlstate;
+use pg_session::table_name::Table;
 
 /// The error of `cdc_export.widen_search_path`, whose message is Postgres's.
 pub(super) const CANT_PLAN: &str = "CE002";

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::dataset::selection::Selection;
 use crate::dataset::{KnownColumn, TableColumn};
-use crate::export_type::ExportType;
+use pg_rows::export_type::ExportType;
 
 /// Receives the rows that one reader of a snapshot reads, on the reader's own task.
 pub trait RowReceiver: Send + 'static {

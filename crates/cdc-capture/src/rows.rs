@@ -7,10 +7,9 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::task::JoinSet;
 
 use crate::continuity::Continuity;
+use crate::dataset::CellMax;
 use crate::dataset::fault::{Fault, Faults};
 use crate::dataset::selection::BadSelection;
-use crate::dataset::{CellMax, Table};
-use crate::export_type::ExportType;
 use crate::import::{self, Import};
 use crate::progress::Progress;
 use crate::reader_slots::{ReaderSlot, ReaderSlots};
@@ -19,8 +18,10 @@ use crate::select::Select;
 use crate::session::{Reader, Readers};
 use crate::snapshot::SnapshotTable;
 use crate::{Error, Remedy, copy};
+use pg_rows::export_type::ExportType;
 use pg_session::failure::chain;
 use pg_session::failure::sqlstate;
+use pg_session::table_name::Table;
 
 /// The largest text of a value that is stored inside its row, in bytes. A block has at most 32 KiB, compression saves
 /// at most a factor of 255, and the text of a byte has at most six characters.

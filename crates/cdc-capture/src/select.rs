@@ -14,15 +14,16 @@
 
 use std::sync::LazyLock;
 
-use crate::dataset::{Capture, CellMax, Dataset, RelationKind, Table, TableColumn, TableSchema};
-use crate::export_type::ExportType;
+use crate::dataset::{Capture, CellMax, Dataset, RelationKind, TableColumn, TableSchema};
 use crate::key::{KeySql, key_name};
 use crate::quote::{literal, quoted, relation, timestamp};
 use crate::row::{RowLayout, RowRequest};
 use crate::value::{compared, in_zone_of, is_text, may_be_large, octets, refused, refused_of_row, wire_value};
 use crate::watermark::Position;
 use pg_rows::column::ColumnType;
+use pg_rows::export_type::ExportType;
 use pg_rows::meta::MetaColumn;
+use pg_session::table_name::Table;
 
 /// The statements for a dataset whose table has this schema.
 #[derive(Clone, Copy, Debug)]

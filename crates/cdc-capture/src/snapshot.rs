@@ -10,14 +10,15 @@ use uuid::Uuid;
 
 use crate::connections::ExportConnections;
 use crate::continuity::{Continuity, ExportReport};
-use crate::dataset::{Dataset, Table, TableSchema};
-use crate::export_type::ExportType;
+use crate::dataset::{Dataset, TableSchema};
 use crate::import::{Import, ImportedSnapshot};
 use crate::session::{Reader, Readers};
 use crate::watermark::{NewPosition, Position};
 use crate::{Error, Remedy};
 use pg_rows::encoding::Format;
+use pg_rows::export_type::ExportType;
 use pg_session::failure::with_timeout;
+use pg_session::table_name::Table;
 
 /// The export that the marker of a lane names: the last one that consumers may have.
 #[derive(Clone, Copy, Debug)]

@@ -11,17 +11,18 @@ use crate::dataset::header::{FileHeader, meta_column};
 use crate::dataset::mask::MaskRule;
 use crate::dataset::name::{hint, hint_in_full};
 use crate::dataset::{
-    Capture, Columns, Dataset, KeyColumn, ListElement, Operation, RelationKind, Table, TableColumn, TableSchema,
+    Capture, Columns, Dataset, KeyColumn, ListElement, Operation, RelationKind, TableColumn, TableSchema,
     Unrepresentable, WireFormat,
 };
-use crate::export_type::ExportType;
 use crate::guard::RememberedColumn;
 use crate::placed::by_table;
 use crate::quote::relation;
 use crate::rights::TableAccess;
 use crate::{Error, filter, guard, key_index, owners, rights};
 use pg_rows::column::{ColumnType, ParquetType};
+use pg_rows::export_type::ExportType;
 use pg_session::statement::with_pieces;
+use pg_session::table_name::Table;
 
 /// A column as the system catalogs have it.
 #[derive(sqlx_macros::FromRow)]

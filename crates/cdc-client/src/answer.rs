@@ -4,26 +4,35 @@ use std::error::Error as StdError;
 use std::fmt::{self, Display};
 use std::time::Duration;
 
-use axum::body::Body;
-use axum::response::Response;
+use async_trait::async_trait;
 use bytes::Bytes;
+use http::header;
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::http::{self, header};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use crate::http::answer_from_json;
-use crate::http::in_process::Cause;
-use crate::tls;
-
 /// The maximum size of a JSON answer in bytes. A job of a thousand datasets has about 1.5 MB.
 const MAX_BYTES: usize = 16 << 20;
 const BODY_TIMEOUT: Duration = Duration::from_secs(45);
 
+pub type AnswerBody = UnsyncBoxBody<Bytes, Box<dyn StdError + Send + Sync>>;
+
+/// A service in this process, whose API is called without a network.
+#[async_trait]
+pub trait LocalService: Send + Sync {
+    /// Calls the API. If the service refuses the request, the extensions of the response have its [`Cause`].
+    async fn call(&self, call: http::Request<String>) -> http::Response<AnswerBody>;
+}
+
+/// The error of a service in this process with its causes.
+#[derive(Clone, Debug)]
+pub struct Cause(pub String);
+
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum CallError {
+pub enum CallError {
     /// The call contains a part that HTTP doesn't allow.
     #[error(transparent)]
     Invalid(#[from] http::Error),
@@ -57,15 +66,15 @@ fn next_step(code: &str) -> &'static str {
 
 impl CallError {
     /// Returns true if the job's state doesn't allow the call any more (409).
-    pub(crate) fn is_conflict(&self) -> bool {
+    pub fn is_conflict(&self) -> bool {
         matches!(self, CallError::Refused { status: 409, .. })
     }
 
-    pub(crate) fn has_code(&self, word: &str) -> bool {
+    pub fn has_code(&self, word: &str) -> bool {
         matches!(self, CallError::Refused { code, .. } if &**code == word)
     }
 
-    pub(crate) fn may_pass(&self) -> bool {
+    pub fn may_pass(&self) -> bool {
         match self {
             CallError::Invalid(_) | CallError::UnsafeRedirect { .. } => false,
             CallError::Unreachable { .. } | CallError::Broken { .. } => true,
@@ -81,7 +90,7 @@ impl CallError {
 /// A text from a service, without the control characters that a terminal would interpret.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(from = "String")]
-pub(crate) struct PlainText(String);
+pub struct PlainText(String);
 
 impl From<String> for PlainText {
     fn from(text: String) -> PlainText {
@@ -114,14 +123,14 @@ struct RefusalBody {
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct NamedJob {
-    pub(crate) job_id: Uuid,
-    pub(crate) status: PlainText,
+pub struct NamedJob {
+    pub job_id: Uuid,
+    pub status: PlainText,
 }
 
 pub(crate) struct ApiAnswer {
-    pub(crate) server: String,
-    pub(crate) response: Response,
+    pub server: String,
+    pub response: http::Response<AnswerBody>,
 }
 
 impl ApiAnswer {
@@ -134,7 +143,7 @@ impl ApiAnswer {
         let status = self.response.status().as_u16();
         let (mut head, body) = self.response.into_parts();
         let body = read_body(body).await.unwrap_or_default();
-        let Some(RefusalBody { code, mut detail, jobs }) = answer_from_json(&body) else { return Err(foreign) };
+        let Some(RefusalBody { code, mut detail, jobs }) = strict_json::parsed(&body) else { return Err(foreign) };
         // Only a service inside this process attaches the internal cause.
         if let Some(Cause(cause)) = head.extensions.remove() {
             detail = cause.into();
@@ -147,9 +156,11 @@ impl ApiAnswer {
         let answer = self.accepted().await?;
         let foreign = answer.foreign();
         match read_body(answer.response.into_body()).await {
-            Ok(body) => answer_from_json(&body).ok_or(foreign),
+            Ok(body) => strict_json::parsed(&body).ok_or(foreign),
             Err(cause) if cause.is::<LengthLimitError>() => Err(foreign),
-            Err(cause) => Err(CallError::Unreachable { server: answer.server, why: tls::reason(cause.as_ref()) }),
+            Err(cause) => {
+                Err(CallError::Unreachable { server: answer.server, why: http_client::reason(cause.as_ref()) })
+            }
         }
     }
 
@@ -181,6 +192,6 @@ impl ApiAnswer {
 }
 
 /// Reads the whole body. Fails if the body is longer than [`MAX_BYTES`] or slower than [`BODY_TIMEOUT`].
-async fn read_body(body: Body) -> Result<Bytes, Box<dyn StdError + Send + Sync>> {
+async fn read_body(body: AnswerBody) -> Result<Bytes, Box<dyn StdError + Send + Sync>> {
     Ok(timeout(BODY_TIMEOUT, Limited::new(body, MAX_BYTES).collect()).await??.to_bytes())
 }

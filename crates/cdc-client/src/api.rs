@@ -6,54 +6,51 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
-use hyper::http::{self, Method, header};
+use http::{Method, header};
+use http_body_util::BodyDataStream;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use crate::client::answer::{ApiAnswer, CallError};
-use crate::client::job_view::{ExportView, JobOfDatasets};
-use crate::client::observer::Observer;
-use crate::client::remote::RemoteService;
-use crate::client::{About, Error};
-use crate::http::in_process::InProcess;
-use crate::job::lane::Lane;
-use crate::job::{After, JobId, Request, Status};
-use crate::tls;
-use cdc_capture::export_type::ExportType;
-use cdc_manifest::Manifest;
-use cdc_manifest::consumer::ConsumerId;
+use crate::answer::{ApiAnswer, CallError, LocalService};
+use crate::job_view::{ExportView, JobOfDatasets};
+use crate::observer::Observer;
+use crate::remote::RemoteService;
+use crate::request::ExportRequest;
+use crate::{About, Error};
 use cdc_manifest::seal::PublicKey;
+use cdc_manifest::{ConsumerId, JobId, Lane, Manifest};
+use pg_rows::export_type::ExportType;
 
-pub(crate) const PAGE_ITEMS: u32 = 200;
+pub const PAGE_ITEMS: u32 = 200;
 /// The number of jobs that one call requests of a long list. Each may have the exports of a thousand datasets.
 const PAGE_JOBS: u32 = 5;
 /// The time between two polls of a job in this process.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// The filter of a list for completed exports.
-const COMPLETED: (&str, &str) = ("status", Status::Completed.as_str());
+const COMPLETED: (&str, &str) = ("status", "completed");
 
 #[derive(Clone)]
-pub(crate) struct Api {
+pub struct Api {
     transport: Arc<ApiTransport>,
     observer: Arc<dyn Observer>,
     /// If there are any, one of them must have signed each manifest.
     keys: Arc<[PublicKey]>,
 }
 
-pub(crate) enum ApiTransport {
-    InProcess(InProcess),
+pub enum ApiTransport {
+    InProcess(Box<dyn LocalService>),
     Http(RemoteService),
 }
 
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
-pub(crate) struct RefusedExport {
-    pub(crate) code: String,
+pub struct RefusedExport {
+    pub code: String,
     /// The open exports that must end before this one can be submitted.
-    pub(crate) open: Vec<JobId>,
+    pub open: Vec<JobId>,
     text: String,
 }
 
@@ -71,41 +68,15 @@ struct ItemPage {
 }
 
 #[derive(Deserialize)]
-pub(crate) struct DatasetView {
-    pub(crate) name: String,
+pub struct DatasetView {
+    pub name: String,
     /// The way in which its changes are found. `None`: this is a table that a pattern matches, and no dataset.
-    pub(crate) capture: Option<String>,
+    pub capture: Option<String>,
     /// True if an export could start now.
-    pub(crate) ready: bool,
+    pub ready: bool,
     /// The main reason why an export could not start now, as a word.
-    pub(crate) reason: Option<String>,
-    pub(crate) problems: Vec<String>,
-}
-
-/// Returns the body of a submission, without the members that name datasets and exports.
-fn body_of(request: &Request) -> Value {
-    let mut body = json!({ "format": request.encoding.format, "compression": request.encoding.compression });
-    if let Some(bytes) = request.max_file_bytes {
-        body["maxFileBytes"] = bytes.into();
-    }
-    if let Some(skip_empty) = request.skip_empty {
-        body["skipEmpty"] = skip_empty.into();
-    }
-    body
-}
-
-/// Returns the call that submits a request with this body. It may be sent twice.
-fn submission(request: &Request, body: &Value) -> Result<http::Request<String>, CallError> {
-    let call = match &request.consumer {
-        Some(consumer) => {
-            http::Request::post(format!("/exports/{}", request.export_type)).header("x-consumer-id", consumer.as_str())
-        }
-        // An ad-hoc export, which is always a full one.
-        None => http::Request::post("/exports"),
-    };
-    let call =
-        call.header("idempotency-key", Uuid::new_v4().to_string()).header(header::CONTENT_TYPE, "application/json");
-    Ok(call.body(body.to_string())?)
+    pub reason: Option<String>,
+    pub problems: Vec<String>,
 }
 
 fn call(method: Method, path: &str) -> Result<http::Request<String>, CallError> {
@@ -113,12 +84,12 @@ fn call(method: Method, path: &str) -> Result<http::Request<String>, CallError> 
 }
 
 impl Api {
-    pub(crate) fn new(transport: ApiTransport, observer: Arc<dyn Observer>) -> Api {
+    pub fn new(transport: ApiTransport, observer: Arc<dyn Observer>) -> Api {
         Api { transport: Arc::new(transport), observer, keys: Arc::default() }
     }
 
     /// Requires that one of these keys signed each manifest that is read. Without keys, manifests may be unsigned.
-    pub(crate) fn requiring(self, keys: Vec<PublicKey>) -> Api {
+    pub fn requiring(self, keys: Vec<PublicKey>) -> Api {
         Api { keys: keys.into(), ..self }
     }
 
@@ -127,11 +98,11 @@ impl Api {
     }
 
     /// Returns the same API with an observer of its own, for one of several datasets.
-    pub(crate) fn observed_by(&self, observer: Arc<dyn Observer>) -> Api {
+    pub fn observed_by(&self, observer: Arc<dyn Observer>) -> Api {
         Api { observer, ..self.clone() }
     }
 
-    pub(crate) fn observer(&self) -> &dyn Observer {
+    pub fn observer(&self) -> &dyn Observer {
         &*self.observer
     }
 
@@ -143,7 +114,7 @@ impl Api {
     ) -> Result<T, CallError> {
         match &*self.transport {
             ApiTransport::InProcess(api) => {
-                let response = api.call(call.map(Into::into)).await;
+                let response = api.call(call).await;
                 read(ApiAnswer { server: "this process".to_owned(), response }).await
             }
             ApiTransport::Http(service) => service.call(&call, read).await,
@@ -156,11 +127,8 @@ impl Api {
 
     /// Submits a job of these datasets for one consumer: their exports are read at one snapshot, and each is a full one
     /// where only that goes on.
-    pub(crate) async fn submit_datasets(&self, request: &Request, datasets: &[&str]) -> Result<JobId, CallError> {
-        let mut body = body_of(request);
-        body["datasets"] = datasets.into();
-        body["heal"] = true.into();
-        let SubmittedJob { job_id } = self.call(submission(request, &body)?, ApiAnswer::json).await?;
+    pub async fn submit_datasets(&self, request: &ExportRequest, datasets: &[&str]) -> Result<JobId, CallError> {
+        let SubmittedJob { job_id } = self.call(request.call_for(datasets)?, ApiAnswer::json).await?;
         Ok(job_id)
     }
 
@@ -169,7 +137,7 @@ impl Api {
     }
 
     /// Waits until a job whose request had `datasets` has ended.
-    pub(crate) async fn ended_job(&self, id: JobId) -> Result<JobOfDatasets, CallError> {
+    pub async fn ended_job(&self, id: JobId) -> Result<JobOfDatasets, CallError> {
         loop {
             let ended: JobOfDatasets = self.get(&format!("/exports/{id}?wait=5")).await?;
             if ended.job.has_ended() {
@@ -188,23 +156,8 @@ impl Api {
         Ok(ended.numbers())
     }
 
-    pub(crate) async fn submit(&self, request: &Request) -> Result<JobId, Error> {
-        let mut body = body_of(request);
-        // Without a name, the service uses its default dataset.
-        if !request.dataset.is_empty() {
-            body["dataset"] = request.dataset.as_str().into();
-        }
-        match &request.after {
-            None => {}
-            Some(After::Nothing) => body["after"] = Value::Null,
-            Some(After::Export { job, sha256 }) => {
-                body["after"] = job.to_string().into();
-                if let Some(sha256) = sha256 {
-                    body["afterSha256"] = sha256.as_str().into();
-                }
-            }
-        }
-        match self.call(submission(request, &body)?, ApiAnswer::json).await {
+    pub async fn submit(&self, request: &ExportRequest) -> Result<JobId, Error> {
+        match self.call(request.call()?, ApiAnswer::json).await {
             Ok(SubmittedJob { job_id }) => Ok(job_id),
             Err(error) => Err(self.refused_export(error)),
         }
@@ -217,7 +170,7 @@ impl Api {
         let (option, mut open) = (self.server_option(), Vec::new());
         for job in jobs {
             let id = JobId::from(job.job_id);
-            if &*job.status == Status::Completed.as_str() {
+            if &*job.status == "completed" {
                 text += &format!("\n  cdc-export download {id}{option}");
             } else {
                 text += &format!("\n  {id} is open");
@@ -228,12 +181,12 @@ impl Api {
     }
 
     /// Reads an export of a job, as [`ExportView::from_job`] does.
-    pub(crate) async fn export(&self, id: JobId, dataset: Option<&str>) -> Result<ExportView, Error> {
+    pub async fn export(&self, id: JobId, dataset: Option<&str>) -> Result<ExportView, Error> {
         ExportView::from_job(self.get(&format!("/exports/{id}")).await?, dataset)
     }
 
     /// Reads an export of a job when the job ends, or when the poll interval has passed.
-    pub(crate) async fn poll(&self, id: JobId, dataset: Option<&str>) -> Result<ExportView, Error> {
+    pub async fn poll(&self, id: JobId, dataset: Option<&str>) -> Result<ExportView, Error> {
         let wait = if self.observer.draws_progress() { 1 } else { 5 };
         let ended = async { ExportView::from_job(self.get(&format!("/exports/{id}?wait={wait}")).await?, dataset) };
         let present = async {
@@ -247,7 +200,7 @@ impl Api {
     }
 
     /// Requests the cancellation of an export. Returns false if it has ended, or is being committed.
-    pub(crate) async fn cancel(&self, id: JobId) -> Result<bool, Error> {
+    pub async fn cancel(&self, id: JobId) -> Result<bool, Error> {
         match self.call(call(Method::POST, &format!("/exports/{id}/cancel"))?, ApiAnswer::accepted).await {
             Ok(_) => Ok(true),
             Err(error) if error.is_conflict() => Ok(false),
@@ -256,7 +209,7 @@ impl Api {
     }
 
     /// Acknowledges a published export and all exports before it in its lane as loaded.
-    pub(crate) async fn ack(&self, id: JobId, dataset: &str) -> Result<(), Error> {
+    pub async fn ack(&self, id: JobId, dataset: &str) -> Result<(), Error> {
         let _: Value = self.call(call(Method::POST, &export_path(id, "ack", dataset))?, ApiAnswer::json).await?;
         Ok(())
     }
@@ -321,29 +274,29 @@ impl Api {
         Ok((exports.collect::<Result<_, _>>()?, next_cursor))
     }
 
-    pub(crate) async fn newest_job(&self, consumer: &ConsumerId) -> Result<Option<Uuid>, CallError> {
+    pub async fn newest_job(&self, consumer: &ConsumerId) -> Result<Option<Uuid>, CallError> {
         let ItemPage { items, .. } = self.get(&format!("/exports?consumer={consumer}&limit=1")).await?;
         Ok(items.first().and_then(|job| job["jobId"].as_str()?.parse().ok()))
     }
 
     /// Lists the datasets and the other tables that a pattern matches, as JSON.
-    pub(crate) async fn dataset_items(&self) -> Result<Vec<Value>, Error> {
+    pub async fn dataset_items(&self) -> Result<Vec<Value>, Error> {
         let all: ItemPage = self.get("/datasets").await?;
         Ok(all.items)
     }
 
     /// Lists the exports of a lane that were published after `after`, oldest first: at most [`PAGE_ITEMS`] of them.
-    pub(crate) async fn published_after(&self, lane: Lane<'_>, after: JobId) -> Result<Vec<ExportView>, Error> {
+    pub async fn published_after(&self, lane: Lane<'_>, after: JobId) -> Result<Vec<ExportView>, Error> {
         let path = lane_path(lane, &[("after", &after.to_string())]);
         Ok(self.page(&path, Some(lane.dataset), PAGE_ITEMS, None).await?.0)
     }
 
-    pub(crate) async fn datasets(&self) -> Result<Vec<DatasetView>, Error> {
+    pub async fn datasets(&self) -> Result<Vec<DatasetView>, Error> {
         Ok(self.dataset_items().await?.into_iter().map(serde_json::from_value).collect::<Result<_, _>>()?)
     }
 
     /// Returns the default dataset: the only one, or `users`.
-    pub(crate) async fn implied_dataset(&self) -> Result<String, Error> {
+    pub async fn implied_dataset(&self) -> Result<String, Error> {
         let datasets = self.datasets().await?.into_iter().filter(|it| it.capture.is_some());
         let names: Vec<String> = datasets.map(|dataset| dataset.name).collect();
         match names.as_slice() {
@@ -354,7 +307,7 @@ impl Api {
     }
 
     /// Reads the manifest of a consumer's completed export, and checks its content and its signature.
-    pub(crate) async fn manifest(&self, id: JobId, dataset: &str) -> Result<Manifest, Error> {
+    pub async fn manifest(&self, id: JobId, dataset: &str) -> Result<Manifest, Error> {
         let manifest: Value = self.get(&export_path(id, "manifest", dataset)).await?;
         let about = || format!("the manifest of {id}");
         let manifest = Manifest::read(manifest.to_string().as_bytes()).about(about)?;
@@ -363,7 +316,7 @@ impl Api {
     }
 
     /// Returns the `--server` option by which another command reaches the same service.
-    pub(crate) fn server_option(&self) -> String {
+    pub fn server_option(&self) -> String {
         match &*self.transport {
             ApiTransport::InProcess(_) => String::new(),
             ApiTransport::Http(service) => format!(" --server {}", service.address()),
@@ -371,10 +324,10 @@ impl Api {
     }
 
     /// Lists the first consumers and the first open jobs, as the API shows them.
-    pub(crate) async fn status(&self) -> Result<Value, Error> {
+    pub async fn status(&self) -> Result<Value, Error> {
         let consumers = self.get::<ItemPage>(&format!("/consumers?limit={PAGE_ITEMS}")).await?.items;
         let mut jobs = Vec::new();
-        for status in [Status::Processing, Status::Pending] {
+        for status in ["processing", "pending"] {
             jobs.extend(self.get::<ItemPage>(&format!("/exports?status={status}&limit={PAGE_ITEMS}")).await?.items);
         }
         Ok(json!({ "consumers": Value::Array(consumers), "openJobs": Value::Array(jobs) }))
@@ -397,7 +350,7 @@ impl Api {
         // The whole file begins with the bytes that are here.
         let mut unneeded = if answer.is_whole() { from } else { 0 };
         let ApiAnswer { server, response } = answer;
-        let mut pieces = response.into_body().into_data_stream();
+        let mut pieces = BodyDataStream::new(response.into_body());
         loop {
             match pieces.try_next().await {
                 Ok(Some(mut piece)) => {
@@ -410,7 +363,7 @@ impl Api {
                 Err(cause) if matches!(*self.transport, ApiTransport::InProcess(_)) => {
                     return Err(io::Error::other(cause).into());
                 }
-                Err(cause) => return Err(CallError::Broken { server, why: tls::reason(&cause) }.into()),
+                Err(cause) => return Err(CallError::Broken { server, why: http_client::reason(cause.as_ref()) }.into()),
             }
         }
     }

@@ -5,7 +5,7 @@
 //!
 //! Must not know where exports are stored, or the service's own database.
 
-pub mod input;
+pub(crate) mod input;
 
 mod alter;
 mod connections;
@@ -24,14 +24,13 @@ use std::sync::Arc;
 
 use sqlx::{Connection, PgConnection};
 
-use cdc_capture::dataset::Table;
-use cdc_manifest::Manifest;
-use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::{ConsumerId, Manifest};
 use pg_session::failure::{SqlFailure, sqlstate};
+use pg_session::table_name::Table;
 
 pub use connections::TargetConnections;
-pub use position::TargetPosition;
-pub use transaction::{MemberExport, TransactionFailure, apply};
+pub(crate) use position::TargetPosition;
+pub(crate) use transaction::{MemberExport, TransactionFailure, apply};
 
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -104,7 +103,7 @@ impl<T> During<T> for Result<T, sqlx::Error> {
 }
 
 #[derive(Debug)]
-pub enum Applied {
+pub(crate) enum Applied {
     /// The export is applied. The remarks name differences between the table and the source.
     Done(Changes, Vec<String>),
     /// The position of the table has changed since it was read. The table may have this export and others.
@@ -114,7 +113,7 @@ pub enum Applied {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Changes {
+pub(crate) struct Changes {
     pub written: u64,
     /// The number of deleted rows. A full export deletes all rows of before.
     pub deleted: u64,

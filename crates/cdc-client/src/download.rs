@@ -13,13 +13,13 @@ use ring::digest::{self, SHA256};
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 
-use crate::client::answer::CallError;
-use crate::client::api::{Api, export_path};
-use crate::client::job_view::{ExportView, FileView};
-use crate::client::observer::Observer;
-use crate::client::{About, Error, own_file};
-use crate::job::{After, JobId};
+use crate::answer::CallError;
+use crate::api::{Api, export_path};
+use crate::job_view::{ExportView, FileView};
+use crate::observer::Observer;
+use crate::{About, Error, own_file};
 use cdc_manifest::plain_name::PlainName;
+use cdc_manifest::{After, JobId};
 use pg_session::failure::chain;
 
 /// The time without a received byte after which a download fails.
@@ -27,7 +27,7 @@ const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Output {
+pub enum Output {
     Stdout,
     /// A file that doesn't exist yet.
     File(PathBuf),
@@ -36,7 +36,7 @@ pub(crate) enum Output {
 }
 
 /// Downloads the files of an export to `output`. Without `output`, each file gets its own name in the current folder.
-pub(crate) async fn save(api: &Api, export: &ExportView, output: Option<&Output>) -> Result<(), Error> {
+pub async fn save(api: &Api, export: &ExportView, output: Option<&Output>) -> Result<(), Error> {
     let files = export_files(export)?;
     let several = files.len() > 1;
     match output {
@@ -139,7 +139,7 @@ pub(super) fn sync_folder_of(path: &Path) -> Result<(), Error> {
 }
 
 /// Returns the folder that contains a path's last name.
-pub(crate) fn folder_of(path: &Path) -> &Path {
+pub fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

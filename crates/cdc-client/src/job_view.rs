@@ -6,31 +6,31 @@ use std::fmt::{self, Display};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::client::answer::PlainText;
-use crate::client::{About, Error};
-use crate::job::{FailureCode, JobId, Status};
+use crate::answer::PlainText;
+use crate::{About, Error};
+use cdc_manifest::JobId;
 use cdc_manifest::plain_name::{NotPlain, PlainName};
 
 /// A job, in the form of any request.
 #[derive(Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct JobView {
+pub struct JobView {
     #[serde(rename = "jobId")]
-    pub(crate) id: JobId,
-    pub(crate) consumer_id: Option<PlainText>,
-    pub(crate) status: PlainText,
-    pub(crate) progress: u8,
-    pub(crate) attempt: u32,
-    pub(crate) error: Option<FailureView>,
-    pub(crate) next_attempt_at: Option<PlainText>,
-    pub(crate) cancel_requested_at: Option<PlainText>,
+    pub id: JobId,
+    pub consumer_id: Option<PlainText>,
+    pub status: PlainText,
+    pub progress: u8,
+    pub attempt: u32,
+    pub error: Option<FailureView>,
+    pub next_attempt_at: Option<PlainText>,
+    pub cancel_requested_at: Option<PlainText>,
 }
 
 /// A job whose request had `datasets`.
 #[derive(Deserialize)]
-pub(crate) struct JobOfDatasets {
+pub struct JobOfDatasets {
     #[serde(flatten)]
-    pub(crate) job: JobView,
+    pub job: JobView,
     exports: Vec<ExportState>,
 }
 
@@ -44,38 +44,38 @@ struct ExportState {
 /// An export, and what it has of its job.
 #[derive(Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct ExportView {
+pub struct ExportView {
     /// The job, with the status of the export.
     #[serde(flatten)]
-    pub(crate) job: JobView,
-    pub(crate) dataset: PlainText,
-    pub(crate) phase: Option<PlainText>,
-    pub(crate) rows_exported: u64,
+    pub job: JobView,
+    pub dataset: PlainText,
+    pub phase: Option<PlainText>,
+    pub rows_exported: u64,
     /// None if the export was skipped.
-    pub(crate) output_filename: Option<ServedName>,
-    pub(crate) sha256: Option<PlainText>,
-    pub(crate) number: Option<u64>,
-    pub(crate) digest: Option<PlainText>,
-    pub(crate) files: Vec<FileView>,
-    pub(crate) continuity: Option<PlainText>,
+    pub output_filename: Option<ServedName>,
+    pub sha256: Option<PlainText>,
+    pub number: Option<u64>,
+    pub digest: Option<PlainText>,
+    pub files: Vec<FileView>,
+    pub continuity: Option<PlainText>,
     /// True if the columns differ from those of the export before.
     pub(super) schema_changed: Option<bool>,
     /// The whole export as the API shows it.
     #[serde(skip)]
-    pub(crate) json: Value,
+    pub json: Value,
 }
 
 /// The name that a service gives to a file. It can be shown. Only a [`PlainName`] can become part of a path.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub(crate) struct ServedName(String);
+pub struct ServedName(String);
 
 impl ServedName {
     /// Returns the name if it is that of one visible file, because the service must not choose the folder.
-    pub(crate) fn plain(&self) -> Result<PlainName, NotPlain> {
+    pub fn plain(&self) -> Result<PlainName, NotPlain> {
         self.0.parse()
     }
 
-    pub(crate) fn as_str(&self) -> &str {
+    pub fn as_str(&self) -> &str {
         &self.0
     }
 }
@@ -87,44 +87,44 @@ impl Display for ServedName {
 }
 
 #[derive(Clone, Deserialize)]
-pub(crate) struct FileView {
-    pub(crate) part: u32,
-    pub(crate) name: ServedName,
-    pub(crate) location: Option<PlainText>,
-    pub(crate) bytes: u64,
-    pub(crate) rows: u64,
-    pub(crate) sha256: PlainText,
+pub struct FileView {
+    pub part: u32,
+    pub name: ServedName,
+    pub location: Option<PlainText>,
+    pub bytes: u64,
+    pub rows: u64,
+    pub sha256: PlainText,
 }
 
 impl FileView {
     /// Returns the URL of the file. Returns its name if the URL is a local path, which is useless on another machine.
-    pub(crate) fn place(&self) -> String {
+    pub fn place(&self) -> String {
         let location = self.location.as_ref().filter(|location| !location.starts_with("file:"));
         location.map_or_else(|| self.name.to_string(), ToString::to_string)
     }
 }
 
 #[derive(Clone, Deserialize)]
-pub(crate) struct FailureView {
-    pub(crate) code: PlainText,
-    pub(crate) detail: PlainText,
+pub struct FailureView {
+    pub code: PlainText,
+    pub detail: PlainText,
     /// The dataset whose export failed, if the job has several.
     dataset: Option<PlainText>,
 }
 
 impl JobView {
     /// Returns true if the job has ended. A status that only a later version knows counts as open.
-    pub(crate) fn has_ended(&self) -> bool {
-        self.status.parse::<Status>().is_ok_and(Status::is_terminal)
+    pub fn has_ended(&self) -> bool {
+        matches!(&*self.status, "completed" | "skipped" | "failed" | "cancelled")
     }
 
-    pub(crate) fn has_status(&self, status: Status) -> bool {
-        &*self.status == status.as_str()
+    pub fn has_status(&self, status: &str) -> bool {
+        &*self.status == status
     }
 
     /// Returns a remark on an open job: that its cancellation was requested, or why its last attempt failed and when
     /// the next one begins.
-    pub(crate) fn remark(&self) -> String {
+    pub fn remark(&self) -> String {
         if self.cancel_requested_at.is_some() {
             return "  (a cancel was asked for)".to_owned();
         }
@@ -153,28 +153,27 @@ impl JobOfDatasets {
 
     /// Returns the datasets whose exports are committed and have lost no file. A failed job has some only if others
     /// lost their files.
-    pub(crate) fn completed(&self) -> BTreeSet<&str> {
+    pub fn completed(&self) -> BTreeSet<&str> {
         let completed = self.exports.iter().filter(|export| export.number.is_some() || export.skipped);
         completed.map(|export| &*export.dataset).collect()
     }
 
-    pub(crate) fn failed_dataset(&self) -> Option<&str> {
+    pub fn failed_dataset(&self) -> Option<&str> {
         self.job.error.as_ref()?.dataset.as_deref()
     }
 
     /// Returns true if the job failed because the service's output folder or bucket takes no file.
-    pub(crate) fn is_of_destination(&self) -> bool {
-        use FailureCode::{OutputMissing, StorageFull, StorageReadonly, StorageUnavailable};
-        let codes = [OutputMissing, StorageFull, StorageReadonly, StorageUnavailable];
-        let is_of_it = |error: &FailureView| codes.iter().any(|code| &*error.code == code.as_str());
+    pub fn is_of_destination(&self) -> bool {
+        let codes = ["output_missing", "storage_full", "storage_readonly", "storage_unavailable"];
+        let is_of_it = |error: &FailureView| codes.contains(&&*error.code);
         self.failed_dataset().is_none() && self.job.error.as_ref().is_some_and(is_of_it)
     }
 
     /// Returns the reason why the job is not completed. `None`: it is.
-    pub(crate) fn failure(&self) -> Option<String> {
+    pub fn failure(&self) -> Option<String> {
         let dataset = self.failed_dataset().map(|dataset| format!("{dataset}: ")).unwrap_or_default();
         let failed = self.job.error.as_ref().map(|error| format!("{dataset}{}", error.detail));
-        let is_completed = self.job.has_status(Status::Completed);
+        let is_completed = self.job.has_status("completed");
         (!is_completed).then(|| failed.unwrap_or_else(|| format!("it was {}", self.job.status)))
     }
 }
@@ -184,7 +183,7 @@ impl ExportView {
     ///
     /// # Errors
     /// If the job has no export of the dataset, or has several and no dataset is given.
-    pub(crate) fn from_job(mut job: Value, dataset: Option<&str>) -> Result<ExportView, Error> {
+    pub fn from_job(mut job: Value, dataset: Option<&str>) -> Result<ExportView, Error> {
         let exports = match job.as_object_mut().and_then(|job| job.remove("exports")) {
             Some(Value::Array(exports)) => exports,
             _ => vec![job.clone()],
@@ -198,7 +197,7 @@ impl ExportView {
         };
         // The files of a job are published in any order.
         if !export["number"].is_null() || export["skipped"] == true {
-            job["status"] = Status::Completed.as_str().into();
+            job["status"] = "completed".into();
         }
         for (name, value) in export.as_object().into_iter().flatten() {
             job[name] = value.clone();

@@ -16,18 +16,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, oneshot};
 use uuid::Uuid;
 
+use crate::Error;
+use crate::api::Api;
 use crate::apply::{Applied, TransactionFailure};
-use crate::client::Error;
-use crate::client::api::Api;
-use crate::client::manifest_index::ManifestIndex;
-use crate::client::observer::Observer;
-use crate::client::ready_export::{ReadyExport, apply_together};
-use crate::client::spool::Spool;
+use crate::manifest_index::ManifestIndex;
+use crate::observer::Observer;
+use crate::ready_export::{ReadyExport, apply_together};
+use crate::spool::Spool;
 use cdc_manifest::ManifestJob;
 use cdc_manifest::chain::{RequestTime, request_time};
 
 /// The lanes that are read side by side in one round.
-pub(crate) struct LaneGroup {
+pub struct LaneGroup {
     datasets: BTreeSet<String>,
     turns: Arc<Semaphore>,
     state: Mutex<Lanes>,
@@ -40,7 +40,7 @@ pub(crate) struct LaneGroup {
 }
 
 /// The right to work on a lane. Only some lanes have it at the same time.
-pub(crate) type Turn = OwnedSemaphorePermit;
+pub type Turn = OwnedSemaphorePermit;
 
 #[derive(Default)]
 struct Lanes {
@@ -77,7 +77,7 @@ struct WaitingExport {
 impl LaneGroup {
     /// Returns the group of the lanes of these datasets. `turns` of them are worked on at the same time. `newest` is
     /// the newest job before any lane was listed.
-    pub(crate) fn new(datasets: BTreeSet<String>, turns: u8, newest: Option<Uuid>) -> LaneGroup {
+    pub fn new(datasets: BTreeSet<String>, turns: u8, newest: Option<Uuid>) -> LaneGroup {
         let running = datasets.iter().map(|dataset| (dataset.clone(), 0)).collect();
         LaneGroup {
             datasets,
@@ -106,7 +106,7 @@ impl LaneGroup {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) async fn turn(&self) -> Turn {
+    pub async fn turn(&self) -> Turn {
         Arc::clone(&self.turns).acquire_owned().await.expect("the semaphore is never closed")
     }
 
@@ -131,7 +131,7 @@ impl LaneGroup {
     }
 
     /// Records that the lane's round has ended. No job is applied whose export the lane has not reached.
-    pub(crate) async fn has_ended(&self, dataset: &str, has_failed: bool) {
+    pub async fn has_ended(&self, dataset: &str, has_failed: bool) {
         self.change(|lanes| {
             let ended = if has_failed { &mut lanes.failed } else { &mut lanes.ended };
             ended.extend(lanes.running.remove_entry(dataset));

@@ -6,16 +6,14 @@ use pg_rows::encoding::Encoding;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::client::Error;
-use crate::client::answer::CallError;
-use crate::client::api::{Api, RefusedExport};
-use crate::client::download::export_files;
-use crate::client::job_view::ExportView;
-use crate::job::lane::Lane;
-use crate::job::{After, FailureCode, JobId, Request, Status};
-use cdc_capture::export_type::ExportType;
-use cdc_manifest::consumer::ConsumerId;
-use cdc_manifest::{Manifest, ManifestSource};
+use crate::Error;
+use crate::answer::CallError;
+use crate::api::{Api, RefusedExport};
+use crate::download::export_files;
+use crate::job_view::ExportView;
+use crate::request::ExportRequest;
+use cdc_manifest::{After, ConsumerId, JobId, Lane, Manifest, ManifestSource};
+use pg_rows::export_type::ExportType;
 use pg_session::failure::chain;
 
 /// The maximum number of submissions if other exports come first each time.
@@ -72,18 +70,22 @@ pub(crate) enum SinkOutcome {
     NeedsFullExport(String),
 }
 
-pub(crate) struct LaneReader<'b> {
-    pub(crate) api: &'b Api,
-    pub(crate) consumer: ConsumerId,
-    pub(crate) dataset: String,
+/// Reads the exports of a lane from a service in their order, and submits new ones.
+///
+/// Writes all available exports to a sink, oldest first. Then submits another export, if requested, and writes it. A
+/// cancelled call loses nothing: the next call continues from the sink's position.
+pub struct LaneReader<'b> {
+    pub api: &'b Api,
+    pub consumer: ConsumerId,
+    pub dataset: String,
     /// The type of export to submit if there is nothing to write. `None` submits nothing.
-    pub(crate) request: Option<ExportType>,
-    pub(crate) encoding: Encoding,
+    pub request: Option<ExportType>,
+    pub encoding: Encoding,
     /// True if an export of the type was submitted for this round already, in a job of several datasets.
-    pub(crate) is_submitted: bool,
-    pub(crate) acks: bool,
+    pub is_submitted: bool,
+    pub acks: bool,
     /// True if the sink goes on from another or a restored database, by a full export.
-    pub(crate) adopts: bool,
+    pub adopts: bool,
 }
 
 enum SubmissionOutcome {
@@ -101,8 +103,6 @@ enum NextExports {
 }
 
 impl LaneReader<'_> {
-    /// Writes all available exports to the sink, oldest first. Then submits another export, if requested, and writes
-    /// it. A cancelled call loses nothing: the next call continues from the sink's position.
     pub(crate) async fn round(&self, sink: &mut impl ExportSink) -> Result<(), Error> {
         match self.read(sink).await {
             Err(Error::NextRound) => Ok(()),
@@ -335,8 +335,8 @@ impl LaneReader<'_> {
         let is_full = export_type == ExportType::Full;
         let after = (!is_full).then(|| last.map_or(After::Nothing, LanePosition::after));
         let consumer = Some(self.consumer.clone());
-        let request = Request::new(consumer, self.dataset.clone(), export_type, self.encoding);
-        let request = Request { after, skip_empty: Some(true), ..request };
+        let request = ExportRequest::new(consumer, export_type, self.encoding);
+        let request = ExportRequest { dataset: Some(self.dataset.clone()), after, skip_empty: Some(true), ..request };
         for _ in 0..MAX_SUBMISSIONS {
             let refused = match self.api.submit(&request).await {
                 Ok(id) => return self.outcome(id).await,
@@ -357,10 +357,10 @@ impl LaneReader<'_> {
 
     async fn outcome(&self, id: JobId) -> Result<SubmissionOutcome, Error> {
         let job = self.wait(id).await?.job;
-        let failure = job.error.as_ref().filter(|_| job.has_status(Status::Failed));
+        let failure = job.error.as_ref().filter(|_| job.has_status("failed"));
         match failure {
-            _ if job.has_status(Status::Completed) => Ok(SubmissionOutcome::Completed),
-            Some(error) if &*error.code == FailureCode::FullExportNeeded.as_str() => {
+            _ if job.has_status("completed") => Ok(SubmissionOutcome::Completed),
+            Some(error) if &*error.code == "full_export_needed" => {
                 Ok(SubmissionOutcome::NeedsFullExport(error.detail.to_string()))
             }
             Some(error) => Err(Error::Refused(format!("the export {id} failed: {}: {}", error.code, error.detail))),

@@ -1,38 +1,36 @@
-//! The clients of a service: calls of its API, `pull`, `apply`, `download`, and the reading side of `verify`.
-//!
-//! Must not know the command line or SQL. An [`Observer`](observer::Observer) shows results and progress to the user.
+#![doc = include_str!("../README.md")]
 
-pub(crate) mod answer;
-pub(crate) mod api;
-pub(crate) mod download;
-pub(crate) mod job_view;
-pub(crate) mod lane_group;
-pub(crate) mod lane_reader;
-pub(crate) mod manifest_folder;
+pub mod answer;
+pub mod api;
+pub mod apply;
+pub mod download;
+pub mod job_view;
+pub mod lane_group;
+pub mod lane_reader;
+pub mod manifest_folder;
 mod manifest_index;
-pub(crate) mod observer;
+pub mod observer;
 mod own_file;
-pub(crate) mod pull_folder;
+pub mod pull_folder;
 mod ready_export;
-pub(crate) mod remote;
+pub mod remote;
+pub mod request;
 mod spool;
-pub(crate) mod table_mirror;
-pub(crate) mod verifier;
+pub mod table_mirror;
+pub mod verifier;
 
 use std::fmt::Display;
 use std::io;
 
 use tokio::task::JoinError;
 
-use crate::apply;
-use crate::client::answer::CallError;
-use crate::client::api::RefusedExport;
-use crate::sink;
+use crate::answer::CallError;
+use crate::api::RefusedExport;
 use cdc_manifest::plain_name::NotPlain;
 use cdc_manifest::{self, seal};
 
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub enum Error {
     #[error(transparent)]
     Call(#[from] CallError),
     #[error(transparent)]
@@ -53,7 +51,7 @@ pub(crate) enum Error {
     #[error(transparent)]
     Name(#[from] NotPlain),
     #[error(transparent)]
-    Archive(#[from] sink::Error),
+    Archive(#[from] cdc_destination::Error),
     #[error(transparent)]
     Manifest(#[from] cdc_manifest::InvalidManifest),
     #[error(transparent)]
@@ -77,12 +75,12 @@ pub(crate) enum Error {
 }
 
 impl Error {
-    pub(crate) fn refused(why: impl Into<String>) -> Error {
+    pub fn refused(why: impl Into<String>) -> Error {
         Error::Refused(why.into())
     }
 
     /// Returns the innermost error, without the names of files and exports around it.
-    pub(crate) fn root(&self) -> &Error {
+    pub fn root(&self) -> &Error {
         match self {
             Error::About { cause, .. } => cause.root(),
             other => other,

@@ -9,19 +9,18 @@ use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
 use crate::apply::input::{Input, unpacked};
-use crate::client::lane_reader::{ExportSink, SinkOutcome};
-use crate::client::manifest_index::{LaneManifests, MAX_LISTED, ManifestIndex, read_manifest};
-use crate::client::table_mirror::TableMirror;
-use crate::client::{About, Error};
-use crate::sink::{Archive, Lookup, Settings};
+use crate::lane_reader::{ExportSink, SinkOutcome};
+use crate::manifest_index::{LaneManifests, MAX_LISTED, ManifestIndex, read_manifest};
+use crate::table_mirror::TableMirror;
+use crate::{About, Error};
+use cdc_destination::{Archive, Lookup, Settings};
 use cdc_manifest::chain::{Digest, Link, ReaderPosition, Successors, parse_digest, request_time};
-use cdc_manifest::consumer::ConsumerId;
 use cdc_manifest::seal::PublicKey;
-use cdc_manifest::{self, Manifest};
+use cdc_manifest::{self, ConsumerId, Manifest};
 use pg_session::failure::chain;
 
 /// The place, and the lane whose exports are read.
-pub(crate) struct ManifestFolder {
+pub struct ManifestFolder {
     place: Settings,
     consumer: ConsumerId,
     dataset: String,
@@ -30,7 +29,7 @@ pub(crate) struct ManifestFolder {
 }
 
 impl ManifestFolder {
-    pub(crate) fn new(place: Settings, consumer: ConsumerId, dataset: String, keys: Vec<PublicKey>) -> ManifestFolder {
+    pub fn new(place: Settings, consumer: ConsumerId, dataset: String, keys: Vec<PublicKey>) -> ManifestFolder {
         ManifestFolder { place, consumer, dataset, keys }
     }
 
@@ -38,7 +37,7 @@ impl ManifestFolder {
     ///
     /// # Errors
     /// Also if all exports are applied, and there is a manifest that can't be used.
-    pub(crate) async fn round(&self, mirror: &mut TableMirror) -> Result<(), Error> {
+    pub async fn round(&self, mirror: &mut TableMirror) -> Result<(), Error> {
         let group = mirror.group();
         let index = group.manifests(self.index(group.datasets())).await?;
         let unusable = index.unusable(&self.dataset, mirror.last().map(|last| last.number));

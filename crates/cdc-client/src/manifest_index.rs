@@ -10,13 +10,11 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
-use crate::client::{About, Error};
-use crate::sink::{Archive, Settings};
-use cdc_capture::dataset::name::is_name;
+use crate::{About, Error};
+use cdc_destination::{Archive, Settings};
 use cdc_manifest::chain::{Chains, Digest, parse_digest};
-use cdc_manifest::consumer::ConsumerId;
 use cdc_manifest::seal::PublicKey;
-use cdc_manifest::{self, Manifest};
+use cdc_manifest::{self, ConsumerId, Manifest, is_dataset_name};
 use pg_session::failure::chain;
 
 /// The maximum number of lanes or manifests that a message lists.
@@ -81,7 +79,7 @@ impl ManifestIndex {
             for entry in entries.into_iter().flatten() {
                 let entry = entry.about(|| "the folder of the exports")?;
                 let name = entry.file_name().to_string_lossy().into_owned();
-                if is_name(&name) && entry.file_type().is_ok_and(|found| found.is_dir()) {
+                if is_dataset_name(&name) && entry.file_type().is_ok_and(|found| found.is_dir()) {
                     let own = Settings::Folder(entry.path()).archive(runtime)?;
                     index.read_all(&format!("{name}/"), &*own, &mut read)?;
                 }

@@ -3,32 +3,40 @@
 use std::io;
 use std::path::Path;
 
-use crate::client::job_view::ExportView;
-use crate::job::JobId;
+use crate::job_view::ExportView;
+use cdc_manifest::JobId;
 
-/// Shows results, notices and progress of a client to the user. The command line prints and draws them.
-pub(crate) trait Observer: Send + Sync {
+/// Shows results, notices and progress of a client to the user. The command line prints and draws them. A method that is
+/// not implemented shows nothing.
+#[expect(unused_variables, reason = "the names of arguments are for implementations")]
+pub trait Observer: Send + Sync {
     /// Returns true if progress is drawn continuously. The client then polls the service more often.
-    fn draws_progress(&self) -> bool;
+    fn draws_progress(&self) -> bool {
+        false
+    }
 
     /// Prints a result on its own line: an applied export.
-    fn result(&self, line: &str) -> io::Result<()>;
+    fn result(&self, line: &str) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Prints the path of a downloaded file and the number of its rows on their own line.
-    fn file(&self, path: &Path, rows: u64) -> io::Result<()>;
+    fn file(&self, path: &Path, rows: u64) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Shows a fact that may require action, such as a service that doesn't answer.
-    fn notice(&self, text: &str);
+    fn notice(&self, text: &str) {}
 
-    fn begin_job(&self, id: JobId);
+    fn begin_job(&self, id: JobId) {}
 
     /// Updates the progress of the job that was started last: of one of its exports.
-    fn job(&self, export: &ExportView);
+    fn job(&self, export: &ExportView) {}
 
     /// Shows how many of `all` bytes are downloaded or checked.
-    fn bytes(&self, done: u64, all: u64);
+    fn bytes(&self, done: u64, all: u64) {}
 
-    fn manifests(&self, count: u64);
+    fn manifests(&self, count: u64) {}
 
-    fn end(&self);
+    fn end(&self) {}
 }

@@ -16,18 +16,16 @@ use std::sync::Arc;
 use pg_rows::encoding::Format;
 use serde::{Deserialize, Serialize};
 
-use crate::client::api::Api;
-use crate::client::download::{export_files, fetch_part, part_path, rename_without_replacing, sync_folder_of};
-use crate::client::job_view::ExportView;
-use crate::client::lane_group::LaneGroup;
-use crate::client::lane_reader::{ExportSink, LanePosition, SinkOutcome};
-use crate::client::observer::Observer;
-use crate::client::{About, Error, own_file};
-use crate::job::lane::Lane;
-use cdc_manifest::consumer::ConsumerId;
+use crate::api::Api;
+use crate::download::{export_files, fetch_part, part_path, rename_without_replacing, sync_folder_of};
+use crate::job_view::ExportView;
+use crate::lane_group::LaneGroup;
+use crate::lane_reader::{ExportSink, LanePosition, LaneReader, SinkOutcome};
+use crate::observer::Observer;
+use crate::{About, Error, own_file};
 use cdc_manifest::file_name::{MOST_FILES, file_names};
 use cdc_manifest::plain_name::PlainName;
-use cdc_manifest::{self, Chained, Manifest, ManifestSource};
+use cdc_manifest::{self, Chained, ConsumerId, Lane, Manifest, ManifestSource};
 use failpoint::failpoint;
 
 const VERSION: u32 = 1;
@@ -59,7 +57,7 @@ struct PendingNames {
 }
 
 /// A folder that is locked for this process.
-pub(crate) struct PullFolder {
+pub struct PullFolder {
     folder: PathBuf,
     state: FolderState,
     group: Arc<LaneGroup>,
@@ -71,19 +69,19 @@ pub(crate) struct PullFolder {
 
 /// The reaction to a folder that another process has locked.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum WhenLocked {
+pub enum WhenLocked {
     Wait,
     /// Return an error, so that other folders don't wait for this one.
     Refuse,
 }
 
 /// Reads the dataset of a folder's exports. Returns `None` if the folder has no state.
-pub(crate) fn read_dataset(folder: &Path) -> Result<Option<String>, Error> {
+pub fn read_dataset(folder: &Path) -> Result<Option<String>, Error> {
     Ok(read_state(folder)?.map(|state| state.dataset))
 }
 
 /// Lists the datasets of a consumer that have a folder of their own within this one.
-pub(crate) fn read_datasets(folder: &Path, consumer: &ConsumerId) -> Result<BTreeSet<String>, Error> {
+pub fn read_datasets(folder: &Path, consumer: &ConsumerId) -> Result<BTreeSet<String>, Error> {
     let mut datasets = BTreeSet::new();
     for entry in fs::read_dir(folder)? {
         // A state that can't be read is an error of its dataset.
@@ -108,9 +106,14 @@ fn read_state(folder: &Path) -> Result<Option<FolderState>, Error> {
 }
 
 impl PullFolder {
+    /// Copies all exports of the lane that the folder lacks, oldest first, as [`LaneReader`] says.
+    pub async fn follow(&mut self, lane: &LaneReader<'_>) -> Result<(), Error> {
+        lane.round(self).await
+    }
+
     /// Opens the folder, and creates it if it is missing. Locks it until the returned value is dropped. Then renames
     /// the files that a killed process has not renamed.
-    pub(crate) fn open(
+    pub fn open(
         folder: &Path,
         Lane { consumer, dataset }: Lane<'_>,
         group: Arc<LaneGroup>,

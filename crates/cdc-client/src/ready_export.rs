@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use tokio::time::{Duration, Instant, sleep};
 
+use crate::Error;
 use crate::apply::input::Input;
 use crate::apply::{self, Applied, MemberExport, Target, TransactionFailure};
-use crate::client::Error;
-use crate::client::observer::Observer;
+use crate::observer::Observer;
 use cdc_manifest::Manifest;
 use pg_session::failure::chain;
 

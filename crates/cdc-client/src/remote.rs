@@ -10,18 +10,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use axum::body::Body;
-use axum::response::Response;
-use hyper::http::{Request, Uri, header};
+use http::{Request, Response, Uri, header};
+use http_body_util::BodyExt;
 use tokio::time::{Instant, sleep};
 use url::{Host, Position, Url};
 
-use crate::client::answer::{ApiAnswer, CallError};
-use crate::client::observer::Observer;
-use crate::client::{About, Error};
-use crate::duration::Backoff;
-use crate::key::SecretKeyText;
-use crate::tls;
+use crate::answer::{AnswerBody, ApiAnswer, CallError};
+use crate::observer::Observer;
+use crate::{About, Error};
+use http_client::pause::Backoff;
 
 const RETRY_TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSES: Backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(5));
@@ -30,12 +27,12 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The address of a service: `http://host:port`, and the path prefix of a proxy.
 #[derive(Clone, Debug)]
-pub(crate) struct ServiceAddress {
+pub struct ServiceAddress {
     text: String,
     url: Url,
 }
 
-pub(crate) const INVALID_ADDRESS: &str = "not the address of a service, such as http://127.0.0.1:8080";
+const INVALID_ADDRESS: &str = "not the address of a service, such as http://127.0.0.1:8080";
 
 impl FromStr for ServiceAddress {
     type Err = &'static str;
@@ -58,7 +55,7 @@ impl FromStr for ServiceAddress {
 
 impl ServiceAddress {
     /// Returns true if the connection leaves this machine unencrypted.
-    pub(crate) fn is_unencrypted_remote(&self) -> bool {
+    pub fn is_unencrypted_remote(&self) -> bool {
         self.is_unencrypted() && !self.is_loopback_address()
     }
 
@@ -68,7 +65,7 @@ impl ServiceAddress {
 
     /// Makes a client for calls to this address. It follows no redirect, because another server must not get the key.
     fn builder(&self) -> reqwest::ClientBuilder {
-        let client = tls::client(&self.text).connect_timeout(ANSWER_TIMEOUT).read_timeout(ANSWER_TIMEOUT);
+        let client = http_client::client(&self.text).connect_timeout(ANSWER_TIMEOUT).read_timeout(ANSWER_TIMEOUT);
         // A proxy can't reach this machine.
         if self.is_loopback_address() { client.no_proxy() } else { client }
     }
@@ -112,6 +109,10 @@ impl ServiceAddress {
     }
 }
 
+fn answered(response: reqwest::Response) -> Response<AnswerBody> {
+    Response::from(response).map(|body| body.map_err(Into::into).boxed_unsync())
+}
+
 fn is_local(ip: IpAddr) -> bool {
     match ip.to_canonical() {
         IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local() || ip.is_unspecified(),
@@ -125,7 +126,23 @@ impl Display for ServiceAddress {
     }
 }
 
-pub(crate) struct RemoteService {
+/// The text of an API key. `Debug` does not print it.
+#[derive(Clone)]
+pub struct SecretKeyText(String);
+
+impl SecretKeyText {
+    pub fn new(text: String) -> SecretKeyText {
+        SecretKeyText(text)
+    }
+}
+
+impl fmt::Debug for SecretKeyText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretKeyText")
+    }
+}
+
+pub struct RemoteService {
     http: reqwest::Client,
     server: ServiceAddress,
     key: Option<SecretKeyText>,
@@ -140,17 +157,18 @@ pub(crate) struct RemoteService {
 
 impl RemoteService {
     /// Creates a client of the service at an address. Each call carries the key.
-    pub(crate) fn new(
+    pub fn new(
         server: ServiceAddress,
         key: Option<SecretKeyText>,
         observer: Arc<dyn Observer>,
     ) -> Result<RemoteService, Error> {
-        let http = server.builder().build().map_err(|why| Error::refused(tls::reason(&why))).about(|| &server)?;
+        let http =
+            server.builder().build().map_err(|why| Error::refused(http_client::reason(&why))).about(|| &server)?;
         let (has_answered, has_warned) = (AtomicBool::new(false), AtomicBool::new(false));
         Ok(RemoteService { http, server, key, observer, bucket: OnceLock::new(), has_answered, has_warned })
     }
 
-    pub(crate) fn address(&self) -> &ServiceAddress {
+    pub fn address(&self) -> &ServiceAddress {
         &self.server
     }
 
@@ -170,7 +188,7 @@ impl RemoteService {
         let address = self.server.redirection(url).ok_or_else(unsafe_redirect)?;
         let host = address.authority().to_owned();
         let unreachable =
-            |cause: &reqwest::Error| CallError::Unreachable { server: host.clone(), why: tls::reason(cause) };
+            |cause: &reqwest::Error| CallError::Unreachable { server: host.clone(), why: http_client::reason(cause) };
         let client = match self.bucket.get() {
             Some(client) => client,
             None => {
@@ -194,7 +212,7 @@ impl RemoteService {
             }
             let response = request.send().await.map_err(|cause| unreachable(&cause))?;
             match response.status().as_u16() {
-                200 | 206 => Ok(ApiAnswer { server: host.clone(), response: Response::from(response).map(Body::new) }),
+                200 | 206 => Ok(ApiAnswer { server: host.clone(), response: answered(response) }),
                 status => Err(CallError::Bucket { host: host.clone(), status }),
             }
         })
@@ -206,12 +224,12 @@ impl RemoteService {
         let request = self.http.request(call.method().clone(), format!("{server}{}", call.uri()));
         let request = request.headers(call.headers().clone()).body(call.body().clone());
         let request = match &self.key {
-            Some(key) => request.bearer_auth(key.reveal()),
+            Some(key) => request.bearer_auth(&key.0),
             None => request,
         };
         let response = match request.send().await {
-            Ok(response) => Response::from(response).map(Body::new),
-            Err(cause) => return Err(CallError::Unreachable { server, why: tls::reason(&cause) }),
+            Ok(response) => answered(response),
+            Err(cause) => return Err(CallError::Unreachable { server, why: http_client::reason(&cause) }),
         };
         if response.status().is_success() {
             self.has_answered.store(true, Ordering::Relaxed);

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
-use crate::client::api::Api;
-use crate::client::download::{export_files, fetch_part};
-use crate::client::job_view::ExportView;
-use crate::client::{About, Error};
+use crate::api::Api;
+use crate::download::{export_files, fetch_part};
+use crate::job_view::ExportView;
+use crate::{About, Error};
 
 /// The file. What is downloaded has no name, so it is gone when the process ends, also if it is killed.
 #[derive(Default)]

@@ -5,20 +5,20 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use crate::Error;
+use crate::api::Api;
 use crate::apply::input::{Input, unpacked};
 use crate::apply::{Applied, Changes, Target};
-use crate::client::Error;
-use crate::client::api::Api;
-use crate::client::job_view::ExportView;
-use crate::client::lane_group::{LaneGroup, Turn};
-use crate::client::lane_reader::{ExportSink, LanePosition, SinkOutcome};
-use crate::client::observer::Observer;
-use crate::client::ready_export::{ReadyExport, while_unavailable};
-use crate::client::spool::Spool;
+use crate::job_view::ExportView;
+use crate::lane_group::{LaneGroup, Turn};
+use crate::lane_reader::{ExportSink, LanePosition, LaneReader, SinkOutcome};
+use crate::observer::Observer;
+use crate::ready_export::{ReadyExport, while_unavailable};
+use crate::spool::Spool;
 use cdc_manifest::{Manifest, ManifestSource};
 
 /// The table, and its position at the last reading.
-pub(crate) struct TableMirror {
+pub struct TableMirror {
     target: Target,
     last: Option<LanePosition>,
     source: Option<ManifestSource>,
@@ -29,8 +29,13 @@ pub(crate) struct TableMirror {
 }
 
 impl TableMirror {
+    /// Applies all exports of the lane that the table lacks, oldest first, as [`LaneReader`] says.
+    pub async fn follow(&mut self, lane: &LaneReader<'_>) -> Result<(), Error> {
+        lane.round(self).await
+    }
+
     /// Returns the mirror of a lane of the group, whose turn it is.
-    pub(crate) fn new(target: Target, observer: Arc<dyn Observer>, group: Arc<LaneGroup>, turn: Turn) -> TableMirror {
+    pub fn new(target: Target, observer: Arc<dyn Observer>, group: Arc<LaneGroup>, turn: Turn) -> TableMirror {
         TableMirror { target, last: None, source: None, observer, group, turn: Some(turn) }
     }
 
@@ -40,7 +45,7 @@ impl TableMirror {
 
     /// Reads the position of the table. Another process may have moved it. So may this process, if the answer to its
     /// COMMIT was lost.
-    pub(crate) async fn refresh(&mut self) -> Result<(), Error> {
+    pub async fn refresh(&mut self) -> Result<(), Error> {
         let found = while_unavailable(&*self.observer, async || Ok(self.target.position().await?)).await;
         let found = found.map_err(|failure| failure.error)?;
         self.source = found.as_ref().map(|found| found.source.clone());

@@ -17,10 +17,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use ring::digest::{self, SHA256};
 use tokio::runtime::Handle;
 
-use crate::client::Error;
-use crate::client::observer::Observer;
-use crate::client::verifier::parallel::{WorkQueue, in_parallel};
-use crate::sink::{self, Archive, Lookup};
+use crate::Error;
+use crate::observer::Observer;
+use crate::verifier::parallel::{WorkQueue, in_parallel};
+use cdc_destination::{self, Archive, Lookup};
 use cdc_manifest::chain::Chains;
 use cdc_manifest::chain_report::ChainReport;
 use cdc_manifest::seal::{Broken, PublicKey};
@@ -30,7 +30,7 @@ const READ_BYTES: usize = 256 << 10;
 /// The maximum number of readings of a file if a bucket stops sending its bytes.
 const TRIES: u32 = 3;
 
-pub(crate) struct Verifier {
+pub struct Verifier {
     archive: Box<dyn Archive>,
     readers: usize,
     /// The public halves of the keys. If there are any, one of them must have signed each manifest.
@@ -60,34 +60,34 @@ enum Queuing {
 }
 
 /// Reports a fault to the user. Several threads call it.
-pub(crate) type Report = Box<dyn Fn(&Finding<'_>) -> io::Result<()> + Send + Sync>;
+type Report = Box<dyn Fn(&Finding<'_>) -> io::Result<()> + Send + Sync>;
 
-pub(crate) struct Finding<'f> {
+pub struct Finding<'f> {
     /// The export, if it is known.
-    pub(crate) export: Option<&'f ExportId>,
+    pub export: Option<&'f ExportId>,
     /// The name of the file or manifest. `-` if it has none.
-    pub(crate) name: &'f str,
-    pub(crate) fault: &'f str,
+    pub name: &'f str,
+    pub fault: &'f str,
 }
 
 /// The lane and number of an export.
 #[derive(Clone)]
-pub(crate) struct ExportId {
-    pub(crate) dataset: String,
-    pub(crate) consumer: String,
+pub struct ExportId {
+    pub dataset: String,
+    pub consumer: String,
     /// Its number in the lane. 0 if the number is unknown.
-    pub(crate) number: u64,
+    pub number: u64,
 }
 
-pub(crate) struct Verification {
-    pub(crate) lanes: usize,
-    pub(crate) exports: usize,
+pub struct Verification {
+    pub lanes: usize,
+    pub exports: usize,
     /// The number of unchanged files, and of their bytes.
-    pub(crate) files: u64,
-    pub(crate) bytes: u64,
+    pub files: u64,
+    pub bytes: u64,
     /// The number of missing files that aren't required any more.
-    pub(crate) older: u64,
-    pub(crate) faults: u64,
+    pub older: u64,
+    pub faults: u64,
 }
 
 #[derive(Default)]
@@ -143,8 +143,8 @@ impl Verifier {
     ///
     /// # Errors
     /// [`Error::Usage`] if the place can't be read. Another error if the failure may pass.
-    pub(crate) fn open(
-        place: &sink::Settings,
+    pub fn open(
+        place: &cdc_destination::Settings,
         runtime: &Handle,
         keys: Vec<PublicKey>,
         observer: Arc<dyn Observer>,
@@ -158,7 +158,7 @@ impl Verifier {
     }
 
     /// Checks all manifests and files, and reports each fault.
-    pub(crate) fn run(&self) -> Result<Verification, Error> {
+    pub fn run(&self) -> Result<Verification, Error> {
         let mut chains = ChainReport::new(self.reading(Chains::default(), Chains::add)?);
         if !chains.is_whole() {
             // The service may have published during the first reading.
@@ -259,7 +259,7 @@ impl Verifier {
         self.archive.require().map_err(place_error)?;
         match text {
             Err(error) if error.is_of_the_place() => Err(place_error(error)),
-            Err(sink::Error::ReadOnly(why)) => Ok(Some(Err(UnreadManifest::Refused(why.to_string())))),
+            Err(cdc_destination::Error::ReadOnly(why)) => Ok(Some(Err(UnreadManifest::Refused(why.to_string())))),
             Err(error) => Ok(Some(Err(UnreadManifest::Unreadable(cause(&error))))),
             Ok(_) => Ok(None),
         }
@@ -374,7 +374,7 @@ impl Verifier {
         self.fault(Some(&named.export), &named.name, &fault)
     }
 
-    fn file_state(&self, named: &NamedFile) -> Result<FileState, sink::Error> {
+    fn file_state(&self, named: &NamedFile) -> Result<FileState, cdc_destination::Error> {
         let NamedFile { name, file: expected, .. } = named;
         let (bytes, mut file) = match self.archive.open_file(name)? {
             Lookup::Nothing => return Ok(FileState::Missing),
@@ -406,7 +406,7 @@ fn first_bytes<const N: usize>(text: &str) -> [u8; N] {
 }
 
 /// Returns the error of an unreadable place. It is bad usage, unless it may pass.
-fn place_error(error: sink::Error) -> Error {
+fn place_error(error: cdc_destination::Error) -> Error {
     if error.may_pass() { error.into() } else { Error::Usage(cause(&error)) }
 }
 
@@ -414,6 +414,6 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn cause(error: &sink::Error) -> String {
+fn cause(error: &cdc_destination::Error) -> String {
     error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }

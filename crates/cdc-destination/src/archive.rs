@@ -6,7 +6,7 @@
 use std::fmt;
 use std::io::{self, Read};
 
-use crate::sink::{Error, Lookup};
+use crate::{Error, Lookup};
 
 /// A folder or bucket that is open for reading.
 pub trait Archive: fmt::Debug + Send + Sync {
@@ -68,7 +68,7 @@ pub trait Archive: fmt::Debug + Send + Sync {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sink::folder::archive::FolderArchive;
+    use crate::folder::archive::FolderArchive;
 
     #[test]
     fn no_path_leads_out() {

@@ -28,13 +28,12 @@ use tokio_util::io::StreamReader;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::file::hidden::HiddenFile;
-use crate::file::name::FileName;
-use crate::file::{FileLocation, StagedFile};
-use crate::sink::bucket::draft::Upload;
-use crate::sink::bucket::failure::{is_no_object, is_no_such_upload};
-use crate::sink::bucket::objects::{Objects, SMALL_BYTES, path};
-use crate::sink::{DESTINATION_ID_FILE, Error, Prepared, Published, PublishedFile};
+use crate::bucket::draft::Upload;
+use crate::bucket::failure::{is_no_object, is_no_such_upload};
+use crate::bucket::objects::{Objects, SMALL_BYTES, path};
+use crate::{
+    DESTINATION_ID_FILE, Error, FileLocation, FileName, HiddenFile, Prepared, Published, PublishedFile, StagedFile,
+};
 use failpoint::failpoint;
 
 pub use address::BucketAddress;

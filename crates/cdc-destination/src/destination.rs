@@ -8,14 +8,12 @@ use rustix::io::Errno;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::file::hidden::HiddenFile;
-use crate::file::name::FileName;
-use crate::file::{FileLocation, FileRecord, StagedFile};
-use crate::job::JobId;
-use crate::job::marker::Marker;
-use crate::sink::marker_file::MARKER_MAX_BYTES;
-use crate::sink::{Draft, Error, MarkerFile, PublishedFile, SmallFile};
-use cdc_manifest::{self, Manifest};
+use crate::marker_file::MARKER_MAX_BYTES;
+use crate::{
+    Draft, Error, ExportFiles, FileLocation, FileName, HiddenFile, Marker, MarkerFile, PublishedFile, SmallFile,
+    StagedFile,
+};
+use cdc_manifest::{self, JobId, Manifest};
 use failpoint::failpoint;
 
 /// The number of tries to write a marker, if other processes replace it in between.
@@ -72,8 +70,8 @@ pub enum WrittenManifest {
 /// only if the caller names the marker's job.
 ///
 /// # Blocking
-/// Work that may block runs in [`limited::blocking`](crate::sink::limited::blocking), so that it keeps the permit of
-/// [`Limited`](crate::sink::Limited).
+/// Work that may block runs in [`limited::blocking`](crate::limited::blocking), so that it keeps the permit of
+/// [`Limited`](crate::Limited).
 ///
 /// # Errors
 /// Every call but `prepare` fails if the destination has no id, or another one than before ([`Error::Unused`],
@@ -145,7 +143,7 @@ pub trait Destination: fmt::Debug + Send + Sync {
 
     /// Returns the largest number of a manifest in the file's lane, and 0 if there is none or the names of manifests
     /// have no numbers.
-    async fn last_manifest(&self, record: &FileRecord) -> Result<u64, Error>;
+    async fn last_manifest(&self, record: &ExportFiles) -> Result<u64, Error>;
 
     /// Reads the markers of several lanes. A marker that can't be read now is `None`.
     async fn lane_markers(&self, files: &[MarkerFile]) -> Result<Vec<Option<Marker>>, Error>;
@@ -183,7 +181,7 @@ pub trait Destination: fmt::Debug + Send + Sync {
     }
 
     /// Returns the name of an export's manifest. Returns `None` if it can have none here: an ad-hoc export in a bucket.
-    fn manifest_name(&self, record: &FileRecord, number: u64) -> Option<String> {
+    fn manifest_name(&self, record: &ExportFiles, number: u64) -> Option<String> {
         if !self.numbers_manifests() {
             return Some(cdc_manifest::name_in_folder(&record.name));
         }
@@ -191,7 +189,7 @@ pub trait Destination: fmt::Debug + Send + Sync {
     }
 
     /// Makes a manifest durable under its name, unless something else has that name.
-    async fn write_manifest(&self, record: &FileRecord, number: u64, text: &str) -> Result<WrittenManifest, Error> {
+    async fn write_manifest(&self, record: &ExportFiles, number: u64, text: &str) -> Result<WrittenManifest, Error> {
         let Some(name) = self.manifest_name(record, number) else { return Ok(WrittenManifest::Done) };
         failpoint!("sink.manifest", Err(Error::Io(Errno::IO.into())));
         let draft = HiddenFile::of_marker(&record.database, record.job);
@@ -208,7 +206,7 @@ pub trait Destination: fmt::Debug + Send + Sync {
 
     /// Returns true if something other than this text has the manifest's name. Returns false if the name has the
     /// manifest's number: another number can be tried.
-    async fn is_manifest_name_taken(&self, record: &FileRecord, text: &str) -> Result<bool, Error> {
+    async fn is_manifest_name_taken(&self, record: &ExportFiles, text: &str) -> Result<bool, Error> {
         if self.numbers_manifests() {
             return Ok(false);
         }
@@ -216,7 +214,7 @@ pub trait Destination: fmt::Debug + Send + Sync {
         Ok(found.is_some_and(|found| !found.has(text)))
     }
 
-    async fn remove_manifest(&self, record: &FileRecord, text: &str) -> Result<(), Error> {
+    async fn remove_manifest(&self, record: &ExportFiles, text: &str) -> Result<(), Error> {
         let number = Manifest::read(text.as_bytes()).map_or(0, |manifest| manifest.number);
         let Some(name) = self.manifest_name(record, number) else { return Ok(()) };
         let found = self.read_small(&name, text.len() as u64).await?;
@@ -236,13 +234,13 @@ pub trait Destination: fmt::Debug + Send + Sync {
     }
 
     /// Removes the files of an export that nobody may publish any more, and its manifest.
-    async fn discard(&self, record: &FileRecord) -> Result<(), Error> {
+    async fn discard(&self, record: &ExportFiles) -> Result<(), Error> {
         if let Some(text) = &record.manifest {
             self.remove_manifest(record, text).await?;
         }
         // Each file has a call of its own, and so the whole time limit of one.
         let mut outcome = Ok(());
-        for file in record.owned_files() {
+        for file in record.owned() {
             outcome = self.remove(&[file]).await.and(outcome);
         }
         outcome

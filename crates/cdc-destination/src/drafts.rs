@@ -2,10 +2,7 @@
 
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::file::StagedFile;
-use crate::file::hidden::HiddenFile;
-use crate::file::name::FileName;
-use crate::sink::{Destination, Error, Limited, StallWatch};
+use crate::{Destination, Error, FileName, HiddenFile, Limited, StagedFile, StallWatch};
 
 /// Creates the drafts of one attempt. Dropping it stops the drafts.
 #[derive(Debug)]

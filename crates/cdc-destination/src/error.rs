@@ -8,7 +8,7 @@ use std::io;
 
 use rustix::io::Errno;
 
-use crate::sink::DESTINATION_ID_FILE;
+use crate::DESTINATION_ID_FILE;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -79,7 +79,7 @@ impl Error {
     }
 }
 
-/// For errors whose caller names the path: those of an [`Archive`](crate::sink::Archive).
+/// For errors whose caller names the path: those of an [`Archive`](crate::Archive).
 impl From<io::Error> for Error {
     fn from(cause: io::Error) -> Error {
         Error::new(cause.raw_os_error(), cause)

@@ -21,11 +21,9 @@ use std::time::{Duration, UNIX_EPOCH};
 use rustix::io::Errno;
 use uuid::Uuid;
 
-use crate::file::hidden::HiddenFile;
-use crate::file::{FileLocation, StagedFile};
-use crate::sink::folder::draft::FolderDraft;
-use crate::sink::folder::entries::{Dir, identity, is_own_name, open_at, require_room};
-use crate::sink::{Error, Lookup, Published};
+use crate::folder::draft::FolderDraft;
+use crate::folder::entries::{Dir, identity, is_own_name, open_at, require_room};
+use crate::{Error, FileLocation, HiddenFile, Lookup, Published, StagedFile};
 use failpoint::failpoint;
 
 const ANOTHER: Error = Error::Replaced("is another folder's");
@@ -191,14 +189,14 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
-    use crate::database::DatabaseId;
-    use crate::file::FileIdentity;
-    use crate::job::{JobId, LeaseToken};
-    use crate::sink::{DESTINATION_ID_FILE, Draft};
+    use crate::DatabaseId;
+    use crate::FileIdentity;
+    use crate::{DESTINATION_ID_FILE, Draft};
+    use cdc_manifest::JobId;
 
     pub(super) fn hidden() -> HiddenFile {
         let database: DatabaseId = "00000000000000ff-1".parse().unwrap();
-        HiddenFile::of_attempt(&database, JobId::random(), LeaseToken::random(), 1)
+        HiddenFile::of_attempt(&database, JobId::random(), Uuid::new_v4(), 1)
     }
 
     pub(super) fn folder() -> (tempfile::TempDir, Folder) {

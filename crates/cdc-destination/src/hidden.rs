@@ -2,8 +2,8 @@
 
 use uuid::Uuid;
 
-use crate::database::DatabaseId;
-use crate::job::{JobId, LeaseToken};
+use crate::DatabaseId;
+use cdc_manifest::JobId;
 
 const DRAFT_ENDING: &str = ".part";
 const MARKER_ENDING: &str = ".mark";
@@ -15,7 +15,7 @@ pub struct HiddenFile {
     pub database: DatabaseId,
     pub job: JobId,
     /// The lease token of the attempt. A marker has a random token instead.
-    pub token: LeaseToken,
+    pub token: Uuid,
     /// The place of the export among those of its job, from 1. A marker has 1.
     export: u32,
     /// The number of the file within the export, from 1.
@@ -24,20 +24,20 @@ pub struct HiddenFile {
 
 impl HiddenFile {
     /// Returns the first file that an attempt writes for one of the job's exports.
-    pub fn of_attempt(database: &DatabaseId, job: JobId, token: LeaseToken, export: u32) -> HiddenFile {
+    pub fn of_attempt(database: &DatabaseId, job: JobId, token: Uuid, export: u32) -> HiddenFile {
         let file = HiddenFile { name: String::new(), database: database.clone(), job, token, export, part: 1 };
         file.with_part(1)
     }
 
     pub fn with_part(&self, part: u32) -> HiddenFile {
         let HiddenFile { database, job, token, export, .. } = self;
-        let name = format!(".{database}.{job}.{}.{export}.{part}{DRAFT_ENDING}", token.as_uuid());
+        let name = format!(".{database}.{job}.{token}.{export}.{part}{DRAFT_ENDING}");
         HiddenFile { name, part, ..self.clone() }
     }
 
     pub fn of_marker(database: &DatabaseId, job: JobId) -> HiddenFile {
-        let token = LeaseToken::random();
-        let name = format!(".{database}.{job}.{}{MARKER_ENDING}", token.as_uuid());
+        let token = Uuid::new_v4();
+        let name = format!(".{database}.{job}.{token}{MARKER_ENDING}");
         HiddenFile { name, database: database.clone(), job, token, export: 1, part: 1 }
     }
 
@@ -59,7 +59,7 @@ impl HiddenFile {
         let (rest, token) = stem.rsplit_once('.')?;
         let (database, job) = rest.split_once('.')?;
         let database = database.parse().ok()?;
-        let (job, token) = (job.parse::<Uuid>().ok()?.into(), token.parse::<Uuid>().ok()?.into());
+        let (job, token) = (job.parse::<Uuid>().ok()?.into(), token.parse().ok()?);
         Some(HiddenFile { name: name.to_owned(), database, job, token, export, part })
     }
 }
@@ -72,8 +72,8 @@ mod tests {
     fn hidden_names_round_trip() {
         let database: DatabaseId = "00000000000000ff-16384".parse().unwrap();
         for file in [
-            HiddenFile::of_attempt(&database, JobId::random(), LeaseToken::random(), 1),
-            HiddenFile::of_attempt(&database, JobId::random(), LeaseToken::random(), 1_000).with_part(2),
+            HiddenFile::of_attempt(&database, JobId::random(), Uuid::new_v4(), 1),
+            HiddenFile::of_attempt(&database, JobId::random(), Uuid::new_v4(), 1_000).with_part(2),
             HiddenFile::of_marker(&database, JobId::random()),
         ] {
             assert_eq!(HiddenFile::read(&file.name), Some(file));

@@ -1,38 +1,44 @@
-//! Export files at their destination: a folder or a bucket, behind the trait [`Destination`].
-//!
-//! A file is written as a hidden [`Draft`], staged, and published under its final name after its job is committed.
-//! [`Limited`] bounds the operations that one caller has under way. [`Archive`] reads files and manifests of any folder
-//! or bucket.
-//!
-//! Must not know the queue, the store or the file formats.
+#![doc = include_str!("../README.md")]
 
 mod archive;
 #[cfg(feature = "buckets")]
 mod bucket;
+mod database;
 mod destination;
 mod drafts;
 mod error;
+mod export_files;
+mod file_name;
 mod folder;
+mod hidden;
 mod limited;
 mod lookup;
+mod marker;
 mod marker_file;
 mod published_file;
 mod settings;
 mod small_file;
+mod staged_file;
 mod stall;
 
 pub use archive::Archive;
 #[cfg(feature = "buckets")]
 pub use bucket::{BucketAddress, Settings as BucketSettings};
+pub use database::{BadDatabaseId, DatabaseId};
 pub use destination::{Destination, Prepared, Published, WrittenManifest, path_from_manifest};
 pub use drafts::{Draft, Drafts};
 pub use error::Error;
+pub use export_files::{ExportFiles, Part, content_sha256};
+pub use file_name::FileName;
+pub use hidden::HiddenFile;
 pub use limited::Limited;
 pub use lookup::Lookup;
+pub use marker::Marker;
 pub use marker_file::MarkerFile;
 pub use published_file::PublishedFile;
 pub use settings::Settings;
 pub use small_file::SmallFile;
+pub use staged_file::{FileIdentity, FileLocation, StagedFile};
 pub use stall::{StallWatch, stall_limit};
 
 /// The file or object that holds the id of a destination, beside the export files.

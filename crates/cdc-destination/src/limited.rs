@@ -12,11 +12,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::file::hidden::HiddenFile;
-use crate::file::name::FileName;
-use crate::file::{FileLocation, FileRecord, StagedFile};
-use crate::job::marker::Marker;
-use crate::sink::{Destination, Draft, Error, MarkerFile, Prepared, Published, PublishedFile, SmallFile};
+use crate::{
+    Destination, Draft, Error, ExportFiles, FileLocation, FileName, HiddenFile, Marker, MarkerFile, Prepared,
+    Published, PublishedFile, SmallFile, StagedFile,
+};
 
 /// The number of operations that the workers of a process have under way: twice as many as there may be workers,
 /// because an operation that hangs keeps its permit after its attempt has ended.
@@ -169,7 +168,7 @@ impl Destination for Limited {
         self.limit.run(self.destination.lane_markers(files)).await
     }
 
-    async fn last_manifest(&self, record: &FileRecord) -> Result<u64, Error> {
+    async fn last_manifest(&self, record: &ExportFiles) -> Result<u64, Error> {
         self.limit.run(self.destination.last_manifest(record)).await
     }
 }

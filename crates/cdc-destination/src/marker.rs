@@ -1,9 +1,8 @@
 //! The marker of a lane at a destination. It reveals that a database was restored.
 
-use cdc_capture::snapshot::MarkedExport;
 use uuid::Uuid;
 
-use crate::job::JobId;
+use cdc_manifest::JobId;
 
 /// The marker next to the files of a lane. It names the last export that was published, or was about to be.
 ///
@@ -12,18 +11,13 @@ use crate::job::JobId;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Marker {
     pub job: JobId,
-    /// The digest of the export's content, in hexadecimal: see [`content_sha256`](crate::file::content_sha256).
+    /// The digest of the export's content, in hexadecimal: see [`content_sha256`](crate::content_sha256).
     pub sha256: String,
     /// The place of the export in its lane.
     pub order: i64,
 }
 
 impl Marker {
-    /// Returns the export that the marker names.
-    pub fn export(&self) -> MarkedExport<'_> {
-        MarkedExport { job: self.job.as_uuid(), sha256: &self.sha256 }
-    }
-
     /// Returns the marker that stands for an unreadable one. It names an export that no database knows.
     pub fn unreadable() -> Marker {
         Marker { job: Uuid::nil().into(), sha256: String::new(), order: 0 }

@@ -5,11 +5,8 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::database::DatabaseId;
-use crate::file::hidden::HiddenFile;
-use crate::job::lane::Lane;
-use crate::job::marker::Marker;
-use crate::sink::{Error, SmallFile};
+use crate::{DatabaseId, Error, HiddenFile, Marker, SmallFile};
+use cdc_manifest::Lane;
 use failpoint::failpoint;
 
 /// A marker has a few hundred bytes.

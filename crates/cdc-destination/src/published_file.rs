@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::io::AsyncRead;
 
-use crate::sink::Error;
+use crate::Error;
 
 /// A published file, open. It is the file that was exported, even if another file gets its name meanwhile.
 #[async_trait]

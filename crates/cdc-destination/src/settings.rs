@@ -7,10 +7,11 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 
 #[cfg(feature = "buckets")]
-use crate::sink::bucket::{self, Bucket, archive::BucketArchive};
-use crate::sink::folder::archive::FolderArchive;
-use crate::sink::folder::{Folder, destination::FolderDestination};
-use crate::sink::{Archive, Destination, Error, Limited};
+use crate::bucket::{self, Bucket, archive::BucketArchive};
+use crate::folder::Folder;
+use crate::folder::archive::FolderArchive;
+use crate::folder::destination::FolderDestination;
+use crate::{Archive, Destination, Error, Limited};
 
 #[derive(Clone, Debug)]
 pub enum Settings {

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::sink::Error;
+use crate::Error;
 
 /// The pause between two looks for a call that has stalled.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);

@@ -1,9 +1,13 @@
 #![doc = include_str!("../README.md")]
 
+mod after;
 pub mod chain;
 pub mod chain_report;
-pub mod consumer;
+mod consumer;
+mod dataset_name;
 pub mod file_name;
+mod job_id;
+mod lane;
 mod list;
 pub mod plain_name;
 pub mod seal;
@@ -16,9 +20,14 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use crate::consumer::ConsumerId;
 use crate::file_name::stem_of;
 use pg_rows::meta::MetaColumn;
+
+pub use after::After;
+pub use consumer::ConsumerId;
+pub use dataset_name::is_dataset_name;
+pub use job_id::JobId;
+pub use lane::Lane;
 
 /// The version of the form of [`Chained`], over which the digest is computed.
 pub const VERSION: &str = "1";
@@ -302,6 +311,12 @@ impl Chained {
     /// Returns true if the export holds all rows, so that a reader needs no earlier export.
     pub fn is_base(&self) -> bool {
         self.export_type == "full" || self.watermark_from.is_none() && self.previous.is_none()
+    }
+
+    /// Returns true if the rows were found by their times alone, because somebody set the watermark. The export may
+    /// lack rows.
+    pub fn is_by_time(&self) -> bool {
+        matches!(self.continuity.as_deref(), Some("no_snapshot" | "watermark_edited"))
     }
 }
 

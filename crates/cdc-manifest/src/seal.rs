@@ -2,9 +2,8 @@
 
 use ring::signature::{ED25519, ED25519_PUBLIC_KEY_LEN, UnparsedPublicKey};
 
-use crate::consumer::ConsumerId;
 use crate::file_name::stem_of;
-use crate::{Manifest, signing};
+use crate::{ConsumerId, Manifest, signing};
 
 #[derive(Clone, Debug)]
 pub struct PublicKey([u8; ED25519_PUBLIC_KEY_LEN]);

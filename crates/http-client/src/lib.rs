@@ -1,4 +1,6 @@
-//! The TLS implementation, and the HTTP client that all modules use for outgoing calls.
+#![doc = include_str!("../README.md")]
+
+pub mod pause;
 
 use std::error::Error;
 use std::io;

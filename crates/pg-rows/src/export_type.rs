@@ -1,6 +1,6 @@
 //! The type of an export.
 
-pg_rows::words! {
+crate::words! {
     /// The type of an export: the rows that it holds.
     ExportType, "an export type:" {
         /// Every live row.

@@ -8,6 +8,7 @@ mod datetime;
 mod digits;
 mod encoder;
 pub mod encoding;
+pub mod export_type;
 mod float;
 mod mask;
 pub mod meta;

@@ -4,6 +4,7 @@ pub mod failure;
 pub mod pool;
 pub mod session_name;
 pub mod statement;
+pub mod table_name;
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};

@@ -1,8 +1,27 @@
-//! Parses a table's name as an operator writes it.
+//! The name of a table, and its form in settings.
 
+use std::fmt;
 use std::str::FromStr;
 
-use crate::dataset::Table;
+/// A table's name, as the database has it. Written as the catalog reads it: a name with a dot in it has quotes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Table {
+    /// `None`: found by the connection's `search_path`.
+    pub schema: Option<String>,
+    pub name: String,
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let part = |name: &str| {
+            if name.contains(['.', '"']) { format!("\"{}\"", name.replace('"', "\"\"")) } else { name.to_owned() }
+        };
+        match &self.schema {
+            Some(schema) => write!(f, "{}.{}", part(schema), part(&self.name)),
+            None => f.write_str(&part(&self.name)),
+        }
+    }
+}
 
 impl FromStr for Table {
     type Err = &'static str;

@@ -1,37 +1,41 @@
-//! Parses JSON from untrusted sources and reports the member at which parsing failed.
-//!
-//! [`Strict`] detects two errors that a struct cannot detect.
-//!
-//! The first is an unknown member given twice. RFC 8259, section 4, does not define which of the two values applies.
-//!
-//! The second is a member with an internal name of serde_json. `serde_json::Value` parses the text of such a member as
-//! JSON again, with a new recursion limit. Nested texts would overflow the stack.
+#![doc = include_str!("../README.md")]
 
 use std::collections::HashSet;
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_path_to_error::Track;
 
 /// Prefix of serde_json's internal member names.
 const RESERVED: &str = "$serde_json::private::";
 
-pub(crate) struct JsonError {
+#[derive(Debug)]
+pub struct JsonError {
     /// The member at which parsing failed, such as `filter[0].column`; `.` for the whole text.
-    pub(crate) place: String,
-    pub(crate) error: serde_json::Error,
+    pub place: String,
+    pub error: serde_json::Error,
 }
 
-pub(crate) fn read<'t, S: DeserializeSeed<'t>>(text: &'t [u8], seed: S) -> Result<S::Value, JsonError> {
+/// Parses a text by a seed: a type by `PhantomData`, or [`Strict::Permitted`].
+///
+/// # Errors
+/// If the text is not JSON or doesn't fit the seed.
+pub fn read<'t, S: DeserializeSeed<'t>>(text: &'t [u8], seed: S) -> Result<S::Value, JsonError> {
     let (mut from, mut track) = (serde_json::Deserializer::from_slice(text), Track::new());
     let read = seed.deserialize(serde_path_to_error::Deserializer::new(&mut from, &mut track));
     let read = read.and_then(|value| from.end().map(|()| value));
     read.map_err(|error| JsonError { place: track.path().to_string(), error })
 }
 
+/// Parses a text as `T`. Returns `None` if the text is not JSON, is refused by [`Strict`], or doesn't match `T`.
+pub fn parsed<T: DeserializeOwned>(text: &[u8]) -> Option<T> {
+    read(text, Strict::Permitted).ok()?;
+    serde_json::from_slice(text).ok()
+}
+
 /// Parses any value and discards it. Refuses a member that is given twice or has a reserved name, at any level.
 #[derive(Clone, Copy)]
-pub(crate) enum Strict {
+pub enum Strict {
     Permitted,
     /// The value of a member whose name already occurred in the object.
     Repeated,

@@ -25,14 +25,14 @@ use crate::http::schemas::OperatorSchema;
 use crate::http::traces;
 use crate::job::datasets::MOST_DATASETS;
 use crate::job::json::{CompressionSchema, ExportTypeSchema, FormatSchema};
-use crate::job::{After, FILE_BYTES, IdempotencyKey, Request};
+use crate::job::{FILE_BYTES, IdempotencyKey, Request};
 use crate::service::Service;
 use crate::service::datasets_order::{DatasetsOrder, NamedDatasets};
 use crate::trace::TraceParent;
 use cdc_capture::dataset::selection::{Condition, Operator, Selection};
-use cdc_capture::export_type::ExportType;
-use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::{After, ConsumerId};
 use pg_rows::encoding::{Compression, Encoding, Format};
+use pg_rows::export_type::ExportType;
 
 /// Maximum number of columns of a Postgres table.
 const MAX_COLUMNS: usize = 1_600;

@@ -21,7 +21,7 @@ use crate::job::datasets::Omitted;
 use crate::job::json::ExportTypeSchema;
 use crate::job::{Export, Job};
 use crate::service::{self, Service};
-use cdc_capture::export_type::ExportType;
+use pg_rows::export_type::ExportType;
 
 /// Request an export of any type, or an ad-hoc export
 ///

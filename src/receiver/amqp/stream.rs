@@ -21,8 +21,6 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_util::compat::TokioAsyncReadCompatExt;
 
-use crate::tls;
-
 /// A byte stream of a broker, with TLS or without.
 pub(super) type BrokerStream = Box<dyn Bytes>;
 
@@ -47,7 +45,7 @@ pub(super) async fn open(address: &AMQPUri) -> Result<(BrokerStream, ShutdownGua
     if address.scheme == AMQPScheme::AMQP {
         return Ok((Box::new(stream.compat()), guard));
     }
-    tls::provide();
+    http_client::provide();
     let name = ServerName::try_from(host.clone()).map_err(Error::other)?;
     let config = ClientConfig::with_platform_verifier().map_err(Error::other)?;
     let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;

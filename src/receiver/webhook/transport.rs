@@ -12,7 +12,6 @@ use crate::receiver::webhook::Webhook;
 use crate::receiver::webhook::body_shape::BodyShape;
 use crate::receiver::webhook::resolver::CheckedResolver;
 use crate::receiver::webhook::signature::SigningSecrets;
-use crate::tls;
 use crate::trace::TraceParent;
 use pg_session::failure::chain;
 
@@ -33,8 +32,8 @@ pub(super) struct WebhookTransport {
 impl WebhookTransport {
     pub(super) fn new(webhook: &Webhook) -> WebhookTransport {
         let resolver = CheckedResolver { allows_private: webhook.allows_private };
-        // `tls::client` follows no redirect: whoever can answer in the receiver's place could send the events anywhere.
-        let client = tls::client(&webhook.url)
+        // The client follows no redirect: whoever can answer in the receiver's place could send the events anywhere.
+        let client = http_client::client(&webhook.url)
             .dns_resolver(Arc::new(resolver))
             // A proxy would resolve the name by itself, unchecked.
             .no_proxy()
@@ -64,7 +63,7 @@ impl WebhookTransport {
             Some(place) => post.header("traceparent", place.to_string()),
             None => post,
         };
-        let mut answer = post.body(body).send().await.map_err(|error| tls::reason(&error))?;
+        let mut answer = post.body(body).send().await.map_err(|error| http_client::reason(&error))?;
         // The status alone decides, so an error in the rest of the answer is ignored.
         let mut read = 0;
         while read < ANSWER_BYTES

@@ -20,7 +20,6 @@ use tokio::runtime::{self, Runtime};
 
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::spans::settings::{Sampler, Settings};
-use crate::tls;
 use pg_session::failure::chain;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -89,9 +88,13 @@ impl Poster {
     fn new(endpoint: &str) -> std::io::Result<Poster> {
         // Idle connections are not kept, because nothing would detect that they were closed.
         let limit = failpoint::time("spans.post", TIMEOUT);
-        let client = tls::client(endpoint).timeout(limit).pool_max_idle_per_host(0).build();
+        let client = http_client::client(endpoint).timeout(limit).pool_max_idle_per_host(0).build();
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(Poster { client: client.map_err(|why| tls::reason(&why)), runtime, throttle: LogThrottle::default() })
+        Ok(Poster {
+            client: client.map_err(|why| http_client::reason(&why)),
+            runtime,
+            throttle: LogThrottle::default(),
+        })
     }
 
     async fn post(&self, request: Request<Bytes>) -> Result<Response<Bytes>, Box<dyn Error + Send + Sync>> {
@@ -124,7 +127,7 @@ impl HttpClient for Poster {
                 self.warn_throttled(format!("the collector responded with {}", answer.status()))
             }
             Ok(_) => {}
-            Err(why) => self.warn_throttled(tls::reason(why.as_ref())),
+            Err(why) => self.warn_throttled(http_client::reason(why.as_ref())),
         }
         Box::pin(ready(posted))
     }

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use axum::body::Bytes;
-use cdc_export::file::{FileIdentity, StagedFile};
-use cdc_export::sink::{BucketAddress, BucketSettings, Destination, Error, Limited, Published, Settings};
+use cdc_destination::{
+    BucketAddress, BucketSettings, Destination, Error, FileIdentity, Limited, Published, Settings, StagedFile,
+};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 

@@ -9,11 +9,12 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use crate::capture::waiting::{Queue, Wait};
 use crate::capture::{Error, function_text, functions, one_at_a_time, stamps};
 use crate::captured::CAPTURE;
-use crate::dataset::{Capture, Dataset, Table, TableSchema};
+use crate::dataset::{Capture, Dataset, TableSchema};
 use crate::relation_locks::Room;
 use crate::trigger::TriggerKind;
 use crate::{quote, rights, table_schema};
 use pg_session::statement::with_pieces;
+use pg_session::table_name::Table;
 
 static LOCATE: LazyLock<String> =
     LazyLock::new(|| with_pieces(include_str!("tracking/locate.sql"), &[("captured.sql", CAPTURE)]));

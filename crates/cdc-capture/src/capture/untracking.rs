@@ -8,8 +8,9 @@ use sqlx::{PgConnection, PgPool};
 use crate::capture::tracking::{locate, lock, remove};
 use crate::capture::waiting::{Queue, Wait};
 use crate::capture::{Error, functions};
-use crate::dataset::{Capture, Dataset, Table};
+use crate::dataset::{Capture, Dataset};
 use crate::rights::{self, TableAccess};
+use pg_session::table_name::Table;
 
 /// Removes the triggers from the tables of these datasets, which can't be exported from then on. Each table has a
 /// transaction of its own. Returns for each dataset the error if its triggers could not be removed: there is no such

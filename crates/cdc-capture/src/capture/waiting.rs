@@ -10,10 +10,10 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::time::Instant;
 
 use crate::capture::Error;
-use crate::dataset::Table;
 use crate::quote;
 use failpoint::failpoint;
 use pg_session::failure::SqlFailure;
+use pg_session::table_name::Table;
 
 /// The time for which a command tries again to lock its tables, from the first busy one on.
 const TOTAL: Duration = Duration::from_mins(1);

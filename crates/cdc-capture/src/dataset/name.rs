@@ -1,12 +1,6 @@
-//! Names of datasets, and suggestions for names that don't exist.
+//! Suggestions for names that don't exist, and names of datasets that are made of names of tables.
 
 use deunicode::deunicode;
-
-/// Returns true if a text is a valid name of a dataset: 1 to 63 characters of `a-z 0-9 _ -`, beginning with a letter.
-pub fn is_name(text: &str) -> bool {
-    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
-    text.starts_with(|c: char| c.is_ascii_lowercase()) && text.len() <= 63 && text.chars().all(allowed)
-}
 
 /// Converts the name of a table or schema to the characters of a dataset's name: letters of any script to small Latin
 /// ones, and all else but digits and `-` to `_`. The result may begin with another character than a letter.

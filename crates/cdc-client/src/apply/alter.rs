@@ -7,9 +7,9 @@ use sqlx::PgConnection;
 use crate::apply::statement::{run, run_unless_exists};
 use crate::apply::table::{TargetTable, relation, target_columns};
 use crate::apply::{During, Error, INSPECT_TABLE, Settings, TargetPosition, ownership};
-use cdc_capture::dataset::Table;
 use cdc_manifest::{Chained, ManifestColumn};
 use pg_session::quoted;
+use pg_session::table_name::Table;
 
 pub(super) async fn create_schema(conn: &mut PgConnection, schema: &str) -> Result<(), Error> {
     let there: bool = sqlx::query_scalar("-- apply.alter.schema\n select to_regnamespace(quote_ident($1)) is not null")

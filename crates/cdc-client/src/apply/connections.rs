@@ -9,7 +9,7 @@ use sqlx::{Connection, PgConnection};
 
 use crate::apply::statement::run;
 use crate::apply::{BEGIN, COMMIT, During, Error, position};
-use cdc_manifest::consumer::ConsumerId;
+use cdc_manifest::ConsumerId;
 
 /// The connections to a target database, which any number of [`Target`](crate::apply::Target)s share. Each target takes
 /// one while it works. One more reads which sessions hold a lock.

@@ -9,13 +9,13 @@ use crate::apply::line_counter::LineCounter;
 use cdc_manifest::ManifestFile;
 
 /// The unpacked bytes of a file. The last read fails if the file is not the exported one.
-pub type Input = Box<dyn Read + Send>;
+pub(crate) type Input = Box<dyn Read + Send>;
 
 /// Returns a reader of the unpacked rows of a CSV file with this compression. It opens the file at the first read and
 /// closes it at the end, so an export may have more files than the process may open at once.
 ///
 /// A read fails as soon as the file exceeds the rows or bytes that its manifest says.
-pub fn unpacked<F: Read + Send + 'static>(
+pub(crate) fn unpacked<F: Read + Send + 'static>(
     open: impl FnOnce() -> io::Result<F> + Send + 'static,
     compression: &str,
     expected: &ManifestFile,

@@ -6,7 +6,7 @@
 use sqlx::PgConnection;
 
 use crate::apply::{During, Error, INSPECT_TABLE};
-use cdc_capture::dataset::Table;
+use pg_session::table_name::Table;
 
 pub(super) struct OwnRelation {
     pub(super) oid: i64,

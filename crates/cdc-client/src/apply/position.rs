@@ -9,9 +9,8 @@ use sqlx::types::{Json, Uuid};
 use crate::apply::statement::{run, run_unless_exists};
 use crate::apply::table::{TargetColumn, TargetTable, target_columns};
 use crate::apply::{During, Error, POSITIONS_SCHEMA, Settings, ownership};
-use cdc_capture::dataset::Table;
-use cdc_manifest::consumer::ConsumerId;
-use cdc_manifest::{Manifest, ManifestColumn, ManifestSource};
+use cdc_manifest::{ConsumerId, Manifest, ManifestColumn, ManifestSource};
+use pg_session::table_name::Table;
 
 /// The default schema of a table.
 const SCHEMA: &str = "public";

@@ -7,9 +7,9 @@ use sqlx::PgConnection;
 
 use crate::apply::statement::run;
 use crate::apply::{During, Error, INSPECT_TABLE, Settings, TargetPosition, ownership};
-use cdc_capture::dataset::Table;
 use cdc_manifest::{Chained, ManifestColumn};
 use pg_session::quoted;
+use pg_session::table_name::Table;
 
 /// A table, locked until the end of the transaction.
 pub(super) struct TargetTable {

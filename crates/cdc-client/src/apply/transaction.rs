@@ -10,14 +10,13 @@ use crate::apply::table::{TargetTable, target_columns};
 use crate::apply::{
     Applied, BEGIN, COMMIT, Changes, During, Error, Settings, Target, TargetPosition, alter, load, lock, position,
 };
-use cdc_capture::continuity::Continuity;
-use cdc_capture::dataset::Table;
 use cdc_manifest::{Chained, Manifest};
 use failpoint::failpoint;
 use pg_session::failure::SqlFailure;
+use pg_session::table_name::Table;
 
 /// An export, and the table that it is applied to.
-pub struct MemberExport<'m> {
+pub(crate) struct MemberExport<'m> {
     pub target: &'m Target,
     pub manifest: &'m Manifest,
     /// The export's files, in their order.
@@ -26,7 +25,7 @@ pub struct MemberExport<'m> {
 
 /// The error of a transaction, which has changed nothing.
 #[derive(Debug)]
-pub struct TransactionFailure {
+pub(crate) struct TransactionFailure {
     /// The index of the member that it concerns. `None` if it concerns all of them.
     pub member: Option<usize>,
     pub error: Error,
@@ -63,7 +62,7 @@ enum Preparation<'m> {
 /// # Errors
 /// If the target refuses an export, or is unavailable. After [`Error::Unavailable`] the exports may have been applied.
 /// The next call detects that and doesn't apply them again.
-pub async fn apply(members: Vec<MemberExport<'_>>) -> Result<Vec<Option<Applied>>, TransactionFailure> {
+pub(crate) async fn apply(members: Vec<MemberExport<'_>>) -> Result<Vec<Option<Applied>>, TransactionFailure> {
     failpoint!("apply.fetched", Err(Error::refused("failpoint", "apply.fetched").into()));
     let Some(first) = members.first() else { return Ok(Vec::new()) };
     let connections = &first.target.connections;
@@ -261,8 +260,7 @@ fn export_obstacle(export: &Chained, before: Option<&TargetPosition>, settings: 
     if export.previous.as_deref() != Some(&before.digest) {
         return needed(format!("the export {job} doesn't follow the last export of the table"));
     }
-    let continuity = export.continuity.as_deref().and_then(|word| word.parse().ok());
-    if continuity.is_some_and(Continuity::is_by_time) {
+    if export.is_by_time() {
         return needed(format!("somebody set the watermark before the export {job}, which may lack rows"));
     }
     // A delta doesn't contain the column's values in unchanged rows.

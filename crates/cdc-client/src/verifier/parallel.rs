@@ -5,7 +5,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use crate::client::Error;
+use crate::Error;
 
 const MAX_WAITING: usize = 64;
 

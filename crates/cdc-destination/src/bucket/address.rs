@@ -13,8 +13,7 @@ use object_store::path::Path;
 use object_store::signer::Signer;
 use object_store::{BackoffConfig, ClientOptions, ObjectStore, RetryConfig};
 
-use crate::sink::bucket::connector::Connector;
-use crate::tls;
+use crate::bucket::connector::Connector;
 
 /// A client that writes objects whole and in parts, and signs URLs.
 pub(super) trait Remote: ObjectStore + MultipartStore + Signer {}
@@ -187,7 +186,7 @@ impl BucketAddress {
     }
 
     pub(super) fn client(&self, options: ClientOptions, connector: Connector) -> Result<Client, object_store::Error> {
-        tls::provide();
+        http_client::provide();
         let options = options.with_connect_timeout(CONNECT_TIMEOUT);
         Ok(match self.cloud {
             Cloud::S3 => {
@@ -348,7 +347,7 @@ mod tests {
 
     #[test]
     fn the_guide_has_every_variable() {
-        let guide = include_str!("../../../docs/guides/buckets.md");
+        let guide = include_str!("../../../../docs/guides/buckets.md");
         let variables = Cloud::ALL.into_iter().flat_map(|cloud| cloud.spec().variables);
         for name in variables.filter(|name| !matches!(**name, "AWS_ENDPOINT" | "AZURE_STORAGE_USE_EMULATOR")) {
             assert!(guide.contains(&format!("`{name}`")) || guide.contains(&format!("`{name}=true`")), "{name}");

@@ -8,24 +8,24 @@ use futures_util::{StreamExt, TryStreamExt};
 use object_store::{GetOptions, ObjectStore};
 use tokio::runtime::Handle;
 
-use crate::sink::bucket::Bucket;
-use crate::sink::bucket::failure::is_no_object;
-use crate::sink::bucket::objects::path;
-use crate::sink::{Archive, Error, Lookup};
+use crate::bucket::Bucket;
+use crate::bucket::failure::is_no_object;
+use crate::bucket::objects::path;
+use crate::{Archive, Error, Lookup};
 
 /// The number of names in `{dataset}/{consumer}/_manifests/{number}.json`.
 const DEPTH: usize = 4;
 
 /// A bucket, or the part of it below a prefix, that is open for reading.
 #[derive(Debug)]
-pub(in crate::sink) struct BucketArchive {
+pub(crate) struct BucketArchive {
     bucket: Bucket,
     runtime: Handle,
 }
 
 impl BucketArchive {
     /// Opens the bucket, if it can be listed. `runtime` runs the requests.
-    pub(in crate::sink) fn open(bucket: Bucket, runtime: Handle) -> Result<BucketArchive, Error> {
+    pub(crate) fn open(bucket: Bucket, runtime: Handle) -> Result<BucketArchive, Error> {
         let archive = BucketArchive { bucket, runtime };
         match archive.list().next() {
             Some(Err(error)) => Err(error),

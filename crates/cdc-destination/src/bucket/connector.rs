@@ -16,8 +16,6 @@ use reqwest::Method;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use uuid::Uuid;
 
-use crate::{duration, tls};
-
 /// The largest body of an answer that refuses a request or confirms a write, in bytes.
 const ANSWER_BYTES: usize = 1 << 20;
 /// The largest body of another answer, in bytes: a manifest, or a page of a list. A page of Azure has 5,000 names.
@@ -39,11 +37,11 @@ impl HttpConnector for Connector {
         let time = |key| {
             let Some(text) = options.get_config_value(&key) else { return Ok(None) };
             let unknown = || generic(std::io::Error::other(format!("`{text}` is no duration")));
-            duration::parse(&text).map(Some).ok_or_else(unknown)
+            humantime::parse_duration(&text).map(Some).map_err(|_| unknown())
         };
         // The certificates are needed even if the endpoint is http://, because the service that gives credentials may
         // be https://.
-        let mut client = tls::client("https:")
+        let mut client = http_client::client("https:")
             .https_only(allows_http != Some(true))
             .http1_only()
             // A compressed body has another length than the object.

@@ -11,14 +11,13 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::file::hidden::HiddenFile;
-use crate::file::name::FileName;
-use crate::file::{FileLocation, FileRecord, StagedFile};
-use crate::job::marker::Marker;
-use crate::sink::bucket::note::{NOTES, Note};
-use crate::sink::bucket::objects::{SMALL_BYTES, path};
-use crate::sink::bucket::{Bucket, Object};
-use crate::sink::{Destination, Draft, Error, MarkerFile, Prepared, Published, PublishedFile, SmallFile};
+use crate::bucket::note::{NOTES, Note};
+use crate::bucket::objects::{SMALL_BYTES, path};
+use crate::bucket::{Bucket, Object};
+use crate::{
+    Destination, Draft, Error, ExportFiles, FileLocation, FileName, HiddenFile, Marker, MarkerFile, Prepared,
+    Published, PublishedFile, SmallFile, StagedFile,
+};
 
 use failpoint::failpoint;
 
@@ -140,7 +139,7 @@ impl Destination for Bucket {
         Ok(markers.into_iter().map(|marker| marker.unwrap_or(None)).collect())
     }
 
-    async fn last_manifest(&self, record: &FileRecord) -> Result<u64, Error> {
+    async fn last_manifest(&self, record: &ExportFiles) -> Result<u64, Error> {
         let Some(consumer) = &record.consumer else { return Ok(0) };
         let folder = self.objects.key(&cdc_manifest::folder(&record.dataset, consumer));
         let mut found = self.objects.store.list(Some(&folder));

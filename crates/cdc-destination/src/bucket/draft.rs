@@ -11,13 +11,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::duration::Backoff;
-use crate::file::{FileIdentity, FileLocation, StagedFile};
-use crate::sink::bucket::failure::may_pass;
-use crate::sink::bucket::note::Note;
-use crate::sink::bucket::objects::{Objects, UPLOADS, path};
-use crate::sink::{Draft, Error, stall_limit};
+use crate::bucket::failure::may_pass;
+use crate::bucket::note::Note;
+use crate::bucket::objects::{Objects, UPLOADS, path};
+use crate::{Draft, Error, FileIdentity, FileLocation, StagedFile, stall_limit};
 use failpoint::failpoint;
+use http_client::pause::Backoff;
 
 /// The number of parts that every store takes.
 const MOST_PARTS: usize = 10_000;
@@ -164,8 +163,8 @@ mod tests {
     use axum::http::Uri;
 
     use super::*;
-    use crate::sink::bucket::address::BucketAddress;
-    use crate::sink::bucket::objects::Settings;
+    use crate::bucket::address::BucketAddress;
+    use crate::bucket::objects::Settings;
 
     /// A draft with parts of so few bytes, at a store that takes every part and calls it by its address.
     async fn draft(part_bytes: usize) -> Box<Upload> {
@@ -212,7 +211,7 @@ mod tests {
 
     #[test]
     fn the_largest_file_is_as_the_guide_says() {
-        let guide = include_str!("../../../docs/guides/buckets.md");
+        let guide = include_str!("../../../../docs/guides/buckets.md");
         for (part_mib, gib) in [(8, 78), (64, 625)] {
             assert_eq!(part_mib * MOST_PARTS / 1024, gib);
             assert!(guide.contains(&format!("{gib} GiB")), "{gib}");

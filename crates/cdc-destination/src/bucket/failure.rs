@@ -3,7 +3,7 @@
 //! The text of an [`Error`] has no key, secret or address, because clients see it. The error's source has the operation
 //! and the key.
 
-use crate::sink::Error;
+use crate::Error;
 
 /// The codes of an upload that was completed or aborted.
 const NO_SUCH_UPLOAD: [&str; 3] = ["NoSuchUpload", "InvalidBlockList", "InvalidPart"];
@@ -44,7 +44,7 @@ pub(super) fn may_pass(error: &object_store::Error) -> bool {
     }
 }
 
-/// For errors whose caller names the object: those of an [`Archive`](crate::sink::Archive). No client of the API sees
+/// For errors whose caller names the object: those of an [`Archive`](crate::Archive). No client of the API sees
 /// them, so they have the store's message.
 impl From<object_store::Error> for Error {
     fn from(error: object_store::Error) -> Error {

@@ -5,10 +5,9 @@ use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 
-use crate::file::hidden::HiddenFile;
-use crate::sink::Error;
-use crate::sink::bucket::failure::is_no_such_upload;
-use crate::sink::bucket::objects::{Objects, path};
+use crate::bucket::failure::is_no_such_upload;
+use crate::bucket::objects::{Objects, path};
+use crate::{Error, HiddenFile};
 
 /// The folder of the notes, below the prefix.
 pub(super) const NOTES: &str = ".uploads";

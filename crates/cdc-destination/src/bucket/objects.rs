@@ -7,10 +7,10 @@ use futures_util::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ClientOptions, GetOptions, GetRange, GetResult, ObjectStoreExt, PutMode, UpdateVersion};
 
-use crate::sink::bucket::address::{BucketAddress, Client};
-use crate::sink::bucket::connector::Connector;
-use crate::sink::bucket::failure::{cannot, cause, is_no_object};
-use crate::sink::{Error, SmallFile, stall_limit};
+use crate::bucket::address::{BucketAddress, Client};
+use crate::bucket::connector::Connector;
+use crate::bucket::failure::{cannot, cause, is_no_object};
+use crate::{Error, SmallFile, stall_limit};
 
 const SMALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// The timeout of the request for a part, unless the part is large.

@@ -7,17 +7,17 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::sink::folder::entries::open_at;
-use crate::sink::{Archive, Error, Lookup};
+use crate::folder::entries::open_at;
+use crate::{Archive, Error, Lookup};
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 #[derive(Debug)]
-pub(in crate::sink) struct FolderArchive(OwnedFd);
+pub(crate) struct FolderArchive(OwnedFd);
 
 impl FolderArchive {
     /// Opens the folder at `path`, if it can be listed and its files can be opened.
-    pub(in crate::sink) fn open(path: &Path) -> Result<FolderArchive, Error> {
+    pub(crate) fn open(path: &Path) -> Result<FolderArchive, Error> {
         let archive = FolderArchive(rustix::fs::openat(CWD, path, FOLDER, Mode::empty())?);
         archive.require()?;
         Ok(archive)

@@ -11,24 +11,23 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::file::hidden::HiddenFile;
-use crate::file::name::FileName;
-use crate::file::{FileLocation, FileRecord, StagedFile};
-use crate::job::marker::Marker;
-use crate::sink::error::cannot;
-use crate::sink::folder::Folder;
-use crate::sink::limited::blocking;
-use crate::sink::marker_file::MARKER_MAX_BYTES;
-use crate::sink::{Destination, Draft, Error, MarkerFile, Prepared, Published, PublishedFile, SmallFile, stall_limit};
+use crate::error::cannot;
+use crate::folder::Folder;
+use crate::limited::blocking;
+use crate::marker_file::MARKER_MAX_BYTES;
+use crate::{
+    Destination, Draft, Error, ExportFiles, FileLocation, FileName, HiddenFile, Marker, MarkerFile, Prepared,
+    Published, PublishedFile, SmallFile, StagedFile, stall_limit,
+};
 
 /// The bytes of a file that are read ahead for a client. By default tokio keeps up to 2 MiB.
 const READ_BYTES: usize = 64 * 1024;
 
 #[derive(Debug)]
-pub(in crate::sink) struct FolderDestination(Arc<Folder>);
+pub(crate) struct FolderDestination(Arc<Folder>);
 
 impl FolderDestination {
-    pub(in crate::sink) fn new(folder: Folder) -> FolderDestination {
+    pub(crate) fn new(folder: Folder) -> FolderDestination {
         FolderDestination(Arc::new(folder))
     }
 
@@ -135,7 +134,7 @@ impl Destination for FolderDestination {
         self.run(move |folder| Ok(files.iter().map(|file| read(folder, file).unwrap_or(None)).collect())).await
     }
 
-    async fn last_manifest(&self, _record: &FileRecord) -> Result<u64, Error> {
+    async fn last_manifest(&self, _record: &ExportFiles) -> Result<u64, Error> {
         Ok(0)
     }
 }

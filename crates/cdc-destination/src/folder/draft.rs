@@ -15,11 +15,9 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use uuid::Uuid;
 
-use crate::file::StagedFile;
-use crate::sink::folder::entries::{Dir, identity, require_room};
-use crate::sink::{Draft, Error};
+use crate::folder::entries::{Dir, identity, require_room};
+use crate::{Draft, Error, StagedFile};
 use failpoint::failpoint;
-use pg_session::failure::chain;
 
 /// The size of a block. A file that is smaller is written at once, when it is staged.
 const BLOCK_BYTES: usize = 1 << 20;
@@ -258,7 +256,7 @@ impl Drop for FolderDraft {
         let Some(path) = &self.path else { return };
         if let Err(error) = path.dir.remove(&path.name) {
             // The sweep removes it later.
-            tracing::warn!(event = "draft_left_behind", file = path.name, error = chain(&error));
+            tracing::warn!(event = "draft_left_behind", file = path.name, error = %std::error::Error::source(&error).unwrap_or(&error));
         }
     }
 }
@@ -266,7 +264,7 @@ impl Drop for FolderDraft {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sink::folder::tests::{folder, hidden};
+    use crate::folder::tests::{folder, hidden};
 
     fn draft() -> (tempfile::TempDir, Box<FolderDraft>) {
         let (dir, folder) = folder();

@@ -10,10 +10,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use crate::file::hidden::HiddenFile;
-use crate::file::{FileIdentity, FileLocation};
-use crate::sink::error::cannot;
-use crate::sink::{Error, Lookup, SmallFile};
+use crate::error::cannot;
+use crate::{Error, FileIdentity, FileLocation, HiddenFile, Lookup, SmallFile};
 use failpoint::failpoint;
 
 /// The mode of a new file, from which the umask takes rights.

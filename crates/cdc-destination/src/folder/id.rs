@@ -5,8 +5,8 @@ use std::io;
 
 use uuid::Uuid;
 
-use crate::sink::folder::entries::Dir;
-use crate::sink::{DESTINATION_ID_FILE, Error};
+use crate::folder::entries::Dir;
+use crate::{DESTINATION_ID_FILE, Error};
 
 /// The file has 36 characters and the end of the line.
 const ID_MAX_BYTES: u64 = 64;

@@ -4,10 +4,10 @@ use std::io;
 
 use uuid::Uuid;
 
-use crate::sink::error::cannot;
-use crate::sink::folder::entries::Dir;
-use crate::sink::folder::{ANOTHER, Folder, id};
-use crate::sink::{DESTINATION_ID_FILE, Error, Prepared};
+use crate::error::cannot;
+use crate::folder::entries::Dir;
+use crate::folder::{ANOTHER, Folder, id};
+use crate::{DESTINATION_ID_FILE, Error, Prepared};
 
 impl Folder {
     /// Creates the folder if it is missing, gives it an id if it has none, and checks that a file can be created in it.

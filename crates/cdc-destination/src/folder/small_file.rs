@@ -5,10 +5,10 @@
 
 use rustix::io::Errno;
 
-use crate::sink::folder::Folder;
-use crate::sink::folder::entries::Dir;
-use crate::sink::marker_file::MARKER_MAX_BYTES;
-use crate::sink::{Error, SmallFile};
+use crate::folder::Folder;
+use crate::folder::entries::Dir;
+use crate::marker_file::MARKER_MAX_BYTES;
+use crate::{Error, SmallFile};
 use failpoint::failpoint;
 
 impl Folder {
@@ -64,14 +64,14 @@ fn read_small(dir: &Dir, name: &str, most: u64) -> Result<Option<SmallFile>, Err
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::database::DatabaseId;
-    use crate::job::JobId;
-    use crate::job::lane::Lane;
-    use crate::job::marker::Marker;
-    use crate::sink::folder::destination::FolderDestination;
-    use crate::sink::folder::tests::folder;
-    use crate::sink::{Destination, MarkerFile};
-    use cdc_manifest::consumer::ConsumerId;
+    use crate::DatabaseId;
+    use crate::Marker;
+    use crate::folder::destination::FolderDestination;
+    use crate::folder::tests::folder;
+    use crate::{Destination, MarkerFile};
+    use cdc_manifest::ConsumerId;
+    use cdc_manifest::JobId;
+    use cdc_manifest::Lane;
 
     #[test]
     fn another_text_or_a_link_is_never_replaced() {
