@@ -20,7 +20,7 @@ use cdc_capture::progress::Progress;
 use cdc_capture::row::{ReceiverClosed, RowLayout, RowReceiver};
 use cdc_capture::rows::Rows;
 use cdc_destination::{self, Draft, Drafts, Part};
-use cdc_manifest::file_name::MOST_FILES;
+use cdc_manifest::MOST_FILES;
 use pg_rows::export_type::ExportType;
 
 /// The largest number of pieces that wait between the readers and the writer.

@@ -10,8 +10,7 @@ use crate::store::manifests::Planned;
 use crate::store::{self, Store};
 use crate::telemetry::spans::{Kind, Span};
 use cdc_destination::{self, Destination, Limited, MarkerFile, Published, WrittenManifest, path_from_manifest};
-use cdc_manifest::signing::SigningKey;
-use cdc_manifest::{Chained, Lane, Manifest};
+use cdc_manifest::{Chained, Lane, Manifest, SigningKey};
 use failpoint::failpoint;
 use pg_session::failure::chain;
 

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use crate::config::Environment;
 use anyhow::Context;
-use cdc_client::apply::{Settings, Target, TargetConnections};
+use cdc_client::{
+    LaneReader, ManifestFolder, Observer, ServiceAddress, TableMirror, Target, TargetConnections, TargetSettings,
+};
 use clap::{ArgGroup, Args};
 use pg_rows::encoding::{Encoding, Format};
 use pg_rows::export_type::ExportType;
@@ -16,12 +18,7 @@ use crate::command::lanes::{LaneOptions, LaneTask};
 use crate::command::server::{AddressParser, remote_api};
 use crate::command::start::{arm, block_on};
 use crate::command::terminal::Terminal;
-use cdc_client::lane_reader::LaneReader;
-use cdc_client::manifest_folder::ManifestFolder;
-use cdc_client::observer::Observer;
-use cdc_client::remote::ServiceAddress;
-use cdc_client::table_mirror::TableMirror;
-use cdc_manifest::seal::PublicKey;
+use cdc_manifest::PublicKey;
 
 /// The consumer, the source of its exports, and the target table.
 #[derive(Args)]
@@ -73,7 +70,7 @@ impl Apply {
             arm(&environment)?;
         }
         let adopts = self.lanes.adopt;
-        let settings = Settings { table: self.table, keeps_meta: self.meta, adopts };
+        let settings = TargetSettings { table: self.table, keeps_meta: self.meta, adopts };
         let connections =
             Arc::new(TargetConnections::new(named.database.options().clone(), named.database.connect_timeout()));
         let consumer = self.lanes.consumer.clone();

@@ -9,8 +9,7 @@ use crate::command::output::{check, output};
 use crate::command::server::ServerOption;
 use crate::command::words::job_id;
 use crate::config::CatalogFile;
-use cdc_client::api::Api;
-use cdc_client::download::{self, Output};
+use cdc_client::{Api, Output};
 use cdc_manifest::JobId;
 
 /// The export, and the destination of its files.
@@ -44,6 +43,6 @@ impl Download {
         }
         ensure!(job.has_status("completed"), "the export is {}, so it has no file", job.status);
         ensure!(export.output_filename.is_some(), "the export found nothing and was skipped, so it has no file");
-        Ok(download::save(api, &export, self.output.as_ref()).await?)
+        Ok(api.save(&export, self.output.as_ref()).await?)
     }
 }

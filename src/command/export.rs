@@ -10,9 +10,8 @@ use crate::postgres::Database;
 use crate::worker::Stops;
 use anyhow::{Context, anyhow};
 use cdc_capture::continuity::Continuity;
-use cdc_client::request::ExportRequest;
-use cdc_manifest::plain_name::NotPlain;
-use cdc_manifest::{After, ConsumerId, JobId};
+use cdc_client::{Api, ExportRequest, ExportView, FileView, Output};
+use cdc_manifest::{After, ConsumerId, JobId, NotPlain};
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use pg_rows::encoding::{Compression, Encoding, Format};
@@ -30,9 +29,6 @@ use crate::command::signals::stop_on_signal;
 use crate::command::start::{Logs, block_on, settings};
 use crate::command::wiring::{PreparedOutput, Wired, wire};
 use crate::command::words::{compressions, words};
-use cdc_client::api::Api;
-use cdc_client::download::{self, Output};
-use cdc_client::job_view::{ExportView, FileView};
 
 /// The time after which this process runs the job itself if no worker has claimed it.
 const CLAIM_TIMEOUT: Duration = Duration::from_secs(1);
@@ -264,7 +260,7 @@ async fn finish(
     let fetches = format!("`cdc-export download {id}{server}` fetches its file");
     if arguments.output.is_some() {
         let saved = tokio::select! {
-            saved = download::save(api, export, arguments.output.as_ref()) => saved.map_err(Into::into),
+            saved = api.save(export, arguments.output.as_ref()) => saved.map_err(Into::into),
             () = interrupted.cancelled() => Err(anyhow!("interrupted")),
         };
         saved.with_context(|| format!("the export has completed; {fetches}"))?;

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use crate::command::BadUsage;
-use cdc_client::download::{Output, folder_of};
+use cdc_client::Output;
 
 /// Checks that the destination can be written, before an export is made for it. Creates nothing.
 pub(super) fn check(output: Option<&Output>) -> Result<(), BadUsage> {
@@ -23,7 +23,7 @@ fn require_writable(output: &Output) -> Result<(), String> {
         Output::File(path) if path.symlink_metadata().is_ok() => {
             return Err(format!("{} is there already", path.display()));
         }
-        Output::File(path) => folder_of(path),
+        Output::File(path) => path.parent().unwrap_or(path),
         Output::Folder(path) => path,
     };
     // A missing folder is created in its nearest existing parent.

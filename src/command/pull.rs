@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use cdc_manifest::Lane;
+use cdc_manifest::{Lane, PublicKey};
 use clap::Args;
 use pg_rows::encoding::{Compression, Encoding, Format};
 use pg_rows::export_type::ExportType;
@@ -16,11 +16,7 @@ use crate::command::server::{AddressParser, remote_api};
 use crate::command::start::block_on;
 use crate::command::terminal::Terminal;
 use crate::command::words::{compressions, words};
-use cdc_client::lane_reader::LaneReader;
-use cdc_client::observer::Observer;
-use cdc_client::pull_folder::{PullFolder, WhenLocked, read_dataset, read_datasets};
-use cdc_client::remote::ServiceAddress;
-use cdc_manifest::seal::PublicKey;
+use cdc_client::{LaneReader, Observer, PullFolder, ServiceAddress, WhenLocked};
 
 /// The consumer, the service and the folder.
 #[derive(Args)]
@@ -65,11 +61,11 @@ impl Pull {
         let terminal = Terminal::shared();
         let api = remote_api(&server, Arc::clone(&terminal))?.requiring(public_key);
         let (consumer, adopts) = (lanes.consumer.clone(), lanes.adopt);
-        let implied = async || match read_dataset(&into)? {
+        let implied = async || match PullFolder::dataset_of(&into)? {
             Some(recorded) => Ok(recorded),
             None => Ok(api.implied_dataset().await?),
         };
-        let recorded = async || Ok(read_datasets(&into, &consumer)?);
+        let recorded = async || Ok(PullFolder::datasets_in(&into, &consumer)?);
         let read = async |task: LaneTask| {
             let (folder, consumer) = (task.folder_in(&into)?, consumer.clone());
             let when_locked = if task.is_one_of_several { WhenLocked::Refuse } else { WhenLocked::Wait };

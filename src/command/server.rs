@@ -15,9 +15,7 @@ use crate::command::wiring::wire_service;
 use crate::config::{CatalogFile, Environment};
 use crate::http::in_process::InProcess;
 use crate::service::Service;
-use cdc_client::api::{Api, ApiTransport};
-use cdc_client::observer::Observer;
-use cdc_client::remote::{RemoteService, ServiceAddress};
+use cdc_client::{Api, ApiTransport, Observer, RemoteService, ServiceAddress};
 use nix::unistd::{Uid, User};
 
 /// The option `--server`.

@@ -12,9 +12,7 @@ use serde_json::Value;
 
 use crate::command::server::ServerOption;
 use crate::command::signals::stop_on_signal;
-use cdc_client::answer::PlainText;
-use cdc_client::api::{Api, PAGE_ITEMS};
-use cdc_client::job_view::JobView;
+use cdc_client::{Api, JobView, PAGE_ITEMS, PlainText};
 
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 

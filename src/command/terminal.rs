@@ -9,8 +9,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tokio::time::Instant;
 
 use crate::command::plain::plain;
-use cdc_client::job_view::ExportView;
-use cdc_client::observer::Observer;
+use cdc_client::{ExportView, Observer};
 use cdc_manifest::JobId;
 
 /// The interval of progress lines if standard error is not a terminal.

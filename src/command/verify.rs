@@ -13,8 +13,8 @@ use crate::command::plain::plain;
 use crate::command::start::block_on;
 use crate::command::terminal::Terminal;
 use crate::config::Environment;
-use cdc_client::verifier::{ExportId, Finding, Verification, Verifier};
-use cdc_manifest::seal::PublicKey;
+use cdc_client::{ExportId, Finding, Verification, Verifier};
+use cdc_manifest::PublicKey;
 
 /// The place, and the options of the check.
 #[derive(Args)]

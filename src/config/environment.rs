@@ -7,7 +7,7 @@ use crate::config::variables::{SECRET_SUFFIXES, Variables, invalid, is_read};
 use crate::config::{CatalogFile, Config, Error, output};
 use crate::key::PresentedKey;
 use crate::postgres::{BadUrl, NamedDatabase};
-use cdc_client::remote::SecretKeyText;
+use cdc_client::SecretKeyText;
 
 /// The variables of the process, and those of `.env` that the process lacks.
 pub struct Environment(pub(super) Variables);

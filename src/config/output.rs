@@ -3,7 +3,7 @@
 use crate::config::Error;
 use crate::config::variables::{Variables, invalid};
 use crate::publisher;
-use cdc_manifest::signing::SigningKey;
+use cdc_manifest::SigningKey;
 
 pub(super) fn read(vars: &Variables) -> Result<cdc_destination::Settings, Error> {
     let Some(url) = vars.get("OUTPUT_URL") else {

@@ -15,7 +15,7 @@ use crate::http::access::Caller;
 use crate::http::routes;
 use crate::job::Bounds;
 use crate::service::{self, Service};
-use cdc_client::answer::{AnswerBody, Cause, LocalService};
+use cdc_client::{AnswerBody, Cause, LocalService};
 use pg_session::failure::chain;
 
 /// The API without a listener. The caller may use every route: there are no keys, no rate limits and no checks of

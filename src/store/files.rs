@@ -15,8 +15,7 @@ use crate::store::transitions::Transition;
 use crate::store::{Error, Store};
 use cdc_capture::continuity::Continuity;
 use cdc_destination::{ExportFiles, FileIdentity, Marker, Part, StagedFile};
-use cdc_manifest::JobId;
-use cdc_manifest::file_name::stem_of;
+use cdc_manifest::{JobId, stem_of};
 use pg_rows::encoding::Encoding;
 use pg_session::statement::with_pieces;
 

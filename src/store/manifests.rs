@@ -14,7 +14,7 @@ use crate::store::lease::{Lease, LeasedExport};
 use crate::store::{Error, Store};
 use cdc_capture::dataset::columns::FileColumns;
 use cdc_destination::{ExportFiles, content_sha256};
-use cdc_manifest::{self, Chained, JobId, Manifest, ManifestDatasets, ManifestJob};
+use cdc_manifest::{Chained, JobId, Manifest, ManifestDatasets, ManifestJob};
 
 #[derive(Debug)]
 pub enum Planned {

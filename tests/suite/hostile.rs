@@ -209,7 +209,7 @@ async fn a_state_names_no_file_of_another_folder() {
 /// Returns the seed of a signing key and its public half.
 fn signing_key(byte: &str) -> (String, String) {
     let seed = byte.repeat(32);
-    let public = cdc_manifest::signing::SigningKey::read(&seed).unwrap().public_key();
+    let public = cdc_manifest::SigningKey::read(&seed).unwrap().public_key();
     (seed, public)
 }
 

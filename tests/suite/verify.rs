@@ -7,12 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-#[cfg(feature = "buckets")]
-use cdc_manifest::key;
-use cdc_manifest::signing::SigningKey;
-use cdc_manifest::{
-    Chained, Manifest, ManifestColumn, ManifestFile, ManifestJob, ManifestSource, VERSION, name_in_folder,
-};
+use cdc_manifest::{Chained, Manifest, ManifestColumn, ManifestFile, ManifestJob, ManifestSource, SigningKey, VERSION};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use ring::digest;
@@ -31,13 +26,13 @@ pub(crate) struct Export {
 
 impl Export {
     pub(crate) fn name(&self) -> String {
-        name_in_folder(&self.files[0].0.replace(".part-00001", ""))
+        Manifest::name_in_folder(&self.files[0].0.replace(".part-00001", ""))
     }
 
     #[cfg(feature = "buckets")]
     pub(crate) fn key(&self) -> String {
         let Chained { dataset, consumer, .. } = &self.manifest.export;
-        key(dataset, &consumer.parse().unwrap(), self.manifest.number)
+        Manifest::key(dataset, &consumer.parse().unwrap(), self.manifest.number)
     }
 
     /// Returns the same export with the URLs of a place.

@@ -20,8 +20,7 @@ use crate::observer::Observer;
 use crate::remote::RemoteService;
 use crate::request::ExportRequest;
 use crate::{About, Error};
-use cdc_manifest::seal::PublicKey;
-use cdc_manifest::{ConsumerId, JobId, Lane, Manifest};
+use cdc_manifest::{ConsumerId, JobId, Lane, Manifest, PublicKey};
 use pg_rows::export_type::ExportType;
 
 pub const PAGE_ITEMS: u32 = 200;

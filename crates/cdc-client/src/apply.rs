@@ -33,7 +33,7 @@ pub(crate) use position::TargetPosition;
 pub(crate) use transaction::{MemberExport, TransactionFailure, apply};
 
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct TargetSettings {
     /// The target table. `None` means the name of the source table.
     pub table: Option<Table>,
     pub keeps_meta: bool,
@@ -123,7 +123,7 @@ pub(crate) struct Changes {
 #[derive(Clone)]
 pub struct Target {
     connections: Arc<TargetConnections>,
-    settings: Settings,
+    settings: TargetSettings,
     consumer: ConsumerId,
     dataset: String,
     /// The digest of the position that was read last. The caller chose the next export by it.
@@ -135,7 +135,7 @@ pub struct Target {
 impl Target {
     pub fn new(
         connections: Arc<TargetConnections>,
-        settings: Settings,
+        settings: TargetSettings,
         consumer: ConsumerId,
         dataset: String,
     ) -> Target {

@@ -18,8 +18,7 @@ use crate::api::{Api, export_path};
 use crate::job_view::{ExportView, FileView};
 use crate::observer::Observer;
 use crate::{About, Error, own_file};
-use cdc_manifest::plain_name::PlainName;
-use cdc_manifest::{After, JobId};
+use cdc_manifest::{After, JobId, PlainName};
 use pg_session::failure::chain;
 
 /// The time without a received byte after which a download fails.
@@ -35,39 +34,41 @@ pub enum Output {
     Folder(PathBuf),
 }
 
-/// Downloads the files of an export to `output`. Without `output`, each file gets its own name in the current folder.
-pub async fn save(api: &Api, export: &ExportView, output: Option<&Output>) -> Result<(), Error> {
-    let files = export_files(export)?;
-    let several = files.len() > 1;
-    match output {
-        Some(Output::Stdout | Output::File(_)) if several => {
-            return Err(Error::Refused(format!(
-                "the export has {} files: --output names a folder for them",
-                files.len()
-            )));
-        }
-        Some(Output::Stdout) => {
-            for file in &files {
-                PartialFile::new(Storage::Stdout, file, api.observer())?.fetch_rest(api).await?;
+impl Api {
+    /// Downloads the files of an export to `output`. Without `output`, each file gets its own name in the current folder.
+    pub async fn save(&self, export: &ExportView, output: Option<&Output>) -> Result<(), Error> {
+        let files = export_files(export)?;
+        let several = files.len() > 1;
+        match output {
+            Some(Output::Stdout | Output::File(_)) if several => {
+                return Err(Error::Refused(format!(
+                    "the export has {} files: --output names a folder for them",
+                    files.len()
+                )));
             }
-            return Ok(());
+            Some(Output::Stdout) => {
+                for file in &files {
+                    PartialFile::new(Storage::Stdout, file, self.observer())?.fetch_rest(self).await?;
+                }
+                return Ok(());
+            }
+            Some(Output::Folder(folder)) => fs::create_dir_all(folder).about(|| folder.display())?,
+            Some(Output::File(_)) | None => {}
         }
-        Some(Output::Folder(folder)) => fs::create_dir_all(folder).about(|| folder.display())?,
-        Some(Output::File(_)) | None => {}
-    }
-    for file in &files {
-        let path = match output {
-            Some(Output::File(path)) => path.clone(),
-            Some(Output::Folder(folder)) => file.plain_name()?.within(folder),
-            Some(Output::Stdout) | None => file.plain_name()?.within(Path::new("")),
-        };
-        // An earlier download may have completed some of several files.
-        if !(several && file.is_downloaded_to(&path)) {
-            save_file(api, export.job.id, file, &path).await?;
+        for file in &files {
+            let path = match output {
+                Some(Output::File(path)) => path.clone(),
+                Some(Output::Folder(folder)) => file.plain_name()?.within(folder),
+                Some(Output::Stdout) | None => file.plain_name()?.within(Path::new("")),
+            };
+            // An earlier download may have completed some of several files.
+            if !(several && file.is_downloaded_to(&path)) {
+                save_file(self, export.job.id, file, &path).await?;
+            }
+            self.observer().file(&path, file.view.rows).map_err(Error::Output)?;
         }
-        api.observer().file(&path, file.view.rows).map_err(Error::Output)?;
+        Ok(())
     }
-    Ok(())
 }
 
 async fn save_file(api: &Api, id: JobId, file: &ServedFile<'_>, path: &Path) -> Result<(), Error> {
@@ -139,7 +140,7 @@ pub(super) fn sync_folder_of(path: &Path) -> Result<(), Error> {
 }
 
 /// Returns the folder that contains a path's last name.
-pub fn folder_of(path: &Path) -> &Path {
+fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

@@ -8,8 +8,7 @@ use serde_json::Value;
 
 use crate::answer::PlainText;
 use crate::{About, Error};
-use cdc_manifest::JobId;
-use cdc_manifest::plain_name::{NotPlain, PlainName};
+use cdc_manifest::{JobId, NotPlain, PlainName};
 
 /// A job, in the form of any request.
 #[derive(Clone, Deserialize)]

@@ -23,8 +23,7 @@ use crate::manifest_index::ManifestIndex;
 use crate::observer::Observer;
 use crate::ready_export::{ReadyExport, apply_together};
 use crate::spool::Spool;
-use cdc_manifest::ManifestJob;
-use cdc_manifest::chain::{RequestTime, request_time};
+use cdc_manifest::{ManifestJob, RequestTime, request_time};
 
 /// The lanes that are read side by side in one round.
 pub struct LaneGroup {

@@ -1,23 +1,38 @@
 #![doc = include_str!("../README.md")]
 
-pub mod answer;
-pub mod api;
-pub mod apply;
-pub mod download;
-pub mod job_view;
-pub mod lane_group;
-pub mod lane_reader;
-pub mod manifest_folder;
+mod answer;
+mod api;
+mod apply;
+mod download;
+mod job_view;
+mod lane_group;
+mod lane_reader;
+mod manifest_folder;
 mod manifest_index;
-pub mod observer;
+mod observer;
 mod own_file;
-pub mod pull_folder;
+mod pull_folder;
 mod ready_export;
-pub mod remote;
-pub mod request;
+mod remote;
+mod request;
 mod spool;
-pub mod table_mirror;
-pub mod verifier;
+mod table_mirror;
+mod verifier;
+
+pub use answer::{AnswerBody, Cause, LocalService, PlainText};
+pub use api::{Api, ApiTransport, DatasetView, PAGE_ITEMS};
+pub use apply::{Target, TargetConnections, TargetSettings};
+pub use download::Output;
+pub use job_view::{ExportView, FileView, JobView};
+pub use lane_group::{LaneGroup, Turn};
+pub use lane_reader::LaneReader;
+pub use manifest_folder::ManifestFolder;
+pub use observer::Observer;
+pub use pull_folder::{PullFolder, WhenLocked};
+pub use remote::{RemoteService, SecretKeyText, ServiceAddress};
+pub use request::ExportRequest;
+pub use table_mirror::TableMirror;
+pub use verifier::{ExportId, Finding, Verification, Verifier};
 
 use std::fmt::Display;
 use std::io;
@@ -26,8 +41,7 @@ use tokio::task::JoinError;
 
 use crate::answer::CallError;
 use crate::api::RefusedExport;
-use cdc_manifest::plain_name::NotPlain;
-use cdc_manifest::{self, seal};
+use cdc_manifest::{Broken, NotPlain};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -55,7 +69,7 @@ pub enum Error {
     #[error(transparent)]
     Manifest(#[from] cdc_manifest::InvalidManifest),
     #[error(transparent)]
-    Changed(#[from] seal::Broken),
+    Changed(#[from] Broken),
     #[error(transparent)]
     Json(#[from] serde_json::Error),
     #[error(transparent)]

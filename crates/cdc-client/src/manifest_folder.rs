@@ -14,9 +14,9 @@ use crate::manifest_index::{LaneManifests, MAX_LISTED, ManifestIndex, read_manif
 use crate::table_mirror::TableMirror;
 use crate::{About, Error};
 use cdc_destination::{Archive, Lookup, Settings};
-use cdc_manifest::chain::{Digest, Link, ReaderPosition, Successors, parse_digest, request_time};
-use cdc_manifest::seal::PublicKey;
-use cdc_manifest::{self, ConsumerId, Manifest};
+use cdc_manifest::{
+    self, ConsumerId, Digest, Link, Manifest, PublicKey, ReaderPosition, Successors, parse_digest, request_time,
+};
 use pg_session::failure::chain;
 
 /// The place, and the lane whose exports are read.

@@ -12,9 +12,7 @@ use uuid::Uuid;
 
 use crate::{About, Error};
 use cdc_destination::{Archive, Settings};
-use cdc_manifest::chain::{Chains, Digest, parse_digest};
-use cdc_manifest::seal::PublicKey;
-use cdc_manifest::{self, ConsumerId, Manifest, is_dataset_name};
+use cdc_manifest::{Chains, ConsumerId, Digest, Manifest, PublicKey, is_dataset_name, parse_digest};
 use pg_session::failure::chain;
 
 /// The maximum number of lanes or manifests that a message lists.
@@ -163,8 +161,8 @@ impl ManifestIndex {
     /// Returns the reason for each manifest that can't be used and may be of this dataset. `applied` is the number of
     /// the export that the dataset's table has.
     pub(super) fn unusable(&self, dataset: &str, applied: Option<u64>) -> Vec<&str> {
-        let folder = cdc_manifest::folder(dataset, &self.consumer);
-        let may_be_of_lane = |name: &str| !cdc_manifest::is_key(name) || name.starts_with(&folder);
+        let folder = Manifest::folder(dataset, &self.consumer);
+        let may_be_of_lane = |name: &str| !Manifest::is_key(name) || name.starts_with(&folder);
         let unreadable = self.unreadable.iter().filter(|(name, _)| may_be_of_lane(name)).map(|(_, why)| &**why);
         // If the number isn't above `applied`, the table has the export, or a later one.
         let broken = self.lane(dataset).broken.iter().filter(|(number, _)| Some(*number) > applied);

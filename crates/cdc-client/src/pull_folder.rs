@@ -23,9 +23,7 @@ use crate::lane_group::LaneGroup;
 use crate::lane_reader::{ExportSink, LanePosition, LaneReader, SinkOutcome};
 use crate::observer::Observer;
 use crate::{About, Error, own_file};
-use cdc_manifest::file_name::{MOST_FILES, file_names};
-use cdc_manifest::plain_name::PlainName;
-use cdc_manifest::{self, Chained, ConsumerId, Lane, Manifest, ManifestSource};
+use cdc_manifest::{Chained, ConsumerId, Lane, MOST_FILES, Manifest, ManifestSource, PlainName, file_names};
 use failpoint::failpoint;
 
 const VERSION: u32 = 1;
@@ -75,22 +73,6 @@ pub enum WhenLocked {
     Refuse,
 }
 
-/// Reads the dataset of a folder's exports. Returns `None` if the folder has no state.
-pub fn read_dataset(folder: &Path) -> Result<Option<String>, Error> {
-    Ok(read_state(folder)?.map(|state| state.dataset))
-}
-
-/// Lists the datasets of a consumer that have a folder of their own within this one.
-pub fn read_datasets(folder: &Path, consumer: &ConsumerId) -> Result<BTreeSet<String>, Error> {
-    let mut datasets = BTreeSet::new();
-    for entry in fs::read_dir(folder)? {
-        // A state that can't be read is an error of its dataset.
-        let state = read_state(&entry?.path()).ok().flatten();
-        datasets.extend(state.filter(|state| state.consumer == consumer.as_str()).map(|state| state.dataset));
-    }
-    Ok(datasets)
-}
-
 fn read_state(folder: &Path) -> Result<Option<FolderState>, Error> {
     let path = folder.join(STATE);
     let text = match own_file::read(&path) {
@@ -106,6 +88,22 @@ fn read_state(folder: &Path) -> Result<Option<FolderState>, Error> {
 }
 
 impl PullFolder {
+    /// Reads the dataset of a folder's exports. Returns `None` if the folder has no state.
+    pub fn dataset_of(folder: &Path) -> Result<Option<String>, Error> {
+        Ok(read_state(folder)?.map(|state| state.dataset))
+    }
+
+    /// Lists the datasets of a consumer that have a folder of their own within this one.
+    pub fn datasets_in(folder: &Path, consumer: &ConsumerId) -> Result<BTreeSet<String>, Error> {
+        let mut datasets = BTreeSet::new();
+        for entry in fs::read_dir(folder)? {
+            // A state that can't be read is an error of its dataset.
+            let state = read_state(&entry?.path()).ok().flatten();
+            datasets.extend(state.filter(|state| state.consumer == consumer.as_str()).map(|state| state.dataset));
+        }
+        Ok(datasets)
+    }
+
     /// Copies all exports of the lane that the folder lacks, oldest first, as [`LaneReader`] says.
     pub async fn follow(&mut self, lane: &LaneReader<'_>) -> Result<(), Error> {
         lane.round(self).await
@@ -216,7 +214,7 @@ fn final_names(name: &PlainName, files: usize) -> Result<Vec<PlainName>, Error> 
     if !(1..=MOST_FILES).contains(&files) {
         return Err(Error::Refused(format!("{name} has {files} files, and an export has 1 to {MOST_FILES}")));
     }
-    let manifest = cdc_manifest::name_in_folder(name.as_str());
+    let manifest = Manifest::name_in_folder(name.as_str());
     file_names(name.as_str(), files).chain([manifest]).map(|name| Ok(name.parse()?)).collect()
 }
 

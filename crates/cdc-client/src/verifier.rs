@@ -21,10 +21,7 @@ use crate::Error;
 use crate::observer::Observer;
 use crate::verifier::parallel::{WorkQueue, in_parallel};
 use cdc_destination::{self, Archive, Lookup};
-use cdc_manifest::chain::Chains;
-use cdc_manifest::chain_report::ChainReport;
-use cdc_manifest::seal::{Broken, PublicKey};
-use cdc_manifest::{Manifest, ManifestFile};
+use cdc_manifest::{Broken, ChainReport, Chains, Manifest, ManifestFile, PublicKey};
 
 const READ_BYTES: usize = 256 << 10;
 /// The maximum number of readings of a file if a bucket stops sending its bytes.

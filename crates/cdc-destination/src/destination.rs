@@ -13,7 +13,7 @@ use crate::{
     Draft, Error, ExportFiles, FileLocation, FileName, HiddenFile, Marker, MarkerFile, PublishedFile, SmallFile,
     StagedFile,
 };
-use cdc_manifest::{self, JobId, Manifest};
+use cdc_manifest::{JobId, Manifest};
 use failpoint::failpoint;
 
 /// The number of tries to write a marker, if other processes replace it in between.
@@ -70,7 +70,7 @@ pub enum WrittenManifest {
 /// only if the caller names the marker's job.
 ///
 /// # Blocking
-/// Work that may block runs in [`limited::blocking`](crate::limited::blocking), so that it keeps the permit of
+/// Work that may block runs in `limited::blocking`, so that it keeps the permit of
 /// [`Limited`](crate::Limited).
 ///
 /// # Errors
@@ -183,9 +183,9 @@ pub trait Destination: fmt::Debug + Send + Sync {
     /// Returns the name of an export's manifest. Returns `None` if it can have none here: an ad-hoc export in a bucket.
     fn manifest_name(&self, record: &ExportFiles, number: u64) -> Option<String> {
         if !self.numbers_manifests() {
-            return Some(cdc_manifest::name_in_folder(&record.name));
+            return Some(Manifest::name_in_folder(&record.name));
         }
-        Some(cdc_manifest::key(&record.dataset, record.consumer.as_ref()?, number))
+        Some(Manifest::key(&record.dataset, record.consumer.as_ref()?, number))
     }
 
     /// Makes a manifest durable under its name, unless something else has that name.
@@ -210,7 +210,7 @@ pub trait Destination: fmt::Debug + Send + Sync {
         if self.numbers_manifests() {
             return Ok(false);
         }
-        let found = self.read_small(&cdc_manifest::name_in_folder(&record.name), text.len() as u64).await?;
+        let found = self.read_small(&Manifest::name_in_folder(&record.name), text.len() as u64).await?;
         Ok(found.is_some_and(|found| !found.has(text)))
     }
 

@@ -1,7 +1,6 @@
 //! The files of one export at a destination.
 
-use cdc_manifest::file_name::file_names;
-use cdc_manifest::{ConsumerId, JobId};
+use cdc_manifest::{ConsumerId, JobId, file_names};
 
 use crate::{DatabaseId, StagedFile};
 

@@ -1,7 +1,6 @@
 //! The name of a file that an attempt writes.
 
-use cdc_manifest::ConsumerId;
-use cdc_manifest::file_name::part_name;
+use cdc_manifest::{ConsumerId, part_name};
 use pg_rows::encoding::Encoding;
 
 use crate::HiddenFile;

@@ -292,7 +292,7 @@ impl<'c> Successors<'c> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tests::chained;
+    use crate::manifest::tests::chained;
     use crate::{Chained, ManifestJob, ManifestSource};
 
     /// Returns an export that was requested at this millisecond.

@@ -174,7 +174,7 @@ fn mark_required(chains: &mut Chains, numbers: &[Numbers]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tests::chained;
+    use crate::manifest::tests::chained;
     use crate::{Chained, Manifest, ManifestJob, ManifestSource};
 
     /// Builds the exports of a lane, numbered from `first`. `fulls` has one element for each: true for a full export.

@@ -97,9 +97,9 @@ impl Manifest {
 
     /// Returns true if the manifest may have this name, in any folder.
     fn may_have_name(&self, name: &str) -> bool {
-        if crate::is_key(name) {
+        if Manifest::is_key(name) {
             let consumer: Result<ConsumerId, _> = self.export.consumer.parse();
-            return consumer.is_ok_and(|consumer| crate::key(&self.export.dataset, &consumer, self.number) == name);
+            return consumer.is_ok_and(|consumer| Manifest::key(&self.export.dataset, &consumer, self.number) == name);
         }
         // A manifest next to its files has the stem that their names have in common.
         let Some(path) = self.export.files.first().and_then(|file| file.path.as_deref()) else { return true };
@@ -109,7 +109,7 @@ impl Manifest {
             Some((stem, part)) if part.bytes().all(|byte| byte.is_ascii_digit()) => stem,
             _ => stem,
         };
-        name.rsplit('/').next() == Some(&*crate::name_in_folder(&format!("{stem}{ending}")))
+        name.rsplit('/').next() == Some(&*Manifest::name_in_folder(&format!("{stem}{ending}")))
     }
 }
 
@@ -119,8 +119,8 @@ mod tests {
 
     use super::*;
     use crate::VERSION;
+    use crate::manifest::tests::chained;
     use crate::signing::SigningKey;
-    use crate::tests::chained;
 
     fn manifest() -> Manifest {
         let mut export = chained();

@@ -6,9 +6,9 @@ use ring::signature::{Ed25519KeyPair, KeyPair};
 
 use serde::Serialize;
 
-use crate::{Manifest, SignedLocation};
+use crate::manifest::{Manifest, SignedLocation};
 
-pub const VERSION: &str = "2";
+pub(crate) const VERSION: &str = "2";
 
 /// The signed form. The bytes are its canonical JSON (RFC 8785).
 #[derive(Serialize)]
@@ -57,7 +57,7 @@ impl SigningKey {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tests::chained;
+    use crate::manifest::tests::chained;
 
     #[test]
     fn only_a_seed_of_32_bytes_is_accepted() {

@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 
 use crate::apply::statement::{run, run_unless_exists};
 use crate::apply::table::{TargetTable, relation, target_columns};
-use crate::apply::{During, Error, INSPECT_TABLE, Settings, TargetPosition, ownership};
+use crate::apply::{During, Error, INSPECT_TABLE, TargetPosition, TargetSettings, ownership};
 use cdc_manifest::{Chained, ManifestColumn};
 use pg_session::quoted;
 use pg_session::table_name::Table;
@@ -29,7 +29,7 @@ pub(super) async fn create_table(
     conn: &mut PgConnection,
     table: &Table,
     export: &Chained,
-    settings: &Settings,
+    settings: &TargetSettings,
     remarks: &mut Vec<String>,
 ) -> Result<TargetTable, Error> {
     let mut columns = Vec::new();
@@ -51,7 +51,7 @@ pub(super) async fn follow_source(
     target_table: &mut TargetTable,
     export: &Chained,
     before: &TargetPosition,
-    settings: &Settings,
+    settings: &TargetSettings,
     remarks: &mut Vec<String>,
 ) -> Result<(), Error> {
     let mut changes = Vec::new();

@@ -8,7 +8,7 @@ use sqlx::types::{Json, Uuid};
 
 use crate::apply::statement::{run, run_unless_exists};
 use crate::apply::table::{TargetColumn, TargetTable, target_columns};
-use crate::apply::{During, Error, POSITIONS_SCHEMA, Settings, ownership};
+use crate::apply::{During, Error, POSITIONS_SCHEMA, TargetSettings, ownership};
 use cdc_manifest::{ConsumerId, Manifest, ManifestColumn, ManifestSource};
 use pg_session::table_name::Table;
 
@@ -214,7 +214,7 @@ pub(super) async fn write(
     target: &str,
     manifest: &Manifest,
     target_table: &TargetTable,
-    settings: &Settings,
+    settings: &TargetSettings,
 ) -> Result<(), Error> {
     let export = &manifest.export;
     let job: Uuid =

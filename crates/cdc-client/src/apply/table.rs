@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
 use crate::apply::statement::run;
-use crate::apply::{During, Error, INSPECT_TABLE, Settings, TargetPosition, ownership};
+use crate::apply::{During, Error, INSPECT_TABLE, TargetPosition, TargetSettings, ownership};
 use cdc_manifest::{Chained, ManifestColumn};
 use pg_session::quoted;
 use pg_session::table_name::Table;
@@ -46,7 +46,7 @@ pub(super) fn operation(export: &Chained) -> Option<&ManifestColumn> {
 /// are kept, the columns of `meta`.
 pub(super) fn target_columns<'e>(
     export: &'e Chained,
-    settings: &Settings,
+    settings: &TargetSettings,
 ) -> impl Iterator<Item = &'e ManifestColumn> + use<'e> {
     let (operations, keeps_meta) = (usize::from(operation(export).is_some()), settings.keeps_meta);
     export.columns.iter().skip(operations).filter(move |column| keeps_meta || column.meta.is_none())

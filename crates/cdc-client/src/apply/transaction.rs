@@ -8,7 +8,7 @@ use crate::apply::merge::merge;
 use crate::apply::statement::run;
 use crate::apply::table::{TargetTable, target_columns};
 use crate::apply::{
-    Applied, BEGIN, COMMIT, Changes, During, Error, Settings, Target, TargetPosition, alter, load, lock, position,
+    Applied, BEGIN, COMMIT, Changes, During, Error, Target, TargetPosition, TargetSettings, alter, load, lock, position,
 };
 use cdc_manifest::{Chained, Manifest};
 use failpoint::failpoint;
@@ -207,7 +207,7 @@ async fn prepare<'m>(tx: &mut PgConnection, member: MemberExport<'m>, table: &Ta
 
 impl PreparedExport<'_> {
     /// Replaces the rows of the table by those of a full export, or merges the rows of another one.
-    async fn load(&mut self, tx: &mut PgConnection, settings: &Settings) -> Result<(), Error> {
+    async fn load(&mut self, tx: &mut PgConnection, settings: &TargetSettings) -> Result<(), Error> {
         let PreparedExport { target_table, before, manifest, files, remarks, .. } = self;
         let (export, files) = (&manifest.export, std::mem::take(files));
         let columns: Vec<_> = target_columns(export, settings).map(|column| column.name.clone()).collect();
@@ -242,7 +242,7 @@ impl PreparedExport<'_> {
 }
 
 /// Returns the reason if this export can't be applied next, so that only a full export in csv can.
-fn export_obstacle(export: &Chained, before: Option<&TargetPosition>, settings: &Settings) -> Option<String> {
+fn export_obstacle(export: &Chained, before: Option<&TargetPosition>, settings: &TargetSettings) -> Option<String> {
     let job = export.job.id();
     let needed = |why: String| Some(format!("full_export_needed: {why}"));
     if !["full", "incremental", "delta"].contains(&export.export_type.as_str()) {

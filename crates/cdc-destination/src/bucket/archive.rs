@@ -12,6 +12,7 @@ use crate::bucket::Bucket;
 use crate::bucket::failure::is_no_object;
 use crate::bucket::objects::path;
 use crate::{Archive, Error, Lookup};
+use cdc_manifest::Manifest;
 
 /// The number of names in `{dataset}/{consumer}/_manifests/{number}.json`.
 const DEPTH: usize = 4;
@@ -65,7 +66,7 @@ impl Archive for BucketArchive {
     }
 
     fn manifests(&self) -> Result<Box<dyn Iterator<Item = Result<String, Error>> + '_>, Error> {
-        let is_manifest = |key: &String| cdc_manifest::is_key(key) && key.split('/').count() == DEPTH;
+        let is_manifest = |key: &String| Manifest::is_key(key) && key.split('/').count() == DEPTH;
         Ok(Box::new(self.list().filter(move |key| key.as_ref().map_or(true, is_manifest))))
     }
 

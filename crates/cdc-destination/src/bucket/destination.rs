@@ -18,6 +18,7 @@ use crate::{
     Destination, Draft, Error, ExportFiles, FileLocation, FileName, HiddenFile, Marker, MarkerFile, Prepared,
     Published, PublishedFile, SmallFile, StagedFile,
 };
+use cdc_manifest::Manifest;
 
 use failpoint::failpoint;
 
@@ -141,11 +142,11 @@ impl Destination for Bucket {
 
     async fn last_manifest(&self, record: &ExportFiles) -> Result<u64, Error> {
         let Some(consumer) = &record.consumer else { return Ok(0) };
-        let folder = self.objects.key(&cdc_manifest::folder(&record.dataset, consumer));
+        let folder = self.objects.key(&Manifest::folder(&record.dataset, consumer));
         let mut found = self.objects.store.list(Some(&folder));
         let mut last = 0;
         while let Some(object) = found.try_next().await.map_err(self.objects.cannot("list", &folder))? {
-            let number = Some(object.location.as_ref()).filter(|key| cdc_manifest::is_key(key));
+            let number = Some(object.location.as_ref()).filter(|key| Manifest::is_key(key));
             let number = number.and_then(|key| key.rsplit('/').next()?.strip_suffix(".json")?.parse().ok());
             last = last.max(number.unwrap_or(0));
         }

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 
 use crate::folder::entries::open_at;
 use crate::{Archive, Error, Lookup};
+use cdc_manifest::Manifest;
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
@@ -54,7 +55,7 @@ impl Archive for FolderArchive {
             match entry {
                 // A name that is not UTF-8 can't be opened by this text, and is reported as unreadable.
                 Ok(entry) => Some(entry.file_name().to_string_lossy())
-                    .filter(|name| cdc_manifest::is_name_in_folder(name))
+                    .filter(|name| Manifest::is_name_in_folder(name))
                     .map(|name| Ok(name.into_owned())),
                 Err(errno) => Some(Err(errno.into())),
             }
