@@ -38,6 +38,7 @@ use crate::sink::{self, Destination, Drafts, Limited, MarkerFile, StallWatch};
 use crate::store::{
     self, Store,
     commit::{Commit, Committed, CommittedJob},
+    lanes::evidence,
     lease::{Lease, LeasedExport, Renewal},
     manifests::uncommitted,
     queue::{Claim, Claimant, Settlement},
@@ -504,7 +505,10 @@ impl Worker {
         self.destination.require_room().await.map_err(Error::from)?;
         let purposes: Vec<_> = members.iter().map(Member::purpose).collect();
         let (stalls, times) = (StallWatch::default(), self.settings.times);
-        let opening = connections.open(&purposes, times.lease, sink::stall_limit());
+        let lanes: Vec<_> = members.iter().map(|it| (it.leased.export.lane(), it.marker.as_ref())).collect();
+        let opening = connections.open(&purposes, times.lease, sink::stall_limit(), async |leader| {
+            evidence(leader, Some(lease.id()), &lanes).await
+        });
         let mut snapshot = spans::step("open", opening).await?;
         let (leader, reading) = snapshot.split();
         let write = self.write_members(lease, &mut members, reading, (current, &stalls));
@@ -757,14 +761,12 @@ impl<'a> Member<'a> {
     }
 
     fn purpose(&self) -> Purpose<'_> {
-        let Export { job, consumer, export_type, encoding, .. } = &self.leased.export;
+        let Export { consumer, export_type, encoding, .. } = &self.leased.export;
         Purpose {
             dataset: self.dataset,
             consumer: consumer.as_ref().map(ConsumerId::as_str),
             export_type: *export_type,
             format: encoding.format,
-            job: job.as_uuid(),
-            marker: self.marker.as_ref().map(Marker::export),
         }
     }
 

@@ -1,6 +1,5 @@
 //! The marker of a lane at a destination. It reveals that a database was restored.
 
-use cdc_capture::snapshot::MarkedExport;
 use uuid::Uuid;
 
 use crate::job::JobId;
@@ -19,11 +18,6 @@ pub struct Marker {
 }
 
 impl Marker {
-    /// Returns the export that the marker names.
-    pub fn export(&self) -> MarkedExport<'_> {
-        MarkedExport { job: self.job.as_uuid(), sha256: &self.sha256 }
-    }
-
     /// Returns the marker that stands for an unreadable one. It names an export that no database knows.
     pub fn unreadable() -> Marker {
         Marker { job: Uuid::nil().into(), sha256: String::new(), order: 0 }

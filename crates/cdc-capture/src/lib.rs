@@ -12,7 +12,7 @@ mod description;
 pub mod export_type;
 mod exported_snapshot;
 mod filter;
-mod guard;
+pub mod guard;
 mod import;
 mod key;
 mod key_index;

@@ -11,6 +11,7 @@ use cdc_capture::capture::tracking::track;
 use cdc_capture::dataset::selection::Selection;
 use cdc_capture::dataset::{CellMax, Dataset, Table};
 use cdc_capture::export_type::ExportType;
+use cdc_capture::guard::LaneEvidence;
 use cdc_capture::progress::Progress;
 use cdc_capture::row::{ReceiverClosed, RowReceiver, RowRequest};
 use cdc_capture::snapshot::Purpose;
@@ -65,9 +66,10 @@ async fn a_delta_has_what_changed_since_the_position() {
 /// Reads an export of the consumer `search`. Returns its rows, and the position that it leads to.
 async fn read(source: &Source, dataset: &Arc<Dataset>, export_type: ExportType) -> (Vec<u8>, NewPosition) {
     let job = Uuid::new_v4();
-    let purpose = Purpose { dataset, consumer: Some("search"), export_type, format: Format::Csv, job, marker: None };
+    let purpose = Purpose { dataset, consumer: Some("search"), export_type, format: Format::Csv };
     let connections = source.connections(LEASE).await.unwrap();
-    let mut snapshot = connections.open(&[purpose], LEASE, LEASE).await.unwrap();
+    let mut snapshot =
+        connections.open(&[purpose], LEASE, LEASE, async |_| Ok(vec![LaneEvidence::default()])).await.unwrap();
     let (_, mut reading) = snapshot.split();
     let (collector, selection) = (Collector::default(), Selection::default());
     let request = RowRequest { job, export_type, selection: &selection, order: None };
