@@ -17,8 +17,7 @@ use crate::placed::by_table;
 use crate::quote::relation;
 use crate::watermark::GuardState;
 
-/// The evidence of a lane about the database, from the files that consumers may have, and whether it had a position.
-/// Whoever opens a snapshot reads it.
+/// The evidence of a lane's destination about the database, and whether the lane had a position.
 #[derive(Clone, Copy, Debug, Default, sqlx_macros::FromRow)]
 pub struct LaneEvidence {
     /// True if the database has the last export of the lane that consumers may have. Then it has lost nothing that was

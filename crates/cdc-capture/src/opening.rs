@@ -68,21 +68,24 @@ impl ExportConnections {
         stall: Duration,
         evidence: impl AsyncFnOnce(&mut PgConnection) -> Result<Vec<LaneEvidence>, sqlx::Error>,
     ) -> Result<Snapshot, Refused> {
-        let mut opening = Opening { connections: self, purposes, lease, silence: (stall + lease) * 2 };
+        let mut opening =
+            Opening { connections: self, purposes, evidence: Vec::new(), lease, silence: (stall + lease) * 2 };
         let accesses = opening.lock().await?;
         let mut schemas = opening.introspect(&accesses).await?;
         opening.fold_filters(&mut schemas).await?;
         let read = async |leader: &mut PgConnection| evidence(leader).await.map_err(Error::from_sql("the lanes"));
-        let evidence = opening.connections.on_leader(lease, read).await?;
-        let exported = opening.export(&schemas, &evidence).await?;
+        opening.evidence = opening.connections.on_leader(lease, read).await?;
+        let exported = opening.export(&schemas).await?;
         opening.try_filters(&schemas, &exported).await?;
-        opening.finish(schemas, exported, evidence)
+        opening.finish(schemas, exported)
     }
 }
 
 struct Opening<'a> {
     connections: ExportConnections,
     purposes: &'a [Purpose<'a>],
+    /// The evidence of each purpose's lane.
+    evidence: Vec<LaneEvidence>,
     lease: Duration,
     /// The longest time for which a reader takes no rows.
     silence: Duration,
@@ -238,17 +241,13 @@ impl Opening<'_> {
     }
 
     /// Exports the snapshot, with the consumer's positions and the guard's words of the same moment.
-    async fn export(
-        &mut self,
-        schemas: &[TableSchema],
-        evidence: &[LaneEvidence],
-    ) -> Result<Vec<ExportedSnapshot>, Refused> {
-        if evidence.len() != self.purposes.len() {
+    async fn export(&mut self, schemas: &[TableSchema]) -> Result<Vec<ExportedSnapshot>, Refused> {
+        if self.evidence.len() != self.purposes.len() {
             return Err(Error::Protocol("the evidence isn't of each lane").into());
         }
         let failed = Error::from_sql(&self.purposes[0].dataset.table);
         let take = async |leader: &mut PgConnection| {
-            ExportedSnapshot::take(leader, self.purposes, schemas, evidence).await.map_err(failed)
+            ExportedSnapshot::take(leader, self.purposes, schemas, &self.evidence).await.map_err(failed)
         };
         let exported = self.connections.on_leader(self.lease, take).await?;
         match exported.first() {
@@ -279,15 +278,10 @@ impl Opening<'_> {
         Ok(())
     }
 
-    fn finish(
-        self,
-        schemas: Vec<TableSchema>,
-        exported: Vec<ExportedSnapshot>,
-        evidence: Vec<LaneEvidence>,
-    ) -> Result<Snapshot, Refused> {
+    fn finish(self, schemas: Vec<TableSchema>, exported: Vec<ExportedSnapshot>) -> Result<Snapshot, Refused> {
         let server_version = self.connections.leader.server_version_num().unwrap_or(0);
         let (mut tables, mut need_full, mut first_error) = (Vec::new(), Vec::new(), None);
-        let exported = exported.into_iter().zip(evidence);
+        let exported = exported.into_iter().zip(self.evidence);
         for (at, ((purpose, schema), exported)) in self.purposes.iter().zip(schemas).zip(exported).enumerate() {
             match opened(purpose, schema, exported, (server_version, self.silence)) {
                 Ok(table) => tables.push(table),
