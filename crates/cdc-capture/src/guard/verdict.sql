@@ -121,25 +121,15 @@ verdict as materialized (
           and not (w.guard_state -> 'sent') ? sent.number) as sends_old_column,
 
       -- A name in the files passed to another column: rows that don't change keep the values of the one before.
-      (w.guard_state -> 'files') <> (wanted.guard_state -> 'files') and exists (
-        select from jsonb_each_text(w.guard_state -> 'files') was
-        join jsonb_each_text(wanted.guard_state -> 'files') is_now using (key)
-        where was.value <> is_now.value) as reuses_name,
+      not (w.guard_state -> 'files') || (wanted.guard_state -> 'files') @> (w.guard_state -> 'files') as reuses_name,
 
       -- A column's values may differ from the delivered and logged ones, because its type, its number, or a part of its
       -- type (a label, an attribute) or its expression changed.
-      w.column_types <> wanted.types and exists (
-        select from jsonb_each_text(w.column_types) was
-        join jsonb_each_text(wanted.types) is_now using (key)
-        where was.value <> is_now.value) as has_other_types,
-      (w.guard_state -> 'numbers') <> (wanted.guard_state -> 'numbers') and exists (
-        select from jsonb_each_text(w.guard_state -> 'numbers') was
-        join jsonb_each_text(wanted.guard_state -> 'numbers') is_now using (key)
-        where was.value <> is_now.value) as has_other_numbers,
-      (w.guard_state -> 'parts') <> (wanted.guard_state -> 'parts') and exists (
-        select from jsonb_each_text(w.guard_state -> 'parts') was
-        join jsonb_each_text(wanted.guard_state -> 'parts') is_now using (key)
-        where was.value <> is_now.value) as has_other_parts,
+      not w.column_types || wanted.types @> w.column_types as has_other_types,
+      not (w.guard_state -> 'numbers') || (wanted.guard_state -> 'numbers')
+        @> (w.guard_state -> 'numbers') as has_other_numbers,
+      not (w.guard_state -> 'parts') || (wanted.guard_state -> 'parts')
+        @> (w.guard_state -> 'parts') as has_other_parts,
 
       -- Another catalog row of a column matters only if the table was rewritten too: GRANT and a wider `varchar` also
       -- change the row. A partitioned table has no file; ALTER TABLE rewrites the files of all its partitions.
@@ -148,10 +138,8 @@ verdict as materialized (
           select bool_and(was.value ->> 2 <> now.guard_state -> 'relations' -> was.key ->> 2)
           from jsonb_each(w.guard_state -> 'relations') was
           where was.value ->> 2 <> '0') as is_rewritten,
-      (w.guard_state -> 'versions') <> (wanted.guard_state -> 'versions') and exists (
-        select from jsonb_each_text(w.guard_state -> 'versions') was
-        join jsonb_each_text(wanted.guard_state -> 'versions') is_now using (key)
-        where was.value <> is_now.value) as has_other_versions,
+      not (w.guard_state -> 'versions') || (wanted.guard_state -> 'versions')
+        @> (w.guard_state -> 'versions') as has_other_versions,
 
       -- A partition was removed. `source::arrivals` checks new partitions, because all of their rows may have been
       -- logged.
