@@ -75,15 +75,12 @@ impl ExportedSnapshot {
         schemas: &[TableSchema],
         evidence: &[LaneEvidence],
     ) -> Result<Vec<ExportedSnapshot>, sqlx::Error> {
-        fn each<'a, T>(purposes: &[Purpose<'a>], value: impl Fn(&Purpose<'a>) -> T) -> Vec<T> {
-            purposes.iter().map(value).collect()
-        }
         sqlx::query_as(AssertSqlSafe(OPEN.as_str()))
             .bind(schemas.iter().map(|schema| quote::relation(&schema.table)).collect::<Vec<_>>())
             .bind(purposes.first().and_then(|purpose| purpose.consumer))
-            .bind(each(purposes, |it| it.dataset.name.as_str()))
-            .bind(each(purposes, |it| it.dataset.capture == Capture::Triggers))
-            .bind(each(purposes, |it| it.dataset.definition()))
+            .bind(purposes.iter().map(|it| it.dataset.name.as_str()).collect::<Vec<_>>())
+            .bind(purposes.iter().map(|it| it.dataset.capture == Capture::Triggers).collect::<Vec<_>>())
+            .bind(purposes.iter().map(|it| it.dataset.definition()).collect::<Vec<_>>())
             .bind(schemas.iter().map(|schema| Json(&schema.types)).collect::<Vec<_>>())
             .bind(evidence.iter().map(|lane| lane.confirms).collect::<Vec<_>>())
             .bind(evidence.iter().map(|lane| lane.contradicts).collect::<Vec<_>>())
