@@ -55,8 +55,10 @@ use crate::dataset::{Dataset, Table};
 use crate::reader_slots::ReaderSlots;
 use crate::row::ReceiverClosed;
 use pg_session::failure::{SqlFailure, sqlstate};
-use pg_session::pool::Pool;
-use pg_session::pool::PoolUse;
+use pg_session::pool::{Pool, PoolUse};
+
+/// The statements that create the crate's own tables. The head of the file says which words to replace.
+pub const SCHEMA: &str = include_str!("../schema.sql");
 
 /// Access to the database that has the tables.
 ///

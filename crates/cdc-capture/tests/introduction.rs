@@ -113,7 +113,7 @@ async fn pool(options: &PgConnectOptions) -> PgPool {
     pool.connect_with(options.clone()).await.unwrap()
 }
 
-/// Starts a server with the tables of the service. Returns `None` if no Postgres is installed, except in CI.
+/// Starts a server with the crate's tables. Returns `None` if no Postgres is installed, except in CI.
 async fn server() -> Option<(Server, PgConnectOptions)> {
     let folder = tempfile::tempdir().unwrap().keep();
     let settings = private_postgres::Settings {
@@ -137,17 +137,10 @@ async fn server() -> Option<(Server, PgConnectOptions)> {
         .username(private_postgres::ROLE)
         .database(private_postgres::DATABASE);
     let pool = pool(&options).await;
-    let placeholders = [("{schema_name}", "'public'"), ("{schema}", "public"), ("{makes_users}", "false")];
-    for migration in [
-        "create schema cdc_export",
-        include_str!("../../../migrations/0001_change_capture.sql"),
-        include_str!("../../../migrations/0002_service.sql"),
-        "create view cdc_export.watermarks as table public.watermarks",
-    ] {
-        let statements =
-            placeholders.iter().fold(migration.to_owned(), |text, (name, value)| text.replace(name, value));
-        sqlx::raw_sql(sqlx::AssertSqlSafe(statements)).execute(&pool).await.unwrap();
-    }
+    let schema = cdc_capture::SCHEMA.replace("{schema_name}", "'public'").replace("{schema}", "public");
+    let view = "create view cdc_export.watermarks as table public.watermarks";
+    let statements = format!("create schema cdc_export; {schema} {view}");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(statements)).execute(&pool).await.unwrap();
     pool.close().await;
     Some((server, options))
 }
