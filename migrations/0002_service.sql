@@ -244,6 +244,12 @@ from cdc_export.exports e
 join cdc_export.jobs j on j.id = e.job;
 insert into cdc_export.owned (schema_name, table_name) values ({schema_name}, 'exports');
 
+create or replace view cdc_export.running_exports as
+select e.consumer_id, e.dataset, j.purge_hold, j.lease_expires_at
+from cdc_export.jobs j
+join cdc_export.exports e on e.job = j.id
+where j.status = 'processing';
+
 -- A terminal status is final. One exception: a completed export without a published file, which no client was told is
 -- completed, may yet fail.
 create function cdc_export.keep_terminal() returns trigger

@@ -237,6 +237,13 @@ create table {schema}.watermarks (
 
 insert into cdc_export.owned (schema_name, table_name) values ({schema_name}, 'watermarks');
 
+-- The exports that run. The purge keeps what their snapshots `purge_hold` didn't see, and spares their positions.
+-- Whoever runs them puts a view of them in the place of this one.
+create view cdc_export.running_exports as
+select null::text collate "C" as consumer_id, null::text collate "C" as dataset, null::pg_snapshot as purge_hold,
+  null::timestamptz as lease_expires_at
+where false;
+
 -- Masks -----------------------------------------------------------------------
 
 -- The secret of masks. The database has its fingerprint alone: a process with another secret doesn't start.
