@@ -22,8 +22,7 @@ use cdc_capture::dataset::fault::{Fault, Faults};
 use cdc_capture::dataset::name::is_name;
 use cdc_capture::dataset::{Capture, Dataset, Description};
 use cdc_capture::guard::LaneEvidence;
-use cdc_capture::watermark::Readiness;
-use cdc_capture::watermark::{ConsumerLag, LogUse, Waiting};
+use cdc_capture::watermark::{ConsumerLag, LogUse, Readiness, Waiting};
 use cdc_manifest::consumer::ConsumerId;
 use pg_session::failure::chain;
 

@@ -16,8 +16,7 @@ use crate::role_path::widen;
 use crate::rows::Rows;
 use crate::select::{LAST_TIME, Select};
 use crate::value::in_zone_of;
-use crate::watermark::Readiness;
-use crate::watermark::{ConsumerLag, Waiting};
+use crate::watermark::{ConsumerLag, Readiness, Waiting};
 use crate::{Error, Source, owners, rights, table_schema};
 use pg_session::statement::with_pieces;
 

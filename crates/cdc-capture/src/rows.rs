@@ -19,8 +19,7 @@ use crate::select::Select;
 use crate::session::{Reader, Readers};
 use crate::snapshot::SnapshotTable;
 use crate::{Error, Remedy, copy};
-use pg_session::failure::chain;
-use pg_session::failure::sqlstate;
+use pg_session::failure::{chain, sqlstate};
 
 /// The largest text of a value that is stored inside its row, in bytes. A block has at most 32 KiB, compression saves
 /// at most a factor of 255, and the text of a byte has at most six characters.
