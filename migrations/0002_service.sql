@@ -1,15 +1,11 @@
--- The service's tables: jobs, positions, keys, schedules, deliveries and the demo's table.
+-- The service's tables: jobs, keys, schedules, deliveries and the demo's table. The tables of change capture, in
+-- crates/cdc-capture/schema.sql, come before them.
 --
--- Two tables and a view are in the first schema of the role's search_path, normally public, because people read them:
--- users (the demo's), watermarks and exports. All others are in the schema cdc_export, which exists before the first
--- file runs.
-
--- The tables outside of cdc_export that this service made. Every other table outside belongs to somebody else.
-create table cdc_export.owned (
-  schema_name text not null,
-  table_name text not null,
-  primary key (schema_name, table_name)
-);
+-- A table and a view are in the first schema of the role's search_path, normally public, because people read them:
+-- users (the demo's) and exports.
+--
+-- Beside the words in braces that crates/cdc-capture/schema.sql has, one is replaced here: makes_users, by true if a
+-- dataset reads the demo's table and no table has its name, else by false.
 
 -- Jobs ------------------------------------------------------------------------
 
@@ -246,6 +242,13 @@ select e.job, e.dataset, e.consumer_id, e.export_type,
   j.created_at, j.started_at, e.finished_at, e.published_at, e.file_removed_at
 from cdc_export.exports e
 join cdc_export.jobs j on j.id = e.job;
+insert into cdc_export.owned (schema_name, table_name) values ({schema_name}, 'exports');
+
+create or replace view cdc_export.running_exports as
+select e.consumer_id, e.dataset, j.purge_hold, j.lease_expires_at
+from cdc_export.jobs j
+join cdc_export.exports e on e.job = j.id
+where j.status = 'processing';
 
 -- A terminal status is final. One exception: a completed export without a published file, which no client was told is
 -- completed, may yet fail.
@@ -310,72 +313,6 @@ group by job, dataset;
 create table cdc_export.locked_datasets (
   name text collate "C" primary key,
   until timestamptz not null
-);
-
--- Positions -------------------------------------------------------------------
-
--- What each consumer has of a dataset: the time that people read, and the position that the service goes on from
--- (CHANGE-CAPTURE.md). An insert of consumer, time and updated_at alone is a watermark set by hand: all columns from
--- live_snapshot on are null then.
-create table {schema}.watermarks (
-  id uuid primary key default gen_random_uuid(),
-  consumer_id text collate "C" not null,
-  dataset text collate "C" not null default 'users',
-  -- Null: the consumer has a position, but no exported row had a finite time. The upper bound is what the service's
-  -- calendar counts to.
-  last_exported_at timestamptz check (isfinite(last_exported_at) and last_exported_at < '200000-01-01 00:00:00+00'),
-  updated_at timestamptz not null default now(),
-  version bigint not null default 0, -- counts the changes of the position; a commit finds it unchanged
-
-  -- The reasons why no export can go on from a saved position.
-  -- The change log was purged past it, of deletions or of everything.
-  log_lost text check (log_lost in ('deletions', 'all')),
-  -- The file of a committed export was lost: only a full export goes on from there.
-  file_lost boolean not null default false,
-
-  -- The consumer's position.
-  live_snapshot pg_snapshot, -- live rows are delivered up to here
-  deletions_snapshot pg_snapshot, -- deletions are delivered up to here; an incremental export leaves it
-  -- The value of last_exported_at when the snapshots were saved. If last_exported_at differs, somebody set it by
-  -- hand.
-  saved_last_exported_at timestamptz,
-  saved_at timestamptz, -- when live_snapshot was saved
-  -- The change log's latest sequence then; its distance from today's is how much of the log this holds.
-  log_sequence bigint,
-  deletions_saved_at timestamptz, -- the same two of deletions_snapshot
-  deletions_log_sequence bigint,
-
-  -- The state of the table that the guard compares later.
-  cluster_id bigint, -- the system identifier of the cluster
-  table_oid oid,
-  relfilenode oid, -- the number of the table's file; null: a partitioned table has none
-  table_columns_hash text, -- MD5 of the names and types of all of the table's columns
-  -- An object: by their names the types of the columns in the files, the key, updated_at, created_at, deleted and the
-  -- filter.
-  column_types jsonb,
-  definition_hash text, -- MD5 of the dataset's settings that decide which rows its files have
-  guard_state jsonb, -- an object: what else the guard compares, by name. A missing member is not compared
-
-  unique (consumer_id, dataset)
-);
-
-insert into cdc_export.owned (schema_name, table_name) values ({schema_name}, 'exports'), ({schema_name}, 'watermarks');
-
--- Masks -----------------------------------------------------------------------
-
--- The secret of masks. The database has its fingerprint alone: a process with another secret doesn't start.
-create table cdc_export.mask_secret (
-  is_only boolean primary key default true check (is_only), -- there is one row at most
-  fingerprint text not null,
-  accepted_at timestamptz not null default clock_timestamp()
-);
-
--- The columns that were masked in an export of each dataset. A dataset is not exported while one of them is no masked
--- column, until somebody says `cdc-export mask drop`.
-create table cdc_export.masked_columns (
-  dataset text collate "C",
-  name text collate "C",
-  primary key (dataset, name)
 );
 
 -- Callers, schedules, receivers -----------------------------------------------

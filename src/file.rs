@@ -4,7 +4,6 @@
 
 pub mod name;
 
-use cdc_capture::snapshot::MarkedExport;
 use cdc_destination::{ExportFiles, Marker, Part};
 use cdc_manifest::JobId;
 use chrono::{DateTime, Utc};
@@ -52,9 +51,4 @@ impl FileRecord {
     pub fn marker(&self) -> Marker {
         Marker { job: self.files.job, sha256: self.sha256.clone(), order: self.order.unwrap_or_default() }
     }
-}
-
-/// Returns the export that a marker names.
-pub fn marked_export(marker: &Marker) -> MarkedExport<'_> {
-    MarkedExport { job: marker.job.as_uuid(), sha256: &marker.sha256 }
 }

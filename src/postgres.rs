@@ -3,7 +3,6 @@
 //! Creates the service's tables. The modules `store` and `source` read and write them.
 
 pub mod download;
-mod migrations;
 mod pooler;
 mod preview;
 mod reach;

@@ -211,6 +211,16 @@ impl Store {
         Ok(database.parse()?)
     }
 
+    /// Returns true if the latest job is one of another database: a restore may be under way.
+    pub async fn is_restored(&self) -> Result<bool, Error> {
+        let statement = sqlx::query_scalar(
+            "-- store.is_restored
+             select coalesce((select j.database_id from cdc_export.jobs j order by j.id desc limit 1)
+               <> cdc_export.database_id(), false)",
+        );
+        self.with(async |conn| statement.fetch_one(conn).await).await
+    }
+
     /// Checks that Postgres answers, and that the tables of the service can be read.
     pub async fn ping(&self) -> Result<(), Error> {
         let statement = sqlx::query("-- store.ping\n select from cdc_export.destinations limit 1");

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::catalog::current::CurrentCatalog;
-use crate::file::{Exported, FileRecord, marked_export};
+use crate::file::{Exported, FileRecord};
 use crate::job::times::Times;
 use crate::job::{Export, Status};
 use crate::pipeline::{self, WrittenExport};
@@ -35,6 +35,7 @@ use crate::publisher::{self, Publisher};
 use crate::store::{
     self, Store,
     commit::{Commit, Committed, CommittedJob},
+    lanes::evidence,
     lease::{Lease, LeasedExport, Renewal},
     manifests::uncommitted,
     queue::{Claim, Claimant, Settlement},
@@ -502,7 +503,10 @@ impl Worker {
         self.destination.require_room().await.map_err(Error::from)?;
         let purposes: Vec<_> = members.iter().map(Member::purpose).collect();
         let (stalls, times) = (StallWatch::default(), self.settings.times);
-        let opening = connections.open(&purposes, times.lease, cdc_destination::stall_limit());
+        let lanes: Vec<_> = members.iter().map(|it| (it.leased.export.lane(), it.marker.as_ref())).collect();
+        let opening = connections.open(&purposes, times.lease, cdc_destination::stall_limit(), async |leader| {
+            evidence(leader, Some(lease.id()), &lanes).await
+        });
         let mut snapshot = spans::step("open", opening).await?;
         let (leader, reading) = snapshot.split();
         let write = self.write_members(lease, &mut members, reading, (current, &stalls));
@@ -755,14 +759,12 @@ impl<'a> Member<'a> {
     }
 
     fn purpose(&self) -> Purpose<'_> {
-        let Export { job, consumer, export_type, encoding, .. } = &self.leased.export;
+        let Export { consumer, export_type, encoding, .. } = &self.leased.export;
         Purpose {
             dataset: self.dataset,
             consumer: consumer.as_ref().map(ConsumerId::as_str),
             export_type: *export_type,
             format: encoding.format,
-            job: job.as_uuid(),
-            marker: self.marker.as_ref().map(marked_export),
         }
     }
 

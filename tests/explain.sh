@@ -83,8 +83,8 @@ explain store/jobs/insert_exports.sql "$processing, 'c1', '{orders}', '{1}', '{d
     'Makes the exports of a job. It runs once for each request that is accepted.'
 explain store/queue/claim.sql "'{csv}', '{users}', $d, '{}', gen_random_uuid(), 'worker', 60, null" \
     'Claims the ready job of a free lane whose turn it is. A worker runs it when it is woken, and after each of its jobs if others wait.'
-explain source/opening.sql "'{public.users}', 'c3', '{users}', '{true}', array[''], array['{}']::jsonb[], array[$processing]::uuid[],
-'{null}', '{null}', array['{}']::jsonb[]" \
+explain source/opening.sql "'{public.users}', 'c3', '{users}', '{true}', array[''], array['{}']::jsonb[], '{false}', '{false}',
+array['{}']::jsonb[]" \
     'Exports the snapshot, and reads the position and the word of the guard. It runs once for each attempt. The plan has its top nodes only.' | top_nodes
 explain store/lease/beat.sql "$processing, $processing, 60, 50::smallint, 1000, 100000, 'users', null" \
     'Extends the lease of a running attempt, several times in each lease.'

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tomllib
 
-SOURCE = ("src", "crates/*/src/*", "migrations"), (".rs", ".sql")
+SOURCE = ("src", "crates/*/src/*", "crates/*/schema.sql", "migrations"), (".rs", ".sql")
 PACKAGE = ("clients/python/src",), (".py",)
 TESTS = (
     ("tests", "crates/*/tests/*", "examples", "benches", "clients/python/tests", "clients/python/examples"),

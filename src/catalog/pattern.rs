@@ -245,8 +245,7 @@ pub(super) fn expand(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::Catalog;
-    use crate::catalog::assert_refused;
+    use crate::catalog::{Catalog, assert_refused};
 
     fn table(schema: &str, name: &str) -> Candidate {
         Candidate {

@@ -173,10 +173,10 @@ impl Reload {
         let catalog = self.catalog.get();
         let datasets: Vec<_> = catalog.of_patterns().map(|dataset| &**dataset).filter(|it| it.tracks).collect();
         let (before, mut failed) = (std::mem::take(&mut self.seen), BTreeMap::new());
-        if datasets.is_empty() {
+        let pool = self.database.pool(1);
+        if datasets.is_empty() || Store::new(pool.clone()).is_restored().await? {
             return Ok(());
         }
-        let pool = self.database.pool(1);
         for (dataset, state) in new_tables::trackable(&pool, &datasets).await? {
             let name = dataset.name.clone();
             if before.get(&name) == Some(&state)

@@ -12,8 +12,7 @@ use crate::http::query;
 use crate::http::schemas::DatasetName;
 use crate::job::Filter;
 use crate::job::activity::{HourlyExports, LastDay};
-use crate::job::json::ConsumerSchema;
-use crate::job::json::rfc3339;
+use crate::job::json::{ConsumerSchema, rfc3339};
 use crate::service::Service;
 
 /// The query of `/exports/activity`.

@@ -19,7 +19,8 @@ use crate::job::json::{JobJson, rfc3339};
 use crate::service::Service;
 use crate::service::consumers::ListedConsumer;
 use cdc_capture::continuity::Continuity;
-use cdc_manifest::{ConsumerId, Lane, is_dataset_name};
+use cdc_manifest::Lane;
+use cdc_manifest::{ConsumerId, is_dataset_name};
 
 /// The query of `/consumers`.
 #[derive(Deserialize, IntoParams)]

@@ -5,8 +5,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::http::problem::Problem;
-use crate::job::json::{AnyJobJson, CompressionSchema, FormatSchema, rfc3339};
-use crate::job::json::{ConsumerSchema, ExportTypeSchema};
+use crate::job::json::{AnyJobJson, CompressionSchema, ConsumerSchema, ExportTypeSchema, FormatSchema, rfc3339};
 use crate::schedule::ScheduledDatasets;
 use crate::service::Service;
 use crate::service::schedules::ListedSchedule;

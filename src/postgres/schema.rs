@@ -2,17 +2,26 @@
 //! of the service's tables.
 
 use std::collections::HashMap;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use sqlx::migrate::{MigrateError, Migration, Migrator};
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, SqlSafeStr};
 
 use crate::catalog::Catalog;
-use crate::postgres::migrations::MIGRATIONS;
 use crate::postgres::preview::begin;
 use crate::postgres::search_path::{SearchPath, TablesSchema};
 use crate::postgres::{Database, Error, OLDEST, connect, pooler};
 use pg_session::failure::SqlFailure;
+
+static OF_SERVICE: Migrator = sqlx_macros::migrate!("./migrations");
+
+/// The migrations, embedded into the binary: the tables of change capture, then those of the service.
+static MIGRATIONS: LazyLock<Vec<Migration>> = LazyLock::new(|| {
+    let sql = cdc_capture::SCHEMA.into_sql_str();
+    let capture = Migration::new(1, "change capture".into(), MigrationType::Simple, sql, false);
+    [capture].into_iter().chain(OF_SERVICE.iter().cloned()).collect()
+});
 
 /// The maximum number of attempts of a migration while its tables are locked, with a pause of one second in between.
 const MIGRATION_TRIES: u32 = 120;
@@ -179,7 +188,7 @@ fn has_demo_dataset(catalog: &Catalog, path: &SearchPath) -> bool {
     catalog.iter().any(|dataset| dataset.table.name == "users" && is_in_first_schema(&dataset.table.schema))
 }
 
-/// Returns the migrations with their placeholders replaced. The head of the first migration lists the placeholders.
+/// Returns the migrations with their placeholders replaced. The heads of the files list the placeholders.
 fn migrations(schema: &TablesSchema, makes_users: bool) -> Vec<Migration> {
     let written = |migration: &Migration| {
         let text = migration.sql.as_str().replace("{makes_users}", &makes_users.to_string());

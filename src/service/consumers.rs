@@ -8,7 +8,6 @@ use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 
 use crate::audit::Action;
-use crate::file::marked_export;
 use crate::freshness::{LaneFacts, LaneHistory, LaneState};
 use crate::job::unacknowledged::Unacknowledged;
 use crate::job::{Export, Job};
@@ -19,6 +18,7 @@ use crate::store::watermarks::{ConsumerPosition, ConsumerRemoval, WatermarkRemov
 use cdc_capture::continuity::Continuity;
 use cdc_capture::dataset::fault::{Fault, Faults};
 use cdc_capture::dataset::{Capture, Dataset, Description};
+use cdc_capture::guard::LaneEvidence;
 use cdc_capture::watermark::Readiness;
 use cdc_capture::watermark::{ConsumerLag, LogUse, Waiting};
 use cdc_destination::{Destination, Marker, MarkerFile};
@@ -200,21 +200,17 @@ impl Service {
         with_timeout(self.store.is_new_consumer(consumer, job.id(), self.bounds.datasets.as_deref())).await
     }
 
-    /// Combines consumers with the markers of their lanes from the destination.
-    async fn with_markers<'a>(
-        &self,
-        dataset: &Dataset,
-        consumers: &[&'a ConsumerId],
-    ) -> Result<Vec<(&'a str, Option<Marker>)>, Error> {
+    /// Returns the evidence that each lane and its marker at the destination have.
+    async fn evidence(&self, lanes: &[Lane<'_>]) -> Result<Vec<LaneEvidence>, Error> {
         let database = with_timeout(self.store.database()).await?;
-        let lanes = consumers.iter().map(|consumer| Lane { consumer, dataset: &dataset.name });
-        let files: Vec<_> = lanes.map(|lane| MarkerFile::new(&database, lane)).collect();
+        let files: Vec<_> = lanes.iter().map(|lane| MarkerFile::new(&database, *lane)).collect();
         let read = self.destination.lane_markers(&files);
         let markers: Vec<Option<Marker>> = match tokio::time::timeout(MARKERS_TIMEOUT, read).await {
             Ok(Ok(markers)) => markers,
-            Ok(Err(_)) | Err(_) => vec![None; consumers.len()],
+            Ok(Err(_)) | Err(_) => vec![None; lanes.len()],
         };
-        Ok(consumers.iter().map(|id| id.as_str()).zip(markers).collect())
+        let lanes: Vec<_> = lanes.iter().copied().map(Some).zip(markers.iter().map(Option::as_ref)).collect();
+        with_timeout(self.store.evidence(&lanes)).await
     }
 
     /// Returns the states of consumers by their tables. If reads take long, returns the results of earlier ones, up to
@@ -295,10 +291,10 @@ impl Service {
     /// Reads the states of these consumers of a dataset, when fewer than [`MAX_LAG_READS`] other reads go on.
     async fn read_lags(self, dataset: Arc<Dataset>, consumers: Vec<ConsumerId>) -> Result<Vec<ConsumerLag>, Error> {
         let _permit = self.lag_reads.acquire().await;
-        let consumers: Vec<_> = consumers.iter().collect();
-        let consumers = self.with_markers(&dataset, &consumers).await?;
-        let lanes: Vec<_> = consumers.iter().map(|(id, marker)| (*id, marker.as_ref().map(marked_export))).collect();
-        on_table(self.source.lags(&dataset, &lanes)).await
+        let lanes: Vec<_> = consumers.iter().map(|consumer| Lane { consumer, dataset: &dataset.name }).collect();
+        let evidence = self.evidence(&lanes).await?;
+        let consumers: Vec<_> = consumers.iter().map(ConsumerId::as_str).zip(evidence).collect();
+        on_table(self.source.lags(&dataset, &consumers)).await
     }
 
     /// Deletes a consumer's watermark, if there is one.

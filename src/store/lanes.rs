@@ -12,6 +12,8 @@ use crate::freshness::LaneHistory;
 use crate::job::Export;
 use crate::store::export_row::{ExportRow, with_export_columns};
 use crate::store::{Error, Store};
+use cdc_capture::guard::LaneEvidence;
+use cdc_destination::Marker;
 use cdc_manifest::{After, JobId, Lane};
 
 /// The limit on exports of each kind that a caller out of step gets.
@@ -70,6 +72,11 @@ impl Store {
         Ok((rows.into_iter().map(history).collect(), now))
     }
 
+    /// Returns the evidence that each lane has, without a job.
+    pub async fn evidence(&self, lanes: &[MarkedLane<'_>]) -> Result<Vec<LaneEvidence>, Error> {
+        self.with(async |conn| evidence(conn, None, lanes).await).await
+    }
+
     /// Returns up to `limit` exports of the lane that were published after the job `after`, by their numbers. With
     /// `from`, returns only exports with greater numbers.
     ///
@@ -90,6 +97,25 @@ impl Store {
         // A restored database may publish this export again now, with a greater number. The caller has it.
         .map(|exports| exports.map(|exports| exports.into_iter().filter(|export| export.job != after).collect()))
     }
+}
+
+/// A lane, with the marker of its destination. `None`: an ad-hoc export has no lane, and a lane may have no marker.
+pub type MarkedLane<'a> = (Option<Lane<'a>>, Option<&'a Marker>);
+
+/// Returns the evidence that each lane has. The job has an export in each.
+pub async fn evidence(
+    conn: &mut PgConnection,
+    job: Option<JobId>,
+    lanes: &[MarkedLane<'_>],
+) -> Result<Vec<LaneEvidence>, sqlx::Error> {
+    sqlx::query_as(include_str!("lanes/evidence.sql"))
+        .bind(job.map(JobId::as_uuid))
+        .bind(lanes.iter().map(|(lane, _)| Some(lane.as_ref()?.consumer.as_str())).collect::<Vec<_>>())
+        .bind(lanes.iter().map(|(lane, _)| Some(lane.as_ref()?.dataset)).collect::<Vec<_>>())
+        .bind(lanes.iter().map(|(_, marker)| Some(marker.as_ref()?.job.as_uuid())).collect::<Vec<_>>())
+        .bind(lanes.iter().map(|(_, marker)| Some(&*marker.as_ref()?.sha256)).collect::<Vec<_>>())
+        .fetch_all(conn)
+        .await
 }
 
 /// Returns the reason if the caller is out of step. The lane's row must be locked, so that nothing is published

@@ -198,19 +198,12 @@ async fn track_ends_no_transaction_of_a_writer_by_a_deadlock() {
     let first = database.open("insert into one values (1)").await;
     let mut second = database.open("set local deadlock_timeout = '4s'; insert into two values (2)").await;
     hold.release().await;
-    let waits = async |relation: &str| {
-        let waits = format!("select pid from pg_locks where not granted and relation = '{relation}'::regclass");
-        eventually(relation, || async {
-            sqlx::query_scalar::<_, i32>(AssertSqlSafe(waits.clone())).fetch_optional(&database.pool).await.unwrap()
-        })
-        .await;
-    };
-    waits("one").await;
+    database.waits_for("one").await;
     let insert =
         tokio::spawn(
             async move { sqlx::query("insert into parts values (3)").execute(&mut *second).await.map(|_| second) },
         );
-    waits("parts").await;
+    database.waits_for("parts").await;
     first.commit().await.unwrap();
     insert.await.unwrap().expect("no deadlock").commit().await.unwrap();
     ends(track.await.unwrap(), 0, "");

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use cdc_export::demo;
 
-use crate::harness::{Database, eventually};
+use crate::harness::Database;
 
 const CHANGES: &str = include_str!("../../seeds/changes.sql");
 const AWKWARD: &str = include_str!("../../seeds/awkward.sql");
@@ -50,12 +50,7 @@ async fn a_second_seed_waits_for_the_first_to_commit() {
     let first = database.open(insert).await;
     let pool = database.pool.clone();
     let second = tokio::spawn(async move { demo::seed(&pool, 100).await });
-    let waits = "select exists (select from pg_locks where relation = 'users'::regclass and not granted)";
-    eventually("the second seed waits", async || {
-        assert!(!second.is_finished(), "the second seed did not wait");
-        database.one::<bool>(waits).await.then_some(())
-    })
-    .await;
+    database.waits_for("users").await;
     first.commit().await.unwrap();
     assert_eq!(second.await.unwrap().unwrap(), 0);
     assert_eq!(count(&database, "true").await, 1);

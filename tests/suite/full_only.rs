@@ -221,12 +221,7 @@ async fn an_export_waits_for_who_empties_a_table_or_a_partition_of_it() {
         let tx = database.open(&format!("truncate {table}; {refill}")).await;
         let submitted: Value =
             post(&service, "/exports/full", Some("a"), &json!({ "dataset": dataset })).await.json().await.unwrap();
-        eventually("the export waits for the lock", async || {
-            let waits =
-                format!("select exists (select from pg_locks where not granted and relation = '{table}'::regclass)");
-            database.one::<bool>(&waits).await.then_some(())
-        })
-        .await;
+        database.waits_for(table).await;
         tx.commit().await.unwrap();
         let job = service.ended(submitted["jobId"].as_str().unwrap()).await;
         assert_eq!(rows(&service, &job).len(), count, "{dataset}: {job}");
@@ -280,8 +275,7 @@ async fn a_job_heals_a_dataset_that_lost_its_capture_while_it_waited() {
     export(&service, "full", "orders", "a").await;
     let tx = database.open("lock table shop.orders").await;
     let submitted = submit(&service, "delta", json!({ "datasets": ["bare", "orders"], "heal": true })).await;
-    let waits = "select exists (select from pg_locks where not granted and relation = 'shop.orders'::regclass)";
-    until("it waits", async || database.one::<bool>(waits).await).await;
+    database.waits_for("shop.orders").await;
     catalog.write(&file().replace("shop.orders\"\n", "shop.orders\"\ncapture = \"none\"\n"));
     eventually("the file is in force", async || service.events("datasets_reloaded").pop()).await;
     // An attempt ends by the file that it began with.

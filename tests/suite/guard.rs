@@ -62,6 +62,19 @@ async fn a_truncate_is_exact_for_an_incremental_and_refused_for_a_delta() {
     );
 }
 
+/// The lane's history is read in a statement before the one that takes the snapshot.
+#[tokio::test]
+async fn an_export_begins_anew_if_its_position_goes_right_before_its_snapshot() {
+    let (database, service) = exported(5, &["a"]).await;
+    let held = database.open("lock table cdc_export.mask_secret").await;
+    let job = service.submit("delta", "a").await;
+    database.waits_for("cdc_export.mask_secret").await;
+    assert_eq!(service.call("DELETE", "/exports/watermark", &[("X-Consumer-ID", "a")]).await.status(), 204);
+    held.rollback().await.unwrap();
+    let job = service.completes(&job).await;
+    assert_eq!(service.manifest(&job).await["export"]["previous"], json!(null));
+}
+
 #[tokio::test]
 async fn a_truncate_waits_for_an_export_that_has_its_snapshot() {
     let database = Database::with_users(19).await;

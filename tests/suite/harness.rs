@@ -565,6 +565,13 @@ impl Database {
         open
     }
 
+    /// Waits until somebody waits for a lock on this relation.
+    pub(crate) async fn waits_for(&self, relation: &str) {
+        let waits =
+            format!("select exists (select from pg_locks where not granted and relation = '{relation}'::regclass)");
+        until(relation, async || self.one::<bool>(&waits).await).await;
+    }
+
     /// Adds users `from..=to`, made and last changed at minute `id` of 2026-01-01, every tenth of them deleted.
     pub(crate) async fn add_users(&self, from: i64, to: i64) {
         self.run(&format!(

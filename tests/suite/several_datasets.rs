@@ -71,8 +71,7 @@ async fn ends_no_statement_of_a_writer(service: &Service, database: &Database, b
     let lock = |table| sqlx::raw_sql(sqlx::AssertSqlSafe(format!("lock table only {table}")));
     lock(held).execute(&mut *writer).await.unwrap();
     let submitted = submit(service, "full", body).await;
-    let waits = format!("select exists (select from pg_locks where not granted and relation = '{held}'::regclass)");
-    until("the export waits", async || database.one::<bool>(&waits).await).await;
+    database.waits_for(held).await;
     sqlx::raw_sql("select pg_sleep(1.2)").execute(&mut *writer).await.unwrap();
     lock(wanted).execute(&mut *writer).await.expect("no deadlock");
     writer.commit().await.unwrap();

@@ -93,6 +93,8 @@ fn a_statement_file_is_headed_by_a_name_of_its_own() {
         let name = file.text.lines().next().unwrap().to_owned();
         assert!(!file.is_statement() || names.insert(name), "{}: two statements have its name", file.path);
         assert_eq!(file.text.lines().find(|line| line.len() > 120), None, "{}", file.path);
+        let names_jobs = ["exports", "jobs", "lanes"].iter().any(|it| file.text.contains(&format!("cdc_export.{it}")));
+        assert!(file.top() != "source" || !names_jobs, "{}: the crate doesn't know the service's tables", file.path);
     }
 }
 

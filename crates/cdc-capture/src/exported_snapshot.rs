@@ -11,6 +11,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use crate::captured::CAPTURE;
 use crate::continuity::{Continuity, ExportReport};
 use crate::dataset::{Capture, Dataset, TableSchema};
+use crate::guard::LaneEvidence;
 use crate::guard::VERDICT;
 use crate::relation_locks::READS_ALONE;
 use crate::snapshot::Purpose;
@@ -42,15 +43,11 @@ pub(super) struct ExportedSnapshot {
     pub(super) blocks: Option<i64>,
     /// The number of rows as Postgres counted them last. `None`: it never did.
     pub(super) rows: Option<i64>,
-    /// True if the lane's position was ever removed.
-    pub(super) was_removed: bool,
     version: Option<i64>,
     last_exported_at: Option<DateTime<Utc>>,
     live_snapshot: Option<String>,
     deletions_snapshot: Option<String>,
     continuity: Option<String>,
-    /// True if the job was created before the database was restored or copied.
-    pub(super) is_restored: bool,
     pub(super) is_quiet: bool,
     pub(super) arrived: Vec<Oid>,
     table_rewritten: bool,
@@ -78,20 +75,17 @@ impl ExportedSnapshot {
         leader: &mut PgConnection,
         purposes: &[Purpose<'_>],
         schemas: &[TableSchema],
+        evidence: &[LaneEvidence],
     ) -> Result<Vec<ExportedSnapshot>, sqlx::Error> {
-        fn each<'a, T>(purposes: &[Purpose<'a>], value: impl Fn(&Purpose<'a>) -> T) -> Vec<T> {
-            purposes.iter().map(value).collect()
-        }
         sqlx::query_as(AssertSqlSafe(OPEN.as_str()))
             .bind(schemas.iter().map(|schema| quote::relation(&schema.table)).collect::<Vec<_>>())
             .bind(purposes.first().and_then(|purpose| purpose.consumer))
-            .bind(each(purposes, |it| it.dataset.name.as_str()))
-            .bind(each(purposes, |it| it.dataset.capture == Capture::Triggers))
-            .bind(each(purposes, |it| it.dataset.definition()))
+            .bind(purposes.iter().map(|it| it.dataset.name.as_str()).collect::<Vec<_>>())
+            .bind(purposes.iter().map(|it| it.dataset.capture == Capture::Triggers).collect::<Vec<_>>())
+            .bind(purposes.iter().map(|it| it.dataset.definition()).collect::<Vec<_>>())
             .bind(schemas.iter().map(|schema| Json(&schema.types)).collect::<Vec<_>>())
-            .bind(each(purposes, |it| it.job))
-            .bind(each(purposes, |it| it.marker.map(|marker| marker.job)))
-            .bind(each(purposes, |it| it.marker.map(|marker| marker.sha256)))
+            .bind(evidence.iter().map(|lane| lane.confirms).collect::<Vec<_>>())
+            .bind(evidence.iter().map(|lane| lane.contradicts).collect::<Vec<_>>())
             .bind(schemas.iter().map(|schema| Json(&schema.guard_state)).collect::<Vec<_>>())
             .fetch_all(leader)
             .await

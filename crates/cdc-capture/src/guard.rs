@@ -17,6 +17,20 @@ use crate::quote::relation;
 use crate::watermark::GuardState;
 use pg_session::table_name::Table;
 
+/// The evidence of a lane's destination about the database, and whether the lane had a position.
+#[derive(Clone, Copy, Debug, Default, sqlx_macros::FromRow)]
+pub struct LaneEvidence {
+    /// True if the database has the last export of the lane that consumers may have. Then it has lost nothing that was
+    /// handed out, also if it was recovered.
+    pub confirms: bool,
+    /// True if consumers may have an export of the lane that the database doesn't have. Then it was restored.
+    pub contradicts: bool,
+    /// True if the export was requested before the database was restored or copied.
+    pub is_restored: bool,
+    /// True if the lane has a position, or had one that was removed.
+    pub had_position: bool,
+}
+
 /// CTEs of the guard. The last one, `verdict`, has one row for each lane of the CTE `lanes`; its column `continuity`
 /// has the reason why no export can go on from the lane's position.
 ///

@@ -8,28 +8,23 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use crate::captured::CAPTURE;
 use crate::continuity::Continuity;
 use crate::dataset::{Capture, Dataset, TableColumn, TableSchema};
+use crate::guard::LaneEvidence;
 use crate::guard::VERDICT;
 use crate::quote::{quoted, relation};
 use crate::relation_locks::NO_WAIT;
 use crate::role_path::widen;
 use crate::rows::Rows;
 use crate::select::{LAST_TIME, Select};
-use crate::snapshot::MarkedExport;
 use crate::value::in_zone_of;
-use crate::watermark::Readiness;
-use crate::watermark::{ConsumerLag, Waiting};
+use crate::watermark::{ConsumerLag, Readiness, Waiting};
 use crate::{Error, Source, owners, rights, table_schema};
 use pg_rows::export_type::ExportType;
 use pg_session::statement::with_pieces;
 use pg_session::table_name::Table;
 
 impl Source {
-    /// Reads the lag of these consumers, each with its lane's marker, in the order of their ids.
-    pub async fn lags(
-        &self,
-        dataset: &Dataset,
-        consumers: &[(&str, Option<MarkedExport<'_>>)],
-    ) -> Result<Vec<ConsumerLag>, Error> {
+    /// Reads the lag of these consumers, each with its lane's evidence, in the order of their ids.
+    pub async fn lags(&self, dataset: &Dataset, consumers: &[(&str, LaneEvidence)]) -> Result<Vec<ConsumerLag>, Error> {
         let failed = Error::from_sql(&dataset.table);
         let mut conn = self.pool.acquire().await.map_err(&failed)?;
         let access = rights::read_access(&mut conn, dataset).await.map_err(&failed)?;
@@ -48,7 +43,7 @@ impl Source {
             Some(time) => has_index(&mut tx, &schema.table, &time.name).await.map_err(&failed)?,
             None => false,
         };
-        let (ids, markers): (Vec<_>, Vec<_>) = consumers.iter().copied().unzip();
+        let (ids, evidence): (Vec<_>, Vec<_>) = consumers.iter().copied().unzip();
         let rows: Vec<LagRow> = sqlx::query_as(AssertSqlSafe(statement(&select, has_index)))
             .bind(&dataset.name)
             .bind(ids)
@@ -56,8 +51,8 @@ impl Source {
             .bind(dataset.capture == Capture::Triggers)
             .bind(dataset.definition())
             .bind(Json(&schema.types))
-            .bind(markers.iter().map(|marker| marker.map(|marker| marker.job)).collect::<Vec<_>>())
-            .bind(markers.iter().map(|marker| marker.map(|marker| marker.sha256)).collect::<Vec<_>>())
+            .bind(evidence.iter().map(|lane| lane.confirms).collect::<Vec<_>>())
+            .bind(evidence.iter().map(|lane| lane.contradicts).collect::<Vec<_>>())
             .bind(Json(&schema.guard_state))
             .fetch_all(&mut *tx)
             .await

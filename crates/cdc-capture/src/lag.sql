@@ -5,8 +5,8 @@
 -- $4 boolean: triggers capture the changes
 -- $5 text: the definition of the dataset
 -- $6 jsonb: the types of the columns
--- $7 uuid[]: the job that the marker of each consumer's lane names; null: there is no marker
--- $8 text[]: the SHA-256 that each marker has of that job
+-- $7 boolean[]: `LaneEvidence::confirms` of each consumer's lane
+-- $8 boolean[]: `LaneEvidence::contradicts` of each lane
 -- $9 jsonb: the guard's state of the columns
 --
 -- Returns the guard's verdict on each consumer's position. A consumer without a position in the change log lacks the
@@ -22,8 +22,8 @@ wanted as materialized (
   select $4::boolean as by_triggers, $5::text as definition, $6::jsonb as types, $9::jsonb as guard_state),
 
 lanes as materialized (
-  select consumer_id, $1 as dataset, marker_job, marker_sha256, false as after_is_valid
-  from unnest($2::text[], $7::uuid[], $8::text[]) as lane (consumer_id, marker_job, marker_sha256))
+  select consumer_id, $1 as dataset, confirms, contradicts
+  from unnest($2::text[], $7::boolean[], $8::boolean[]) as lane (consumer_id, confirms, contradicts))
 
 -- include captured.sql
 -- include guard/verdict.sql

@@ -11,7 +11,7 @@ pub mod dataset;
 mod description;
 mod exported_snapshot;
 mod filter;
-mod guard;
+pub mod guard;
 mod import;
 mod key;
 mod key_index;
@@ -57,6 +57,8 @@ use pg_session::failure::{SqlFailure, sqlstate};
 use pg_session::pool::Pool;
 use pg_session::pool::PoolUse;
 use pg_session::table_name::Table;
+/// The statements that create the crate's own tables. The head of the file says which words to replace.
+pub const SCHEMA: &str = include_str!("../schema.sql");
 
 /// Access to the database that has the tables.
 ///

@@ -13,6 +13,7 @@ use crate::continuity::Continuity;
 use crate::dataset::fault::Faults;
 use crate::dataset::{Capture, RelationKind, TableSchema};
 use crate::exported_snapshot::ExportedSnapshot;
+use crate::guard::LaneEvidence;
 use crate::import::{Import, ImportedSnapshot, NOTICE_A_LOST_CLIENT};
 use crate::relation_locks::{Lockable, Locked, Room};
 use crate::rights::TableAccess;
@@ -56,13 +57,25 @@ impl ExportConnections {
     /// this process for `lease`, the server gives it up. A reader takes rows at least once in two stalls and two
     /// leases: a part of a bucket may take `stall` twice.
     ///
+    /// `evidence` reads the evidence of each purpose's lane in the snapshot's own transaction, a moment before the
+    /// snapshot. So both are of one server and one timeline: a standby refuses a transaction that may write.
+    ///
     /// # Errors
     /// If a table can't be read, or what changed since a position isn't known exactly. The connections are closed then.
-    pub async fn open(self, purposes: &[Purpose<'_>], lease: Duration, stall: Duration) -> Result<Snapshot, Refused> {
-        let mut opening = Opening { connections: self, purposes, lease, silence: (stall + lease) * 2 };
+    pub async fn open(
+        self,
+        purposes: &[Purpose<'_>],
+        lease: Duration,
+        stall: Duration,
+        evidence: impl AsyncFnOnce(&mut PgConnection) -> Result<Vec<LaneEvidence>, sqlx::Error>,
+    ) -> Result<Snapshot, Refused> {
+        let mut opening =
+            Opening { connections: self, purposes, evidence: Vec::new(), lease, silence: (stall + lease) * 2 };
         let accesses = opening.lock().await?;
         let mut schemas = opening.introspect(&accesses).await?;
         opening.fold_filters(&mut schemas).await?;
+        let read = async |leader: &mut PgConnection| evidence(leader).await.map_err(Error::from_sql("the lanes"));
+        opening.evidence = opening.connections.on_leader(lease, read).await?;
         let exported = opening.export(&schemas).await?;
         opening.try_filters(&schemas, &exported).await?;
         opening.finish(schemas, exported)
@@ -72,6 +85,8 @@ impl ExportConnections {
 struct Opening<'a> {
     connections: ExportConnections,
     purposes: &'a [Purpose<'a>],
+    /// The evidence of each purpose's lane.
+    evidence: Vec<LaneEvidence>,
     lease: Duration,
     /// The longest time for which a reader takes no rows.
     silence: Duration,
@@ -228,9 +243,12 @@ impl Opening<'_> {
 
     /// Exports the snapshot, with the consumer's positions and the guard's words of the same moment.
     async fn export(&mut self, schemas: &[TableSchema]) -> Result<Vec<ExportedSnapshot>, Refused> {
+        if self.evidence.len() != self.purposes.len() {
+            return Err(Error::Protocol("the evidence isn't of each lane").into());
+        }
         let failed = Error::from_sql(&self.purposes[0].dataset.table);
         let take = async |leader: &mut PgConnection| {
-            ExportedSnapshot::take(leader, self.purposes, schemas).await.map_err(failed)
+            ExportedSnapshot::take(leader, self.purposes, schemas, &self.evidence).await.map_err(failed)
         };
         let exported = self.connections.on_leader(self.lease, take).await?;
         match exported.first() {
@@ -264,6 +282,7 @@ impl Opening<'_> {
     fn finish(self, schemas: Vec<TableSchema>, exported: Vec<ExportedSnapshot>) -> Result<Snapshot, Refused> {
         let server_version = self.connections.leader.server_version_num().unwrap_or(0);
         let (mut tables, mut need_full, mut first_error) = (Vec::new(), Vec::new(), None);
+        let exported = exported.into_iter().zip(self.evidence);
         for (at, ((purpose, schema), exported)) in self.purposes.iter().zip(schemas).zip(exported).enumerate() {
             match opened(purpose, schema, exported, (server_version, self.silence)) {
                 Ok(table) => tables.push(table),
@@ -300,13 +319,16 @@ async fn require_room(leader: &mut PgConnection, relations: &[Lockable<'_>], one
 fn opened(
     purpose: &Purpose<'_>,
     schema: TableSchema,
-    exported: ExportedSnapshot,
+    (exported, evidence): (ExportedSnapshot, LaneEvidence),
     (server_version, silence): (u32, Duration),
 ) -> Result<SnapshotTable, Error> {
     if !purpose.dataset.allows(purpose.export_type) {
         return Err(Error::FullOnly(purpose.dataset.name.clone()));
     }
     let remedy = require_capture(purpose, &schema, &exported)?;
+    if evidence.is_restored {
+        return Err(Error::JobRestored(remedy));
+    }
     let continuity = exported.continuity()?;
     // A full export is exact without triggers, but nothing goes on from it: its job says so, for a first one too.
     let is_uncaptured =
@@ -329,7 +351,7 @@ fn opened(
         mask_secret: exported.mask_secret.clone(),
         arrived: exported.arrived.clone(),
         is_quiet: exported.is_quiet,
-        was_removed: exported.was_removed,
+        had_position: evidence.had_position,
         toasted: exported.toasted || purpose.dataset.capture == Capture::None,
         blocks: exported.blocks.filter(|_| has_ranges).map(i64::unsigned_abs),
         rows: exported.rows.map(i64::unsigned_abs),
@@ -341,8 +363,8 @@ fn opened(
     Ok(table)
 }
 
-/// Requires that the table's triggers were made for the dataset's key, where the export has a position, and that the
-/// job is of this database. Returns what would help where the guard refuses.
+/// Requires that the table's triggers were made for the dataset's key, where the export has a position. Returns what
+/// would help where the guard refuses.
 fn require_capture(purpose: &Purpose<'_>, schema: &TableSchema, exported: &ExportedSnapshot) -> Result<Remedy, Error> {
     let dataset = purpose.dataset;
     let by_triggers = dataset.capture == Capture::Triggers;
@@ -350,9 +372,8 @@ fn require_capture(purpose: &Purpose<'_>, schema: &TableSchema, exported: &Expor
     if by_triggers && has_position && !exported.logged_key.as_ref().is_some_and(|key| schema.has_key(key)) {
         return Err(Error::NotTracked(dataset.name.clone()));
     }
-    let remedy = match by_triggers && !exported.captured {
+    Ok(match by_triggers && !exported.captured {
         true => Remedy::TrackFirst(dataset.name.clone()),
         false => Remedy::FullExport,
-    };
-    if exported.is_restored { Err(Error::JobRestored(remedy)) } else { Ok(remedy) }
+    })
 }

@@ -7,16 +7,15 @@
 -- $4 boolean[]: triggers capture the changes
 -- $5 text[]: the definition of each dataset
 -- $6 jsonb[]: the types of the columns
--- $7 uuid[]: the jobs
--- $8 uuid[]: the job that each lane's marker names; null: there is no marker
--- $9 text[]: the SHA-256 that the marker has of that job
--- $10 jsonb[]: the guard's state of the columns
+-- $7 boolean[]: `LaneEvidence::confirms` of each lane
+-- $8 boolean[]: `LaneEvidence::contradicts` of each lane
+-- $9 jsonb[]: the guard's state of the columns
 with exported as materialized (select pg_export_snapshot() as name)
 
 select exported.name, found.*
 from exported
-cross join unnest($1, $3, $4, $5, $6, $7, $8, $9, $10) with ordinality
-  as input (relation, dataset, by_triggers, definition, types, job, marker_job, marker_sha256, guard_state, place)
+cross join unnest($1, $3, $4, $5, $6, $7, $8, $9) with ordinality
+  as input (relation, dataset, by_triggers, definition, types, confirms, contradicts, guard_state, place)
 cross join lateral (
 with recursive target as materialized (
   select t.oid, t.relkind, t.relispartition, t.relname, n.nspname
@@ -27,20 +26,7 @@ with recursive target as materialized (
 wanted as materialized (
   select input.by_triggers, input.definition, input.types, input.guard_state),
 
-job as materialized (
-  select j.id, j.database_id, j.timeline, j.server_started_at, e.has_after
-  from cdc_export.jobs j
-  join cdc_export.exports e on e.job = j.id and e.dataset = input.dataset
-  where j.id = input.job),
-
--- The export that the caller had loaded last was checked when it asked. That counts unless the database was restored
--- since.
-lanes as materialized (
-  select $2::text as consumer_id, input.dataset, input.marker_job, input.marker_sha256,
-    job.has_after and job.timeline = cdc_export.timeline()
-      and job.server_started_at = pg_postmaster_start_time() as after_is_valid
-  from (select) one
-  left join job on true)
+lanes as materialized (select $2::text as consumer_id, input.dataset, input.confirms, input.contradicts)
 
 -- include captured.sql
 -- include guard/verdict.sql
@@ -79,16 +65,7 @@ select now.snapshot::text as snapshot, statement_timestamp() as taken_at,
     select from relations r
     join pg_class part on part.oid = r.oid
     where part.reltoastrelid <> 0 and pg_relation_size(part.reltoastrelid) > 0) as toasted,
-  coalesce((
-    select l.removed_number is not null from cdc_export.lanes l
-    where l.consumer_id = $2 and l.dataset = input.dataset), false) as was_removed,
   w.version, w.last_exported_at, w.live_snapshot::text, w.deletions_snapshot::text, verdict.continuity,
-  coalesce(job.database_id <> cdc_export.database_id(), false)
-    or coalesce(input.marker_job = job.id, false)
-    or coalesce(job.timeline <> cdc_export.timeline(), false) and not verdict.confirms
-    -- A copy of the data is put back while there is no server.
-    or job.id is not null and job.server_started_at is distinct from pg_postmaster_start_time()
-      and verdict.contradicts as is_restored,
   coalesce(w.table_oid = target.oid and w.table_columns_hash = now.table_columns_hash
     and w.relfilenode <> now.relfilenode, false) as table_rewritten,
   -- Every export moves the position of live rows, so each export counts what the one before has not counted.
@@ -124,7 +101,6 @@ cross join current_state now
 cross join wanted
 cross join verdict
 cross join writers
-left join job on true
 left join watermarks w on w.consumer_id = verdict.consumer_id and w.dataset = verdict.dataset
 ) found
 order by input.place

@@ -16,8 +16,7 @@ use sqlx::postgres::types::Oid;
 use tokio::time::timeout;
 
 use crate::{Error, Source};
-use pg_session::failure::chain;
-use pg_session::failure::{SqlFailure, with_timeout};
+use pg_session::failure::{SqlFailure, chain, with_timeout};
 use pg_session::{self, session_name};
 
 /// The pause between two questions about a silent session.

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
-use uuid::Uuid;
 
 use crate::connections::ExportConnections;
 use crate::continuity::{Continuity, ExportReport};
@@ -20,13 +19,6 @@ use pg_rows::export_type::ExportType;
 use pg_session::failure::with_timeout;
 use pg_session::table_name::Table;
 
-/// The export that the marker of a lane names: the last one that consumers may have.
-#[derive(Clone, Copy, Debug)]
-pub struct MarkedExport<'a> {
-    pub job: Uuid,
-    pub sha256: &'a str,
-}
-
 /// The purpose of a snapshot: an export of one dataset. The purposes of one snapshot have the same consumer.
 #[derive(Clone, Copy, Debug)]
 pub struct Purpose<'a> {
@@ -35,9 +27,6 @@ pub struct Purpose<'a> {
     pub consumer: Option<&'a str>,
     pub export_type: ExportType,
     pub format: Format,
-    /// The job of the export.
-    pub job: Uuid,
-    pub marker: Option<MarkedExport<'a>>,
 }
 
 impl Purpose<'_> {
@@ -85,8 +74,7 @@ pub struct SnapshotTable {
     pub(super) arrived: Vec<Oid>,
     /// True if no change was logged since the position.
     pub(super) is_quiet: bool,
-    /// True if the lane's position was ever removed.
-    pub(super) was_removed: bool,
+    pub(super) had_position: bool,
     /// True if a value may be kept outside of its row.
     pub(super) toasted: bool,
     /// The number of blocks of the table. `None`: it can't be read in ranges.
@@ -118,7 +106,7 @@ impl SnapshotTable {
     /// Returns true if an export of changes begins anew, because the consumer's position was removed. As long as the
     /// consumer was given no row, there is nothing to miss.
     pub fn begins(&self) -> bool {
-        self.export_type != ExportType::Full && self.position.version.is_none() && self.was_removed
+        self.export_type != ExportType::Full && self.position.version.is_none() && self.had_position
     }
 
     /// Returns true if an export of changes has no rows, as far as that is known without reading the table: no change

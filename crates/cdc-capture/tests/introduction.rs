@@ -10,6 +10,7 @@ use cdc_capture::Source;
 use cdc_capture::capture::tracking::track;
 use cdc_capture::dataset::selection::Selection;
 use cdc_capture::dataset::{CellMax, Dataset};
+use cdc_capture::guard::LaneEvidence;
 use cdc_capture::progress::Progress;
 use cdc_capture::row::{ReceiverClosed, RowReceiver, RowRequest};
 use cdc_capture::snapshot::Purpose;
@@ -66,9 +67,10 @@ async fn a_delta_has_what_changed_since_the_position() {
 /// Reads an export of the consumer `search`. Returns its rows, and the position that it leads to.
 async fn read(source: &Source, dataset: &Arc<Dataset>, export_type: ExportType) -> (Vec<u8>, NewPosition) {
     let job = Uuid::new_v4();
-    let purpose = Purpose { dataset, consumer: Some("search"), export_type, format: Format::Csv, job, marker: None };
+    let purpose = Purpose { dataset, consumer: Some("search"), export_type, format: Format::Csv };
     let connections = source.connections(LEASE).await.unwrap();
-    let mut snapshot = connections.open(&[purpose], LEASE, LEASE).await.unwrap();
+    let mut snapshot =
+        connections.open(&[purpose], LEASE, LEASE, async |_| Ok(vec![LaneEvidence::default()])).await.unwrap();
     let (_, mut reading) = snapshot.split();
     let (collector, selection) = (Collector::default(), Selection::default());
     let request = RowRequest { job, export_type, selection: &selection, order: None };
@@ -112,7 +114,7 @@ async fn pool(options: &PgConnectOptions) -> PgPool {
     pool.connect_with(options.clone()).await.unwrap()
 }
 
-/// Starts a server with the tables of the service. Returns `None` if no Postgres is installed, except in CI.
+/// Starts a server with the crate's tables. Returns `None` if no Postgres is installed, except in CI.
 async fn server() -> Option<(Server, PgConnectOptions)> {
     let folder = tempfile::tempdir().unwrap().keep();
     let settings = private_postgres::Settings {
@@ -136,17 +138,10 @@ async fn server() -> Option<(Server, PgConnectOptions)> {
         .username(private_postgres::ROLE)
         .database(private_postgres::DATABASE);
     let pool = pool(&options).await;
-    let placeholders = [("{schema_name}", "'public'"), ("{schema}", "public"), ("{makes_users}", "false")];
-    for migration in [
-        "create schema cdc_export",
-        include_str!("../../../migrations/0001_change_capture.sql"),
-        include_str!("../../../migrations/0002_service.sql"),
-        "create view cdc_export.watermarks as table public.watermarks",
-    ] {
-        let statements =
-            placeholders.iter().fold(migration.to_owned(), |text, (name, value)| text.replace(name, value));
-        sqlx::raw_sql(sqlx::AssertSqlSafe(statements)).execute(&pool).await.unwrap();
-    }
+    let schema = cdc_capture::SCHEMA.replace("{schema_name}", "'public'").replace("{schema}", "public");
+    let view = "create view cdc_export.watermarks as table public.watermarks";
+    let statements = format!("create schema cdc_export; {schema} {view}");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(statements)).execute(&pool).await.unwrap();
     pool.close().await;
     Some((server, options))
 }

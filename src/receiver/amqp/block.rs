@@ -26,10 +26,9 @@ fn exchange_name(name: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::Catalog;
-    use crate::catalog::assert_refused;
     use crate::catalog::block::{Names, OperatorFile};
     use crate::catalog::mistake::Mistakes;
+    use crate::catalog::{Catalog, assert_refused};
     use crate::event::EventType;
     use crate::job::Status;
 

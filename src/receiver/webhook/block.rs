@@ -71,10 +71,9 @@ fn read_url(text: &str, allows_http: bool, allows_private: bool) -> Result<Strin
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::Catalog;
-    use crate::catalog::assert_refused;
     use crate::catalog::block::{Names, OperatorFile};
     use crate::catalog::mistake::Mistakes;
+    use crate::catalog::{Catalog, assert_refused};
 
     const BLOCK: &str = "[[webhook]]
 name = \"hook\"

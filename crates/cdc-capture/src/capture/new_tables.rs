@@ -1,6 +1,6 @@
 //! Finds the tables that the service may track by itself, because a pattern says `track = true`.
 //!
-//! A table that somebody has untracked is left alone, and so are all tables while a restore may be under way.
+//! A table that somebody has untracked is left alone, and so are all tables while a dump may be loaded.
 
 use sqlx::PgPool;
 

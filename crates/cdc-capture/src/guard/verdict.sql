@@ -8,8 +8,7 @@
 --   target   the table, one row
 --   capture  its capture (captured.sql)
 --   wanted   what the catalog says: by_triggers, definition, types, guard_state
---   lanes    consumer_id and dataset; marker_job and marker_sha256 of the marker at the destination, null if there is
---            none; after_is_valid: the caller said which export it loaded last, and that was right
+--   lanes    consumer_id and dataset, confirms and contradicts; `LaneEvidence` describes the latter two
 
 -- Traces of times at which rows may have been written without firing the triggers.
 -- Plain table: one object for each column, by its number. If the table was a child or a partition for a while, both the
@@ -61,43 +60,14 @@ current_state as materialized (
   cross join capture
   cross join pg_control_system() cluster),
 
--- The evidence of the destination about the database. WAL survives as a prefix, and an export's snapshot saw only what
--- was committed before the export's completion. So if the database knows the last export that was handed out as
--- completed, it has lost nothing that was handed out. An older export that it knows proves nothing: later files may be
--- elsewhere.
-destination_evidence as materialized (
-  select lane.consumer_id, lane.dataset,
-    coalesce(lane.after_is_valid, false)
-      or coalesce(lane.marker_job = last.job and lane.marker_sha256 = last.sha256, false) as confirms,
-    not coalesce(lane.after_is_valid, false) and lane.marker_job is not null and not exists (
-      select from cdc_export.exports e
-      where e.job = lane.marker_job and e.consumer_id = lane.consumer_id and e.dataset = lane.dataset
-        and (e.status = 'completed' and e.sha256 = lane.marker_sha256
-          -- A failed export that was committed lost its file.
-          or e.status = 'failed' and e.columns_hash is not null)) as contradicts
-  from lanes lane
-  left join lateral (
-    -- The one that is not published yet, or the last published one.
-    (select e.job, e.sha256
-     from cdc_export.exports e
-     where e.consumer_id = lane.consumer_id and e.dataset = lane.dataset and e.status = 'completed'
-       and e.published_at is null
-     order by e.lane_sequence desc limit 1)
-    union all
-    (select e.job, e.sha256
-     from cdc_export.exports e
-     where e.consumer_id = lane.consumer_id and e.dataset = lane.dataset and e.number is not null
-     order by e.number desc limit 1)
-    limit 1) last on true),
-
 -- The reason in the order of precedence: `first` if there is no position yet, null if an export can go on.
 -- Each difference is computed only if the CASE gets to it. Of two objects only members that both have are compared.
 verdict as materialized (
-  select evidence.consumer_id, evidence.dataset, evidence.confirms, evidence.contradicts,
+  select lane.consumer_id, lane.dataset,
     case
-      when w.consumer_id is null and not evidence.contradicts then 'first'
+      when w.consumer_id is null and not lane.contradicts then 'first'
       when w.file_lost then 'file_lost'
-      when evidence.contradicts then 'database_restored'
+      when lane.contradicts then 'database_restored'
       when w.definition_hash <> md5(wanted.definition) then 'dataset_changed'
       when w.guard_state ->> 'filter' <> wanted.guard_state ->> 'filter' then 'dataset_changed'
       when w.guard_state ->> 'folded' <> wanted.guard_state ->> 'folded' then 'dataset_changed'
@@ -130,17 +100,17 @@ verdict as materialized (
       when w.last_exported_at < w.saved_last_exported_at
         or w.last_exported_at is null and w.saved_last_exported_at is not null then 'rewound'
     end as continuity
-  from destination_evidence evidence
+  from lanes lane
   cross join target
   cross join current_state now
   cross join wanted
-  left join watermarks w on w.consumer_id = evidence.consumer_id and w.dataset = evidence.dataset
+  left join watermarks w on w.consumer_id = lane.consumer_id and w.dataset = lane.dataset
   cross join lateral (
     select
       -- A copy of a database has its tables' oids, and in the same cluster the cluster's identifier. Another timeline
       -- is a failover or a recovery, which has lost nothing if the destination confirms that.
       w.cluster_id = now.cluster_id and (w.guard_state ->> 'database' <> now.guard_state ->> 'database'
-        or w.guard_state ->> 'timeline' <> now.guard_state ->> 'timeline' and not evidence.confirms)
+        or w.guard_state ->> 'timeline' <> now.guard_state ->> 'timeline' and not lane.confirms)
         as is_other_database,
 
       -- The files have a column that the table had before and the files did not have: a consumer lacks its values in
@@ -151,25 +121,15 @@ verdict as materialized (
           and not (w.guard_state -> 'sent') ? sent.number) as sends_old_column,
 
       -- A name in the files passed to another column: rows that don't change keep the values of the one before.
-      (w.guard_state -> 'files') <> (wanted.guard_state -> 'files') and exists (
-        select from jsonb_each_text(w.guard_state -> 'files') was
-        join jsonb_each_text(wanted.guard_state -> 'files') is_now using (key)
-        where was.value <> is_now.value) as reuses_name,
+      not (w.guard_state -> 'files') || (wanted.guard_state -> 'files') @> (w.guard_state -> 'files') as reuses_name,
 
       -- A column's values may differ from the delivered and logged ones, because its type, its number, or a part of its
       -- type (a label, an attribute) or its expression changed.
-      w.column_types <> wanted.types and exists (
-        select from jsonb_each_text(w.column_types) was
-        join jsonb_each_text(wanted.types) is_now using (key)
-        where was.value <> is_now.value) as has_other_types,
-      (w.guard_state -> 'numbers') <> (wanted.guard_state -> 'numbers') and exists (
-        select from jsonb_each_text(w.guard_state -> 'numbers') was
-        join jsonb_each_text(wanted.guard_state -> 'numbers') is_now using (key)
-        where was.value <> is_now.value) as has_other_numbers,
-      (w.guard_state -> 'parts') <> (wanted.guard_state -> 'parts') and exists (
-        select from jsonb_each_text(w.guard_state -> 'parts') was
-        join jsonb_each_text(wanted.guard_state -> 'parts') is_now using (key)
-        where was.value <> is_now.value) as has_other_parts,
+      not w.column_types || wanted.types @> w.column_types as has_other_types,
+      not (w.guard_state -> 'numbers') || (wanted.guard_state -> 'numbers')
+        @> (w.guard_state -> 'numbers') as has_other_numbers,
+      not (w.guard_state -> 'parts') || (wanted.guard_state -> 'parts')
+        @> (w.guard_state -> 'parts') as has_other_parts,
 
       -- Another catalog row of a column matters only if the table was rewritten too: GRANT and a wider `varchar` also
       -- change the row. A partitioned table has no file; ALTER TABLE rewrites the files of all its partitions.
@@ -178,10 +138,8 @@ verdict as materialized (
           select bool_and(was.value ->> 2 <> now.guard_state -> 'relations' -> was.key ->> 2)
           from jsonb_each(w.guard_state -> 'relations') was
           where was.value ->> 2 <> '0') as is_rewritten,
-      (w.guard_state -> 'versions') <> (wanted.guard_state -> 'versions') and exists (
-        select from jsonb_each_text(w.guard_state -> 'versions') was
-        join jsonb_each_text(wanted.guard_state -> 'versions') is_now using (key)
-        where was.value <> is_now.value) as has_other_versions,
+      not (w.guard_state -> 'versions') || (wanted.guard_state -> 'versions')
+        @> (w.guard_state -> 'versions') as has_other_versions,
 
       -- A partition was removed. `source::arrivals` checks new partitions, because all of their rows may have been
       -- logged.

@@ -31,10 +31,9 @@ positions as (
       e.is_running or w.deletions_saved_at > statement_timestamp() - interval '1 hour' as deletions
     from (
       select exists (
-        select from cdc_export.jobs j
-        join cdc_export.exports own on own.job = j.id
-        where own.consumer_id = w.consumer_id and own.dataset = w.dataset and j.status = 'processing'
-          and j.lease_expires_at > statement_timestamp()) as is_running) e) spared)
+        select from cdc_export.running_exports r
+        where r.consumer_id = w.consumer_id and r.dataset = w.dataset
+          and r.lease_expires_at > statement_timestamp()) as is_running) e) spared)
 update watermarks w
 set deletions_snapshot = null, live_snapshot = case when p.live_is_over then null else w.live_snapshot end,
     log_lost = case when p.live_is_over then 'all' else 'deletions' end, version = w.version + 1

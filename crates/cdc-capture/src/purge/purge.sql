@@ -17,7 +17,7 @@ held as materialized (
     select table_oid, coalesce(deletions_snapshot, live_snapshot)::text as snap from watermarks
     union
     -- The table of a running export may be another one than that of its consumer's position, so its hold has none.
-    select null, purge_hold::text from cdc_export.jobs where status = 'processing') texts
+    select null, purge_hold::text from cdc_export.running_exports) texts
   where snap is not null),
 in_progress as materialized (
   select distinct table_oid, xip.xid from held cross join lateral pg_snapshot_xip(snap) xip (xid)),

@@ -1,6 +1,6 @@
 -- source.capture.trackable
 -- Returns the place of each table that nobody has tracked or untracked and that no other session locks for a write,
--- with a text that another definition of the table changes. Returns none while a restore may be under way.
+-- with a text that another definition of the table changes. Returns none while a dump may be loaded.
 -- $1 text[]: the names of tables
 with recursive tree (place, root, oid) as (
   select named.place, named.oid, named.oid
@@ -40,8 +40,5 @@ where tree.place not in (select busy.place from busy)
   and (select count(*) from pg_proc p
        where p.pronamespace = to_regnamespace('cdc_export') and p.proname like 'capture\_%'
          and p.oid not in (select x.tgfoid from pg_trigger x)) = 0
-  -- A restored database has the jobs of another one.
-  and coalesce(
-    (select j.database_id from cdc_export.jobs j order by j.id desc limit 1) = cdc_export.database_id(), true)
 group by tree.place
 having sum(triggers.own) = 0
