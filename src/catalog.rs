@@ -22,11 +22,8 @@ use crate::event::Listener;
 use crate::job::Bounds;
 use crate::job::datasets::Omitted;
 use crate::schedule::{Schedule, ScheduledDatasets};
-use cdc_capture::dataset::fault::{Fault, Faults};
-use cdc_capture::dataset::mask::MaskRule;
-use cdc_capture::dataset::name::hint;
-use cdc_capture::dataset::{Dataset, Description, USERS};
-use cdc_capture::relations::Candidate;
+use cdc_capture::Candidate;
+use cdc_dataset::{Dataset, Description, Fault, Faults, MaskRule, USERS, hint};
 use cdc_manifest::Lane;
 use pg_rows::export_type::ExportType;
 use pg_session::table_name::Table;
@@ -357,7 +354,7 @@ mod tests {
 
     use super::*;
     use crate::catalog::assert_refused;
-    use cdc_capture::dataset::{Capture, Columns, Operation};
+    use cdc_dataset::{Capture, Columns, Operation};
 
     #[test]
     fn everything_may_be_said() {

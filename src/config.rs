@@ -26,9 +26,8 @@ use crate::postgres::{BadUrl, Database, NamedDatabase};
 use crate::receiver::Receivers;
 use crate::telemetry::spans;
 use crate::{maintenance, postgres, worker};
-use cdc_capture::dataset::CellMax;
-use cdc_capture::dataset::mask::MaskSecret;
-use cdc_capture::purge;
+use cdc_capture::Caps;
+use cdc_dataset::{CellMax, MaskSecret};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -223,7 +222,7 @@ impl Config {
                 retain_files: vars.retention("RETAIN_FILES", None)?,
                 retain_jobs: vars.retention("RETAIN_JOBS", Some("90d,10000"))?,
                 retain_unacked: vars.age("RETAIN_UNACKED", 30 * DAY)?,
-                log_caps: purge::Caps {
+                log_caps: Caps {
                     bytes: vars.bytes("CHANGE_LOG_MAX_BYTES", 10 << 30, 1 << 10..=1 << 60)?,
                     age: vars.age("CHANGE_LOG_MAX_AGE", 7 * DAY)?,
                 },

@@ -6,7 +6,7 @@
 //! Must not know exports, jobs or consumers. Must not touch a `users` table of another owner: the service's own table
 //! is recorded in `cdc_export.owned`.
 //!
-//! [`Dataset::users`]: cdc_capture::dataset::Dataset::users
+//! [`Dataset::users`]: cdc_dataset::Dataset::users
 
 pub mod people;
 

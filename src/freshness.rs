@@ -4,11 +4,10 @@
 
 use std::time::Duration;
 
-use cdc_capture::watermark::Readiness;
+use cdc_capture::{Continuity, Readiness};
 use chrono::{DateTime, Utc};
 
 use crate::job::unacknowledged::Unacknowledged;
-use cdc_capture::continuity::Continuity;
 use pg_rows::export_type::ExportType;
 
 /// The shortest time within which a lane counts as fresh, unless the operator says another one.

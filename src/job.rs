@@ -14,15 +14,14 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
-use cdc_capture::continuity::{Continuity, ExportReport};
-use cdc_capture::row::RowRequest;
+use cdc_capture::{Continuity, ExportReport, RowRequest};
 use chrono::{DateTime, Utc};
 use pg_rows::export_type::ExportType;
 use uuid::Uuid;
 
 use crate::job::datasets::DatasetsRequest;
 use crate::trace::TraceParent;
-use cdc_capture::dataset::selection::Selection;
+use cdc_dataset::Selection;
 use cdc_manifest::{After, ConsumerId, JobId, Lane};
 use pg_rows::encoding::Encoding;
 

@@ -33,9 +33,8 @@ use crate::store::transitions::Transition;
 use crate::store::{self, Store};
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics;
-use cdc_capture::capture::functions::Removals;
-use cdc_capture::purge::{Caps, PURGE_ROWS};
-use cdc_capture::{self, Source};
+use cdc_capture::capture::Removals;
+use cdc_capture::{self, Caps, Source};
 use cdc_destination::{self, Destination, Limited};
 use pg_session::failure::chain;
 
@@ -253,7 +252,7 @@ async fn fail_unknown(Maintenance { store, catalog, .. }: &Maintenance) -> Resul
 }
 
 async fn purge(Maintenance { settings, source, .. }: &Maintenance) -> Result<(), Error> {
-    while source.purge(&settings.log_caps).await? >= PURGE_ROWS {}
+    while source.purge(&settings.log_caps).await? >= Caps::PURGE_ROWS {}
     Ok(())
 }
 

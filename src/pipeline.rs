@@ -14,11 +14,8 @@ use tokio::sync::mpsc;
 
 use crate::file::Exported;
 use crate::job::Export;
-use cdc_capture::dataset::mask::MaskSecret;
-use cdc_capture::dataset::{CellMax, KnownColumn};
-use cdc_capture::progress::Progress;
-use cdc_capture::row::{ReceiverClosed, RowLayout, RowReceiver};
-use cdc_capture::rows::Rows;
+use cdc_capture::{Progress, ReceiverClosed, RowLayout, RowReceiver, Rows};
+use cdc_dataset::{CellMax, KnownColumn, MaskSecret};
 use cdc_destination::{self, Draft, Drafts, Part};
 use cdc_manifest::MOST_FILES;
 use pg_rows::export_type::ExportType;

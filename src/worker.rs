@@ -46,16 +46,11 @@ use crate::telemetry::{job_event, metrics};
 use crate::trace::TraceParent;
 use crate::worker::error::{Error, Failed};
 use crate::worker::heartbeat::{Heartbeat, Stop};
-use cdc_capture::connections::ExportConnections;
-use cdc_capture::continuity::ExportReport;
-use cdc_capture::dataset::columns::FileColumns;
-use cdc_capture::dataset::mask::MaskSecret;
-use cdc_capture::dataset::{Capture, CellMax, Dataset};
-use cdc_capture::lag::ChangesCount;
-use cdc_capture::progress::{CurrentExport, Progress};
-use cdc_capture::reading::SnapshotReader;
-use cdc_capture::snapshot::{Purpose, Snapshot, SnapshotTable};
-use cdc_capture::{self, Source};
+use cdc_capture::{
+    self, ChangesCount, CurrentExport, ExportConnections, ExportReport, Progress, Purpose, Snapshot, SnapshotReader,
+    SnapshotTable, Source,
+};
+use cdc_dataset::{Capture, CellMax, Dataset, FileColumns, MaskSecret};
 use cdc_destination::{self, Destination, Drafts, FileName, Limited, Marker, MarkerFile, StallWatch};
 use cdc_manifest::{ConsumerId, JobId, Manifest};
 use failpoint::failpoint;

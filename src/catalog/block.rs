@@ -15,8 +15,7 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue, ValueDeserializer};
 
 use crate::catalog::mistake::{Mistake, Mistakes};
-use cdc_capture::dataset::fault::Fault;
-use cdc_capture::dataset::name::hint;
+use cdc_dataset::{Fault, hint};
 use cdc_manifest::is_dataset_name;
 
 /// The kind of block whose faults begin with its name alone.

@@ -7,9 +7,7 @@ use std::time::Duration;
 use crate::catalog::block::{Block, DATASET, Names, OperatorFile};
 use crate::duration;
 use crate::job::FILE_BYTES;
-use cdc_capture::dataset::header::{self, FileHeader};
-use cdc_capture::dataset::mask::Masks;
-use cdc_capture::dataset::{Capture, Columns, Dataset, Operation, ParquetChoices, Unrepresentable};
+use cdc_dataset::{Capture, Columns, Dataset, FileHeader, Masks, Operation, ParquetChoices, Unrepresentable};
 use pg_rows::meta::MetaColumn;
 use pg_session::table_name::Table;
 
@@ -86,9 +84,9 @@ fn header(block: &mut Block<'_, '_>) -> FileHeader {
         block.wrong("meta", "a column is named twice");
     }
     FileHeader {
-        renames: block.table("rename", header::column_name).unwrap_or_default(),
+        renames: block.table("rename", FileHeader::column_name).unwrap_or_default(),
         renames_are_optional: false,
-        operation: block.optional("operation_column", header::column_name),
+        operation: block.optional("operation_column", FileHeader::column_name),
         meta,
     }
 }

@@ -4,7 +4,7 @@ use crate::catalog::block::{Block, Names};
 use crate::catalog::mistake::UnknownDataset;
 use crate::event::{EventType, Listener};
 use crate::job::Status;
-use cdc_capture::dataset::name::hint;
+use cdc_dataset::hint;
 use cdc_manifest::{ConsumerId, is_dataset_name};
 
 /// Names outside of a block that its members may or may not be.

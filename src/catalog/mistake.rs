@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display};
 
-use cdc_capture::dataset::USERS;
+use cdc_dataset::USERS;
 
 /// A fault of the operator's file, found by reading the file or by comparing a dataset with its table.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,11 +10,8 @@ use wildmatch::WildMatch;
 
 use crate::catalog::block::{Block, OperatorFile};
 use crate::catalog::dataset_block;
-use cdc_capture::dataset::header::FileHeader;
-use cdc_capture::dataset::mask::Masks;
-use cdc_capture::dataset::name::derived;
-use cdc_capture::dataset::{Capture, Dataset, Owners};
-use cdc_capture::relations::Candidate;
+use cdc_capture::Candidate;
+use cdc_dataset::{Capture, Dataset, FileHeader, Masks, Owners, derived};
 use cdc_manifest::is_dataset_name;
 use pg_session::table_name::Table;
 

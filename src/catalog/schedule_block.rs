@@ -10,7 +10,7 @@ use crate::catalog::listener::KnownNames;
 use crate::job::datasets::MOST_DATASETS;
 use crate::schedule::timing::{self, BadTiming, Timing};
 use crate::schedule::{Schedule, ScheduledDatasets};
-use cdc_capture::dataset::name::hint;
+use cdc_dataset::hint;
 use cdc_manifest::ConsumerId;
 use pg_rows::encoding::{Encoding, Format};
 use pg_rows::export_type::ExportType;

@@ -8,10 +8,8 @@ use crate::catalog::Catalog;
 use crate::config::{self, Config};
 use crate::postgres::Database;
 use crate::store::Store;
-use cdc_capture::dataset::Dataset;
-use cdc_capture::dataset::fault::Faults;
-use cdc_capture::relations::Candidate;
-use cdc_capture::{catalog_check, relations};
+use cdc_capture::{Candidate, Findings};
+use cdc_dataset::{Dataset, Faults};
 use pg_session::table_name::Table;
 
 use crate::command::BadUsage;
@@ -37,7 +35,7 @@ pub(super) async fn expanded_for_service(catalog: &Catalog, database: &Database)
 /// Returns a catalog with the datasets of its patterns, and the relations that were found.
 async fn expanded(catalog: &Catalog, database: &Database) -> anyhow::Result<(Catalog, Vec<Candidate>)> {
     let pool = database.pool(1);
-    let relations = relations::read(&pool, catalog.datasets(), catalog.deleted_columns()).await?;
+    let relations = Candidate::read(&pool, catalog.datasets(), catalog.deleted_columns()).await?;
     let used = Store::new(pool.clone()).used_names().await?;
     // A preview has one connection at a time.
     pool.close().await;
@@ -46,7 +44,7 @@ async fn expanded(catalog: &Catalog, database: &Database) -> anyhow::Result<(Cat
 
 pub(super) async fn check_blocks(file: &Path, catalog: &Catalog, database: &Database) -> anyhow::Result<()> {
     let blocks = catalog.of_blocks();
-    let found = catalog_check::check(&database.pool(1), blocks.datasets(), &blocks.left_out_tables()).await?;
+    let found = Findings::check(&database.pool(1), blocks.datasets(), &blocks.left_out_tables()).await?;
     refuse_faults(catalog, file, found.faults)
 }
 
@@ -77,7 +75,7 @@ pub(super) fn named_or_implied(config: &Config, name: Option<&str>) -> Result<Ar
 pub(super) async fn check_some(config: &Config, database: &Database, datasets: &[Arc<Dataset>]) -> anyhow::Result<()> {
     let Some(file) = &config.catalog_file else { return Ok(()) };
     let catalog = config.catalog.get();
-    refuse_faults(&catalog, file, catalog_check::check_some(&database.pool(1), catalog.datasets(), datasets).await?)
+    refuse_faults(&catalog, file, Findings::check_some(&database.pool(1), catalog.datasets(), datasets).await?)
 }
 
 /// Returns a hint to remove the triggers of a table that has no dataset. The name is quoted for a shell: the table's

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::postgres::{self, Database, RequiredGrants};
 use anyhow::{Context, bail};
-use cdc_capture::capture::{functions, tracking};
+use cdc_capture::capture::Triggers;
 use failpoint::failpoint;
 use private_postgres::Location;
 
@@ -166,8 +166,8 @@ pub(super) async fn prepare(config: &Config, database: &Database) -> anyhow::Res
 async fn prepare_for(purpose: RequiredGrants, config: &Config, database: &Database) -> anyhow::Result<()> {
     postgres::migrate(database, &config.catalog.get(), purpose).await.with_context(|| database.to_string())?;
     let pool = database.pool(1);
-    functions::renew(&pool).await?;
-    Ok(tracking::restore(&pool).await?)
+    Triggers(&pool).renew().await?;
+    Ok(Triggers(&pool).restore().await?)
 }
 
 fn ignores_installed() -> bool {

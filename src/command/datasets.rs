@@ -10,16 +10,13 @@ use anyhow::{Context, ensure};
 use crate::catalog::Catalog;
 use crate::catalog::pattern::{LeftOut, Reason, UsedNames};
 use crate::config::{self, CatalogFile, Config};
-use cdc_capture::dataset::fault::{Fault, Faults};
-use cdc_capture::dataset::name;
+use cdc_dataset::{Capture, Dataset, Description, Fault, Faults, TableColumn, TableSchema};
 use pg_rows::column::ColumnType;
 
 use crate::postgres::Database;
 use crate::service::Service;
 use crate::store::Store;
-use cdc_capture::catalog_check::{self, Findings};
-use cdc_capture::dataset::{Capture, Dataset, Description, TableColumn, TableSchema};
-use cdc_capture::relations;
+use cdc_capture::{Candidate, Findings};
 use clap::{Args, Subcommand};
 use pg_session::table_name::Table;
 
@@ -106,7 +103,7 @@ async fn check(config: &Config, database: &Database) -> anyhow::Result<()> {
         "DATASETS names no file, so there is the demo's `users` alone: set DATASETS to a file, and `cdc-export datasets add TABLE` writes it",
     )?;
     let catalog = config.catalog.get();
-    let found = catalog_check::check(&database.pool(1), catalog.datasets(), &catalog.left_out_tables()).await?;
+    let found = Findings::check(&database.pool(1), catalog.datasets(), &catalog.left_out_tables()).await?;
     print_remarks(&catalog, &found);
     let Findings { faults: Faults(mut faults), unreadable, untracked, broken, .. } = found;
     faults.extend(unreadable.into_iter().chain(broken));
@@ -232,7 +229,7 @@ async fn draft_pattern(config: &Config, database: &Database, schema: &str) -> an
         plain(schema)
     );
     let catalog = config.catalog.get();
-    let relations = relations::read(&database.pool(1), catalog.datasets(), catalog.deleted_columns()).await?;
+    let relations = Candidate::read(&database.pool(1), catalog.datasets(), catalog.deleted_columns()).await?;
     ensure!(
         relations.iter().any(|relation| relation.schema == schema),
         "nothing was added: there is no table in a schema that is called {schema}"
@@ -249,7 +246,7 @@ async fn draft_pattern(config: &Config, database: &Database, schema: &str) -> an
 /// Returns the names, as arguments of a shell, of the relations in these schemas that only a block of their own would
 /// make datasets.
 async fn left_out(database: &Database, catalog: &Catalog, schemas: &[String]) -> anyhow::Result<Vec<String>> {
-    let relations = relations::read(&database.pool(1), catalog.datasets(), catalog.deleted_columns()).await?;
+    let relations = Candidate::read(&database.pool(1), catalog.datasets(), catalog.deleted_columns()).await?;
     let expanded = catalog.expanded(&relations, &UsedNames::new());
     let needs_block = |it: &&LeftOut| {
         let is_reason = matches!(it.reason, Reason::NeedsBlock | Reason::Unlogged | Reason::NoKey);
@@ -287,7 +284,7 @@ async fn list(config: &Config, database: &Database) -> anyhow::Result<()> {
 }
 
 fn derived_name(table: &Table) -> String {
-    let name: String = name::derived(&table.name).chars().take(63).collect();
+    let name: String = cdc_dataset::derived(&table.name).chars().take(63).collect();
     if name.starts_with(|c: char| c.is_ascii_lowercase()) { name } else { "dataset".to_owned() }
 }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use crate::config::CatalogFile;
 use crate::delivery::{DeliveryResult, Event};
 use anyhow::bail;
-use cdc_capture::dataset::name::hint;
+use cdc_dataset::hint;
 use clap::{Args, Subcommand};
 
 use crate::command::BadUsage;

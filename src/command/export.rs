@@ -9,7 +9,7 @@ use crate::job::{FILE_BYTES, FailureCode};
 use crate::postgres::Database;
 use crate::worker::Stops;
 use anyhow::{Context, anyhow};
-use cdc_capture::continuity::Continuity;
+use cdc_capture::Continuity;
 use cdc_client::{Api, ExportRequest, ExportView, FileView, Output};
 use cdc_manifest::{After, ConsumerId, JobId, NotPlain};
 use clap::Args;

@@ -20,7 +20,7 @@ use crate::postgres::Database;
 use crate::receiver::Receivers;
 use crate::store::Store;
 use crate::telemetry::metrics;
-use cdc_capture::capture::{self, new_tables, tracking};
+use cdc_capture::capture::{self, Triggers};
 use pg_session::failure::chain;
 
 const FILE_PERIOD: Duration = Duration::from_secs(5);
@@ -177,10 +177,10 @@ impl Reload {
         if datasets.is_empty() || Store::new(pool.clone()).is_restored().await? {
             return Ok(());
         }
-        for (dataset, state) in new_tables::trackable(&pool, &datasets).await? {
+        for (dataset, state) in Triggers(&pool).trackable(&datasets).await? {
             let name = dataset.name.clone();
             if before.get(&name) == Some(&state)
-                && let Err(error) = tracking::track_once(&pool, dataset).await
+                && let Err(error) = Triggers(&pool).track_once(dataset).await
                 && !matches!(error, capture::Error::Busy { .. })
             {
                 failed.insert(name.clone(), error.to_string());

@@ -17,8 +17,8 @@ use crate::postgres::{self, Database};
 use crate::service::Service;
 use crate::store::Store;
 use anyhow::{Context, anyhow};
-use cdc_capture::catalog_check::{self, Findings};
-use cdc_capture::dataset::fault::{Fault, Faults};
+use cdc_capture::Findings;
+use cdc_dataset::{Fault, Faults};
 use clap::Args;
 use rustix::process::{Resource, Rlimit};
 use tokio::net::TcpListener;
@@ -215,7 +215,7 @@ fn refuse_missing(config: &Config, missing: &[String]) -> Result<(), config::Err
 /// captured. Rows that change before `track` are in no delta: after `track`, each consumer needs a full export.
 async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()> {
     let catalog = config.catalog.get();
-    let mut found = catalog_check::check(&database.pool(1), catalog.datasets(), &catalog.left_out_tables()).await?;
+    let mut found = Findings::check(&database.pool(1), catalog.datasets(), &catalog.left_out_tables()).await?;
     warn_of_pattern_tables(&catalog, found.take_out(catalog.of_patterns()));
     let Findings { faults, untracked, broken, unreadable, stalling, without_dataset, .. } = found;
     let (removed, faults): (Vec<_>, Vec<_>) = faults.0.into_iter().partition(Fault::is_of_removed_mask);

@@ -7,11 +7,11 @@ use crate::config::{CatalogFile, Config};
 use crate::postgres::Database;
 use crate::store::Store;
 use crate::store::tracked::Tracking;
-use cdc_capture::capture::tracking::{self, Tracked};
-use cdc_capture::capture::waiting::Queue;
-use cdc_capture::capture::{self, untracking};
-use cdc_capture::catalog_check;
-use cdc_capture::dataset::{Capture, Dataset};
+use cdc_capture::capture::Queue;
+use cdc_capture::capture::Tracked;
+use cdc_capture::capture::Triggers;
+use cdc_capture::{Findings, capture};
+use cdc_dataset::{Capture, Dataset};
 use clap::Args;
 use pg_session::failure::chain;
 use pg_session::table_name::Table;
@@ -68,7 +68,7 @@ async fn track_all(database: &Database, datasets: &[Arc<Dataset>]) -> anyhow::Re
     let pool = database.pool(1);
     let (mut done, mut failed) = (Vec::new(), Vec::new());
     let mut queue = Queue::of(datasets.iter().cloned());
-    while let Some((dataset, tracked)) = tracking::track_next(&pool, &mut queue).await {
+    while let Some((dataset, tracked)) = Triggers(&pool).track_next(&mut queue).await {
         let (name, table) = (&dataset.name, plain(&dataset.table.to_string()));
         match tracked {
             Ok(Tracked::Now) => {
@@ -82,7 +82,7 @@ async fn track_all(database: &Database, datasets: &[Arc<Dataset>]) -> anyhow::Re
         }
         done.push(dataset);
     }
-    let stalling = catalog_check::stalling(&pool, &done).await?;
+    let stalling = Findings::stalling(&pool, &done).await?;
     stalling.iter().for_each(|fault| eprintln!("cdc-export: {fault}"));
     refuse_failed(datasets.len(), failed)
 }
@@ -119,7 +119,7 @@ impl Untrack {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let config = settings(CatalogFile::Read, Logs::Errors)?;
         block_on(with_database(&config, CreateMissing::Nothing, async |database| match &self.table {
-            Some(table) => match untracking::untrack_table(&database.pool(1), table).await? {
+            Some(table) => match Triggers(&database.pool(1)).untrack_table(table).await? {
                 true => outln!("The changes of {table} are no longer captured."),
                 false => outln!("{table} was not tracked: nothing has changed."),
             },
@@ -139,7 +139,7 @@ async fn untrack_datasets(config: &Config, database: &Database, datasets: &[Arc<
         before.push(store.check_table(dataset).await?.tracking);
     }
     let mut failed = Vec::new();
-    let untracked = untracking::untrack(&pool, datasets, config.catalog.get().datasets()).await?;
+    let untracked = Triggers(&pool).untrack(datasets, config.catalog.get().datasets()).await?;
     for ((dataset, before), untracked) in datasets.iter().zip(before).zip(untracked) {
         let (name, table) = (&dataset.name, plain(&dataset.table.to_string()));
         match untracked {
@@ -160,7 +160,7 @@ async fn untrack_datasets(config: &Config, database: &Database, datasets: &[Arc<
 /// Removes the capture of all tables. Skips a table that can't be locked or changed, and names it in the final error.
 async fn untrack_all(database: &Database) -> anyhow::Result<()> {
     let (mut failed, mut is_any) = (Vec::new(), false);
-    for (table, untracked) in untracking::untrack_all(&database.pool(1)).await? {
+    for (table, untracked) in Triggers(&database.pool(1)).untrack_all().await? {
         is_any = true;
         let table = plain(&table.to_string());
         match untracked {

@@ -4,7 +4,7 @@
 use chrono::{DateTime, Utc};
 
 use crate::job::Request;
-use cdc_capture::dataset::USERS;
+use cdc_dataset::USERS;
 use pg_rows::encoding::Encoding;
 
 /// Returns the name without number and extension, for a request made at `now`.

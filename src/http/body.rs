@@ -15,7 +15,7 @@ use serde::de::{Deserialize, DeserializeOwned, Deserializer};
 use crate::http::REQUEST_TIMEOUT;
 use crate::http::code::Code;
 use crate::http::problem::Problem;
-use cdc_capture::dataset::name::hint;
+use cdc_dataset::hint;
 use strict_json::{JsonError, Strict};
 
 const MAX_BODY_BYTES: usize = 1_000_000;

@@ -18,7 +18,7 @@ use crate::job::json::{ConsumerSchema, ContinuitySchema};
 use crate::job::json::{JobJson, rfc3339};
 use crate::service::Service;
 use crate::service::consumers::ListedConsumer;
-use cdc_capture::continuity::Continuity;
+use cdc_capture::Continuity;
 use cdc_manifest::Lane;
 use cdc_manifest::{ConsumerId, is_dataset_name};
 

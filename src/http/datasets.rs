@@ -13,9 +13,7 @@ use crate::http::problem::Problem;
 use crate::http::schemas::{DatasetName, MetaColumnSchema};
 use crate::job::json::rfc3339;
 use crate::service::{CachedRead, Service};
-use cdc_capture::dataset::fault::Fault;
-use cdc_capture::dataset::mask::MaskRule;
-use cdc_capture::dataset::{Description, TableColumn};
+use cdc_dataset::{Description, Fault, MaskRule, TableColumn};
 use pg_rows::meta::MetaColumn;
 use pg_session::table_name::Table;
 

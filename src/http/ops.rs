@@ -14,7 +14,7 @@ use crate::http::datasets::problems;
 use crate::job::json::rfc3339;
 use crate::service::{self, CachedRead, Service};
 use crate::telemetry::metrics::CONTENT_TYPE;
-use cdc_capture::dataset::Description;
+use cdc_dataset::Description;
 use pg_session::failure::chain;
 
 /// The health of this process.

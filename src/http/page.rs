@@ -138,7 +138,7 @@ mod tests {
     use super::*;
     use crate::job::{FailureCode, Status};
     use crate::schedule::Refusal;
-    use cdc_capture::continuity::Continuity;
+    use cdc_capture::Continuity;
     use pg_rows::export_type::ExportType;
 
     /// Returns the names that follow `mark` in a text, up to the next quote.

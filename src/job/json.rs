@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::job::datasets::Omitted;
 use crate::job::{Export, ExportFile, Failure, FailureCode, Job, Phase, Status};
-use cdc_capture::continuity::Continuity;
+use cdc_capture::Continuity;
 use cdc_manifest::{ConsumerId, JobId};
 use pg_rows::export_type::ExportType;
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::job::datasets::{DatasetsRequest, MOST_DATASETS, Omitted};
 use crate::job::{Bounds, Job, Request};
 use crate::service::{DATASETS_CACHE_TIME, Error, Service, TableStates};
-use cdc_capture::dataset::Description;
+use cdc_dataset::Description;
 use cdc_manifest::After;
 
 /// The datasets of a job, as a client names them.

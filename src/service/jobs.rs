@@ -22,7 +22,7 @@ use crate::store::{
 };
 use crate::telemetry::job_event;
 use crate::trace::TraceParent;
-use cdc_capture::dataset::Dataset;
+use cdc_dataset::Dataset;
 use cdc_destination::Destination;
 use cdc_manifest::{ConsumerId, JobId, Lane};
 

@@ -20,7 +20,7 @@ use crate::store::{
     moments::LoggedChanges,
 };
 use crate::telemetry::metrics::{self, Gauges};
-use cdc_capture::dataset::{Capture, Dataset};
+use cdc_dataset::{Capture, Dataset};
 use cdc_manifest::{ConsumerId, Lane};
 use pg_session::failure::chain;
 

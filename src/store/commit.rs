@@ -14,9 +14,8 @@ use crate::store::lease::Lease;
 use crate::store::transitions::{TransitionRow, plan_deliveries};
 use crate::store::watermarks::{self, Advance};
 use crate::store::{Error, Store};
-use cdc_capture::continuity::ExportReport;
-use cdc_capture::dataset::columns::FileColumns;
-use cdc_capture::watermark::{NewPosition, Position};
+use cdc_capture::{ExportReport, NewPosition, Position};
+use cdc_dataset::FileColumns;
 use cdc_destination::{Part, content_sha256};
 use cdc_manifest::{ConsumerId, JobId, Manifest};
 

@@ -13,7 +13,7 @@ use crate::job::FailureCode;
 use crate::store::export_row::{StoredFile, parsed, with_export_columns};
 use crate::store::transitions::Transition;
 use crate::store::{Error, Store};
-use cdc_capture::continuity::Continuity;
+use cdc_capture::Continuity;
 use cdc_destination::{ExportFiles, FileIdentity, Marker, Part, StagedFile};
 use cdc_manifest::{JobId, stem_of};
 use pg_rows::encoding::Encoding;

@@ -12,7 +12,7 @@ use crate::freshness::LaneHistory;
 use crate::job::Export;
 use crate::store::export_row::{ExportRow, with_export_columns};
 use crate::store::{Error, Store};
-use cdc_capture::guard::LaneEvidence;
+use cdc_capture::LaneEvidence;
 use cdc_destination::Marker;
 use cdc_manifest::{After, JobId, Lane};
 

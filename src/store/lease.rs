@@ -8,7 +8,7 @@ use sqlx::postgres::PgConnectOptions;
 use crate::job::times::Times;
 use crate::job::{Export, LeaseToken};
 use crate::store::{Error, Store};
-use cdc_capture::progress::Reached;
+use cdc_capture::Reached;
 use cdc_destination::{DatabaseId, HiddenFile};
 use cdc_manifest::JobId;
 

@@ -12,7 +12,7 @@ use crate::store::commit::Commit;
 use crate::store::export_row::{ExportRow, with_export_columns};
 use crate::store::lease::{Lease, LeasedExport};
 use crate::store::{Error, Store};
-use cdc_capture::dataset::columns::FileColumns;
+use cdc_dataset::FileColumns;
 use cdc_destination::{ExportFiles, content_sha256};
 use cdc_manifest::{Chained, JobId, Manifest, ManifestDatasets, ManifestJob};
 

@@ -2,7 +2,7 @@
 //! tracked.
 
 use crate::store::{Error, Store};
-use cdc_capture::dataset::{Capture, Dataset};
+use cdc_dataset::{Capture, Dataset};
 use cdc_manifest::ConsumerId;
 
 /// The state of a dataset's table, as recorded by `track`.

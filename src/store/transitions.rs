@@ -20,7 +20,7 @@ use crate::store::export_row::{ExportRow, skip_unreadable};
 use crate::store::{Error, Store, deliveries};
 use crate::telemetry::job_event;
 use crate::telemetry::metrics::{self, Completed, ExportLabels};
-use cdc_capture::continuity::Continuity;
+use cdc_capture::Continuity;
 use cdc_manifest::{ConsumerId, JobId};
 
 /// A committed change of the status of an export.

@@ -9,7 +9,7 @@ use sqlx::{PgConnection, Postgres};
 
 use crate::job::Bounds;
 use crate::store::{Error, Store};
-use cdc_capture::watermark::{NewPosition, Position};
+use cdc_capture::{NewPosition, Position};
 use cdc_manifest::{ConsumerId, JobId, Lane};
 use pg_rows::export_type::ExportType;
 

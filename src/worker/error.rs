@@ -4,9 +4,8 @@ use crate::job::{Failure, FailureCode};
 use crate::store::queue::Settlement;
 use crate::worker::heartbeat::Stop;
 use crate::{pipeline, store};
-use cdc_capture::continuity::Continuity;
-use cdc_capture::dataset::fault::Fault;
-use cdc_capture::opening::Refused;
+use cdc_capture::{Continuity, Refused};
+use cdc_dataset::Fault;
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {

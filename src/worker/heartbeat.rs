@@ -10,7 +10,7 @@ use crate::store::{
     Store,
     lease::{Lease, LeaseRenewer, Renewal},
 };
-use cdc_capture::progress::CurrentExport;
+use cdc_capture::CurrentExport;
 use cdc_manifest::JobId;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

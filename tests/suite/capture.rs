@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cdc_capture::purge;
+use cdc_capture::Caps;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
@@ -103,8 +103,8 @@ async fn times_that_no_watermark_can_be_are_not_sent_again() {
 async fn the_log_keeps_what_somebody_has_yet_to_see() {
     let (database, service) = after_a_full_export(20).await;
     let purged = async || {
-        let caps = purge::Caps { bytes: 1 << 40, age: Duration::from_secs(3600) };
-        purge::purge(&database.pool, &caps).await.unwrap();
+        let caps = Caps { bytes: 1 << 40, age: Duration::from_secs(3600) };
+        caps.purge(&database.pool).await.unwrap();
         database.one::<i64>("select count(*) from cdc_export.change_log").await
     };
     assert_eq!(purged().await, 0, "everybody has seen the first rows");

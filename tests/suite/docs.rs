@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use cdc_capture::continuity::Continuity;
+use cdc_capture::Continuity;
 use cdc_export::job::FailureCode;
 use pg_rows::column::ColumnType;
 use serde_json::Value;

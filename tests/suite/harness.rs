@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use cdc_capture::capture::tracking;
+use cdc_capture::capture::Triggers;
 use cdc_export::catalog::Catalog;
 use cdc_export::postgres;
 use serde_json::Value;
@@ -320,7 +320,7 @@ async fn server() -> &'static PgConnectOptions {
             let template: postgres::Database = options.clone().database(&name).into();
             postgres::migrate(&template, &Catalog::default(), postgres::RequiredGrants::Serve).await.unwrap();
             let pool = template.pool(1);
-            tracking::restore(&pool).await.unwrap();
+            Triggers(&pool).restore().await.unwrap();
             // A database can't be cloned while somebody is connected to it.
             pool.close().await;
             options

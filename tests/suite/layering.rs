@@ -101,13 +101,12 @@ fn a_module_names_only_those_that_it_may() {
     }
 }
 
-/// Modules that name each other in a circle are one module in several files: none can be read, or changed, by itself.
-///
 /// Of two modules of one parent only one may name the other, however deep below. A parent may name its children, and a
 /// child its parent's types and constants.
 #[test]
 fn no_modules_name_each_other_in_a_circle() {
-    for folder in ["src", "crates/cdc-capture/src", "crates/cdc-client/src", "crates/cdc-destination/src"] {
+    for name in ["src", "cdc-capture", "cdc-client", "cdc-dataset", "cdc-destination", "cdc-manifest"] {
+        let folder = &if name == "src" { name.to_owned() } else { format!("crates/{name}/src") };
         let modules = modules(folder);
         let paths: BTreeSet<&[String]> = modules.iter().map(|module| &*module.path).collect();
         let mut parents = BTreeMap::<&[String], BTreeSet<(&str, &str)>>::new();
@@ -123,7 +122,6 @@ fn no_modules_name_each_other_in_a_circle() {
             }
         }
         for (parent, mut edges) in parents {
-            // A module that names none of the others is in no circle.
             while let Some(leaf) = edges.iter().find(|(_, of)| edges.iter().all(|(by, _)| by != of)).map(|edge| edge.1)
             {
                 edges.retain(|(_, of)| *of != leaf);

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use cdc_capture::Source;
-use cdc_capture::purge::{self, Caps};
+use cdc_capture::{Caps, Source};
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
 
@@ -56,9 +55,9 @@ async fn purge(database: &Database, bytes: u64) {
     let server: cdc_export::postgres::Database = database.options.clone().into();
     let pool = server.pool(1);
     // If the service is purging, the first call does nothing. The service's next purge is ten seconds later.
-    purge::purge(&pool, &caps).await.unwrap();
+    caps.purge(&pool).await.unwrap();
     database.run("begin; lock table cdc_export.locks in share update exclusive mode; commit").await;
-    purge::purge(&pool, &caps).await.unwrap();
+    caps.purge(&pool).await.unwrap();
     pool.close().await;
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use cdc_capture::capture::tracking;
+use cdc_capture::capture::Triggers;
 use cdc_export::catalog::Catalog as Datasets;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -30,7 +30,7 @@ async fn tracked(database: &Database, tables: usize) -> Catalog {
             dataset.name
         );
         sqlx::raw_sql(AssertSqlSafe(create)).execute(&pool).await.unwrap();
-        tracking::track(&pool, dataset).await.unwrap();
+        Triggers(&pool).track(dataset).await.unwrap();
     }
     pool.close().await;
     sessions_end(database).await;

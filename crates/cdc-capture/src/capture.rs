@@ -3,18 +3,26 @@
 //! Knows no consumer.
 
 mod function_text;
-pub mod functions;
-pub mod new_tables;
+pub(crate) mod functions;
+mod new_tables;
 mod stamps;
-pub mod tracking;
-pub mod untracking;
-pub mod waiting;
+mod tracking;
+pub(crate) mod untracking;
+mod waiting;
 
-use sqlx::PgConnection;
+use sqlx::{PgConnection, PgPool};
 
-use crate::dataset::fault::Faults;
+use cdc_dataset::Faults;
 use pg_session::failure::SqlFailure;
 use pg_session::table_name::Table;
+
+pub use functions::Removals;
+pub use tracking::Tracked;
+pub use waiting::Queue;
+
+/// The calls that put triggers on tables and remove them, over this pool.
+#[derive(Clone, Copy, Debug)]
+pub struct Triggers<'p>(pub &'p PgPool);
 
 /// Why a table's changes can't be captured. Each is one line for the operator.
 #[derive(Debug, thiserror::Error)]

@@ -6,11 +6,10 @@ use std::sync::Arc;
 use sqlx::{PgConnection, PgPool};
 
 use crate::capture::untracking;
-use crate::dataset::fault::{Fault, Faults};
-use crate::dataset::{Capture, Dataset, RelationKind, TableSchema};
 use crate::description::{self, TableStatus};
 use crate::rights::TableAccess;
 use crate::{filter, lag, parallel_apply, relation_locks, rights, role_path, table_schema};
+use cdc_dataset::{Capture, Dataset, Fault, Faults, RelationKind, TableSchema};
 use pg_session::table_name::Table;
 
 #[derive(Debug, Default)]
@@ -47,63 +46,102 @@ impl Findings {
     }
 }
 
-/// Compares a whole catalog with the live tables, and returns what doesn't fit. Takes as many statements for many
-/// datasets as for few, but for those that have a filter.
-pub async fn check(pool: &PgPool, datasets: &[Arc<Dataset>], left_out: &[&Table]) -> Result<Findings, sqlx::Error> {
-    let mut conn = pool.acquire().await?;
-    let mut found = Findings::default();
-    let all: Vec<_> = datasets.iter().map(|dataset| &**dataset).collect();
-    let accesses = rights::read_accesses(&mut conn, &all).await?;
-    found.unreadable.extend(accesses.iter().filter_map(TableAccess::hidden).cloned());
-    let visible = all.iter().copied().zip(&accesses).filter(|(_, access)| access.hidden().is_none());
-    let visible: Vec<_> = visible.collect();
-    let Faults(faults) = &mut found.faults;
-    let fitting = fits(&mut conn, &visible, faults).await?;
-    let readable: Vec<_> =
-        fitting.iter().filter(|it| it.access.unreadable.is_none()).map(FittingDataset::table).collect();
-    for TableAccess { unreadable, unpopulated, .. } in fitting.iter().map(|it| it.access) {
-        found.unreadable.extend(unreadable.iter().chain(unpopulated).cloned());
-    }
-    found.unreadable.extend(role_path::check(&mut conn, &readable).await?);
-    found.remarks = without_index(&mut conn, &fitting).await?;
-    let lacking = fitting.iter().flat_map(|it| it.schema.missing_masked.iter().map(|name| (it.dataset, name)));
-    found.remarks.extend(lacking.map(|(dataset, name)| Fault {
-        dataset: dataset.name.clone(),
-        member: "mask",
-        item: Some(name.clone()),
-        why: format!("it has no column `{name}` to mask"),
-    }));
-    found.remarks.extend(fitting.iter().filter(|it| it.has_untried_filter).map(|it| {
-        let why = "its filter was not tried, because the table is locked: the first export tries it".to_owned();
-        Fault::of(it.dataset, "filter", why)
-    }));
-    let by_triggers: Vec<_> = fitting.iter().filter(|it| it.dataset.capture == Capture::Triggers).collect();
-    for (n, it) in by_triggers.iter().enumerate() {
-        faults.extend(by_triggers[..n].iter().find_map(|other| it.conflict(other)));
-    }
-    let accesses: Vec<_> = by_triggers.iter().map(|it| it.access).collect();
-    let statuses = description::read_statuses(&mut conn, &accesses).await?;
-    for (it, status) in by_triggers.iter().zip(statuses) {
-        let obstacle = status.log_obstacle();
-        let TableStatus { captured, logged_key, .. } = status;
-        match logged_key {
-            None => found.untracked.push(it.dataset.name.clone()),
-            Some(_) if obstacle.is_some() => {
-                found.unreadable.extend(obstacle.map(|why| Fault::of(it.dataset, "capture", why)));
-            }
-            Some(key) if captured && it.schema.has_key(&key) => {}
-            Some(_) => {
-                let remedy = format!("`cdc-export track {}`, then a full export for each consumer", it.dataset.name);
-                let why = format!("the changes of its table are no longer captured: {remedy}");
-                found.broken.push(Fault::of(it.dataset, "capture", why));
+impl Findings {
+    /// Compares a whole catalog with the live tables, and returns what doesn't fit. Takes as many statements for many
+    /// datasets as for few, but for those that have a filter.
+    pub async fn check(pool: &PgPool, datasets: &[Arc<Dataset>], left_out: &[&Table]) -> Result<Findings, sqlx::Error> {
+        let mut conn = pool.acquire().await?;
+        let mut found = Findings::default();
+        let all: Vec<_> = datasets.iter().map(|dataset| &**dataset).collect();
+        let accesses = rights::read_accesses(&mut conn, &all).await?;
+        found.unreadable.extend(accesses.iter().filter_map(TableAccess::hidden).cloned());
+        let visible = all.iter().copied().zip(&accesses).filter(|(_, access)| access.hidden().is_none());
+        let visible: Vec<_> = visible.collect();
+        let Faults(faults) = &mut found.faults;
+        let fitting = fits(&mut conn, &visible, faults).await?;
+        let readable: Vec<_> =
+            fitting.iter().filter(|it| it.access.unreadable.is_none()).map(FittingDataset::table).collect();
+        for TableAccess { unreadable, unpopulated, .. } in fitting.iter().map(|it| it.access) {
+            found.unreadable.extend(unreadable.iter().chain(unpopulated).cloned());
+        }
+        found.unreadable.extend(role_path::check(&mut conn, &readable).await?);
+        found.remarks = without_index(&mut conn, &fitting).await?;
+        let lacking = fitting.iter().flat_map(|it| it.schema.missing_masked.iter().map(|name| (it.dataset, name)));
+        found.remarks.extend(lacking.map(|(dataset, name)| Fault {
+            dataset: dataset.name.clone(),
+            member: "mask",
+            item: Some(name.clone()),
+            why: format!("it has no column `{name}` to mask"),
+        }));
+        found.remarks.extend(fitting.iter().filter(|it| it.has_untried_filter).map(|it| {
+            let why = "its filter was not tried, because the table is locked: the first export tries it".to_owned();
+            Fault::of(it.dataset, "filter", why)
+        }));
+        let by_triggers: Vec<_> = fitting.iter().filter(|it| it.dataset.capture == Capture::Triggers).collect();
+        for (n, it) in by_triggers.iter().enumerate() {
+            faults.extend(by_triggers[..n].iter().find_map(|other| it.conflict(other)));
+        }
+        let accesses: Vec<_> = by_triggers.iter().map(|it| it.access).collect();
+        let statuses = description::read_statuses(&mut conn, &accesses).await?;
+        for (it, status) in by_triggers.iter().zip(statuses) {
+            let obstacle = status.log_obstacle();
+            let TableStatus { captured, logged_key, .. } = status;
+            match logged_key {
+                None => found.untracked.push(it.dataset.name.clone()),
+                Some(_) if obstacle.is_some() => {
+                    found.unreadable.extend(obstacle.map(|why| Fault::of(it.dataset, "capture", why)));
+                }
+                Some(key) if captured && it.schema.has_key(&key) => {}
+                Some(_) => {
+                    let remedy =
+                        format!("`cdc-export track {}`, then a full export for each consumer", it.dataset.name);
+                    let why = format!("the changes of its table are no longer captured: {remedy}");
+                    found.broken.push(Fault::of(it.dataset, "capture", why));
+                }
             }
         }
+        let partitioned =
+            by_triggers.iter().filter(|it| it.schema.relation == RelationKind::Partitioned).map(|it| it.dataset);
+        found.stalling = parallel_apply::read_stalling(&mut conn, &partitioned.collect::<Vec<_>>()).await?;
+        found.without_dataset = untracking::without_dataset(&mut conn, datasets, left_out).await?;
+        Ok(found)
     }
-    let partitioned =
-        by_triggers.iter().filter(|it| it.schema.relation == RelationKind::Partitioned).map(|it| it.dataset);
-    found.stalling = parallel_apply::read_stalling(&mut conn, &partitioned.collect::<Vec<_>>()).await?;
-    found.without_dataset = untracking::without_dataset(&mut conn, datasets, left_out).await?;
-    Ok(found)
+
+    /// Compares these datasets with their tables, and with the other datasets that share their triggers, and returns what
+    /// doesn't fit. Other faults of those datasets are left out.
+    pub async fn check_some(
+        pool: &PgPool,
+        all: &[Arc<Dataset>],
+        datasets: &[Arc<Dataset>],
+    ) -> Result<Faults, sqlx::Error> {
+        let mut conn = pool.acquire().await?;
+        let mut faults = Vec::new();
+        let all: Vec<_> = all.iter().map(|dataset| &**dataset).collect();
+        let accesses = rights::read_accesses(&mut conn, &all).await?;
+        let names: HashSet<_> = datasets.iter().map(|dataset| &dataset.name).collect();
+        let (own, others): (Vec<_>, Vec<_>) =
+            all.into_iter().zip(&accesses).partition(|(dataset, _)| names.contains(&dataset.name));
+        let own = fits(&mut conn, &own, &mut faults).await?;
+        let readable: Vec<_> =
+            own.iter().filter(|it| it.access.unreadable.is_none()).map(FittingDataset::table).collect();
+        faults.extend(role_path::check(&mut conn, &readable).await?);
+        let tables: HashSet<_> = own.iter().map(|it| it.schema.table.to_string()).collect();
+        let shares = |(_, access): &(&Dataset, &TableAccess)| {
+            access.table.as_ref().is_some_and(|table| tables.contains(&table.to_string()))
+        };
+        let others: Vec<_> = others.into_iter().filter(shares).collect();
+        let others = introspect(&mut conn, &others, &mut Vec::new()).await?;
+        for it in &own {
+            let is_other = |other: &&FittingDataset<'_>| other.dataset.name != it.dataset.name;
+            faults.extend(own.iter().filter(is_other).chain(&others).filter_map(|other| it.conflict(other)));
+        }
+        Ok(Faults(faults))
+    }
+
+    pub async fn stalling(pool: &PgPool, datasets: &[Arc<Dataset>]) -> Result<Vec<Fault>, sqlx::Error> {
+        let datasets: Vec<_> = datasets.iter().map(|dataset| &**dataset).collect();
+        parallel_apply::read_stalling(&mut *pool.acquire().await?, &datasets).await
+    }
 }
 
 /// Returns a fault for each dataset of which no index begins with `updated_at`: each incremental and delta then reads
@@ -119,37 +157,6 @@ async fn without_index(conn: &mut PgConnection, fitting: &[FittingDataset<'_>]) 
         Fault::of(dataset, "updated_at", why)
     };
     Ok(without.map(fault).collect())
-}
-
-/// Compares these datasets with their tables, and with the other datasets that share their triggers, and returns what
-/// doesn't fit. Other faults of those datasets are left out.
-pub async fn check_some(pool: &PgPool, all: &[Arc<Dataset>], datasets: &[Arc<Dataset>]) -> Result<Faults, sqlx::Error> {
-    let mut conn = pool.acquire().await?;
-    let mut faults = Vec::new();
-    let all: Vec<_> = all.iter().map(|dataset| &**dataset).collect();
-    let accesses = rights::read_accesses(&mut conn, &all).await?;
-    let names: HashSet<_> = datasets.iter().map(|dataset| &dataset.name).collect();
-    let (own, others): (Vec<_>, Vec<_>) =
-        all.into_iter().zip(&accesses).partition(|(dataset, _)| names.contains(&dataset.name));
-    let own = fits(&mut conn, &own, &mut faults).await?;
-    let readable: Vec<_> = own.iter().filter(|it| it.access.unreadable.is_none()).map(FittingDataset::table).collect();
-    faults.extend(role_path::check(&mut conn, &readable).await?);
-    let tables: HashSet<_> = own.iter().map(|it| it.schema.table.to_string()).collect();
-    let shares = |(_, access): &(&Dataset, &TableAccess)| {
-        access.table.as_ref().is_some_and(|table| tables.contains(&table.to_string()))
-    };
-    let others: Vec<_> = others.into_iter().filter(shares).collect();
-    let others = introspect(&mut conn, &others, &mut Vec::new()).await?;
-    for it in &own {
-        let is_other = |other: &&FittingDataset<'_>| other.dataset.name != it.dataset.name;
-        faults.extend(own.iter().filter(is_other).chain(&others).filter_map(|other| it.conflict(other)));
-    }
-    Ok(Faults(faults))
-}
-
-pub async fn stalling(pool: &PgPool, datasets: &[Arc<Dataset>]) -> Result<Vec<Fault>, sqlx::Error> {
-    let datasets: Vec<_> = datasets.iter().map(|dataset| &**dataset).collect();
-    parallel_apply::read_stalling(&mut *pool.acquire().await?, &datasets).await
 }
 
 /// A dataset that fits its table.

@@ -5,14 +5,13 @@ use std::sync::{Arc, LazyLock};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 use crate::captured::CAPTURE;
-use crate::dataset::fault::Faults;
-use crate::dataset::{Capture, Dataset, Description, TableColumn, TableSchema};
 use crate::placed::by_table;
 use crate::quote::relation;
 use crate::rights::TableAccess;
 use crate::role_path::widen;
 use crate::select::Select;
 use crate::{Error, Source, capture, lag, rights, table_schema};
+use cdc_dataset::{Capture, Dataset, Description, Faults, TableColumn, TableSchema};
 use pg_session::failure::SqlFailure;
 use pg_session::statement::with_pieces;
 use pg_session::table_name::Table;

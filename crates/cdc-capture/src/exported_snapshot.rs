@@ -10,13 +10,13 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::captured::CAPTURE;
 use crate::continuity::{Continuity, ExportReport};
-use crate::dataset::{Capture, Dataset, TableSchema};
 use crate::guard::LaneEvidence;
 use crate::guard::VERDICT;
 use crate::relation_locks::READS_ALONE;
 use crate::snapshot::Purpose;
-use crate::watermark::{Fingerprint, GuardState, NewPosition, Position};
+use crate::watermark::{Fingerprint, NewPosition, Position};
 use crate::{Error, quote};
+use cdc_dataset::{Capture, Dataset, GuardState, TableSchema};
 use pg_rows::export_type::ExportType;
 use pg_session::statement::with_pieces;
 use pg_session::table_name::Table;

@@ -5,10 +5,9 @@ use serde_json::Value;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use crate::dataset::Dataset;
-use crate::dataset::fault::Fault;
 use crate::quote::{quoted, relation};
 use crate::relation_locks::NO_WAIT;
+use cdc_dataset::{Dataset, Fault};
 use pg_session::failure::{SqlFailure, sqlstate};
 use pg_session::table_name::Table;
 

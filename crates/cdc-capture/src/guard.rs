@@ -14,7 +14,7 @@ use sqlx::PgConnection;
 
 use crate::placed::by_table;
 use crate::quote::relation;
-use crate::watermark::GuardState;
+use cdc_dataset::GuardState;
 use pg_session::table_name::Table;
 
 /// The evidence of a lane's destination about the database, and whether the lane had a position.

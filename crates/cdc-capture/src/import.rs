@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::dataset::{Dataset, TableSchema};
 use crate::relation_locks::NO_WAIT;
 use crate::{Error, quote, role_path};
+use cdc_dataset::{Dataset, TableSchema};
 use pg_session::failure::sqlstate;
 use pg_session::table_name::Table;
 

@@ -1,8 +1,8 @@
 //! SQL for a table's key: the key of a row in the table, and the key of a row in the log.
 
-use crate::dataset::KeyColumn;
 use crate::quote::quoted;
 use crate::value::compared;
+use cdc_dataset::KeyColumn;
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct KeySql<'a>(pub(crate) &'a [KeyColumn]);

@@ -7,7 +7,6 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
 use crate::captured::CAPTURE;
 use crate::continuity::Continuity;
-use crate::dataset::{Capture, Dataset, TableColumn, TableSchema};
 use crate::guard::LaneEvidence;
 use crate::guard::VERDICT;
 use crate::quote::{quoted, relation};
@@ -18,6 +17,7 @@ use crate::select::{LAST_TIME, Select};
 use crate::value::in_zone_of;
 use crate::watermark::{ConsumerLag, Readiness, Waiting};
 use crate::{Error, Source, owners, rights, table_schema};
+use cdc_dataset::{Capture, Dataset, TableColumn, TableSchema};
 use pg_rows::export_type::ExportType;
 use pg_session::statement::with_pieces;
 use pg_session::table_name::Table;

@@ -3,42 +3,41 @@
 mod arrivals;
 pub mod capture;
 mod captured;
-pub mod catalog_check;
-pub mod connections;
-pub mod continuity;
+mod catalog_check;
+mod connections;
+mod continuity;
 mod copy;
-pub mod dataset;
 mod description;
 mod exported_snapshot;
 mod filter;
-pub mod guard;
+mod guard;
 mod import;
 mod key;
 mod key_index;
-pub mod lag;
-pub mod opening;
+mod lag;
+mod opening;
 mod owners;
 mod parallel_apply;
 mod placed;
-pub mod progress;
-pub mod purge;
+mod progress;
+mod purge;
 mod quote;
 mod reader_slots;
-pub mod reading;
+mod reading;
 mod relation_locks;
-pub mod relations;
+mod relations;
 mod rights;
 mod role_path;
-pub mod row;
-pub mod rows;
+mod row;
+mod rows;
 mod select;
 mod selection;
 mod session;
-pub mod snapshot;
+mod snapshot;
 mod table_schema;
 mod trigger;
 mod value;
-pub mod watermark;
+mod watermark;
 
 use std::fmt;
 use std::sync::Arc;
@@ -46,17 +45,28 @@ use std::sync::Arc;
 use sqlx::PgConnection;
 use sqlx::postgres::{PgConnectOptions, PgDatabaseError};
 
-use crate::capture::functions::{self, Removals};
-use crate::capture::untracking;
-use crate::continuity::Continuity;
-use crate::dataset::Dataset;
-use crate::dataset::fault::{Fault, Faults};
+use crate::capture::{Removals, functions, untracking};
 use crate::reader_slots::ReaderSlots;
-use crate::row::ReceiverClosed;
+use cdc_dataset::{Dataset, Fault, Faults};
 use pg_session::failure::{SqlFailure, sqlstate};
-use pg_session::pool::Pool;
-use pg_session::pool::PoolUse;
+use pg_session::pool::{Pool, PoolUse};
 use pg_session::table_name::Table;
+
+pub use catalog_check::Findings;
+pub use connections::ExportConnections;
+pub use continuity::{Continuity, ExportReport};
+pub use guard::LaneEvidence;
+pub use lag::ChangesCount;
+pub use opening::Refused;
+pub use progress::{CurrentExport, Progress, Reached};
+pub use purge::Caps;
+pub use reading::SnapshotReader;
+pub use relations::Candidate;
+pub use row::{ReceiverClosed, RowLayout, RowReceiver, RowRequest};
+pub use rows::Rows;
+pub use snapshot::{Purpose, Snapshot, SnapshotTable};
+pub use watermark::{ConsumerLag, LogUse, NewPosition, Position, Readiness, Waiting};
+
 /// The statements that create the crate's own tables. The head of the file says which words to replace.
 pub const SCHEMA: &str = include_str!("../schema.sql");
 
@@ -81,8 +91,7 @@ impl Source {
         Source { options, pool: pool.into(), reader_slots }
     }
 
-    /// Removes the trigger functions that no trigger calls any more, and renews them for new owners of tables; see
-    /// [`functions::tend`].
+    /// Removes the trigger functions that no trigger calls any more, and renews them for new owners of tables.
     pub async fn tend_functions(&self, removals: &mut Removals) -> Result<(), Error> {
         functions::tend(self.pool.inner(), removals).await.map_err(Error::from_sql("pg_proc"))
     }

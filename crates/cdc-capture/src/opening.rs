@@ -10,8 +10,6 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::connections::ExportConnections;
 use crate::continuity::Continuity;
-use crate::dataset::fault::Faults;
-use crate::dataset::{Capture, RelationKind, TableSchema};
 use crate::exported_snapshot::ExportedSnapshot;
 use crate::guard::LaneEvidence;
 use crate::import::{Import, ImportedSnapshot, NOTICE_A_LOST_CLIENT};
@@ -20,6 +18,7 @@ use crate::rights::TableAccess;
 use crate::session::Readers;
 use crate::snapshot::{Purpose, Snapshot, SnapshotTable};
 use crate::{Error, Remedy, filter, relation_locks, rights, table_schema};
+use cdc_dataset::{Capture, Faults, RelationKind, TableSchema};
 use pg_session::failure::sqlstate;
 use pg_session::table_name::Table;
 

@@ -3,10 +3,9 @@
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::dataset::fault::Fault;
-use crate::dataset::{Dataset, Owners};
 use crate::quote::relation;
 use crate::relation_locks;
+use cdc_dataset::{Dataset, Fault, Owners};
 use pg_session::statement::with_pieces;
 use pg_session::table_name::Table;
 

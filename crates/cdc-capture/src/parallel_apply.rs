@@ -6,9 +6,8 @@
 
 use sqlx::PgConnection;
 
-use crate::dataset::Dataset;
-use crate::dataset::fault::Fault;
 use crate::quote::{quoted, relation};
+use cdc_dataset::{Dataset, Fault};
 
 const FIRST: u32 = 160_000;
 

@@ -30,9 +30,9 @@ const HELD: (&str, &str) = ("purge/held.sql", include_str!("purge/held.sql"));
 const FURTHEST: (&str, &str) = ("purge/furthest.sql", include_str!("purge/furthest.sql"));
 
 impl Source {
-    /// Removes the rows of the change log that every consumer has seen; see [`purge`].
+    /// Removes the rows of the change log that every consumer has seen; see [`Caps::purge`].
     pub async fn purge(&self, caps: &Caps) -> Result<u64, Error> {
-        purge(self.pool.inner(), caps).await.map_err(Error::from_sql(LOG))
+        caps.purge(self.pool.inner()).await.map_err(Error::from_sql(LOG))
     }
 
     pub async fn held_log_bytes(&self) -> Result<u64, Error> {
@@ -59,31 +59,34 @@ impl Source {
     }
 }
 
-/// Rows of one purging statement. A purge that removes fewer has removed all that it may.
-pub const PURGE_ROWS: u64 = 50_000;
+impl Caps {
+    /// Rows of one purging statement. A purge that removes fewer has removed all that it may.
+    pub const PURGE_ROWS: u64 = 50_000;
 
-/// Gives up the positions that hold too much of the log, then removes the rows that all other positions have seen.
-/// Returns the number of rows removed; call it again while there are some.
-///
-/// Whichever positions are given up, no row is removed that a position still holds.
-pub async fn purge(pool: &PgPool, caps: &Caps) -> Result<u64, sqlx::Error> {
-    give_up(pool, caps).await?;
-    let mut tx = pool.begin().await?;
-    // The purge has to get to its end even where a mass of dead rows slows it down. The rows of a table come from the
-    // index, whatever the planner guesses of how many there are. One session purges at a time: the lock of a table
-    // takes no transaction id, unlike that of a row.
-    let begun = sqlx::raw_sql(
-        "-- source.purge.begin
-         set local statement_timeout = '60s'; set local enable_seqscan = off; set local enable_bitmapscan = off;
-         lock table cdc_export.locks in share update exclusive mode nowait",
-    );
-    match begun.execute(&mut *tx).await {
-        Err(error) if SqlFailure::of(&error) == SqlFailure::LockTimeout => return Ok(0),
-        begun => begun?,
-    };
-    let purged = sqlx::query(include_str!("purge/purge.sql")).bind(PURGE_ROWS as i64).execute(&mut *tx).await?;
-    tx.commit().await?;
-    Ok(purged.rows_affected())
+    /// Gives up the positions that hold too much of the log, then removes the rows that all other positions have seen.
+    /// Returns the number of rows removed; call it again while there are some.
+    ///
+    /// Whichever positions are given up, no row is removed that a position still holds.
+    pub async fn purge(&self, pool: &PgPool) -> Result<u64, sqlx::Error> {
+        give_up(pool, self).await?;
+        let mut tx = pool.begin().await?;
+        // The purge has to get to its end even where a mass of dead rows slows it down. The rows of a table come from the
+        // index, whatever the planner guesses of how many there are. One session purges at a time: the lock of a table
+        // takes no transaction id, unlike that of a row.
+        let begun = sqlx::raw_sql(
+            "-- source.purge.begin
+             set local statement_timeout = '60s'; set local enable_seqscan = off; set local enable_bitmapscan = off;
+             lock table cdc_export.locks in share update exclusive mode nowait",
+        );
+        match begun.execute(&mut *tx).await {
+            Err(error) if SqlFailure::of(&error) == SqlFailure::LockTimeout => return Ok(0),
+            begun => begun?,
+        };
+        let purged =
+            sqlx::query(include_str!("purge/purge.sql")).bind(Caps::PURGE_ROWS as i64).execute(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(purged.rows_affected())
+    }
 }
 
 /// Gives up the positions that hold too much of the log. Each statement is committed by itself: a removal that finds no

@@ -7,8 +7,8 @@
 
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::dataset::RelationKind;
 use crate::quote;
+use cdc_dataset::RelationKind;
 use pg_session::failure::SqlFailure;
 use pg_session::statement::with_pieces;
 use pg_session::table_name::Table;

@@ -2,10 +2,9 @@
 
 use sqlx::PgConnection;
 
-use crate::dataset::fault::Fault;
-use crate::dataset::{Dataset, RelationKind};
 use crate::quote::{quoted, relation};
 use crate::{Error, Source};
+use cdc_dataset::{Dataset, Fault, RelationKind};
 use pg_session::table_name::Table;
 
 /// A dataset's table, as the database role sees it.

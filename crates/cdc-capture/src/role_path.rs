@@ -4,11 +4,10 @@ use std::fmt::Display;
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use crate::dataset::fault::Fault;
-use crate::dataset::{Dataset, RelationKind, TableSchema};
 use crate::relation_locks::{self, NO_WAIT};
 use crate::select::Select;
 use crate::{owners, quote};
+use cdc_dataset::{Dataset, Fault, RelationKind, TableSchema};
 use pg_session::failure::sqlstate;
 use pg_session::table_name::Table;
 

@@ -4,8 +4,7 @@
 
 use uuid::Uuid;
 
-use crate::dataset::selection::Selection;
-use crate::dataset::{KnownColumn, TableColumn};
+use cdc_dataset::{KnownColumn, Selection, TableColumn};
 use pg_rows::export_type::ExportType;
 
 /// Receives the rows that one reader of a snapshot reads, on the reader's own task.

@@ -7,9 +7,6 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::task::JoinSet;
 
 use crate::continuity::Continuity;
-use crate::dataset::CellMax;
-use crate::dataset::fault::{Fault, Faults};
-use crate::dataset::selection::BadSelection;
 use crate::import::{self, Import};
 use crate::progress::Progress;
 use crate::reader_slots::{ReaderSlot, ReaderSlots};
@@ -18,6 +15,7 @@ use crate::select::Select;
 use crate::session::{Reader, Readers};
 use crate::snapshot::SnapshotTable;
 use crate::{Error, Remedy, copy};
+use cdc_dataset::{BadSelection, CellMax, Fault, Faults};
 use pg_rows::export_type::ExportType;
 use pg_session::failure::chain;
 use pg_session::failure::sqlstate;

@@ -14,12 +14,12 @@
 
 use std::sync::LazyLock;
 
-use crate::dataset::{Capture, CellMax, Dataset, RelationKind, TableColumn, TableSchema};
 use crate::key::{KeySql, key_name};
 use crate::quote::{literal, quoted, relation, timestamp};
 use crate::row::{RowLayout, RowRequest};
 use crate::value::{compared, in_zone_of, is_text, may_be_large, octets, refused, refused_of_row, wire_value};
 use crate::watermark::Position;
+use cdc_dataset::{Capture, CellMax, Dataset, RelationKind, TableColumn, TableSchema};
 use pg_rows::column::ColumnType;
 use pg_rows::export_type::ExportType;
 use pg_rows::meta::MetaColumn;
@@ -572,9 +572,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::dataset::mask::MaskRule;
-    use crate::dataset::selection::{Condition, Operator, Selection};
-    use crate::dataset::{KeyColumn, WireFormat};
+    use cdc_dataset::MaskRule;
+    use cdc_dataset::{Condition, Operator, Selection};
+    use cdc_dataset::{KeyColumn, WireFormat};
 
     const MAX: CellMax = CellMax(8 << 20);
 

@@ -5,15 +5,13 @@
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use crate::dataset::name::hint;
-use crate::dataset::selection::{BadSelection, Condition, Operator, Selection};
-use crate::dataset::{CellMax, Dataset, RelationKind, TableColumn};
 use crate::quote::{literal, quoted};
 use crate::relation_locks::NO_WAIT;
 use crate::select::Select;
 use crate::table_schema::introspect;
 use crate::value::{compared, refused_of_row};
 use crate::{Error, Source, owners, role_path};
+use cdc_dataset::{BadSelection, CellMax, Condition, Dataset, Operator, RelationKind, Selection, TableColumn, hint};
 use pg_session::failure::sqlstate;
 
 impl Source {

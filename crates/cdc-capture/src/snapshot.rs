@@ -9,11 +9,11 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use crate::connections::ExportConnections;
 use crate::continuity::{Continuity, ExportReport};
-use crate::dataset::{Dataset, TableSchema};
 use crate::import::{Import, ImportedSnapshot};
 use crate::session::{Reader, Readers};
 use crate::watermark::{NewPosition, Position};
 use crate::{Error, Remedy};
+use cdc_dataset::{Dataset, TableSchema};
 use pg_rows::encoding::Format;
 use pg_rows::export_type::ExportType;
 use pg_session::failure::with_timeout;

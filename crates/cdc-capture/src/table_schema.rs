@@ -6,19 +6,15 @@ use sqlx::postgres::types::Oid;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use crate::dataset::fault::{Fault, Faults, MASK_REMOVED};
-use crate::dataset::header::{FileHeader, meta_column};
-use crate::dataset::mask::MaskRule;
-use crate::dataset::name::{hint, hint_in_full};
-use crate::dataset::{
-    Capture, Columns, Dataset, KeyColumn, ListElement, Operation, RelationKind, TableColumn, TableSchema,
-    Unrepresentable, WireFormat,
-};
 use crate::guard::RememberedColumn;
 use crate::placed::by_table;
 use crate::quote::relation;
 use crate::rights::TableAccess;
 use crate::{Error, filter, guard, key_index, owners, rights};
+use cdc_dataset::{
+    Capture, Columns, Dataset, Fault, Faults, FileHeader, KeyColumn, ListElement, MASK_REMOVED, MaskRule, Operation,
+    RelationKind, TableColumn, TableSchema, Unrepresentable, WireFormat, hint, hint_in_full,
+};
 use pg_rows::column::{ColumnType, ParquetType};
 use pg_rows::export_type::ExportType;
 use pg_session::statement::with_pieces;
@@ -424,7 +420,7 @@ impl<'a> Fitting<'a> {
         if self.dataset.allows(ExportType::Delta) {
             taken.insert(operation.name.to_lowercase(), ("operation_column", "a delta's first column".to_owned()));
         }
-        for column in meta.iter().copied().map(meta_column) {
+        for column in meta.iter().copied().map(TableColumn::of_meta) {
             let owner = ("meta", format!("the column `{}` of meta", column.name));
             if let Some((_, other)) = taken.insert(column.name.to_lowercase(), owner) {
                 self.wrong("meta", None, format!("{other} has the name `{}`, too", column.name));

@@ -1,7 +1,7 @@
 //! A column's value in SQL: how it is compared, how it is sent, and how large it may be.
 
-use crate::dataset::{CellMax, TableColumn, WireFormat};
 use crate::quote::{literal, quoted};
+use cdc_dataset::{CellMax, TableColumn, WireFormat};
 use pg_rows::column::ColumnType;
 
 /// A stored byte is written as so many at most: what compresses values does it 255 times at best, and a byte is a few

@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 
+use cdc_dataset::GuardState;
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
 
 use crate::continuity::Continuity;
 
@@ -76,7 +76,7 @@ pub struct Position {
 }
 
 /// A `pg_snapshot` in Postgres's text form: the set of transactions that were visible at a moment.
-pub type PgSnapshot = String;
+pub(crate) type PgSnapshot = String;
 
 /// The consumer's new position, which the commit of an export saves.
 #[derive(Clone, Debug, Default)]
@@ -95,27 +95,11 @@ pub struct Fingerprint {
     pub relfilenode: Option<u32>,
     pub table_columns_hash: String,
     pub guard_state: GuardState,
-    /// The text of [`Dataset::definition`](crate::dataset::Dataset::definition).
+    /// The text of [`Dataset::definition`](cdc_dataset::Dataset::definition).
     pub definition: String,
     /// The types of the columns that the dataset uses, by the names of the columns.
     pub types: BTreeMap<String, String>,
     pub cluster_id: i64,
-}
-
-/// The part of a fingerprint that is a JSON object. Only the guard in `source` reads its members. The guard does not
-/// compare a member that a saved position lacks.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct GuardState(serde_json::Map<String, serde_json::Value>);
-
-impl GuardState {
-    pub fn get(&self, name: &str) -> &serde_json::Value {
-        self.0.get(name).unwrap_or(&serde_json::Value::Null)
-    }
-
-    pub fn set(&mut self, name: &str, value: impl Into<serde_json::Value>) {
-        self.0.insert(name.to_owned(), value.into());
-    }
 }
 
 impl Position {

@@ -6,15 +6,9 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use cdc_capture::Source;
-use cdc_capture::capture::tracking::track;
-use cdc_capture::dataset::selection::Selection;
-use cdc_capture::dataset::{CellMax, Dataset};
-use cdc_capture::guard::LaneEvidence;
-use cdc_capture::progress::Progress;
-use cdc_capture::row::{ReceiverClosed, RowReceiver, RowRequest};
-use cdc_capture::snapshot::Purpose;
-use cdc_capture::watermark::NewPosition;
+use cdc_capture::capture::Triggers;
+use cdc_capture::{LaneEvidence, NewPosition, Progress, Purpose, ReceiverClosed, RowReceiver, RowRequest, Source};
+use cdc_dataset::{CellMax, Dataset, Selection};
 use pg_rows::encoding::Format;
 use pg_rows::export_type::ExportType;
 use pg_session::table_name::Table;
@@ -49,7 +43,7 @@ async fn a_delta_has_what_changed_since_the_position() {
 
     let table = Table { schema: Some("public".to_owned()), name: "orders".to_owned() };
     let dataset = Arc::new(Dataset::new("orders".to_owned(), table));
-    track(&pool, &dataset).await.unwrap();
+    Triggers(&pool).track(&dataset).await.unwrap();
     let source = Source::new(options, pool.clone(), 1);
 
     let (rows, position) = read(&source, &dataset, ExportType::Full).await;

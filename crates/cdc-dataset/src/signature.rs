@@ -9,8 +9,10 @@ use std::collections::BTreeMap;
 use pg_rows::column::ParquetType;
 use serde_json::json;
 
-use crate::dataset::header::{OPERATION, meta_column};
-use crate::dataset::{Capture, Dataset, TableColumn, TableSchema};
+use crate::column::TableColumn;
+use crate::dataset::{Capture, Dataset};
+use crate::header::OPERATION;
+use crate::table_schema::TableSchema;
 
 impl Dataset {
     /// The members that decide which rows a consumer has after an export: a line for each, its value in JSON. After a
@@ -34,7 +36,7 @@ impl TableSchema {
     /// The columns of the dataset's files: a line for each, with its name, its type, and the Parquet type if the
     /// dataset asks for one.
     pub fn signature(&self) -> String {
-        let meta: Vec<_> = self.meta.iter().copied().map(meta_column).collect();
+        let meta: Vec<_> = self.meta.iter().copied().map(TableColumn::of_meta).collect();
         let operation = match &*self.operation.name {
             OPERATION => String::new(),
             name => format!("operation={}\n", json!(name)),
@@ -69,7 +71,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::dataset::{Columns, ListElement};
+    use crate::column::ListElement;
+    use crate::dataset::Columns;
     use pg_rows::column::ColumnType;
 
     /// A dataset with every member that decides, and characters that JSON escapes.

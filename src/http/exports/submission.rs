@@ -28,7 +28,7 @@ use crate::job::{FILE_BYTES, IdempotencyKey, Request};
 use crate::service::Service;
 use crate::service::datasets_order::{DatasetsOrder, NamedDatasets};
 use crate::trace::TraceParent;
-use cdc_capture::dataset::selection::{Condition, Operator, Selection};
+use cdc_dataset::{Condition, Operator, Selection};
 use cdc_manifest::{After, ConsumerId};
 use pg_rows::encoding::{Compression, Encoding, Format};
 use pg_rows::export_type::ExportType;

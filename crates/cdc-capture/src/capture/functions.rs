@@ -11,7 +11,7 @@ use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
 use crate::capture::function_text::{Function, VERSION};
-use crate::capture::{one_at_a_time, stamps};
+use crate::capture::{Triggers, one_at_a_time, stamps};
 use crate::quote;
 use crate::trigger::TriggerKind;
 use pg_session::failure::{SqlFailure, sqlstate};
@@ -199,67 +199,70 @@ impl Installed {
     }
 }
 
-/// Renews the installed trigger functions that triggers call. Changes no table and waits for no writer. If the
-/// session's role may not renew a function, logs `triggers_outdated`.
-pub async fn renew(pool: &PgPool) -> Result<(), sqlx::Error> {
-    let mut conn = pool.acquire().await?;
-    let mut tx = conn.begin().await?;
-    one_at_a_time(&mut tx).await?;
-    let installed: Vec<Installed> = sqlx::query_as(include_str!("functions/installed.sql")).fetch_all(&mut *tx).await?;
-    if installed.is_empty() {
-        return Ok(());
-    }
-    let definer = definer(&mut tx).await?;
-    let keys = installed.iter().map(|it| (it.root.unwrap_or_default(), it.key.as_deref().unwrap_or_default()));
-    let are_plain = are_plain(&mut tx, keys).await?;
-    let functions = installed.iter().zip(are_plain).map(|(it, is_plain)| (it, it.function(is_plain)));
-    let is_current = |it: &Installed, function: &Option<Function>| {
-        function.as_ref().is_some_and(|function| it.is_as(function, definer.as_ref()))
-    };
-    let outdated: Vec<_> = functions.filter(|(it, function)| !is_current(it, function)).collect();
-    let tables: Vec<_> = outdated.iter().filter_map(|(it, _)| it.root).collect();
-    let before = stamps::read(&mut tx, &tables).await?;
-    let mut is_forged = false;
-    let mut left = Vec::new();
-    for (it, function) in outdated {
-        let mut part = tx.begin().await?;
-        let done = match &function {
-            _ if !it.is_ours => Err(None),
-            Some(function) => make(&mut part, function, &it.callers, definer.as_ref()).await.map_err(Some),
-            None => Err(None),
+impl Triggers<'_> {
+    /// Renews the installed trigger functions that triggers call. Changes no table and waits for no writer. If the
+    /// session's role may not renew a function, logs `triggers_outdated`.
+    pub async fn renew(&self) -> Result<(), sqlx::Error> {
+        let mut conn = self.0.acquire().await?;
+        let mut tx = conn.begin().await?;
+        one_at_a_time(&mut tx).await?;
+        let installed: Vec<Installed> =
+            sqlx::query_as(include_str!("functions/installed.sql")).fetch_all(&mut *tx).await?;
+        if installed.is_empty() {
+            return Ok(());
+        }
+        let definer = definer(&mut tx).await?;
+        let keys = installed.iter().map(|it| (it.root.unwrap_or_default(), it.key.as_deref().unwrap_or_default()));
+        let are_plain = are_plain(&mut tx, keys).await?;
+        let functions = installed.iter().zip(are_plain).map(|(it, is_plain)| (it, it.function(is_plain)));
+        let is_current = |it: &Installed, function: &Option<Function>| {
+            function.as_ref().is_some_and(|function| it.is_as(function, definer.as_ref()))
         };
-        match done {
-            Ok(()) => {
-                part.commit().await?;
-                is_forged |= function.is_some_and(|function| it.is_forged(&function));
-            }
-            Err(Some(cause)) if cause.as_database_error().is_none() => return Err(cause),
-            Err(cause) => {
-                part.rollback().await?;
-                tracing::debug!(
-                    event = "function_not_renewed",
-                    name = it.name,
-                    error = cause.map(tracing::field::display)
-                );
-                left.push(it);
+        let outdated: Vec<_> = functions.filter(|(it, function)| !is_current(it, function)).collect();
+        let tables: Vec<_> = outdated.iter().filter_map(|(it, _)| it.root).collect();
+        let before = stamps::read(&mut tx, &tables).await?;
+        let mut is_forged = false;
+        let mut left = Vec::new();
+        for (it, function) in outdated {
+            let mut part = tx.begin().await?;
+            let done = match &function {
+                _ if !it.is_ours => Err(None),
+                Some(function) => make(&mut part, function, &it.callers, definer.as_ref()).await.map_err(Some),
+                None => Err(None),
+            };
+            match done {
+                Ok(()) => {
+                    part.commit().await?;
+                    is_forged |= function.is_some_and(|function| it.is_forged(&function));
+                }
+                Err(Some(cause)) if cause.as_database_error().is_none() => return Err(cause),
+                Err(cause) => {
+                    part.rollback().await?;
+                    tracing::debug!(
+                        event = "function_not_renewed",
+                        name = it.name,
+                        error = cause.map(tracing::field::display)
+                    );
+                    left.push(it);
+                }
             }
         }
+        // A forged function may have missed changes. So the replacements aren't recorded, and the guard reports
+        // `trigger_changed`.
+        if !is_forged {
+            stamps::record(&mut tx, &before).await?;
+        }
+        tx.commit().await?;
+        if let [first, ..] = left.as_slice() {
+            let why = match left.iter().all(|it| it.is_elsewhere) {
+                true => "were made for other tables, as before the restore of a dump: run `cdc-export track --all`",
+                false => "differ from this version's in text, owner or rights: run `cdc-export migrate` as their owner",
+            };
+            let (functions, owner) = (left.len(), &first.owner);
+            tracing::warn!(event = "triggers_outdated", functions, owner, "trigger functions {why}");
+        }
+        Ok(())
     }
-    // A forged function may have missed changes. So the replacements aren't recorded, and the guard reports
-    // `trigger_changed`.
-    if !is_forged {
-        stamps::record(&mut tx, &before).await?;
-    }
-    tx.commit().await?;
-    if let [first, ..] = left.as_slice() {
-        let why = match left.iter().all(|it| it.is_elsewhere) {
-            true => "were made for other tables, as before the restore of a dump: run `cdc-export track --all`",
-            false => "differ from this version's in text, owner or rights: run `cdc-export migrate` as their owner",
-        };
-        let (functions, owner) = (left.len(), &first.owner);
-        tracing::warn!(event = "triggers_outdated", functions, owner, "trigger functions {why}");
-    }
-    Ok(())
 }
 
 /// When each function may be removed once no trigger calls it, as a process knows it.
@@ -283,7 +286,7 @@ struct Uses {
 /// Removes the functions that no trigger calls any more, for example those of a dropped table: their grants would
 /// prevent `DROP ROLE` of the table's owner. Renews the functions if a new owner of a table lacks a right. A function
 /// that the role may not drop stays.
-pub async fn tend(pool: &PgPool, removals: &mut Removals) -> Result<(), sqlx::Error> {
+pub(crate) async fn tend(pool: &PgPool, removals: &mut Removals) -> Result<(), sqlx::Error> {
     let uses: Uses = sqlx::query_as(include_str!("functions/uses.sql")).fetch_one(pool).await?;
     let now = Instant::now();
     let known = |Oid(oid): &Oid| (*oid, removals.0.get(oid).copied().unwrap_or(now + UNUSED));
@@ -292,7 +295,7 @@ pub async fn tend(pool: &PgPool, removals: &mut Removals) -> Result<(), sqlx::Er
     let unused: Vec<_> = uses.unused.into_iter().filter(|Oid(oid)| due[oid] <= now).collect();
     *removals = Removals(due);
     if uses.is_lacking {
-        renew(pool).await?;
+        Triggers(pool).renew().await?;
     }
     if unused.is_empty() { Ok(()) } else { remove_unused(&mut *pool.acquire().await?, Some(unused)).await }
 }

@@ -2,16 +2,17 @@
 //!
 //! A table that somebody has untracked is left alone, and so are all tables while a dump may be loaded.
 
-use sqlx::PgPool;
-
-use crate::dataset::Dataset;
+use crate::capture::Triggers;
 use crate::quote;
+use cdc_dataset::Dataset;
 
-/// Returns the datasets whose tables the service may track now, each with a text that another definition of the table
-/// changes.
-pub async fn trackable<'a>(pool: &PgPool, datasets: &[&'a Dataset]) -> Result<Vec<(&'a Dataset, String)>, sqlx::Error> {
-    let names: Vec<_> = datasets.iter().map(|dataset| quote::relation(&dataset.table)).collect();
-    let found: Vec<(i64, String)> =
-        sqlx::query_as(include_str!("new_tables/trackable.sql")).bind(names).fetch_all(pool).await?;
-    Ok(found.into_iter().filter_map(|(place, state)| Some((*datasets.get(place as usize - 1)?, state))).collect())
+impl Triggers<'_> {
+    /// Returns the datasets whose tables the service may track now, each with a text that another definition of the table
+    /// changes.
+    pub async fn trackable<'a>(&self, datasets: &[&'a Dataset]) -> Result<Vec<(&'a Dataset, String)>, sqlx::Error> {
+        let names: Vec<_> = datasets.iter().map(|dataset| quote::relation(&dataset.table)).collect();
+        let found: Vec<(i64, String)> =
+            sqlx::query_as(include_str!("new_tables/trackable.sql")).bind(names).fetch_all(self.0).await?;
+        Ok(found.into_iter().filter_map(|(place, state)| Some((*datasets.get(place as usize - 1)?, state))).collect())
+    }
 }

@@ -7,12 +7,12 @@ use sqlx::postgres::types::Oid;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 
 use crate::capture::waiting::{Queue, Wait};
-use crate::capture::{Error, function_text, functions, one_at_a_time, stamps};
+use crate::capture::{Error, Triggers, function_text, functions, one_at_a_time, stamps};
 use crate::captured::CAPTURE;
-use crate::dataset::{Capture, Dataset, TableSchema};
 use crate::relation_locks::Room;
 use crate::trigger::TriggerKind;
 use crate::{quote, rights, table_schema};
+use cdc_dataset::{Capture, Dataset, TableSchema};
 use pg_session::statement::with_pieces;
 use pg_session::table_name::Table;
 
@@ -70,55 +70,57 @@ pub enum Tracked {
     Before,
 }
 
-/// Installs the triggers on a dataset's table if they are missing, and allows its exports. Tries again while the table
-/// is busy. After an error nothing is changed.
-pub async fn track(pool: &PgPool, dataset: &Dataset) -> Result<Tracked, Error> {
-    track_next(pool, &mut Queue::of([dataset])).await.expect("the queue has a dataset").1
-}
+impl Triggers<'_> {
+    /// Installs the triggers on a dataset's table if they are missing, and allows its exports. Tries again while the table
+    /// is busy. After an error nothing is changed.
+    pub async fn track(&self, dataset: &Dataset) -> Result<Tracked, Error> {
+        self.track_next(&mut Queue::of([dataset])).await.expect("the queue has a dataset").1
+    }
 
-/// Does what [`track`] does for the datasets of a queue, until one of them is done. Returns that one with its result.
-/// Returns `None` if the queue is empty.
-pub async fn track_next<D>(pool: &PgPool, queue: &mut Queue<D>) -> Option<(D, Result<Tracked, Error>)>
-where
-    D: Deref<Target = Dataset>,
-{
-    loop {
-        let mut turn = queue.next().await?;
-        let tracked = try_track(pool, &turn.item, &mut turn.wait).await;
-        if let Some(done) = queue.settle(turn, tracked) {
-            return Some(done);
+    /// Does what [`track`](Triggers::track) does for the datasets of a queue, until one of them is done. Returns that one with its result.
+    /// Returns `None` if the queue is empty.
+    pub async fn track_next<D>(&self, queue: &mut Queue<D>) -> Option<(D, Result<Tracked, Error>)>
+    where
+        D: Deref<Target = Dataset>,
+    {
+        loop {
+            let mut turn = queue.next().await?;
+            let tracked = try_track(self.0, &turn.item, &mut turn.wait).await;
+            if let Some(done) = queue.settle(turn, tracked) {
+                return Some(done);
+            }
         }
     }
-}
 
-/// Installs missing triggers on the demo's own table. For every other table the user runs `track`.
-pub async fn restore(pool: &PgPool) -> Result<(), Error> {
-    let users = Dataset::users();
-    let ours: Option<Option<Vec<String>>> = sqlx::query_scalar(
-        "-- source.capture.ours
-         select (select k.key from cdc_export.tracked k where (k.schema_name, k.table_name) = (o.schema_name, o.table_name))
-         from cdc_export.owned o
-         join pg_namespace n on n.nspname = o.schema_name
-         join pg_class c on c.relnamespace = n.oid and c.relname = o.table_name
-         where c.oid = cdc_export.table_of_role($1)",
-    )
-    .bind(quote::relation(&users.table))
-    .fetch_optional(pool)
-    .await?;
-    match ours {
-        None => Ok(()),
-        // Only `track` changes the key that the triggers log.
-        Some(key) => match track(pool, &Dataset { key, ..users }).await {
-            // The check of a start says so.
-            Err(Error::LogAltered | Error::LogRefuses { .. }) => Ok(()),
-            done => done.map(drop),
-        },
+    /// Installs missing triggers on the demo's own table. For every other table the user runs `track`.
+    pub async fn restore(&self) -> Result<(), Error> {
+        let users = Dataset::users();
+        let ours: Option<Option<Vec<String>>> = sqlx::query_scalar(
+            "-- source.capture.ours
+             select (select k.key from cdc_export.tracked k where (k.schema_name, k.table_name) = (o.schema_name, o.table_name))
+             from cdc_export.owned o
+             join pg_namespace n on n.nspname = o.schema_name
+             join pg_class c on c.relnamespace = n.oid and c.relname = o.table_name
+             where c.oid = cdc_export.table_of_role($1)",
+        )
+        .bind(quote::relation(&users.table))
+        .fetch_optional(self.0)
+        .await?;
+        match ours {
+            None => Ok(()),
+            // Only `track` changes the key that the triggers log.
+            Some(key) => match self.track(&Dataset { key, ..users }).await {
+                // The check of a start says so.
+                Err(Error::LogAltered | Error::LogRefuses { .. }) => Ok(()),
+                done => done.map(drop),
+            },
+        }
     }
-}
 
-/// Does what [`track`] does, and tries once. After an error nothing is changed.
-pub async fn track_once(pool: &PgPool, dataset: &Dataset) -> Result<Tracked, Error> {
-    try_track(pool, dataset, &mut Wait::default()).await
+    /// Does what [`track`](Triggers::track) does, and tries once. After an error nothing is changed.
+    pub async fn track_once(&self, dataset: &Dataset) -> Result<Tracked, Error> {
+        try_track(self.0, dataset, &mut Wait::default()).await
+    }
 }
 
 async fn try_track(pool: &PgPool, dataset: &Dataset, wait: &mut Wait) -> Result<Tracked, Error> {

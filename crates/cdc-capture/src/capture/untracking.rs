@@ -7,67 +7,70 @@ use sqlx::{PgConnection, PgPool};
 
 use crate::capture::tracking::{locate, lock, remove};
 use crate::capture::waiting::{Queue, Wait};
-use crate::capture::{Error, functions};
-use crate::dataset::{Capture, Dataset};
+use crate::capture::{Error, Triggers, functions};
 use crate::rights::{self, TableAccess};
+use cdc_dataset::{Capture, Dataset};
 use pg_session::table_name::Table;
 
-/// Removes the triggers from the tables of these datasets, which can't be exported from then on. Each table has a
-/// transaction of its own. Returns for each dataset the error if its triggers could not be removed: there is no such
-/// table, another dataset needs its triggers, or the role lacks the right.
-pub async fn untrack(
-    pool: &PgPool,
-    datasets: &[Arc<Dataset>],
-    all: &[Arc<Dataset>],
-) -> Result<Vec<Result<(), Error>>, Error> {
-    let others = all.iter().filter(|other| other.capture == Capture::Triggers);
-    let others: Vec<_> = others.filter(|other| datasets.iter().all(|it| it.name != other.name)).collect();
-    let all: Vec<_> = datasets.iter().chain(others.iter().copied()).map(|dataset| &**dataset).collect();
-    let accesses = rights::read_accesses(&mut *pool.acquire().await?, &all).await?;
-    let (own, of_others) = accesses.split_at(datasets.len());
-    let check = |(dataset, access): (&Arc<Dataset>, &TableAccess)| {
-        let is_same = |other: &TableAccess| other.table.is_some() && other.table == access.table;
-        match others.iter().zip(of_others).find(|(_, other)| is_same(other)) {
-            Some((other, _)) => Err(Error::Shared { dataset: dataset.name.clone(), other: other.name.clone() }),
-            None => Ok(dataset.table.clone()),
-        }
-    };
-    let checked: Vec<_> = datasets.iter().zip(own).map(check).collect();
-    let mut untracked = untrack_each(pool, checked.iter().flatten()).await.into_iter();
-    let done = |table: Result<_, _>| table.and_then(|_| untracked.next().expect("a table has a result").map(drop));
-    Ok(checked.into_iter().map(done).collect())
-}
-
-/// Removes the triggers from a table, with or without a dataset. Returns false if the table had no triggers.
-pub async fn untrack_table(pool: &PgPool, table: &Table) -> Result<bool, Error> {
-    untrack_each(pool, [table]).await.pop().expect("a table has a result")
-}
-
-/// Removes the triggers from all tables that have any. Returns these tables, each with the error if its triggers could
-/// not be removed. Each table has a transaction of its own.
-pub async fn untrack_all(pool: &PgPool) -> Result<Vec<(Table, Result<(), Error>)>, Error> {
-    let tables: Vec<(String, String)> =
-        sqlx::query_as(include_str!("untracking/with_triggers.sql")).fetch_all(pool).await?;
-    let tables: Vec<_> = tables.into_iter().map(|(schema, name)| Table { schema: Some(schema), name }).collect();
-    let untracked = untrack_each(pool, &tables).await;
-    let done: Vec<_> = tables.into_iter().zip(untracked.into_iter().map(|it| it.map(drop))).collect();
-    if done.iter().all(|(_, untracked)| untracked.is_ok()) {
-        // The list also has tables that were dropped or renamed. Somebody may have tracked a table meanwhile.
-        sqlx::query(
-            "-- source.capture.unlist
-             delete from cdc_export.tracked l where (l.schema_name, l.table_name) not in (
-               select n.nspname::text, t.relname::text
-               from pg_trigger x
-               join pg_proc p on p.oid = x.tgfoid
-               join pg_class t on t.oid = x.tgrelid
-               join pg_namespace n on n.oid = t.relnamespace
-               where p.pronamespace = to_regnamespace('cdc_export'))",
-        )
-        .execute(pool)
-        .await?;
-        functions::remove_unused(&mut *pool.acquire().await?, None).await?;
+impl Triggers<'_> {
+    /// Removes the triggers from the tables of these datasets, which can't be exported from then on. Each table has a
+    /// transaction of its own. Returns for each dataset the error if its triggers could not be removed: there is no such
+    /// table, another dataset needs its triggers, or the role lacks the right.
+    pub async fn untrack(
+        &self,
+        datasets: &[Arc<Dataset>],
+        all: &[Arc<Dataset>],
+    ) -> Result<Vec<Result<(), Error>>, Error> {
+        let others = all.iter().filter(|other| other.capture == Capture::Triggers);
+        let others: Vec<_> = others.filter(|other| datasets.iter().all(|it| it.name != other.name)).collect();
+        let all: Vec<_> = datasets.iter().chain(others.iter().copied()).map(|dataset| &**dataset).collect();
+        let accesses = rights::read_accesses(&mut *self.0.acquire().await?, &all).await?;
+        let (own, of_others) = accesses.split_at(datasets.len());
+        let check = |(dataset, access): (&Arc<Dataset>, &TableAccess)| {
+            let is_same = |other: &TableAccess| other.table.is_some() && other.table == access.table;
+            match others.iter().zip(of_others).find(|(_, other)| is_same(other)) {
+                Some((other, _)) => Err(Error::Shared { dataset: dataset.name.clone(), other: other.name.clone() }),
+                None => Ok(dataset.table.clone()),
+            }
+        };
+        let checked: Vec<_> = datasets.iter().zip(own).map(check).collect();
+        let mut untracked = untrack_each(self.0, checked.iter().flatten()).await.into_iter();
+        let done = |table: Result<_, _>| table.and_then(|_| untracked.next().expect("a table has a result").map(drop));
+        Ok(checked.into_iter().map(done).collect())
     }
-    Ok(done)
+
+    /// Removes the triggers from a table, with or without a dataset. Returns false if the table had no triggers.
+    pub async fn untrack_table(&self, table: &Table) -> Result<bool, Error> {
+        untrack_each(self.0, [table]).await.pop().expect("a table has a result")
+    }
+
+    /// Removes the triggers from all tables that have any. Returns these tables, each with the error if its triggers could
+    /// not be removed. Each table has a transaction of its own.
+    pub async fn untrack_all(&self) -> Result<Vec<(Table, Result<(), Error>)>, Error> {
+        let pool = self.0;
+        let tables: Vec<(String, String)> =
+            sqlx::query_as(include_str!("untracking/with_triggers.sql")).fetch_all(pool).await?;
+        let tables: Vec<_> = tables.into_iter().map(|(schema, name)| Table { schema: Some(schema), name }).collect();
+        let untracked = untrack_each(pool, &tables).await;
+        let done: Vec<_> = tables.into_iter().zip(untracked.into_iter().map(|it| it.map(drop))).collect();
+        if done.iter().all(|(_, untracked)| untracked.is_ok()) {
+            // The list also has tables that were dropped or renamed. Somebody may have tracked a table meanwhile.
+            sqlx::query(
+                "-- source.capture.unlist
+                 delete from cdc_export.tracked l where (l.schema_name, l.table_name) not in (
+                   select n.nspname::text, t.relname::text
+                   from pg_trigger x
+                   join pg_proc p on p.oid = x.tgfoid
+                   join pg_class t on t.oid = x.tgrelid
+                   join pg_namespace n on n.oid = t.relnamespace
+                   where p.pronamespace = to_regnamespace('cdc_export'))",
+            )
+            .execute(pool)
+            .await?;
+            functions::remove_unused(&mut *pool.acquire().await?, None).await?;
+        }
+        Ok(done)
+    }
 }
 
 /// Removes the triggers from these tables, and tries again while some are busy. Returns the results in the tables'
@@ -107,7 +110,7 @@ async fn try_untrack(pool: &PgPool, table: &Table, wait: &mut Wait) -> Result<bo
 
 /// Returns the tables whose changes are logged although no dataset needs them, and which no pattern matches. `left_out`
 /// are tables that a pattern matches.
-pub async fn without_dataset(
+pub(crate) async fn without_dataset(
     conn: &mut PgConnection,
     datasets: &[Arc<Dataset>],
     left_out: &[&Table],
