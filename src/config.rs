@@ -334,15 +334,14 @@ mod tests {
     }
 
     #[test]
-    fn the_key_of_a_client_is_in_no_debug_output_and_no_error() {
+    fn the_key_of_a_client_is_in_no_error() {
         let key = |text: &str| {
             let variables = HashMap::from([("CDC_EXPORT_KEY".to_owned(), text.to_owned())]);
             Environment(Variables(variables)).key().map_err(|e| e.to_string())
         };
         let (_, good) = PresentedKey::random();
-        let read = key(&format!("{good}\n")).unwrap().unwrap();
-        assert_eq!(format!("{read:?}"), "SecretKeyText");
-        assert!(key("").unwrap().is_none());
+        assert_eq!(key(&format!("{good}\n")), Ok(Some(good)));
+        assert_eq!(key(""), Ok(None));
         let line = key("cdcx_secret").unwrap_err();
         assert!(line.starts_with("CDC_EXPORT_KEY: ") && !line.contains("secret"), "{line}");
     }

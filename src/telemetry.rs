@@ -44,11 +44,11 @@ pub const KEYS: &str = "cdc_export::keys";
 pub fn start(settings: &Settings, least: LevelFilter) {
     // Lower levels of the libraries would hide the events of this program.
     let level = settings.level.min(least);
-    let targets = Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("cdc_export", level);
+    // The names of most of our crates begin with `cdc_`.
+    let targets = Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("cdc_", level);
     let targets = targets
         .with_target(KEYS, settings.level)
         .with_target("private_postgres", level)
-        .with_target("cdc_capture", level)
         .with_target("failpoint", level);
     let targets = targets.with_target("cdc_export::audit", LevelFilter::INFO);
     // A command prints the errors of its own calls.

@@ -7,9 +7,8 @@ use anyhow::{Context, Result, bail, ensure};
 use reqwest::{Method, Response, StatusCode};
 use uuid::Uuid;
 
-use crate::clients;
-use crate::environment;
 use crate::place::Identity;
+use crate::{clients, environment};
 
 /// Shared access signature for the emulator of Azure, whose key is public. It is valid until the year 2099.
 const AZURITE: &str = "se=2099-01-01T00%3A00%3A00Z&sp=rwdlac&sv=2026-10-06&ss=b&srt=sco&sig=5x/ZkIOORRabQ%2BcTQiijQru%2BqlZISjMz8nC58gJezkk%3D";

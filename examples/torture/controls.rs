@@ -14,10 +14,9 @@ use tokio::process::Command;
 use crate::bucket::Bucket;
 use crate::builds::{self, Profile};
 use crate::cluster::succeed;
-use crate::file_order;
 use crate::plan::{Move, Plan};
 use crate::trial::Trial;
-use crate::{place, print_violations, reachable_folder};
+use crate::{file_order, place, print_violations, reachable_folder};
 
 struct Control {
     name: &'static str,

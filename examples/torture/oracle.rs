@@ -13,14 +13,12 @@ use uuid::Uuid;
 use crate::auditor::Archive;
 use crate::era::{Delivered, Era, Export, ExportId, FILE_LOST, OTHER_FAILED};
 use crate::lanes::{AD_HOC, LANES, Lane};
-use crate::ledger;
-use crate::loader;
 use crate::log_bound::LOG_LOST;
-use crate::manifests;
 use crate::recorder::{self, Attempts, Since, Snapshot, Step, Versions};
 use crate::replay::{Replica, Window};
 use crate::report::locked;
 use crate::trial::World;
+use crate::{ledger, loader, manifests};
 
 /// Error codes of exports whose job has spent its attempts. Any other code takes a transient error for a permanent one.
 const SPENT: [&str; 4] = ["attempts_exhausted", "source_unavailable", "watermark_changed", "gave_way"];

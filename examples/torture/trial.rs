@@ -18,17 +18,15 @@ use crate::cluster::{Cluster, SERVICE};
 use crate::lanes::{DATASETS, LANES, Lane};
 use crate::ledger::{Ledger, is_terminal};
 use crate::loader::{self, Recorded};
-use crate::nemesis;
 use crate::oracle::{End, Oracle};
 use crate::patience::{at_last, eventually};
 use crate::place::{self, Place};
 use crate::plan::{Act, Blow, Move, Plan};
 use crate::proxy::{Link, Mishap};
 use crate::receiver::{self, Receiver};
-use crate::recorder;
 use crate::replica::Replica;
 use crate::report::{Counts, Least, Report, UPHEAVAL, locked};
-use crate::{bystander, ddl, publisher, shapes, writers};
+use crate::{bystander, ddl, nemesis, publisher, recorder, shapes, writers};
 
 /// Longest time from the last fault until every job has ended. It covers the longest pause before a fourth attempt (18
 /// s and a fifth of it), the jobs behind that one, and a busy machine.

@@ -7,14 +7,13 @@ use std::sync::atomic::Ordering;
 use anyhow::{Context, Result};
 use uuid::Uuid;
 
-use crate::auditor;
 use crate::cluster::Reach;
 use crate::era::Delivered;
 use crate::oracle::End;
 use crate::random::Random;
-use crate::receiver;
 use crate::report::locked;
 use crate::trial::World;
+use crate::{auditor, receiver};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Upheaval {

@@ -20,15 +20,14 @@ use cdc_capture::{Candidate, Findings};
 use clap::{Args, Subcommand};
 use pg_session::table_name::Table;
 
-use crate::command::BadUsage;
 use crate::command::catalog::{refuse_faults, untrack_hint};
-use crate::command::catalog_file;
 use crate::command::database_handle::{CreateMissing, with_database};
 use crate::command::plain::plain;
 use crate::command::server::local_api;
 use crate::command::start::{Logs, block_on, settings};
 use crate::command::wiring::wire_service;
 use crate::command::words::dataset_name;
+use crate::command::{BadUsage, catalog_file};
 
 const LISTED_NAMES: usize = 5;
 

@@ -7,7 +7,6 @@ use crate::config::variables::{SECRET_SUFFIXES, Variables, invalid, is_read};
 use crate::config::{CatalogFile, Config, Error, output};
 use crate::key::PresentedKey;
 use crate::postgres::{BadUrl, NamedDatabase};
-use cdc_client::SecretKeyText;
 
 /// The variables of the process, and those of `.env` that the process lacks.
 pub struct Environment(pub(super) Variables);
@@ -70,12 +69,12 @@ impl Environment {
     }
 
     /// Reads the API key for a remote service, the only setting of a client.
-    pub fn key(&self) -> Result<Option<SecretKeyText>, Error> {
+    pub fn key(&self) -> Result<Option<String>, Error> {
         let Environment(vars) = self;
         // A key that was read from a file ends with a newline.
         let Some(text) = vars.get("CDC_EXPORT_KEY").map(str::trim) else { return Ok(None) };
         let no_key = |why| invalid("CDC_EXPORT_KEY", format!("{why} as `cdc-export keys create` prints it"));
-        text.parse::<PresentedKey>().map(|_| Some(SecretKeyText::new(text.to_owned()))).map_err(no_key)
+        text.parse::<PresentedKey>().map(|_| Some(text.to_owned())).map_err(no_key)
     }
 }
 

@@ -14,13 +14,11 @@ use crate::http::input::PathParameter;
 use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
 use crate::http::query;
-use crate::job::json::{ConsumerSchema, ContinuitySchema};
-use crate::job::json::{JobJson, rfc3339};
+use crate::job::json::{ConsumerSchema, ContinuitySchema, JobJson, rfc3339};
 use crate::service::Service;
 use crate::service::consumers::ListedConsumer;
 use cdc_capture::Continuity;
-use cdc_manifest::Lane;
-use cdc_manifest::{ConsumerId, is_dataset_name};
+use cdc_manifest::{ConsumerId, Lane, is_dataset_name};
 
 /// The query of `/consumers`.
 #[derive(Deserialize, IntoParams)]

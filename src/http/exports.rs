@@ -26,13 +26,10 @@ use crate::http::pages::{self, Page};
 use crate::http::problem::Problem;
 use crate::http::query;
 use crate::http::schemas::DatasetName;
-use crate::job::json::ConsumerSchema;
-use crate::job::json::{AnyJobJson, ExportTypeSchema};
+use crate::job::json::{AnyJobJson, ConsumerSchema, ExportTypeSchema};
 use crate::job::{Export, Filter, JobPage, Status};
 use crate::service::{self, Cancellation, Service};
-use cdc_manifest::ConsumerId;
-use cdc_manifest::JobId;
-use cdc_manifest::Lane;
+use cdc_manifest::{ConsumerId, JobId, Lane};
 
 /// Time after which a client reconnects to an interrupted event stream.
 const RECONNECT: Duration = Duration::from_secs(2);

@@ -266,19 +266,6 @@ mod tests {
         assert_eq!(slots(&midnight, "2026-03-28T12:00", "2026-03-30T12:00"), ["28T23:00", "29T22:00"]);
     }
 
-    #[test]
-    fn repeated_times_skip_the_gap_and_use_both_repeated_hours() {
-        let half_hours = berlin("*/30 * * * *");
-        assert_eq!(
-            slots(&half_hours, "2026-03-29T00:10", "2026-03-29T02:10"),
-            ["29T00:30", "29T01:00", "29T01:30", "29T02:00"]
-        );
-        assert_eq!(
-            slots(&half_hours, "2026-10-24T23:40", "2026-10-25T02:10"),
-            ["25T00:00", "25T00:30", "25T01:00", "25T01:30", "25T02:00"]
-        );
-    }
-
     /// Some of these time zones change their clocks at midnight, by half an hour, or by two hours.
     #[test]
     fn no_slot_is_lost_or_repeated_in_any_time_zone() {

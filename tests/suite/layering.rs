@@ -37,7 +37,7 @@ const WORDS: [(&str, &[&str]); 10] = [
     ("clap::", &["command"]),
     ("prometheus::", &["telemetry"]),
     ("opentelemetry", &["telemetry"]),
-    ("cdc_client", &["command", "config", "http"]),
+    ("cdc_client", &["command", "http"]),
 ];
 
 /// A file of a crate: the path of its module, and what it names in others.

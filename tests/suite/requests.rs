@@ -2,9 +2,8 @@
 
 use std::collections::HashSet;
 
-use futures_util::StreamExt;
 use futures_util::future::join_all;
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 
 use crate::catalog::post;

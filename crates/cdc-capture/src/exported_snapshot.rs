@@ -10,8 +10,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::captured::CAPTURE;
 use crate::continuity::{Continuity, ExportReport};
-use crate::guard::LaneEvidence;
-use crate::guard::VERDICT;
+use crate::guard::{LaneEvidence, VERDICT};
 use crate::relation_locks::READS_ALONE;
 use crate::snapshot::Purpose;
 use crate::watermark::{Fingerprint, NewPosition, Position};

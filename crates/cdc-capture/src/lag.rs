@@ -7,8 +7,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
 use crate::captured::CAPTURE;
 use crate::continuity::Continuity;
-use crate::guard::LaneEvidence;
-use crate::guard::VERDICT;
+use crate::guard::{LaneEvidence, VERDICT};
 use crate::quote::{quoted, relation};
 use crate::relation_locks::NO_WAIT;
 use crate::role_path::widen;

@@ -17,8 +17,7 @@ use crate::snapshot::SnapshotTable;
 use crate::{Error, Remedy, copy};
 use cdc_dataset::{BadSelection, CellMax, Fault, Faults};
 use pg_rows::export_type::ExportType;
-use pg_session::failure::chain;
-use pg_session::failure::sqlstate;
+use pg_session::failure::{chain, sqlstate};
 use pg_session::table_name::Table;
 
 /// The largest text of a value that is stored inside its row, in bytes. A block has at most 32 KiB, compression saves

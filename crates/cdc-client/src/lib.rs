@@ -29,7 +29,7 @@ pub use lane_reader::LaneReader;
 pub use manifest_folder::ManifestFolder;
 pub use observer::Observer;
 pub use pull_folder::{PullFolder, WhenLocked};
-pub use remote::{RemoteService, SecretKeyText, ServiceAddress};
+pub use remote::{RemoteService, ServiceAddress};
 pub use request::ExportRequest;
 pub use table_mirror::TableMirror;
 pub use verifier::{ExportId, Finding, Verification, Verifier};

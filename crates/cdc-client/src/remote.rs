@@ -126,26 +126,10 @@ impl Display for ServiceAddress {
     }
 }
 
-/// The text of an API key. `Debug` does not print it.
-#[derive(Clone)]
-pub struct SecretKeyText(String);
-
-impl SecretKeyText {
-    pub fn new(text: String) -> SecretKeyText {
-        SecretKeyText(text)
-    }
-}
-
-impl fmt::Debug for SecretKeyText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SecretKeyText")
-    }
-}
-
 pub struct RemoteService {
     http: reqwest::Client,
     server: ServiceAddress,
-    key: Option<SecretKeyText>,
+    key: Option<String>,
     observer: Arc<dyn Observer>,
     /// The client for the bucket to which the service redirects downloads. The service has one bucket.
     bucket: OnceLock<reqwest::Client>,
@@ -159,7 +143,7 @@ impl RemoteService {
     /// Creates a client of the service at an address. Each call carries the key.
     pub fn new(
         server: ServiceAddress,
-        key: Option<SecretKeyText>,
+        key: Option<String>,
         observer: Arc<dyn Observer>,
     ) -> Result<RemoteService, Error> {
         let http =
@@ -224,7 +208,7 @@ impl RemoteService {
         let request = self.http.request(call.method().clone(), format!("{server}{}", call.uri()));
         let request = request.headers(call.headers().clone()).body(call.body().clone());
         let request = match &self.key {
-            Some(key) => request.bearer_auth(&key.0),
+            Some(key) => request.bearer_auth(key),
             None => request,
         };
         let response = match request.send().await {

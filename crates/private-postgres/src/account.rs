@@ -3,12 +3,11 @@
 //! Postgres refuses to run as root. If this process is root, it runs Postgres as another user. Otherwise Postgres runs
 //! as the user of this process.
 
-use std::fs;
-use std::io;
 use std::os::unix::fs::{MetadataExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::{fs, io};
 
 use nix::unistd::{Uid, User, geteuid};
 use tokio::io::AsyncWriteExt;

@@ -1,9 +1,8 @@
 //! Selects the Postgres binaries: installed ones, or ones that `download` has placed in the data folder.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use crate::account::{Account, run};
 use crate::data_dir::DataDir;

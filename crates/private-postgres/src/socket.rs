@@ -1,11 +1,10 @@
 //! The folder of the server's Unix socket. Only the account may enter it, so the server asks for no password. Its path
 //! is short enough for a socket. The path of the data folder may be too long.
 
-use std::fs;
-use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use ring::digest::{SHA256, digest};
 
