@@ -11,15 +11,6 @@ use crate::harness::{Csv, Database, Start, ends, eventually, server_lacks, until
 use crate::programs::program;
 use crate::restores::cluster::Cluster;
 
-/// Waits until somebody waits for a lock in a statement like this.
-async fn waits_for_a_lock(database: &Database, statement: &str) {
-    let waiting = format!(
-        "select count(*) from pg_stat_activity
-         where datname = current_database() and wait_event_type = 'Lock' and query ilike '%{statement}%'"
-    );
-    eventually(statement, || async { (database.one::<i64>(&waiting).await > 0).then_some(()) }).await;
-}
-
 #[tokio::test]
 async fn a_start_puts_missing_triggers_back_on_our_own_table() {
     let (database, service) = exported(19, &["a"]).await;
@@ -85,7 +76,7 @@ async fn a_truncate_waits_for_an_export_that_has_its_snapshot() {
         let pool = database.pool.clone();
         async move { pool.execute("truncate users").await.unwrap() }
     });
-    waits_for_a_lock(&database, "truncate users").await;
+    database.waits_for("users").await;
     assert_eq!(service.job(&job).await["status"], "processing");
     service.release("worker.opened").await;
     truncate.await.unwrap();

@@ -114,6 +114,16 @@ async fn a_service_tracks_new_tables_itself_and_leaves_those_alone_that_somebody
     writer.rollback().await.unwrap();
     becomes(&service, &["later shop.later ready", expected[1], expected[2]]).await;
     export(&service, "full", "later", "a").await;
+    // A restored database has the jobs of another one. The third table is listed after two looks at the first one.
+    database.run("update cdc_export.jobs set database_id = 'x'").await;
+    let is = async |name: &str, state: &str| listed(&service).await.contains(&format!("{name} shop.{name} {state}"));
+    for name in ["a", "b", "c"] {
+        database.run(&format!("create table shop.{name} (id int primary key)")).await;
+        until(name, async || is(name, "not_tracked").await).await;
+    }
+    assert!(is("a", "not_tracked").await);
+    database.run("update cdc_export.jobs set database_id = default").await;
+    until("it is tracked", async || is("a", "ready").await).await;
     service.stop().await;
 }
 
