@@ -9,7 +9,11 @@ use std::path::Path;
 use std::process::Command;
 use std::{env, fs};
 
+use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd, html};
 use utoipa_swagger_ui_vendored::SWAGGER_UI_VENDORED;
+
+/// The page whose words errors name. The binary serves it.
+const SYMPTOMS: &str = "docs/SYMPTOMS.md";
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -20,6 +24,9 @@ fn main() {
         fs::write(Path::new(&out).join(format!("{name}.deflated")), file)
             .expect("the folder is for this script's files");
     }
+    println!("cargo::rerun-if-changed={SYMPTOMS}");
+    let text = fs::read_to_string(SYMPTOMS).expect("the package has the page");
+    fs::write(Path::new(&out).join("symptoms.html"), symptoms(&text)).expect("the folder is for this script's files");
     let named = env::var("CDC_EXPORT_COMMIT").map(|commit| commit.trim().to_owned()).ok();
     let named = named.filter(|commit| !commit.is_empty());
     let is_debug = env::var("PROFILE").is_ok_and(|profile| profile == "debug");
@@ -29,6 +36,33 @@ fn main() {
         Some(commit) => println!("cargo::rustc-env=CDC_EXPORT_VERSION={version} ({commit})"),
         None => println!("cargo::rustc-env=CDC_EXPORT_VERSION={version}"),
     }
+}
+
+/// Returns the page of symptoms as HTML, in which each word of a table's first column can be linked to. Of a link to
+/// another page of the docs only the text is left, because the binary has no other page.
+fn symptoms(text: &str) -> String {
+    let mut cell = 0;
+    let events = Parser::new_ext(text, Options::ENABLE_TABLES).filter_map(|event| {
+        match &event {
+            Event::Start(Tag::Link { .. }) | Event::End(TagEnd::Link) => return None,
+            Event::Start(Tag::TableRow) | Event::End(TagEnd::Table) => cell = 0,
+            Event::Start(Tag::TableCell) => cell += 1,
+            Event::Code(word) if cell == 1 => {
+                return Some(Event::InlineHtml(format!("<code id=\"{word}\">{word}</code>").into()));
+            }
+            _ => {}
+        }
+        Some(event)
+    });
+    let mut body = String::new();
+    html::push_html(&mut body, events);
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <title>Symptoms · cdc-export</title>\n<link rel=\"icon\" href=\"/page/icon.svg\" type=\"image/svg+xml\">\n\
+         <link rel=\"stylesheet\" href=\"/page/frame.css\">\n<link rel=\"stylesheet\" href=\"/page/symptoms.css\">\n\
+         </head>\n<body>\n<main>\n{body}</main>\n</body>\n</html>\n"
+    )
 }
 
 /// Commit and date by git. `None` where this folder isn't the top of a clone: a package that was unpacked somewhere in

@@ -27,6 +27,7 @@ mod rate;
 mod schedules;
 mod schemas;
 mod stream;
+mod symptoms;
 mod traces;
 mod users;
 mod watermarks;
@@ -146,6 +147,7 @@ fn routes() -> OpenApiRouter {
         .routes(routes!(users::soft_delete))
         .routes(routes!(openapi::get))
         .routes(routes!(docs::page))
+        .routes(routes!(symptoms::page))
         .route("/docs/{name}", get(docs::asset))
         .route("/", get(page::index))
         .route("/page/{name}", get(page::asset))

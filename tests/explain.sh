@@ -77,10 +77,8 @@ done
 d="'00000000-0000-0000-0000-00000000000d'" processing="'00000000-0000-0000-0000-000000000001'"
 unpublished="'00000000-0000-0000-0000-000000000002'" place="'{\"folder\": {\"inode\": \"1\", \"modifiedNs\": \"1\"}}'"
 explain store/jobs/insert.sql "gen_random_uuid(), 'c1', 'delta', null, 1, 'csv', 'none', null, null, null, false, null, null, null, null, 5,
-now(), $d, now(), 'cdc_export'" \
-    'Makes a job, and notifies the workers. It runs once for each request that is accepted.'
-explain store/jobs/insert_exports.sql "$processing, 'c1', '{orders}', '{1}', '{delta}', '{new}', '.csv', '{false}', '{null}', '{null}'" \
-    'Makes the exports of a job. It runs once for each request that is accepted.'
+now(), $d, now(), 'cdc_export', '{orders}', '{1}', '{delta}', '{new}', '.csv', '{false}', '{null}', '{null}'" \
+    'Makes a job with its exports, and notifies the workers. It runs once for each request that is accepted.'
 explain store/queue/claim.sql "'{csv}', '{users}', $d, '{}', gen_random_uuid(), 'worker', 60, null" \
     'Claims the ready job of a free lane whose turn it is. A worker runs it when it is woken, and after each of its jobs if others wait.'
 explain source/opening.sql "'{public.users}', 'c3', '{users}', '{true}', array[''], array['{}']::jsonb[], '{false}', '{false}',

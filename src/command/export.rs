@@ -236,7 +236,9 @@ async fn finish(
     }
     if !export.job.has_status("completed") {
         if !arguments.json {
-            eprintln!("cdc-export: the export {}", failure_text(export));
+            let symptom = export.job.error.as_ref().and_then(|error| api.symptom(&error.code));
+            let symptom = symptom.map(|place| format!("; {place}")).unwrap_or_default();
+            eprintln!("cdc-export: the export {}{symptom}", failure_text(export));
         }
         return Ok(ExitCode::FAILURE);
     }

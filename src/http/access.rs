@@ -194,11 +194,11 @@ fn request_id(request: &Request) -> Option<String> {
     request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).map(str::to_owned)
 }
 
-/// Returns true if a route needs no key: health checks, the API's document, and the page that asks for the key. `path`
+/// Returns true if a route needs no key: health checks, the API's document, and the pages, of which one asks for the key. `path`
 /// must be the route's template, never the path sent by the client.
 pub(crate) fn is_open(path: &str) -> bool {
-    matches!(path, "/health" | "/health/live" | "/health/ready" | "/docs" | "/openapi.json" | "/" | "/page/{name}")
-        || path.starts_with("/docs/")
+    let is_page = matches!(path, "/docs" | "/openapi.json" | "/symptoms" | "/" | "/page/{name}");
+    is_page || path.starts_with("/docs/") || is_unlimited(path)
 }
 
 /// Returns true if a route has no rate limit. Monitoring checks the health of a busy process, too.

@@ -68,6 +68,7 @@ static ASSETS: LazyLock<Assets> = LazyLock::new(|| {
         "schedules.js",
         "start.js",
         "style.css",
+        "symptoms.css",
         "words.js",
     ];
     assets.insert("compressions.js", Asset::new("compressions.js", compressions(), POLICY));

@@ -165,7 +165,9 @@ async fn every_route_but_health_and_the_page_wants_a_key() {
     let database = Database::new().await;
     let service = service(&database).await;
     let mut routes = openapi::paths();
-    routes.retain(|(_, path)| !path.starts_with("/health") && !["/openapi.json", "/docs"].contains(&&**path));
+    routes.retain(|(_, path)| {
+        !path.starts_with("/health") && !["/openapi.json", "/docs", "/symptoms"].contains(&&**path)
+    });
     assert!(routes.len() > 25, "{routes:?}");
     let others = [("GET", "/nowhere"), ("POST", "/nowhere"), ("PATCH", "/exports")];
     routes.extend(others.map(|(method, path)| (method.to_owned(), path.to_owned())));
@@ -557,7 +559,7 @@ async fn a_key_has_a_rate_of_its_own() {
     limited(call_plainly(&service, "GET", "/exports", &[]).await).await;
     assert_eq!(call_as(&service, &other, "GET", "/exports").await.status(), 200);
     // The address pays for calls that need no key. Only health is free.
-    for path in ["/", "/page/app.js", "/docs", "/docs/docs.css", "/openapi.json"] {
+    for path in ["/", "/page/app.js", "/docs", "/docs/docs.css", "/openapi.json", "/symptoms"] {
         limited(call_plainly(&service, "GET", path, &[]).await).await;
     }
     for path in ["/health", "/health/live", "/health/ready"] {

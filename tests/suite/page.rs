@@ -104,3 +104,16 @@ async fn the_page_needs_no_key() {
         assert_eq!(service.call("GET", &path, &[]).await.status(), 200, "{path}");
     }
 }
+
+#[tokio::test]
+async fn the_page_of_symptoms_has_a_place_for_each_word_and_needs_no_key_and_no_script() {
+    let service = Start::on(&Database::new().await).with("AUTH", "keys").service().await;
+    let answer = service.call("GET", "/symptoms", &[]).await;
+    assert_eq!((answer.status().as_u16(), header(answer.headers(), "content-type")), (200, "text/html; charset=utf-8"));
+    assert!(!header(answer.headers(), "content-security-policy").contains("script-src"));
+    let text = answer.text().await.unwrap();
+    for word in ["storage_full", "output_missing", "truncated", "publishing", "rate_limited"] {
+        assert_eq!(text.matches(&format!("<code id=\"{word}\">{word}</code>")).count(), 1, "{word}");
+    }
+    assert!(!text.contains("<a ") && !text.contains("<script"), "a link would lead to a page that is not here");
+}

@@ -322,6 +322,15 @@ impl Api {
         }
     }
 
+    /// Returns the place of the service's page that explains a word. `None` for a service in this process, which serves no
+    /// page.
+    pub fn symptom(&self, word: &str) -> Option<String> {
+        match &*self.transport {
+            ApiTransport::InProcess(_) => None,
+            ApiTransport::Http(service) => Some(format!("{}/symptoms#{word}", service.address())),
+        }
+    }
+
     /// Lists the first consumers and the first open jobs, as the API shows them.
     pub async fn status(&self) -> Result<Value, Error> {
         let consumers = self.get::<ItemPage>(&format!("/consumers?limit={PAGE_ITEMS}")).await?.items;

@@ -136,10 +136,15 @@ function goingOn(job) {
   return parts.join(" ");
 }
 
+// A word with its cause and remedy behind it.
+function symptom(word) {
+  return el("a", { class: "code", href: `/symptoms#${word}` }, word);
+}
+
 function failureOf(job) {
   if (job.error === null) return [];
   return [
-    el("p", {}, el("strong", {}, el("code", {}, job.error.code)), job.error.dataset ? ` in ${job.error.dataset}` : ""),
+    el("p", {}, el("strong", {}, symptom(job.error.code)), job.error.dataset ? ` in ${job.error.dataset}` : ""),
     el("p", {}, job.error.detail),
     el("p", {}, el("b", {}, "What to do: "), whatNext(job.error)),
   ];
@@ -201,7 +206,7 @@ function exportMembersOf(job, before, none) {
     ["File", job.files.length > 1 ? none(`${count(job.files.length)} files, each whole by itself`) : job.skipped ? none("none: there was nothing to export") : [el("code", {}, job.outputFilename), job.status === "completed" ? null : none(isOpen(job) ? " is there when it is completed" : " was not made")]],
     ["SHA-256", job.sha256 === null ? none(shaless(job)) : el("code", {}, job.sha256)],
     ["Watermark", watermarkOf(job, none)],
-    ["Continuity", job.continuity === null ? none("nothing stood between the last export and this one") : [el("code", {}, job.continuity), ` ${says.meaning}`]],
+    ["Continuity", job.continuity === null ? none("nothing stood between the last export and this one") : [symptom(job.continuity), ` ${says.meaning}`]],
     ["Late rows", job.lateRows === 0 ? none("none") : `${count(job.lateRows)}: changed before the watermark by their own times, and found by the log alone (late commits, back-dated rows, hard deletes)`],
     ["Deleted quietly", job.quietDeletes === 0 ? none("none") : `${count(job.quietDeletes)}: rows that the source deleted and no delta tells of (cdc_export.quiet)`],
     ["Open transactions", openOf(job, none)],
