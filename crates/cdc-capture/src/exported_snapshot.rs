@@ -32,7 +32,6 @@ pub(super) struct ExportedSnapshot {
     snapshot: String,
     taken_at: DateTime<Utc>,
     pub(super) encoding: String,
-    pub(super) standby: bool,
     pub(super) logged_key: Option<Vec<String>>,
     pub(super) captured: bool,
     /// The schemas and names of the partitions that have rows, if each can be read by itself.

@@ -91,6 +91,9 @@ struct Opening<'a> {
     silence: Duration,
 }
 
+/// The SQLSTATE of `begin read write` on a standby. No lock of a table has it.
+const NO_WRITES_IN_RECOVERY: &str = "0A000";
+
 impl Opening<'_> {
     /// Begins the leader's transaction with locks on the tables, which it finds by the role's own search_path.
     ///
@@ -104,6 +107,9 @@ impl Opening<'_> {
             let accesses = self.find().await?;
             let relations = self.relations(&accesses);
             let Some(cause) = self.try_lock(&relations).await? else { return Ok(accesses) };
+            if sqlstate(&cause) == NO_WRITES_IN_RECOVERY {
+                return Err(Error::Standby.into());
+            }
             let left = LOCK_WAIT.saturating_sub(begun.elapsed());
             // A relation of another kind has taken the name since.
             let is_replaced = sqlstate(&cause) == "42809";
@@ -250,14 +256,11 @@ impl Opening<'_> {
             ExportedSnapshot::take(leader, self.purposes, schemas, &self.evidence).await.map_err(failed)
         };
         let exported = self.connections.on_leader(self.lease, take).await?;
-        match exported.first() {
-            Some(one) if one.standby => Err(Error::Standby.into()),
-            // A table that the catalogs have no more would have been missed by its lock.
-            _ if exported.len() < self.purposes.len() => {
-                Err(Error::Protocol("a table that is locked is not there").into())
-            }
-            _ => Ok(exported),
+        // A table that the catalogs have no more would have been missed by its lock.
+        if exported.len() < self.purposes.len() {
+            return Err(Error::Protocol("a table that is locked is not there").into());
         }
+        Ok(exported)
     }
 
     /// Tries the filters, which the start has tried too. Who replaced a function of one since may have made another

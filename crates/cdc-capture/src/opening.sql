@@ -48,7 +48,7 @@ lanes as materialized (select $2::text as consumer_id, input.dataset, input.conf
     and a.application_name not like 'cdc-export %')
 
 select now.snapshot::text as snapshot, statement_timestamp() as taken_at,
-  current_setting('server_encoding') as encoding, pg_is_in_recovery() as standby, now.logged_key, now.captured,
+  current_setting('server_encoding') as encoding, now.logged_key, now.captured,
   case when target.relkind = 'r'
     then pg_relation_size(target.oid) / current_setting('block_size')::bigint end as blocks,
   (select sum(p.reltuples) filter (where p.reltuples > 0)
