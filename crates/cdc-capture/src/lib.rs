@@ -183,7 +183,6 @@ pub enum Error {
          of the {free} that Postgres has free now: raise max_locks_per_transaction"
     )]
     TooManyLocks { locks: i64, free: i64 },
-    /// A standby's snapshots hide transactions that are in progress on its primary: rows would be lost.
     #[error("this Postgres is a standby, whose changes can't be told exactly")]
     Standby,
     /// The role may not read the table, or row-level security would hide rows: what is missing, and who gives it.

@@ -322,8 +322,7 @@ impl Api {
         }
     }
 
-    /// Returns the place of the service's page that explains a word. `None` for a service in this process, which serves no
-    /// page.
+    /// Returns the place that explains a word on the service's page. A service in this process has none.
     pub fn symptom(&self, word: &str) -> Option<String> {
         match &*self.transport {
             ApiTransport::InProcess(_) => None,
