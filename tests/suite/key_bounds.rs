@@ -35,12 +35,13 @@ enum Subject {
 
 /// The scope that each call needs, and its subject. A new call needs a row.
 #[rustfmt::skip]
-const CALLS: [(&str, &str, Subject); 34] = [
+const CALLS: [(&str, &str, Subject); 35] = [
     ("getHealth", "", Subject::Open),
     ("getLiveness", "", Subject::Open),
     ("getReadiness", "", Subject::Open),
     ("getOpenapi", "", Subject::Open),
     ("getDocs", "", Subject::Open),
+    ("getSymptoms", "", Subject::Open),
     ("getMetrics", "admin", Subject::Operation),
     ("listDeliveries", "admin", Subject::Operation),
     ("redeliver", "admin", Subject::Operation),
