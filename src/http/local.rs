@@ -112,7 +112,7 @@ fn host_of(request: &Request, hosts: &LocalHosts) -> Result<Authority, Problem> 
 /// these pages cannot be framed.
 fn is_link_navigation(request: &Request) -> bool {
     let navigates = request.headers().get(SEC_FETCH_MODE).is_some_and(|mode| mode == "navigate");
-    navigates && request.method() == Method::GET && matches!(request.uri().path(), "/" | "/docs")
+    navigates && request.method() == Method::GET && matches!(request.uri().path(), "/" | "/docs" | "/symptoms")
 }
 
 /// Returns the problem of a web page whose origin is not listed; `mark` is the header that shows this.

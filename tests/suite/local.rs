@@ -79,7 +79,7 @@ async fn what_a_page_elsewhere_sends_without_an_origin_is_refused() {
             }
         }
         refused("POST", "/", &[site, ("Sec-Fetch-Mode", "navigate")]).await;
-        for path in ["/", "/docs"] {
+        for path in ["/", "/docs", "/symptoms"] {
             refused("GET", path, &[site, ("Sec-Fetch-Mode", "no-cors")]).await;
             refused("GET", path, &[site]).await;
             // A link that somebody follows.
