@@ -43,7 +43,7 @@ impl TypedValueParser for AddressParser {
     ) -> Result<ServiceAddress, clap::Error> {
         let name = arg.and_then(clap::Arg::get_long).unwrap_or_default();
         let refusal = |why| clap::Error::raw(ErrorKind::ValueValidation, format!("--{name}: {why}\n")).with_cmd(cmd);
-        value.to_string_lossy().parse().map_err(refusal)
+        value.to_str().unwrap_or_default().parse().map_err(refusal)
     }
 }
 
