@@ -9,6 +9,7 @@ use crate::command::output::{check, output};
 use crate::command::server::ServerOption;
 use crate::command::words::job_id;
 use crate::config::CatalogFile;
+use crate::job::Status;
 use cdc_client::{Api, Output};
 use cdc_manifest::JobId;
 
@@ -41,7 +42,7 @@ impl Download {
         if !job.has_ended() {
             bail!("the export is {}, at {} %: its file is there once it has completed", job.status, job.progress);
         }
-        ensure!(job.has_status("completed"), "the export is {}, so it has no file", job.status);
+        ensure!(job.has_status(Status::Completed.as_str()), "the export is {}, so it has no file", job.status);
         ensure!(export.output_filename.is_some(), "the export found nothing and was skipped, so it has no file");
         Ok(api.save(&export, self.output.as_ref()).await?)
     }

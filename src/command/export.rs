@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::config::{CatalogFile, Config};
-use crate::job::{FILE_BYTES, FailureCode};
+use crate::job::{FILE_BYTES, FailureCode, Status};
 use crate::postgres::Database;
 use crate::worker::Stops;
 use anyhow::{Context, anyhow};
@@ -188,7 +188,7 @@ async fn follow(
 }
 
 async fn wait_until_claimed(api: &Api, id: JobId) {
-    while api.poll(id, None).await.is_ok_and(|export| export.job.has_status("pending")) {}
+    while api.poll(id, None).await.is_ok_and(|export| export.job.has_status(Status::Pending.as_str())) {}
 }
 
 /// Waits for the end of a job, and shows its progress. Ctrl-C cancels the job, unless it is committing.
@@ -234,7 +234,7 @@ async fn finish(
     if arguments.json {
         outln!("{}", export.json)?;
     }
-    if !export.job.has_status("completed") {
+    if !export.job.has_status(Status::Completed.as_str()) {
         if !arguments.json {
             let symptom = export.job.error.as_ref().and_then(|error| api.symptom(&error.code));
             let symptom = symptom.map(|place| format!("; {place}")).unwrap_or_default();
@@ -284,7 +284,7 @@ async fn finish(
 
 /// Returns the reason why an export has no file, and a remedy.
 fn failure_text(ExportView { job, dataset, .. }: &ExportView) -> String {
-    let Some(error) = job.error.as_ref().filter(|_| job.has_status("failed")) else {
+    let Some(error) = job.error.as_ref().filter(|_| job.has_status(Status::Failed.as_str())) else {
         return format!("was {}", job.status);
     };
     let consumer = job.consumer_id.as_deref().unwrap_or_default();
