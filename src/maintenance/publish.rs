@@ -11,7 +11,7 @@ use crate::maintenance::{Error, Maintenance};
 use crate::publisher::{self, Publication, Publisher};
 use crate::store::files::LOST_AFTER;
 use crate::telemetry::log_throttle::LogThrottle;
-use cdc_destination::Destination;
+use cdc_destination::{Destination, ExportFiles};
 use cdc_manifest::{ConsumerId, JobId};
 use pg_session::failure::chain;
 
@@ -78,18 +78,12 @@ impl Publish {
     async fn unpublished(&mut self) -> Result<HashMap<LaneKey, Vec<FileRecord>>, Error> {
         let Maintenance { store, destination, .. } = &self.maintenance;
         let unpublished = store.unpublished(destination.id().await?).await?;
-        let is_of = |record: &FileRecord, (job, dataset): &ExportKey| {
-            record.files.job == *job && record.files.dataset == *dataset
-        };
-        self.missing.retain(|key, _| unpublished.iter().any(|record| is_of(record, key)));
+        let is_of = |files: &ExportFiles, (job, dataset): &ExportKey| files.job == *job && files.dataset == *dataset;
+        self.missing.retain(|key, _| unpublished.iter().any(|record| is_of(&record.files, key)));
         let mut lanes = HashMap::<_, Vec<_>>::new();
         for record in unpublished {
-            let lane = record
-                .files
-                .consumer
-                .clone()
-                .map(|consumer| (consumer, record.files.dataset.clone()))
-                .ok_or(record.files.job);
+            let ExportFiles { job, consumer, dataset, .. } = &record.files;
+            let lane = consumer.clone().map(|consumer| (consumer, dataset.clone())).ok_or(*job);
             lanes.entry(lane).or_default().push(record);
         }
         Ok(lanes)
