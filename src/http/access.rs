@@ -194,8 +194,8 @@ fn request_id(request: &Request) -> Option<String> {
     request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).map(str::to_owned)
 }
 
-/// Returns true if a route needs no key: health checks, the API's document, and the pages, of which one asks for the key. `path`
-/// must be the route's template, never the path sent by the client.
+/// Returns true if a route needs no key: health checks, the API's document, and the pages, of which one asks for the
+/// key. `path` must be the route's template, never the path sent by the client.
 pub(crate) fn is_open(path: &str) -> bool {
     let is_page = matches!(path, "/docs" | "/openapi.json" | "/symptoms" | "/" | "/page/{name}");
     is_page || path.starts_with("/docs/") || is_unlimited(path)

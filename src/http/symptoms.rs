@@ -1,6 +1,7 @@
 //! `/symptoms`: each word of an error, a job or a consumer, with its cause and its remedy.
 //!
-//! The page is `docs/SYMPTOMS.md`, which `build.rs` turns into HTML. The binary embeds it, so it works without a network.
+//! The page is `docs/SYMPTOMS.md`, which `build.rs` turns into HTML. The binary embeds it, so it works without a
+//! network.
 
 use std::sync::LazyLock;
 

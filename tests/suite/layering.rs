@@ -40,6 +40,15 @@ const WORDS: [(&str, &[&str]); 10] = [
     ("cdc_client", &["command", "http"]),
 ];
 
+/// The places of statements, and how the names of these begin.
+const SQL: [(&[&str], &str); 5] = [
+    (&["src/store", "src/store.rs"], "store"),
+    (&["src/postgres", "src/postgres.rs"], "postgres"),
+    (&["src/demo.rs"], "demo"),
+    (&["crates/cdc-capture/src"], "source"),
+    (&["crates/cdc-client/src/apply", "crates/cdc-client/src/apply.rs"], "apply"),
+];
+
 /// A file of a crate: the path of its module, and what it names in others.
 struct Module {
     path: Vec<String>,
@@ -101,7 +110,7 @@ fn a_module_names_only_those_that_it_may() {
     }
 }
 
-/// Of two modules of one parent only one may name the other, however deep below. A parent may name its children, and a
+/// Only one of two modules of one parent may name the other, however deep below. A parent may name its children, and a
 /// child its parent's types and constants.
 #[test]
 fn no_modules_name_each_other_in_a_circle() {
@@ -142,6 +151,21 @@ fn a_statement_in_code_has_at_most_ten_lines() {
             // The first line is the statement's name.
             let is_long = text.trim().lines().count() > 11 && words.iter().any(|word| text.contains(word));
             assert!(!is_long || longer.iter().any(|longer| name.ends_with(longer)), "{name}: {text}");
+        }
+    }
+}
+
+/// The name says in `pg_stat_activity` and in a log which statement it is.
+#[test]
+fn a_statement_in_code_begins_with_its_name() {
+    for (paths, module) in SQL {
+        for (file, code) in paths.iter().flat_map(|path| code_below(path)) {
+            for call in ["query(", "query_as(", "query_scalar(", "raw_sql("] {
+                for statement in code.split(call).skip(1).filter_map(|text| text.trim_start().strip_prefix('"')) {
+                    assert!(statement.starts_with(&format!("-- {module}.")), "{file}: {call}\"{statement:.60}");
+                }
+            }
+            assert!(!code.contains("concat!(") && !code.contains("macro_rules!"), "{file}: SQL is made by no macro");
         }
     }
 }

@@ -100,6 +100,7 @@ mod source_files;
 mod startup;
 mod statements;
 mod strict;
+mod style;
 mod subscriptions;
 mod tables;
 mod tls;

@@ -1,6 +1,5 @@
-//! The source's files, and the rules of their text.
+//! The source's files.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Returns the names below the clone, and the texts, of all files with this extension among `paths` and below them.
@@ -26,21 +25,4 @@ pub(crate) fn code_below(folder: &str) -> Vec<(String, String)> {
         code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
     };
     files_below(&[folder], "rs").into_iter().map(|(name, text)| (name, code(text))).collect()
-}
-
-/// `Error` and `Settings` are those of their module everywhere.
-#[test]
-fn a_type_name_is_defined_once() {
-    let mut files: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for (name, code) in ["crates", "src"].into_iter().flat_map(code_below) {
-        for line in code.lines() {
-            let words: Vec<_> = line.split(' ').filter(|word| !word.starts_with("pub")).collect();
-            if let ["enum" | "struct" | "trait" | "type", rest, ..] = words[..] {
-                let of = rest.split(|c: char| !c.is_alphanumeric()).next().unwrap();
-                files.entry(of.to_owned()).or_default().insert(name.clone());
-            }
-        }
-    }
-    files.retain(|of, files| files.len() > 1 && !["Error", "Settings"].contains(&&**of));
-    assert!(files.is_empty(), "{files:#?}");
 }

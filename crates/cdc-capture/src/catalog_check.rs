@@ -107,8 +107,8 @@ impl Findings {
         Ok(found)
     }
 
-    /// Compares these datasets with their tables, and with the other datasets that share their triggers, and returns what
-    /// doesn't fit. Other faults of those datasets are left out.
+    /// Compares these datasets with their tables, and with the other datasets that share their triggers, and returns
+    /// what doesn't fit. Other faults of those datasets are left out.
     pub async fn check_some(
         pool: &PgPool,
         all: &[Arc<Dataset>],

@@ -70,9 +70,9 @@ impl Caps {
     pub async fn purge(&self, pool: &PgPool) -> Result<u64, sqlx::Error> {
         give_up(pool, self).await?;
         let mut tx = pool.begin().await?;
-        // The purge has to get to its end even where a mass of dead rows slows it down. The rows of a table come from the
-        // index, whatever the planner guesses of how many there are. One session purges at a time: the lock of a table
-        // takes no transaction id, unlike that of a row.
+        // The purge has to get to its end even where a mass of dead rows slows it down. The rows of a table come from
+        // the index, whatever the planner guesses of how many there are. One session purges at a time: the lock of a
+        // table takes no transaction id, unlike that of a row.
         let begun = sqlx::raw_sql(
             "-- source.purge.begin
              set local statement_timeout = '60s'; set local enable_seqscan = off; set local enable_bitmapscan = off;

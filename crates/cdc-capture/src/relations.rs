@@ -34,8 +34,9 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// Reads all relations but those of Postgres and of the service, in the order of their names. Only those that a dataset
-    /// names without a schema are visible. `deleted` are columns of which each relation says whether it has them.
+    /// Reads all relations but those of Postgres and of the service, in the order of their names. Only those that a
+    /// dataset names without a schema are visible. `deleted` are columns of which each relation says whether it has
+    /// them.
     pub async fn read(
         pool: &PgPool,
         datasets: &[Arc<Dataset>],

@@ -35,7 +35,8 @@ pub enum Output {
 }
 
 impl Api {
-    /// Downloads the files of an export to `output`. Without `output`, each file gets its own name in the current folder.
+    /// Downloads the files of an export to `output`. Without `output`, each file gets its own name in the current
+    /// folder.
     pub async fn save(&self, export: &ExportView, output: Option<&Output>) -> Result<(), Error> {
         let files = export_files(export)?;
         let several = files.len() > 1;

@@ -6,8 +6,8 @@ use std::path::Path;
 use crate::job_view::ExportView;
 use cdc_manifest::JobId;
 
-/// Shows results, notices and progress of a client to the user. The command line prints and draws them. A method that is
-/// not implemented shows nothing.
+/// Shows results, notices and progress of a client to the user. The command line prints and draws them. A method that
+/// is not implemented shows nothing.
 #[expect(unused_variables, reason = "the names of arguments are for implementations")]
 pub trait Observer: Send + Sync {
     /// Returns true if progress is drawn continuously. The client then polls the service more often.

@@ -7,8 +7,8 @@ use crate::quote;
 use cdc_dataset::Dataset;
 
 impl Triggers<'_> {
-    /// Returns the datasets whose tables the service may track now, each with a text that another definition of the table
-    /// changes.
+    /// Returns the datasets whose tables the service may track now, each with a text that another definition of the
+    /// table changes.
     pub async fn trackable<'a>(&self, datasets: &[&'a Dataset]) -> Result<Vec<(&'a Dataset, String)>, sqlx::Error> {
         let names: Vec<_> = datasets.iter().map(|dataset| quote::relation(&dataset.table)).collect();
         let found: Vec<(i64, String)> =

@@ -71,14 +71,14 @@ pub enum Tracked {
 }
 
 impl Triggers<'_> {
-    /// Installs the triggers on a dataset's table if they are missing, and allows its exports. Tries again while the table
-    /// is busy. After an error nothing is changed.
+    /// Installs the triggers on a dataset's table if they are missing, and allows its exports. Tries again while the
+    /// table is busy. After an error nothing is changed.
     pub async fn track(&self, dataset: &Dataset) -> Result<Tracked, Error> {
         self.track_next(&mut Queue::of([dataset])).await.expect("the queue has a dataset").1
     }
 
-    /// Does what [`track`](Triggers::track) does for the datasets of a queue, until one of them is done. Returns that one with its result.
-    /// Returns `None` if the queue is empty.
+    /// Does what [`track`](Triggers::track) does for the datasets of a queue, until one of them is done. Returns that
+    /// one with its result. Returns `None` if the queue is empty.
     pub async fn track_next<D>(&self, queue: &mut Queue<D>) -> Option<(D, Result<Tracked, Error>)>
     where
         D: Deref<Target = Dataset>,

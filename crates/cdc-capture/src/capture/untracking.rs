@@ -14,8 +14,8 @@ use pg_session::table_name::Table;
 
 impl Triggers<'_> {
     /// Removes the triggers from the tables of these datasets, which can't be exported from then on. Each table has a
-    /// transaction of its own. Returns for each dataset the error if its triggers could not be removed: there is no such
-    /// table, another dataset needs its triggers, or the role lacks the right.
+    /// transaction of its own. Returns for each dataset the error if its triggers could not be removed: there is no
+    /// such table, another dataset needs its triggers, or the role lacks the right.
     pub async fn untrack(
         &self,
         datasets: &[Arc<Dataset>],
@@ -44,8 +44,8 @@ impl Triggers<'_> {
         untrack_each(self.0, [table]).await.pop().expect("a table has a result")
     }
 
-    /// Removes the triggers from all tables that have any. Returns these tables, each with the error if its triggers could
-    /// not be removed. Each table has a transaction of its own.
+    /// Removes the triggers from all tables that have any. Returns these tables, each with the error if its triggers
+    /// could not be removed. Each table has a transaction of its own.
     pub async fn untrack_all(&self) -> Result<Vec<(Table, Result<(), Error>)>, Error> {
         let pool = self.0;
         let tables: Vec<(String, String)> =
