@@ -8,6 +8,10 @@ use axum::body::Body;
 use axum::extract::Request;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
+use cdc_capture::Continuity;
+use cdc_client::JobView;
+use cdc_export::job::Status;
+use cdc_manifest::Chained;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -18,6 +22,7 @@ use crate::harness::{
     Csv, Database, HANG_TIMEOUT, Service, Start, UNKNOWN_JOB, answering, ends, eventually, far, passed_on,
     reachable_folder, serving, serving_users, silent,
 };
+use crate::verify::next;
 
 async fn run(arguments: &[&str]) -> (i32, String, String) {
     far(arguments).output().await
@@ -577,5 +582,20 @@ async fn a_download_is_fetched_from_the_bucket_without_the_key() {
     assert!(asked.len() == 1 && asked[0]["range"] == "bytes=100-", "{asked:?}");
     for name in ["authorization", "cookie", "referer", "x-consumer-id", "if-range"] {
         assert!(!asked[0].contains_key(name), "{asked:?}");
+    }
+}
+
+/// The client is a crate that doesn't know the service, so it has these words once more.
+#[test]
+fn the_clients_words_are_those_of_the_service() {
+    for status in Status::ALL {
+        let members = json!({ "jobId": uuid::Uuid::nil(), "status": status.as_str(), "progress": 0, "attempt": 0 });
+        let job: JobView = serde_json::from_value(members).unwrap();
+        assert_eq!(job.has_ended(), status.is_terminal(), "{status}");
+    }
+    let export = next("search", None, true, &[1], "").manifest.export;
+    for word in Continuity::ALL {
+        let export = Chained { continuity: Some(word.as_str().to_owned()), ..export.clone() };
+        assert_eq!(export.is_by_time(), word.is_by_time(), "{word}");
     }
 }
