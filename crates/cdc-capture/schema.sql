@@ -190,7 +190,7 @@ end $$;
 
 -- Positions -------------------------------------------------------------------
 
--- What each consumer has of a dataset: the time that people read, and the position that the service goes on from
+-- The watermark of each consumer in each dataset, which people read, and the position from which the service goes on
 -- (CHANGE-CAPTURE.md). An insert of consumer, time and updated_at alone is a watermark set by hand: all columns from
 -- live_snapshot on are null then.
 create table {schema}.watermarks (

@@ -1,9 +1,9 @@
-//! What a position remembers of a table.
+//! The state of a table that a position stores for the guard.
 
 use serde::{Deserialize, Serialize};
 
-/// What a position remembers of a table: a JSON object. Only the guard of `cdc-capture` reads its members. It does not
-/// compare a member that a saved position lacks.
+/// The state of a table that a position stores for the guard, as a JSON object. Only the guard of `cdc-capture` reads
+/// its members. It does not compare a member that a saved position lacks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct GuardState(serde_json::Map<String, serde_json::Value>);
