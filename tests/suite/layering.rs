@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::source_files::{code_below, files_below};
+use crate::source_files::code_below;
 
 /// The modules of the root package that name others than nouns and `telemetry`, each with those that it may name.
 /// `command` wires all of them.
@@ -168,9 +168,4 @@ fn a_statement_in_code_begins_with_its_name() {
             assert!(!code.contains("concat!(") && !code.contains("macro_rules!"), "{file}: SQL is made by no macro");
         }
     }
-}
-
-#[test]
-fn the_torture_shares_no_code_with_the_service() {
-    assert!(files_below(&["examples/torture"], "rs").iter().all(|(_, text)| !text.contains("cdc_export::")));
 }

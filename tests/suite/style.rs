@@ -1,4 +1,4 @@
-//! The rules of the source's text: lengths, beginnings, and names of types.
+//! The rules of the source's text: lengths, beginnings, names of types, and what the torture may use.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -68,4 +68,9 @@ fn a_type_name_is_defined_once() {
     }
     files.retain(|of, files| files.len() > 1 && !["Error", "Settings"].contains(&&**of));
     assert!(files.is_empty(), "{files:#?}");
+}
+
+#[test]
+fn the_torture_shares_no_code_with_the_service() {
+    assert!(files_below(&["examples/torture"], "rs").iter().all(|(_, text)| !text.contains("cdc_export::")));
 }
