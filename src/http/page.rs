@@ -149,8 +149,8 @@ mod tests {
 
     #[test]
     fn page_references_exactly_the_embedded_files() {
-        let index = &ASSETS[INDEX];
-        let mut used: Vec<&str> = named(&index.text, "\"/page/").collect();
+        let pages = [&ASSETS[INDEX], &crate::http::symptoms::PAGE];
+        let mut used: Vec<&str> = pages.iter().flat_map(|page| named(&page.text, "\"/page/")).collect();
         for asset in ASSETS.values().filter(|asset| asset.media_type == "text/javascript; charset=utf-8") {
             used.extend(named(&asset.text, "from \"./"));
         }

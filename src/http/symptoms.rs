@@ -14,7 +14,7 @@ use crate::http::page::Asset;
 const POLICY: &str = "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; \
                       frame-ancestors 'none'";
 
-static PAGE: LazyLock<Asset> =
+pub(super) static PAGE: LazyLock<Asset> =
     LazyLock::new(|| Asset::new("symptoms.html", include_str!(concat!(env!("OUT_DIR"), "/symptoms.html")), POLICY));
 
 /// Show the cause and the remedy of each word
