@@ -1,4 +1,4 @@
-//! Parses durations in the syntax of the configuration: `90s`, `5m`, `1h 30m`, `7d`.
+//! Parses and displays durations in the syntax of the configuration: `90s`, `5m`, `1h 30m`, `7d`.
 
 use std::time::Duration;
 
@@ -9,6 +9,17 @@ pub fn parse(text: &str) -> Option<Duration> {
         return None;
     }
     humantime::parse_duration(text).ok()
+}
+
+/// Displays a duration. Its longest unit is the day, because a month is no fixed number of days.
+pub fn display(duration: Duration) -> String {
+    let days = duration.as_secs() / 86_400;
+    let rest = humantime::format_duration(duration - Duration::from_secs(days * 86_400)).to_string();
+    match (days, &*rest) {
+        (0, _) => rest,
+        (_, "0s") => format!("{days}d"),
+        _ => format!("{days}d {rest}"),
+    }
 }
 
 #[cfg(test)]
@@ -23,5 +34,15 @@ mod tests {
         for text in ["", "5", "5M", "1h 30M", "30M1s", "x"] {
             assert_eq!(parse(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn ninety_days_are_no_months() {
+        for text in ["0s", "90s", "1h 30m", "90d", "400d 1h"] {
+            let duration = parse(text).unwrap();
+            assert_eq!(parse(&display(duration)), Some(duration), "{text}");
+            assert!(!display(duration).contains("month"), "{text}");
+        }
+        assert_eq!(display(Duration::from_secs(90 * 86_400)), "90d");
     }
 }

@@ -11,6 +11,7 @@ use crate::catalog::pattern::Reason;
 use crate::command::BadUsage;
 use crate::config::{self, CatalogFile, Config};
 use crate::demo;
+use crate::duration;
 use crate::http::{self, Access, ConnectionLimits};
 use crate::job::Retention;
 use crate::postgres::{self, Database};
@@ -275,7 +276,7 @@ fn log_retention(config: &Config) {
     let settings = &config.maintenance;
     for (setting, retention) in [("RETAIN_FILES", settings.retain_files), ("RETAIN_JOBS", settings.retain_jobs)] {
         let count = retention.count.map(|count| format!("the {count} newest of each consumer in a dataset"));
-        let age = retention.age.map(|age| format!("what ended in the last {}", humantime::format_duration(age)));
+        let age = retention.age.map(|age| format!("what ended in the last {}", duration::display(age)));
         let kept = match (count, age) {
             (None, None) => continue,
             (Some(one), None) | (None, Some(one)) => one,
@@ -284,7 +285,7 @@ fn log_retention(config: &Config) {
         tracing::info!(event = "retention", setting, "{setting} keeps {kept}");
     }
     if [settings.retain_files, settings.retain_jobs].iter().any(|retention| *retention != Retention::default()) {
-        let (setting, time) = ("RETAIN_UNACKED", humantime::format_duration(settings.retain_unacked));
+        let (setting, time) = ("RETAIN_UNACKED", duration::display(settings.retain_unacked));
         tracing::info!(
             event = "retention",
             setting,

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::config::CatalogFile;
+use crate::duration;
 use clap::Args;
 use pg_session::failure::chain;
 use serde_json::Value;
@@ -94,7 +95,7 @@ fn show(status: &Value, json: bool, clear: bool) -> anyhow::Result<()> {
 fn consumer_line(consumer: &Value) -> String {
     let cell = |name| cell(consumer, name);
     let behind = match consumer["behindSeconds"].as_u64() {
-        Some(seconds) => humantime::format_duration(Duration::from_secs(seconds)).to_string().replace(' ', ""),
+        Some(seconds) => duration::display(Duration::from_secs(seconds)).replace(' ', ""),
         None => "?".to_owned(),
     };
     let job = match consumer["lastJob"].is_object() {

@@ -307,8 +307,8 @@ async fn a_start_without_datasets_and_without_the_demo_says_so() {
         told,
         [
             "RETAIN_FILES keeps the 30 newest of each consumer in a dataset",
-            "RETAIN_JOBS keeps what ended in the last 30days",
-            "RETAIN_UNACKED keeps for 30days what a consumer that acknowledges has not acknowledged"
+            "RETAIN_JOBS keeps what ended in the last 30d",
+            "RETAIN_UNACKED keeps for 30d what a consumer that acknowledges has not acknowledged"
         ]
     );
     service.stop().await;
