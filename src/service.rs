@@ -176,7 +176,7 @@ pub enum Error {
     OutOfStep(Option<String>, Vec<Export>),
     #[error(
         "the database contains no completed export of this consumer and dataset with the id and content in `after`, or misses a later one: \
-         it was restored, or retention removed the exports; request a full export to continue"
+         if all three are right, it was restored, or retention removed the exports; request a full export to continue"
     )]
     Restored,
     /// The lane, or the caller's key in an ad-hoc dataset, has reached its maximum of open jobs.

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 
 use crate::catalog::Catalog;
 use crate::config;
@@ -15,9 +15,13 @@ use crate::receiver::Receivers;
 /// then renames it to `file`. Creates the file if it doesn't exist.
 ///
 /// # Errors
-/// If the file is invalid with or without the block, or can't be replaced. The file is unchanged then.
+/// If the file has the pattern already, is invalid with or without the block, or can't be replaced. The file is unchanged then.
 pub(super) fn append(file: &Path, block: &str) -> anyhow::Result<Catalog> {
     let before = read(file)?;
+    let is_there = |line: &&str| line.starts_with("match = ") && before.lines().any(|known| known == *line);
+    if let Some(pattern) = block.lines().find(is_there) {
+        bail!("nothing was added: {} has this pattern already: {pattern}", file.display());
+    }
     let gap = match before.as_str() {
         "" => "",
         text if text.ends_with("\n\n") => "",

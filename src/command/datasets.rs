@@ -208,7 +208,7 @@ async fn add(config: &Config, database: &Database, add: &AddDatasets) -> anyhow:
                 )
             }
         };
-        eprintln!("Added to {}. {next}.", file.display());
+        eprintln!("Added to {}. {next}. A running service reads the file after some seconds.", file.display());
     }
     let left_out = if add.schema.is_empty() { Vec::new() } else { left_out(database, &catalog, &add.schema).await? };
     if !left_out.is_empty() {

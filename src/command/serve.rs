@@ -275,12 +275,12 @@ fn warn_of_pattern_tables(catalog: &Catalog, found: BTreeSet<String>) {
 fn log_retention(config: &Config) {
     let settings = &config.maintenance;
     for (setting, retention) in [("RETAIN_FILES", settings.retain_files), ("RETAIN_JOBS", settings.retain_jobs)] {
-        let count = retention.count.map(|count| format!("the {count} newest of each consumer in a dataset"));
-        let age = retention.age.map(|age| format!("what ended in the last {}", duration::display(age)));
+        let count = retention.count.map(|count| format!("the {count} newest exports of each consumer and dataset"));
+        let age = retention.age.map(|age| format!("exports that ended in the last {}", duration::display(age)));
         let kept = match (count, age) {
             (None, None) => continue,
             (Some(one), None) | (None, Some(one)) => one,
-            (Some(count), Some(age)) => format!("{count}, and of these {age}"),
+            (Some(count), Some(age)) => format!("{count}, of the {age}"),
         };
         tracing::info!(event = "retention", setting, "{setting} keeps {kept}");
     }
@@ -289,7 +289,7 @@ fn log_retention(config: &Config) {
         tracing::info!(
             event = "retention",
             setting,
-            "{setting} keeps for {time} what a consumer that acknowledges has not acknowledged"
+            "{setting} keeps an export for at most {time} until its consumer acknowledges it, if that consumer acknowledges"
         );
     }
 }

@@ -24,8 +24,8 @@ impl Error {
 
     pub fn unreadable_catalog(file: &Path, why: &std::io::Error) -> Error {
         let help = match why.kind() {
-            std::io::ErrorKind::NotFound if file.is_relative() => {
-                "; a path that begins with / is the same in every folder"
+            std::io::ErrorKind::NotFound => {
+                "; `cdc-export datasets add` makes it, and a path that begins with / is the same in every folder"
             }
             _ => "",
         };

@@ -50,7 +50,8 @@ impl<S: Sync> FromRequestParts<S> for Consumer {
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Consumer, Problem> {
         let consumer = header_of(&parts.headers, CONSUMER_HEADER, Code::ConsumerInvalid)?.ok_or_else(|| {
-            let detail = format!("{CONSUMER_HEADER}: the header is missing");
+            let detail =
+                format!("{CONSUMER_HEADER}: the header is missing, which names the consumer, such as `warehouse`");
             Problem::bad_input(Code::ConsumerRequired, CONSUMER_HEADER, detail)
         })?;
         service_of(parts)?.require_consumer(Some(&consumer))?;

@@ -346,7 +346,7 @@ impl Service {
     /// Lists the lane's exports published after the job `after`, by number. `from` limits them to higher numbers.
     ///
     /// # Errors
-    /// If the lane has no completed export with this id.
+    /// If the lane has no completed export with this id, or there is no such dataset.
     pub async fn published_after(
         &self,
         lane: Lane<'_>,
@@ -354,7 +354,13 @@ impl Service {
         from: Option<u64>,
         limit: u32,
     ) -> Result<Vec<Export>, Error> {
-        with_timeout(self.store.published_after(lane, after, from, limit)).await?.ok_or(Error::Restored)
+        match with_timeout(self.store.published_after(lane, after, from, limit)).await? {
+            Some(exports) => Ok(exports),
+            None => {
+                self.require_dataset(lane.dataset)?;
+                Err(Error::Restored)
+            }
+        }
     }
 
     /// Returns [`Error::StandbyMissing`] if a write timed out because no synchronous standby confirms its commit. Such

@@ -301,14 +301,14 @@ async fn what_was_mistyped_is_answered_with_what_to_do() {
 async fn a_start_without_datasets_and_without_the_demo_says_so() {
     let database = Database::empty().await;
     let service =
-        Start::on(&database).with("SEED_ROWS", 0).with("RETAIN_FILES", 30).with("RETAIN_JOBS", "30d").service().await;
+        Start::on(&database).with("SEED_ROWS", 0).with("RETAIN_FILES", 30).with("RETAIN_JOBS", "90d").service().await;
     let told: Vec<_> = service.events("retention").iter().map(|line| line["message"].clone()).collect();
     assert_eq!(
         told,
         [
-            "RETAIN_FILES keeps the 30 newest of each consumer in a dataset",
-            "RETAIN_JOBS keeps what ended in the last 30d",
-            "RETAIN_UNACKED keeps for 30d what a consumer that acknowledges has not acknowledged"
+            "RETAIN_FILES keeps the 30 newest exports of each consumer and dataset",
+            "RETAIN_JOBS keeps exports that ended in the last 90d",
+            "RETAIN_UNACKED keeps an export for at most 30d until its consumer acknowledges it, if that consumer acknowledges"
         ]
     );
     service.stop().await;

@@ -121,7 +121,9 @@ impl LaneReader<'_> {
                     (None, _) | (_, Some(_)) => {
                         if self.request.is_none() && sink.last().is_none() {
                             let (dataset, consumer) = (&self.dataset, &self.consumer);
-                            self.api.observer().notice(&format!("the consumer {consumer} has no export of {dataset}"));
+                            self.api.observer().notice(&format!(
+                                "the consumer {consumer} has no export of {dataset}: `--request` asks for one"
+                            ));
                         }
                         return Ok(());
                     }
@@ -310,7 +312,8 @@ impl LaneReader<'_> {
         let oldest = self.api.oldest_exports(self.lane()).await?;
         match oldest.first() {
             Some(first) if first.number != Some(1) => Ok(NextExports::NeedsFullExport(
-                "the first exports of the lane were removed, and it has no full export".to_owned(),
+                "the first exports of this consumer and dataset were removed, and none of the others is full"
+                    .to_owned(),
             )),
             _ => Ok(NextExports::Found(oldest)),
         }

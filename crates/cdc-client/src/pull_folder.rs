@@ -140,7 +140,7 @@ impl PullFolder {
         let state = read_state(folder)?.unwrap_or_else(|| new.clone());
         if (&state.consumer, &state.dataset) != (&new.consumer, &new.dataset) {
             return Err(Error::Refused(format!(
-                "{} has the exports of {} of the consumer {}: another lane needs another folder",
+                "{} has the exports of {} of the consumer {}: another consumer or dataset needs another folder",
                 folder.display(),
                 state.dataset,
                 state.consumer
