@@ -186,7 +186,7 @@ async fn another_source_and_another_lane_are_refused() {
     let into = folder.path().to_str().unwrap();
     let (code, _, said) =
         far(&["pull", "--consumer", "b", "--server", &service.address, "--into", into]).output().await;
-    assert!(code == 1 && said.contains("another lane needs another folder"), "{said}");
+    assert!(code == 1 && said.contains("another consumer or dataset needs another folder"), "{said}");
 
     // A file of somebody's stands under the name that an export is to get.
     let (job, _) = service.export("delta", "a").await;
