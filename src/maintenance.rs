@@ -29,8 +29,8 @@ use crate::job::{Retention, Terms};
 use crate::maintenance::publish::Publish;
 use crate::maintenance::schedule::Scheduling;
 use crate::publisher;
+use crate::store::Store;
 use crate::store::transitions::Transition;
-use crate::store::{self, Store};
 use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics;
 use cdc_capture::capture::Removals;
@@ -93,17 +93,8 @@ pub struct Maintenance {
     publish_requested: Arc<Notify>,
 }
 
-#[derive(Debug, thiserror::Error)]
-enum Error {
-    #[error(transparent)]
-    Source(#[from] cdc_capture::Error),
-    #[error(transparent)]
-    Sink(#[from] cdc_destination::Error),
-    #[error(transparent)]
-    Store(#[from] store::Error),
-    #[error(transparent)]
-    Publisher(#[from] publisher::Error),
-}
+/// The reason why a round ended early. It is only logged.
+type Error = Box<dyn std::error::Error + Send + Sync>;
 
 impl Maintenance {
     pub fn new(
@@ -131,7 +122,7 @@ impl Maintenance {
         // A hanging folder must not prevent the start of the API.
         let error = match tokio::time::timeout(ANNOUNCE_TIMEOUT, begin).await {
             Ok(Ok(())) => return,
-            Ok(Err(error)) => chain(&error),
+            Ok(Err(error)) => chain(&*error),
             Err(_) => format!("no result after {} seconds", ANNOUNCE_TIMEOUT.as_secs()),
         };
         tracing::warn!(event = "announce_failed", error);
@@ -313,7 +304,7 @@ async fn every(
             }
             match done {
                 Ok(Ok(Ok(()))) => {}
-                Ok(Ok(Err(error))) => warn_throttled(&throttle, task, chain(&error)),
+                Ok(Ok(Err(error))) => warn_throttled(&throttle, task, chain(&*error)),
                 Ok(Err(_)) => {
                     if let Some(times) = throttle.should_log("panicked".to_owned()) {
                         tracing::error!(event = "maintenance_panicked", task, times);
@@ -349,7 +340,7 @@ mod tests {
         let round = async || {
             rounds += 1;
             match rounds {
-                1 => return Err(store::Error::StandbyMissing.into()),
+                1 => return Err(crate::store::Error::StandbyMissing.into()),
                 2 => panic!("a defect"),
                 3 => {}
                 _ => ends.cancel(),

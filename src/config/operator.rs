@@ -24,9 +24,7 @@ impl Error {
 
     pub fn unreadable_catalog(file: &Path, why: &std::io::Error) -> Error {
         let help = match why.kind() {
-            std::io::ErrorKind::NotFound => {
-                "; `cdc-export datasets add` makes it, and a path that begins with / is the same in every folder"
-            }
+            std::io::ErrorKind::NotFound => "; `cdc-export datasets add` makes a file there",
             _ => "",
         };
         let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());

@@ -354,13 +354,11 @@ impl Service {
         from: Option<u64>,
         limit: u32,
     ) -> Result<Vec<Export>, Error> {
-        match with_timeout(self.store.published_after(lane, after, from, limit)).await? {
-            Some(exports) => Ok(exports),
-            None => {
-                self.require_dataset(lane.dataset)?;
-                Err(Error::Restored)
-            }
+        let exports = with_timeout(self.store.published_after(lane, after, from, limit)).await?;
+        if exports.is_none() {
+            self.require_dataset(lane.dataset)?;
         }
+        exports.ok_or(Error::Restored)
     }
 
     /// Returns [`Error::StandbyMissing`] if a write timed out because no synchronous standby confirms its commit. Such
