@@ -22,7 +22,7 @@ fn replace(mask: &Mask, column: &Column, field: &[u8], out: &mut Vec<u8>) -> Res
         Mask::Last(most) => {
             let text = text(column, field)?;
             // Neither the sign of a number nor the blanks around a text are a part of what is hidden.
-            let text = text.trim().trim_start_matches('-');
+            let text = text.trim().trim_start_matches(['+', '-']);
             let length = text.chars().count();
             let shown = usize::from(*most).min(length / 2);
             let last: String = text.chars().skip(length - shown).collect();
@@ -129,6 +129,7 @@ mod tests {
             ("1234567", 4, "****567"),
             ("ab", 4, "****b"),
             ("a", 4, "****"),
+            ("+4", 4, "****"),
             ("", 4, "****"),
             ("äöüß", 1, "****ß"),
             ("abcd    ", 4, "****cd"),
