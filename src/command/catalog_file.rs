@@ -15,7 +15,7 @@ use crate::receiver::Receivers;
 /// then renames it to `file`. Creates the file if it doesn't exist.
 ///
 /// # Errors
-/// If the file has the pattern already, is invalid with or without the block, or can't be replaced. The file is unchanged then.
+/// If the file has the pattern, is invalid with or without the block, or can't be replaced. It is unchanged then.
 pub(super) fn append(file: &Path, block: &str) -> anyhow::Result<Catalog> {
     let before = read(file)?;
     let is_there = |line: &&str| line.starts_with("match = ") && before.lines().any(|known| known == *line);

@@ -444,9 +444,9 @@ async fn commands_add_tables_and_list_them() {
     assert!(code == 0 && said.contains("`cdc-export datasets add 'shop.big orders'` adds these"), "{said}");
     let has = |text: &str| printed.matches(text).count();
     assert_eq!((has("[[dataset]]"), has("\ncapture = \"none\"\n"), has("[[tables]]")), (2, 2, 1), "{printed}");
-    let (code, _, said) =
-        empty.command(&database, &["datasets", "add", "--schema", "shop", "shop.\"big orders\""]).await;
-    assert!(code == 0 && !said.contains("leaves out"), "{said}");
+    ends(empty.command(&database, &both).await, 1, "has this pattern already");
+    let all = [&both[..], &["shop.\"big orders\""]].concat();
+    assert!(!ends(Catalog::of("# Mine.\n").command(&database, &all).await, 0, "").1.contains("leaves out"));
     ends(add(&["shop.lines", "shop.orders"]).await, 0, "cdc-export track lines orders");
     let (listed, _) = ends(catalog.command(&database, &["datasets", "list", "--json"]).await, 0, "");
     let names: Vec<Value> =

@@ -86,8 +86,8 @@ impl<L: Lines> RowEncoder for TextEncoder<L> {
 
     fn finish(&mut self) -> Result<Piece, Error> {
         if self.writer.compression == Compression::None {
-            // The next piece has about the same size. A buffer that is a row too small would be doubled, and a buffer of
-            // that size is mapped anew each time (`return_freed_buffers_to_system` in `main.rs`).
+            // The next piece has about the same size. A buffer that is a row too small would be doubled, and the
+            // system maps one of that size anew each time (`return_freed_buffers_to_system` in `main.rs`).
             let room = Vec::with_capacity(self.text.len() + self.text.len() / 8);
             let text_bytes = self.text.len();
             return Ok(Piece::new(std::mem::replace(&mut self.text, room), text_bytes));
