@@ -199,6 +199,10 @@ impl Reload {
     async fn put_in_force(&self, catalog: &Catalog) -> anyhow::Result<()> {
         let before = self.catalog.get();
         let catalog = expanded_for_service(catalog, &self.database).await.with_context(|| self.database.to_string())?;
+        if !catalog.has_same_datasets(&before) {
+            self.age_other_datasets(&catalog).await?;
+            self.catalog.replace(Arc::new(catalog.clone()));
+        }
         let of_patterns =
             |catalog: &Catalog| catalog.of_patterns().map(|dataset| dataset.name.clone()).collect::<BTreeSet<_>>();
         let (had, has) = (of_patterns(&before), of_patterns(&catalog));
@@ -215,10 +219,6 @@ impl Reload {
         for (why, names) in gone {
             let datasets = missing_in(&has, &names);
             tracing::warn!(event = "datasets_gone", datasets, "exports of these datasets are refused: {why}");
-        }
-        if !catalog.has_same_datasets(&before) {
-            self.age_other_datasets(&catalog).await?;
-            self.catalog.replace(Arc::new(catalog));
         }
         Ok(())
     }
