@@ -178,8 +178,9 @@ async fn what_was_published_since_is_listed_in_its_order() {
     assert_eq!(service.get(&format!("{lane}{}", id_of(&jobs[4]))).await, json!({ "items": [], "nextCursor": null }));
 
     service.refuses("GET", &format!("{lane}{UNKNOWN_JOB}"), &[], 409, "database_restored").await;
-    let newest: Value = service.call("GET", "/exports?limit=1", &[]).await.json().await.unwrap();
     let first = id_of(&jobs[0]);
+    service.refuses("GET", &format!("/exports?consumer=a&dataset=userz&after={first}"), &[], 404, "no_dataset").await;
+    let newest: Value = service.call("GET", "/exports?limit=1", &[]).await.json().await.unwrap();
     for query in [
         format!("after={first}"),
         format!("dataset=users&after={first}"),
