@@ -319,8 +319,6 @@ mod tests {
             ("SEED_ROWS", "1e6"),
             ("RETAIN_FILES", "30d,7d"),
             ("RETAIN_JOBS", "long"),
-            ("RETAIN_JOBS", "30M"),
-            ("RETAIN_JOBS", "1h 30M"),
             ("HOST", "example"),
             ("AUTH", "keyz"),
             ("RATE_LIMIT", "600"),

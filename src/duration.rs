@@ -21,3 +21,25 @@ pub fn display(duration: Duration) -> String {
         _ => format!("{days}d {rest}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capital_m_is_rejected() {
+        for (text, seconds) in [("90s", 90), ("5m", 300), ("1h 30m", 5400), ("7d", 604_800), ("2w", 1_209_600)] {
+            assert_eq!(parse(text), Some(Duration::from_secs(seconds)), "{text}");
+        }
+        for text in ["", "5", "5M", "1h 30M", "30M1s", "x"] {
+            assert_eq!(parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn days_are_the_longest_unit() {
+        for (seconds, text) in [(0, "0s"), (5400, "1h 30m"), (90 * 86_400, "90d"), (400 * 86_400 + 1, "400d 1s")] {
+            assert_eq!(display(Duration::from_secs(seconds)), text);
+        }
+    }
+}
