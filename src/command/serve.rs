@@ -289,7 +289,7 @@ fn log_retention(config: &Config) {
         tracing::info!(
             event = "retention",
             setting,
-            "{setting} keeps an export for at most {time} until its consumer acknowledges it, if that consumer acknowledges"
+            "{setting} keeps for at most {time} what an acknowledging consumer has not acknowledged"
         );
     }
 }

@@ -308,7 +308,7 @@ async fn a_start_without_datasets_and_without_the_demo_says_so() {
         [
             "RETAIN_FILES keeps the 30 newest exports of each consumer and dataset",
             "RETAIN_JOBS keeps exports that ended in the last 90d",
-            "RETAIN_UNACKED keeps an export for at most 30d until its consumer acknowledges it, if that consumer acknowledges"
+            "RETAIN_UNACKED keeps for at most 30d what an acknowledging consumer has not acknowledged"
         ]
     );
     service.stop().await;
