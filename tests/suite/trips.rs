@@ -59,6 +59,17 @@ async fn an_empty_delta_takes_at_most_24_round_trips() {
     assert!(mean <= MOST_ROUND_TRIPS, "{mean} round trips for an export, and for {exports}: {:#?}", purposes(&trips));
 }
 
+/// A start, or a command, closes a pool at once where nobody has its connections any more.
+#[tokio::test]
+async fn a_pool_that_nobody_has_keeps_no_connection_at_hand() {
+    let database = Database::new().await;
+    let driver = database.pool.clone();
+    let pool = pg_session::pool::Pool::from(driver.clone());
+    pool.give_back(pool.acquire().await.unwrap());
+    drop(pool);
+    tokio::time::timeout(Duration::from_millis(900), driver.close()).await.expect("closed before the second ends");
+}
+
 #[tokio::test]
 async fn an_idle_process_sends_at_most_2_statements_a_second() {
     let database = Database::with_users(5).await;

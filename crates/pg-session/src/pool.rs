@@ -124,10 +124,12 @@ impl Pool {
         let number = shared.number;
         shared.connections.push((number, pooled));
         drop(shared);
-        let pool = self.clone();
+        // A pool that nobody has any more keeps nothing at hand.
+        let shared = Arc::downgrade(&self.shared);
         tokio::spawn(async move {
             tokio::time::sleep(AT_HAND).await;
-            let mut shared = pool.shared();
+            let Some(shared) = shared.upgrade() else { return };
+            let mut shared = locked(&shared);
             let unused = shared.connections.iter().position(|(other, _)| *other == number);
             let unused = unused.map(|place| shared.connections.remove(place));
             drop(shared);
@@ -136,8 +138,12 @@ impl Pool {
     }
 
     fn shared(&self) -> MutexGuard<'_, AtHand> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.shared)
     }
+}
+
+fn locked(shared: &Mutex<AtHand>) -> MutexGuard<'_, AtHand> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A caller that waits for the driver's pool, as counted in `waiting`.
@@ -145,7 +151,7 @@ struct WaitingCaller<'p>(&'p Mutex<AtHand>);
 
 impl Drop for WaitingCaller<'_> {
     fn drop(&mut self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).waiting -= 1;
+        locked(self.0).waiting -= 1;
     }
 }
 
