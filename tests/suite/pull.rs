@@ -170,6 +170,40 @@ async fn where_only_a_full_export_goes_on_it_is_asked_for_or_said() {
 }
 
 #[tokio::test]
+async fn a_full_export_goes_on_where_the_output_folder_was_lost() {
+    let (database, service) = serving_users(19).await;
+    let folder = reachable_folder();
+    pulled(&service, folder.path(), &["--request", "full"]).await;
+    service.export("delta", "a").await;
+    let names = std::fs::read_dir(service.output()).unwrap().map(|entry| entry.unwrap().path());
+    names.for_each(|path| std::fs::remove_file(path).unwrap());
+    let again = Start::on(&database).sharing_output(&service);
+    service.stop().await;
+    let service = again.service().await;
+    // The file may be on another host, so nobody is asked for all rows unless a user says so.
+    for request in ["none", "delta"] {
+        let began = std::time::Instant::now();
+        let (_, said) = ends(pull(&service, folder.path(), &["--request", request]).output().await, 1, "");
+        assert!(said.contains("answers file_on_other_host: ") && said.contains("request a full export"), "{said}");
+        assert!(began.elapsed().as_secs() < 30 && !said.contains("asking for"), "{said}");
+    }
+    let (full, _) = service.export("full", "a").await;
+    let line = |job: &Value| format!("{}  18 rows of users\n", folder.path().join(name_of(job)).display());
+    let (printed, _) = ends(pull(&service, folder.path(), &[]).output().await, 0, "file_on_other_host");
+    assert_eq!(printed, line(&full));
+
+    let (lost, _) = service.export("delta", "a").await;
+    std::fs::remove_file(service.output().join(".cdc-export-store")).unwrap();
+    std::fs::remove_file(service.path(&lost)).unwrap();
+    let again = Start::on(&database).sharing_output(&service);
+    service.stop().await;
+    let service = again.service().await;
+    let (printed, said) = ends(pull(&service, folder.path(), &["--request", "full"]).output().await, 0, "");
+    assert!(said.contains("file_on_other_host") && said.contains("asking for a full export"), "{said}");
+    assert!(printed.contains("18 rows of users"), "{printed}");
+}
+
+#[tokio::test]
 async fn another_source_and_another_lane_are_refused() {
     let (_database, service) = serving_users(5).await;
     let folder = reachable_folder();

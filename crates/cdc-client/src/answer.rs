@@ -40,7 +40,7 @@ pub enum CallError {
     Unreachable { server: String, why: String },
     #[error("the connection to {server} broke: {why}")]
     Broken { server: String, why: String },
-    #[error("{detail}{}", next_step(.code))]
+    #[error("{}{detail}{}", fault_word(*.status, .code), next_step(.code))]
     Refused { status: u16, code: PlainText, detail: PlainText, jobs: Vec<NamedJob>, retry_after: Option<Duration> },
     #[error("the bucket at {host}, to which the service redirects downloads, answers {status}")]
     Bucket { host: String, status: u16 },
@@ -48,6 +48,11 @@ pub enum CallError {
     UnsafeRedirect { server: String },
     #[error("{server} answers {status}, and is not a cdc-export service: is the address right?")]
     Foreign { server: String, status: u16 },
+}
+
+/// Returns the word of a fault of the service, by which its detail isn't taken for a fault of this machine.
+fn fault_word(status: u16, code: &str) -> String {
+    if status >= 500 { format!("the service answers {code}: ") } else { String::new() }
 }
 
 /// Returns a remedy for a refusal, if its detail doesn't contain one.
@@ -78,8 +83,10 @@ impl CallError {
         match self {
             CallError::Invalid(_) | CallError::UnsafeRedirect { .. } => false,
             CallError::Unreachable { .. } | CallError::Broken { .. } => true,
-            // An operator has to bring a missing folder or bucket back.
-            CallError::Refused { status, .. } => matches!(status, 429 | 503) && !self.has_code("output_missing"),
+            // An operator has to bring a missing folder or bucket back, or to decide that a file is lost.
+            CallError::Refused { status, code, .. } => {
+                matches!(status, 429 | 503) && !matches!(&**code, "output_missing" | "file_on_other_host")
+            }
             CallError::Bucket { status, .. } => matches!(status, 429 | 500 | 502..=504),
             // A proxy answers with these while the service behind it restarts.
             CallError::Foreign { status, .. } => matches!(status, 502..=504),

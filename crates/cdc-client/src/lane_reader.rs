@@ -214,8 +214,9 @@ impl LaneReader<'_> {
                     continue;
                 }
                 Ok(SinkOutcome::NeedsFullExport(why)) => Ok(why),
-                // Only a newer full export can go past a row that the target refuses.
-                Err(error) if error.is_of_target() => Err(error),
+                Err(error) if error.is_elsewhere() && self.request == Some(ExportType::Full) => Ok(chain(&error)),
+                // Only a newer full export can go past a lost file, or a row that the target refuses.
+                Err(error) if error.is_elsewhere() || error.is_of_target() => Err(error),
                 Err(error) => return Err(error),
             };
             let full = self.newest_full().await?.filter(|full| full.number > export.number);

@@ -113,6 +113,11 @@ impl Error {
     fn is_gone(&self) -> bool {
         matches!(self.root(), Error::Call(CallError::Refused { status: 410, .. }))
     }
+
+    /// Returns true if the file of an export is in another folder or bucket than the service has.
+    fn is_elsewhere(&self) -> bool {
+        matches!(self.root(), Error::Call(error) if error.has_code("file_on_other_host"))
+    }
 }
 
 /// Adds to an error the name of the file, folder or export that it concerns.
