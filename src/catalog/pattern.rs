@@ -72,10 +72,14 @@ impl fmt::Display for LeftOut {
             ),
             Reason::NoUpdatedAt => f.write_str("it lacks the column of `updated_at`, or an index that begins with it"),
             Reason::NameInvalid => write!(f, "`{name}` can't be a name: 1 to 63 characters, beginning with a letter"),
-            Reason::NameClash => write!(f, "another table would be called `{name}` too"),
-            Reason::NameTaken => {
-                write!(f, "`{name}` is another table's: a dataset has the name, or exports or keys of it are left")
+            Reason::NameClash => {
+                write!(f, "another table would be called `{name}` too: a [[dataset]] gives one of them another name")
             }
+            Reason::NameTaken => write!(
+                f,
+                "`{name}` is another table's: a dataset has the name, or exports or keys of it are left. A [[dataset]] gives \
+                 this table another name"
+            ),
         }
     }
 }
