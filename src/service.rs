@@ -41,7 +41,7 @@ use crate::service::scrape::ReadCache;
 use crate::store::{self, OtherProcesses, Store};
 use crate::telemetry::metrics;
 use cdc_capture::{self, ConsumerLag, LogUse, Source};
-use cdc_dataset::{BadSelection, Dataset, Description, Faults, TableColumn, TableSchema};
+use cdc_dataset::{BadSelection, Dataset, Description, Faults, TableColumn};
 use cdc_destination::{self, Destination, Limited};
 use cdc_manifest::{ConsumerId, JobId, is_dataset_name};
 use pg_session::table_name::Table;
@@ -504,14 +504,6 @@ impl Service {
 
     pub async fn has_index(&self, table: &Table, column: &TableColumn) -> Result<bool, Error> {
         on_table(self.source.has_index(table, column)).await
-    }
-
-    /// Counts the rows that full exports omit because of the schema's column `deleted`. Returns `None` on a timeout.
-    pub async fn count_deleted(&self, dataset: &Dataset, schema: &TableSchema) -> Result<Option<i64>, Error> {
-        match on_table(self.source.count_deleted(dataset, schema)).await {
-            Err(Error::Table(None)) => Ok(None),
-            counted => counted,
-        }
     }
 
     pub async fn soft_delete_user(&self, id: i64) -> Result<demo::User, Error> {

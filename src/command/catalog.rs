@@ -10,7 +10,6 @@ use crate::postgres::Database;
 use crate::store::Store;
 use cdc_capture::{Candidate, Findings};
 use cdc_dataset::{Dataset, Faults};
-use pg_session::table_name::Table;
 
 use crate::command::BadUsage;
 
@@ -80,9 +79,8 @@ pub(super) async fn check_some(config: &Config, database: &Database, datasets: &
 
 /// Returns a hint to remove the triggers of a table that has no dataset. The name is quoted for a shell: the table's
 /// owner chose it, and the user may paste the command.
-pub(super) fn untrack_hint(table: &Table) -> String {
-    let name = table.to_string();
-    let name = shlex::try_quote(&name).expect("a name in Postgres has no NUL");
+pub(super) fn untrack_hint(table: &str) -> String {
+    let name = shlex::try_quote(table).expect("a name in Postgres has no NUL");
     format!(
         "its changes are captured, and no dataset needs them: `cdc-export untrack --table {name}` removes the triggers"
     )

@@ -1,6 +1,6 @@
 //! `datasets`: checks the catalog against the tables, lists it, and adds a block to its file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -103,22 +103,14 @@ async fn check(config: &Config, database: &Database) -> anyhow::Result<()> {
     )?;
     let catalog = config.catalog.get();
     let found = Findings::check(&database.pool(1), catalog.datasets(), &catalog.left_out_tables()).await?;
-    print_remarks(&catalog, &found);
-    let Findings { faults: Faults(mut faults), unreadable, untracked, broken, .. } = found;
-    faults.extend(unreadable.into_iter().chain(broken));
     let left = Store::new(database.pool(1)).positions_without_dataset(catalog.dataset_names()).await?;
-    faults.extend(left.into_iter().map(|(dataset, table)| {
-        let why = format!(
-            "consumers have positions in it, and it is no dataset any more: {}. Add a [[dataset]] of this name, or \
-             forget each position by DELETE /exports/watermark?dataset={dataset}",
-            catalog.why_gone(&dataset, table.as_ref())
-        );
-        Fault { dataset, member: "positions", item: None, why }
-    }));
+    print_remarks(&catalog, &found, &left);
+    let Findings { faults: Faults(mut faults), unreadable, untracked, broken, .. } = found;
+    faults.extend(unreadable);
+    let with_fault = faults.iter().chain(&broken).map(|fault| &fault.dataset).chain(&untracked);
+    let with_fault: HashSet<_> = with_fault.map(String::as_str).collect();
     let names = catalog.iter().map(|dataset| dataset.name.as_str());
-    let is_ready =
-        |name: &&str| untracked.iter().all(|other| other != name) && faults.iter().all(|fault| fault.dataset != *name);
-    let ready: Vec<_> = names.filter(is_ready).collect();
+    let ready: Vec<_> = names.filter(|name| !with_fault.contains(name)).collect();
     match ready.as_slice() {
         [] => {}
         [one] => outln!("1 dataset fits its table: {one}")?,
@@ -130,6 +122,8 @@ async fn check(config: &Config, database: &Database) -> anyhow::Result<()> {
             outln!("{command}: {}", names.join(", "))?;
         }
     }
+    faults.extend(no_longer_captured(broken));
+    faults.extend(positions_left(&catalog, left));
     let missing = config.missing_secrets();
     if !faults.is_empty() {
         missing.iter().for_each(|why| eprintln!("cdc-export: {why}"));
@@ -139,22 +133,52 @@ async fn check(config: &Config, database: &Database) -> anyhow::Result<()> {
     if missing.is_empty() { Ok(()) } else { Err(config::Error::no_secrets(file, &missing).into()) }
 }
 
-/// Prints the findings that are no faults.
-fn print_remarks(catalog: &Catalog, found: &Findings) {
+/// Returns one fault of all datasets that were tracked and aren't captured now: often they have one cause, a restore.
+fn no_longer_captured(broken: Vec<Fault>) -> Option<Fault> {
+    let names: Vec<_> = broken.into_iter().map(|fault| fault.dataset).collect();
+    let track = if names.len() > LISTED_NAMES { "--all".to_owned() } else { names.join(" ") };
+    let why = format!(
+        "the changes are no longer captured, as after a restore of the database: `cdc-export track {track}`, then a full \
+         export for each consumer"
+    );
+    (!names.is_empty()).then(|| Fault { dataset: listed(names), member: "capture", item: None, why })
+}
+
+/// Returns a fault for each cause why datasets are gone in which consumers have positions.
+fn positions_left(catalog: &Catalog, left: Vec<(String, Option<Table>)>) -> Vec<Fault> {
+    let causes = left.into_iter().map(|(name, table)| (catalog.why_gone(&name, table.as_ref()), name));
+    let fault = |(cause, names)| Fault {
+        dataset: listed(names),
+        member: "positions",
+        item: None,
+        why: format!(
+            "consumers have positions, and there is no dataset any more: {cause}. Mend that, or add a [[dataset]] of the \
+             name. DELETE /exports/watermark?dataset=NAME forgets a position that nobody needs"
+        ),
+    };
+    by_cause(causes).into_iter().map(fault).collect()
+}
+
+/// Prints the findings that are no faults, but for the tables whose datasets are gone and leave positions.
+fn print_remarks(catalog: &Catalog, found: &Findings, left: &[(String, Option<Table>)]) {
     let Findings { untracked, stalling, remarks, without_dataset, .. } = found;
-    stalling.iter().for_each(|fault| eprintln!("cdc-export: {fault}"));
+    print_by_cause(stalling.iter().map(|Fault { dataset, why, .. }| (dataset.clone(), why.clone())));
     let track = if let [name] = &**untracked { name.as_str() } else { "--all" };
     let why = format!("the changes are not captured: `cdc-export track {track}` comes before exports");
     print_by_cause(untracked.iter().map(|name| (name.clone(), why.clone())));
     print_by_cause(remarks.iter().map(|Fault { dataset, why, .. }| (dataset.clone(), why.clone())));
-    for table in without_dataset {
-        eprintln!("cdc-export: {table}: {}", untrack_hint(table));
-    }
+    let hint = |table: &Table| match &**without_dataset {
+        [_] => untrack_hint(&table.to_string()),
+        _ => untrack_hint("NAME"),
+    };
+    print_by_cause(without_dataset.iter().map(|table| (plain(&table.to_string()), hint(table))));
     for pattern in catalog.idle_patterns() {
         eprintln!("cdc-export: no table matches the pattern {}", plain(pattern));
     }
     // The rows of a partition are in the dataset of its table.
-    let left_out = catalog.left_out().iter().filter(|it| it.reason != Reason::Partition);
+    let is_remark =
+        |it: &&LeftOut| it.reason != Reason::Partition && left.iter().all(|(dataset, _)| *dataset != it.name);
+    let left_out = catalog.left_out().iter().filter(is_remark);
     let why = |it: &LeftOut| format!("no dataset: {}", plain(&it.to_string()));
     print_by_cause(left_out.map(|it| (plain(&it.table.to_string()), why(it))));
     for schedule in catalog.schedules() {
@@ -167,15 +191,24 @@ fn print_remarks(catalog: &Catalog, found: &Findings) {
 
 /// Prints a line for each cause, with the names of the datasets or tables that have it.
 fn print_by_cause(causes: impl Iterator<Item = (String, String)>) {
-    let mut names_by_cause: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    causes.for_each(|(name, cause)| names_by_cause.entry(cause).or_default().push(name));
-    for (cause, mut names) in names_by_cause {
-        let more = match names.split_off(names.len().min(LISTED_NAMES)).len() {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
-        eprintln!("cdc-export: {}{more}: {cause}", names.join(", "));
+    for (cause, names) in by_cause(causes.map(|(name, cause)| (cause, name))) {
+        eprintln!("cdc-export: {}: {cause}", listed(names));
     }
+}
+
+fn by_cause(causes: impl Iterator<Item = (String, String)>) -> BTreeMap<String, Vec<String>> {
+    let mut names_by_cause: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    causes.for_each(|(cause, name)| names_by_cause.entry(cause).or_default().push(name));
+    names_by_cause
+}
+
+/// The first of these names, and the number of the others.
+fn listed(mut names: Vec<String>) -> String {
+    let more = match names.split_off(names.len().min(LISTED_NAMES)).len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("{}{more}", names.join(", "))
 }
 
 /// Adds blocks to the file, and prints them.
@@ -327,7 +360,7 @@ async fn draft(config: &Config, database: &Database, dataset: Dataset) -> anyhow
     if obstacles.is_none() {
         lines.extend(guessed_times(&service, schema).await?);
     }
-    lines.extend(guessed_deletion(&service, &described, schema).await?);
+    lines.extend(guessed_deletion(schema));
     Ok(BlockDraft { text: lines.join("\n") + "\n", is_captured: obstacles.is_none() })
 }
 
@@ -364,25 +397,9 @@ async fn guessed_times(service: &Service, schema: &TableSchema) -> anyhow::Resul
 
 /// Drafts the member for the mark of a deleted row as a comment: with this member, full exports leave these rows out,
 /// which the operator may not notice.
-async fn guessed_deletion(
-    service: &Service,
-    described: &Description,
-    schema: &TableSchema,
-) -> anyhow::Result<Option<String>> {
+fn guessed_deletion(schema: &TableSchema) -> Option<String> {
     let is_time_or_flag = |column: &TableColumn| is_time(column) || column.kind == ColumnType::Bool;
-    let Some(deleted) = find(schema, &["is_deleted", "deleted_at", "deleted"], is_time_or_flag) else {
-        return Ok(None);
-    };
-    let schema = TableSchema { deleted: Some(deleted.clone()), ..schema.clone() };
-    let counted = match described.unreadable {
-        Some(_) => None,
-        None => service.count_deleted(&described.dataset, &schema).await?,
-    };
-    let rows = match counted {
-        Some(1) => "1 row".to_owned(),
-        Some(rows) => format!("{rows} rows"),
-        None => "rows that could not be counted".to_owned(),
-    };
+    let deleted = find(schema, &["is_deleted", "deleted_at", "deleted"], is_time_or_flag)?;
     let name = quoted(&deleted.name);
-    Ok(Some(format!("# deleted = {name}  # would leave {rows} out of full exports, and make them a delta's DELETE")))
+    Some(format!("# deleted = {name}  # would leave marked rows out of full exports, and make them a delta's DELETE"))
 }

@@ -243,7 +243,7 @@ async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()
         );
     }
     for table in without_dataset {
-        tracing::warn!(event = "captured_without_dataset", %table, "{}", untrack_hint(&table));
+        tracing::warn!(event = "captured_without_dataset", %table, "{}", untrack_hint(&table.to_string()));
     }
     for Fault { dataset, why, .. } in unreadable {
         tracing::warn!(event = "not_readable", dataset, "its exports will fail: {why}");

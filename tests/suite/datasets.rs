@@ -796,8 +796,8 @@ async fn what_is_not_captured_is_tracked_before_the_full_export() {
     catalog.track(&database, "b").await;
     let (code, printed, said) = catalog.command(&database, &["datasets", "check"]).await;
     assert_eq!((code, printed.as_str()), (2, "1 dataset fits its table: b\n"), "{said}");
-    let named = |text: &str| ["a", "b", "c"].map(|it| text.contains(&format!("`cdc-export track {it}`")));
-    assert_eq!(named(&said), [true, false, true], "{said}");
+    let grouped = "a, c: capture: the changes are no longer captured, as after a restore of the database: `cdc-export track a c`";
+    assert!(said.contains(grouped), "{said}");
     let service = catalog.start(&database).service().await;
     let warned: Vec<_> = service.events("not_captured").iter().map(|it| it["dataset"].clone()).collect();
     assert_eq!(warned, ["a", "c"]);
@@ -857,7 +857,7 @@ async fn what_a_draft_guesses_at_a_cost_is_a_comment_with_the_reason() {
             &format!("# updated_at = \"updated_at\"  # {whole_table}"),
             "# created_at = \"created_at\"",
             "# operation = \"timestamps\"",
-            "# deleted = \"deleted_at\"  # would leave 3 rows out of full exports, and make them a delta's DELETE",
+            "# deleted = \"deleted_at\"  # would leave marked rows out of full exports, and make them a delta's DELETE",
         ]
     );
     let (_, draft, _) = catalog.command(&database, &["datasets", "add", "flags"]).await;
@@ -866,7 +866,7 @@ async fn what_a_draft_guesses_at_a_cost_is_a_comment_with_the_reason() {
         lines,
         [
             "updated_at = \"modified\"",
-            "# deleted = \"deleted\"  # would leave 1 row out of full exports, and make them a delta's DELETE",
+            "# deleted = \"deleted\"  # would leave marked rows out of full exports, and make them a delta's DELETE",
         ]
     );
     let text = std::fs::read_to_string(catalog.path()).unwrap();

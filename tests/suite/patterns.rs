@@ -281,6 +281,17 @@ async fn a_table_of_another_owner_is_left_out() {
     catalog.write(PATTERN);
     database.run(&format!("alter schema shop owner to {role}")).await;
     becomes(&service, &[lines, orders, "parts shop.parts not_tracked", partition]).await;
+
+    // What consumers had of them is one fault, of one cause.
+    database.run(&format!("alter table shop.orders owner to {role}")).await;
+    ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
+    for dataset in ["lines", "orders"] {
+        export(&service, "full", dataset, "a").await;
+    }
+    database.run("alter schema shop owner to current_user; drop table shop.parts").await;
+    let (_, said) = ends(catalog.command(&database, &["datasets", "check"]).await, 2, "");
+    assert!(said.contains("lines, orders: positions: "), "{said}");
+    assert_eq!(said.matches("it belongs to").count(), 1, "{said}");
 }
 
 /// The service looks at the tables once a minute: it finds out when it reads one.

@@ -155,8 +155,6 @@ async fn an_index_on_a_function_that_names_another_without_its_schema_is_no_obst
         "alter table parted attach partition high for values from (100) to (200); insert into parted values (101, 'C')";
     database.run(changes).await;
     assert_eq!(export(&service, "delta", "parted", "a").await["rowsExported"], 1);
-    let (code, printed, said) = Catalog::of("").command(&database, &["datasets", "add", "single"]).await;
-    assert!(code == 0 && printed.contains("would leave 0 rows out"), "{printed} {said}");
 
     // A missing function is reported. A session remembers the functions of an index until the index is altered.
     let statements =

@@ -2,17 +2,14 @@
 
 use std::sync::{Arc, LazyLock};
 
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::captured::CAPTURE;
 use crate::placed::by_table;
 use crate::quote::relation;
 use crate::rights::TableAccess;
-use crate::role_path::widen;
-use crate::select::Select;
 use crate::{Error, Source, capture, lag, rights, table_schema};
 use cdc_dataset::{Capture, Dataset, Description, Faults, TableColumn, TableSchema};
-use pg_session::failure::SqlFailure;
 use pg_session::statement::with_pieces;
 use pg_session::table_name::Table;
 
@@ -62,25 +59,6 @@ impl Source {
     /// Returns true if an index begins with this column of a table.
     pub async fn has_index(&self, table: &Table, column: &TableColumn) -> Result<bool, Error> {
         self.with(table, async |conn| lag::has_index(conn, table, &column.name).await).await
-    }
-
-    /// Counts the rows that the schema's column `deleted` leaves out of full exports; `None` if that takes longer than
-    /// a statement of the pool may.
-    pub async fn count_deleted(&self, dataset: &Dataset, schema: &TableSchema) -> Result<Option<i64>, Error> {
-        let select = Select::new(dataset, schema);
-        let Some(deleted) = select.deleted(true) else { return Ok(Some(0)) };
-        let widen = format!("-- source.description.path\n {}", widen(dataset, schema, None));
-        let count =
-            format!("-- source.description.deleted\n select count(*) from {} u where {deleted}", select.table());
-        let counted = self.with(&dataset.table, async |conn| {
-            let mut tx = conn.begin().await?;
-            sqlx::raw_sql(AssertSqlSafe(widen)).execute(&mut *tx).await?;
-            match sqlx::query_scalar(AssertSqlSafe(count)).fetch_one(&mut *tx).await {
-                Err(cause) if SqlFailure::of(&cause) == SqlFailure::Cancelled => Ok(None),
-                counted => counted.map(Some),
-            }
-        });
-        counted.await
     }
 
     /// Describes the tables of these datasets as they are now. Takes as many statements for many as for few.
