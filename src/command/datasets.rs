@@ -107,7 +107,7 @@ async fn check(config: &Config, database: &Database) -> anyhow::Result<()> {
     print_remarks(&catalog, &found, &left);
     let Findings { faults: Faults(mut faults), unreadable, untracked, broken, .. } = found;
     faults.extend(unreadable);
-    let with_fault = faults.iter().chain(&broken).map(|fault| &fault.dataset).chain(&untracked);
+    let with_fault = faults.iter().map(|fault| &fault.dataset).chain(&untracked).chain(&broken);
     let with_fault: HashSet<_> = with_fault.map(String::as_str).collect();
     let names = catalog.iter().map(|dataset| dataset.name.as_str());
     let ready: Vec<_> = names.filter(|name| !with_fault.contains(name)).collect();
@@ -134,8 +134,7 @@ async fn check(config: &Config, database: &Database) -> anyhow::Result<()> {
 }
 
 /// Returns one fault of all datasets that were tracked and aren't captured now: often they have one cause, a restore.
-fn no_longer_captured(broken: Vec<Fault>) -> Option<Fault> {
-    let names: Vec<_> = broken.into_iter().map(|fault| fault.dataset).collect();
+fn no_longer_captured(names: Vec<String>) -> Option<Fault> {
     let track = if names.len() > LISTED_NAMES { "--all".to_owned() } else { names.join(" ") };
     let why = format!(
         "the changes are no longer captured, as after a restore of the database: `cdc-export track {track}`, then a full \

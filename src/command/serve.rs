@@ -234,7 +234,7 @@ async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()
              `cdc-export datasets add TABLE` writes it"
         ),
     }
-    for dataset in untracked.into_iter().chain(broken.into_iter().map(|fault| fault.dataset)) {
+    for dataset in untracked.into_iter().chain(broken) {
         tracing::warn!(
             event = "not_captured",
             dataset,

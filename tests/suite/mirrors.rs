@@ -231,7 +231,8 @@ async fn a_lost_output_folder_is_one_refusal_for_all_datasets() {
     let (output, lost) = (mirror.service.output(), mirror.service.output().with_extension("lost"));
     std::fs::rename(output, &lost).unwrap();
     let (printed, said) = ends(mirror.apply(&["--all-datasets"]).output().await, 1, "");
-    assert_eq!((&*printed, &*said), ("", "cdc-export: the output folder or bucket is missing\n"));
+    let refusal = "cdc-export: the service answers output_missing: the output folder or bucket is missing\n";
+    assert_eq!((&*printed, &*said), ("", refusal));
     assert_eq!(mirror.source.one::<i64>("select count(*) from exports").await, 3, "those of before");
     std::fs::rename(lost, output).unwrap();
     mirror.applies_all("afterwards").await;

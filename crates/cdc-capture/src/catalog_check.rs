@@ -22,7 +22,7 @@ pub struct Findings {
     pub untracked: Vec<String>,
     /// The datasets whose tables were tracked, and whose changes aren't captured now: a trigger is missing, or the key
     /// differs.
-    pub broken: Vec<Fault>,
+    pub broken: Vec<String>,
     /// Remarks on datasets that fit and can be exported: no index begins with `updated_at`, a table lacks a column that
     /// its pattern masks, or a locked table kept the filter from being tried.
     pub remarks: Vec<Fault>,
@@ -37,11 +37,13 @@ impl Findings {
         let names: HashSet<_> = datasets.map(|dataset| dataset.name.as_str()).collect();
         let mut found = BTreeSet::new();
         let Findings { faults: Faults(faults), unreadable, untracked, broken, .. } = self;
-        for faults in [faults, unreadable, broken] {
+        for faults in [faults, unreadable] {
             let taken = faults.extract_if(.., |fault| names.contains(&*fault.dataset));
             found.extend(taken.map(|fault| fault.dataset));
         }
-        found.extend(untracked.extract_if(.., |name| names.contains(name.as_str())));
+        for uncaptured in [untracked, broken] {
+            found.extend(uncaptured.extract_if(.., |name| names.contains(name.as_str())));
+        }
         found
     }
 }
@@ -92,12 +94,7 @@ impl Findings {
                     found.unreadable.extend(obstacle.map(|why| Fault::of(it.dataset, "capture", why)));
                 }
                 Some(key) if captured && it.schema.has_key(&key) => {}
-                Some(_) => {
-                    let remedy =
-                        format!("`cdc-export track {}`, then a full export for each consumer", it.dataset.name);
-                    let why = format!("the changes of its table are no longer captured: {remedy}");
-                    found.broken.push(Fault::of(it.dataset, "capture", why));
-                }
+                Some(_) => found.broken.push(it.dataset.name.clone()),
             }
         }
         let partitioned =

@@ -91,7 +91,7 @@ impl Pool {
     }
 
     pub fn usage(&self) -> PoolUse {
-        let idle = (self.inner.num_idle() + self.shared().connections.len()) as u32;
+        let idle = (self.inner.num_idle() + locked(&self.shared).connections.len()) as u32;
         PoolUse { open: self.inner.size(), idle, most: self.inner.options().get_max_connections() }
     }
 
@@ -100,14 +100,14 @@ impl Pool {
     /// # Errors
     /// If there is none within the time limit of the driver's pool.
     pub async fn acquire(&self) -> Result<Pooled, sqlx::Error> {
-        let at_hand = self.shared().take_or_wait();
+        let at_hand = locked(&self.shared).take_or_wait();
         if let Some(mut pooled) = at_hand {
             if !self.is_careful || require_answer(&mut pooled).await.is_ok() {
                 return Ok(pooled);
             }
             pooled.close();
             // The others may be silent too. The driver's pool finds that out.
-            let others = self.shared().give_up_and_wait();
+            let others = locked(&self.shared).give_up_and_wait();
             drop(others);
         }
         let _waiting = WaitingCaller(&self.shared);
@@ -116,7 +116,7 @@ impl Pool {
 
     /// Gives a connection back whose last statement was answered, and which is in no transaction.
     pub fn give_back(&self, pooled: Pooled) {
-        let mut shared = self.shared();
+        let mut shared = locked(&self.shared);
         if shared.waiting > 0 || pooled.taken_at.elapsed() > MOST_AT_HAND {
             return;
         }
@@ -135,10 +135,6 @@ impl Pool {
             drop(shared);
             drop(unused);
         });
-    }
-
-    fn shared(&self) -> MutexGuard<'_, AtHand> {
-        locked(&self.shared)
     }
 }
 
