@@ -127,9 +127,7 @@ pub enum Error {
     NoManifest,
     #[error("the file of this export was removed or replaced: request a full export to continue")]
     FileGone,
-    #[error(
-        "the file of this export is in another OUTPUT_DIR, or on another host: if it is lost, request a full export to continue"
-    )]
+    #[error("the file is in another OUTPUT_DIR, or on another host: if it is lost, request a full export to continue")]
     FileOnOtherHost,
     #[error("the file belongs to the database that this database was copied from: remove it there")]
     FileOfOtherDatabase,
