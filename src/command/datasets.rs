@@ -161,7 +161,7 @@ fn positions_left(catalog: &Catalog, left: Vec<(String, Option<Table>)>) -> Vec<
 /// Prints the findings that are no faults, but for the tables whose datasets are gone and leave positions.
 fn print_remarks(catalog: &Catalog, found: &Findings, left: &[(String, Option<Table>)]) {
     let Findings { untracked, stalling, remarks, without_dataset, .. } = found;
-    print_by_cause(stalling.iter().map(|Fault { dataset, why, .. }| (dataset.clone(), why.clone())));
+    print_by_cause(stalling.iter().map(|fault| (fault.dataset.clone(), format!("{}: {}", fault.member, fault.why))));
     let track = if let [name] = &**untracked { name.as_str() } else { "--all" };
     let why = format!("the changes are not captured: `cdc-export track {track}` comes before exports");
     print_by_cause(untracked.iter().map(|name| (name.clone(), why.clone())));
