@@ -94,6 +94,13 @@ def test_the_command_follows_until_it_is_stopped(service: Service, tmp_path: Pat
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
     assert copy(path, "select count(*) from followed.followed.followed where v = 'later'") == [(9,)]
+    # A copy of another source is refused, and not each time again.
+    with duckdb.connect(str(path)) as connection:
+        connection.execute("update cdc_export.positions set source = 'another/1'")
+    service.sql("update shop.followed set v = 'of another source'")
+    process = command(service, path, "follower", "--dataset", "followed", "--schema", "followed", "--every", "100ms")
+    _, warned = process.communicate(timeout=60)
+    assert process.returncode == 1 and warned.startswith("error: another_source: "), warned
 
 
 @pytest.mark.parametrize(
