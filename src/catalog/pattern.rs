@@ -65,7 +65,7 @@ impl fmt::Display for LeftOut {
             Reason::Unlogged => f.write_str("it is unlogged: a crash of Postgres empties it"),
             Reason::AnotherOwner => {
                 let owners = owners.join(", ");
-                write!(f, "it belongs to {owners}, and not only to the pattern's owners, whose code a read may run")
+                write!(f, "it belongs to {owners}, and the pattern's `owners` lack some of these: a read may run their code")
             }
             Reason::NoKey => f.write_str(
                 "it has no primary key: a [[dataset]] names the `key` of such a table, or has `capture = \"none\"`",
