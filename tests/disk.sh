@@ -24,7 +24,16 @@ export_of() {
     printf '%s %s' "$(member status <<<"$job")" "$(member code <<<"$job")"
 }
 expect() { [[ $2 == "$3" ]] || die "$1: $2, expected $3"; printf 'ok: %s: %s\n' "$1" "$2"; }
-ready() { ask -o /dev/null -w '%{http_code}' "$api/health/ready"; }
+# Waits until the service answers with this status, and prints the last one: a look at the folder counts for a second.
+ready() {
+    local status
+    for _ in {1..40}; do
+        status=$(ask -o /dev/null -w '%{http_code}' "$api/health/ready")
+        [[ $status != "$1" ]] || break
+        sleep 0.1
+    done
+    echo "$status"
+}
 free() { stat --file-system --format '%a %S' "$work/output" | { read -r blocks size; echo $((blocks * size >> 20)); }; }
 
 mount -t tmpfs -o size=64m,mode=755 none "$work/output"
@@ -33,20 +42,20 @@ start_service MAX_ATTEMPTS=1 SEED_ROWS=400000
 expect 'an export larger than the disk' "$(export_of big)" 'failed storage_full'
 (($(free) >= 20)) || die "it left $(free) MiB"
 expect 'it left nothing behind' "$(find "$work/output" -name '*.part' | wc -l)" 0
-expect 'the service is ready again' "$(ready)" 200
+expect 'the service is ready again' "$(ready 200)" 200
 
 dd if=/dev/zero of="$work/output/somebody's" bs=1M count=40 status=none
-expect 'hardly any room is left' "$(ready)" 503
+expect 'hardly any room is left' "$(ready 503)" 503
 expect 'an export then' "$(export_of big)" 'failed storage_full'
 rm "$work/output/somebody's"
 mount -o remount,size=256m "$work/output"
 expect 'the same on a larger disk' "$(export_of big)" 'completed '
 
 mount -o remount,ro "$work/output"
-expect 'a disk that can only be read' "$(ready)" 503
+expect 'a disk that can only be read' "$(ready 503)" 503
 expect 'an export to it' "$(export_of big)" 'failed storage_readonly'
 mount -o remount,rw "$work/output"
 umount --lazy "$work/output"
-expect 'no disk' "$(ready)" 503
+expect 'no disk' "$(ready 503)" 503
 expect 'an export to none' "$(ask -X POST -H 'X-Consumer-ID: big' "$api/exports/full" | member code)" output_missing
 expect 'the service lives' "$(ask -o /dev/null -w '%{http_code}' "$api/health")" 200
