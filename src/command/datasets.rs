@@ -145,7 +145,7 @@ fn no_longer_captured(names: Vec<String>) -> Option<Fault> {
 
 /// Returns a fault for each cause why datasets are gone in which consumers have positions.
 fn positions_left(catalog: &Catalog, left: Vec<(String, Option<Table>)>) -> Vec<Fault> {
-    let causes = left.into_iter().map(|(name, table)| (catalog.why_gone(&name, table.as_ref()), name));
+    let causes = left.into_iter().map(|(name, table)| (name.clone(), catalog.why_gone(&name, table.as_ref())));
     let fault = |(cause, names)| Fault {
         dataset: listed(names),
         member: "positions",
@@ -166,17 +166,16 @@ fn print_remarks(catalog: &Catalog, found: &Findings, left: &[(String, Option<Ta
     let why = format!("the changes are not captured: `cdc-export track {track}` comes before exports");
     print_by_cause(untracked.iter().map(|name| (name.clone(), why.clone())));
     print_by_cause(remarks.iter().map(|Fault { dataset, why, .. }| (dataset.clone(), why.clone())));
-    let hint = |table: &Table| match &**without_dataset {
-        [_] => untrack_hint(&table.to_string()),
-        _ => untrack_hint("NAME"),
-    };
-    print_by_cause(without_dataset.iter().map(|table| (plain(&table.to_string()), hint(table))));
+    let named = if let [table] = &**without_dataset { table.to_string() } else { "NAME".to_owned() };
+    let hint = untrack_hint(&named);
+    print_by_cause(without_dataset.iter().map(|table| (plain(&table.to_string()), hint.clone())));
     for pattern in catalog.idle_patterns() {
         eprintln!("cdc-export: no table matches the pattern {}", plain(pattern));
     }
     // The rows of a partition are in the dataset of its table.
-    let is_remark =
-        |it: &&LeftOut| it.reason != Reason::Partition && left.iter().all(|(dataset, _)| *dataset != it.name);
+    let is_remark = |it: &&LeftOut| {
+        it.reason != Reason::Partition && left.iter().all(|(_, table)| table.as_ref() != Some(&it.table))
+    };
     let left_out = catalog.left_out().iter().filter(is_remark);
     let why = |it: &LeftOut| format!("no dataset: {}", plain(&it.to_string()));
     print_by_cause(left_out.map(|it| (plain(&it.table.to_string()), why(it))));
@@ -190,14 +189,15 @@ fn print_remarks(catalog: &Catalog, found: &Findings, left: &[(String, Option<Ta
 
 /// Prints a line for each cause, with the names of the datasets or tables that have it.
 fn print_by_cause(causes: impl Iterator<Item = (String, String)>) {
-    for (cause, names) in by_cause(causes.map(|(name, cause)| (cause, name))) {
+    for (cause, names) in by_cause(causes) {
         eprintln!("cdc-export: {}: {cause}", listed(names));
     }
 }
 
+/// Returns the names of each cause.
 fn by_cause(causes: impl Iterator<Item = (String, String)>) -> BTreeMap<String, Vec<String>> {
     let mut names_by_cause: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    causes.for_each(|(cause, name)| names_by_cause.entry(cause).or_default().push(name));
+    causes.for_each(|(name, cause)| names_by_cause.entry(cause).or_default().push(name));
     names_by_cause
 }
 

@@ -282,7 +282,7 @@ async fn a_table_of_another_owner_is_left_out() {
     database.run(&format!("alter schema shop owner to {role}")).await;
     becomes(&service, &[lines, orders, "parts shop.parts not_tracked", partition]).await;
 
-    // What consumers had of them is one fault, of one cause.
+    // Both datasets are gone for the same reason, and consumers have positions: one fault names both.
     database.run(&format!("alter table shop.orders owner to {role}")).await;
     ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
     for dataset in ["lines", "orders"] {
