@@ -243,33 +243,6 @@ row_10() {
     ); done
 }
 
-# A wide table of 20,000 rows as CSV and as Parquet, in turn: a key, a time, and 100 columns each of int, bigint, numeric, timestamptz and
-# text, half of the texts with few distinct values.
-row_15() (
-    local n
-    start_service 0
-    sql "do \$\$ begin execute (select format('create table wide as select id::bigint, now() as at, %s from generate_series(1, 20000) id',
-        string_agg(format('(hashint8(id * %1\$s) %% 100000)::int as i%1\$s, hashint8extended(id, %1\$s) as b%1\$s,
-            (hashint8(id + %1\$s) / 100.0)::numeric(12, 2) as n%1\$s, now() - hashint8(id * %1\$s) * interval ''1 s'' as d%1\$s,
-            case when %1\$s %% 2 = 0 then ''state '' || id %% 7 else md5(id::text || %1\$s) end as t%1\$s', n), ', '))
-        from generate_series(1, 100) n); end \$\$"
-    sql 'alter table wide add primary key (id)'; sql 'create index on wide (at)'; sql 'vacuum analyze wide'
-    printf '[[dataset]]\nname = "wide"\ntable = "wide"\nupdated_at = "at"\n' >datasets.toml
-    cli track wide
-    serve_once
-    for n in 1 2 3 4; do
-        for format in csv parquet; do
-            remove_files
-            forget_peak $second
-            timed $format export_and_wait full "{\"dataset\": \"wide\", \"format\": \"$format\"}"
-            memory VmHWM $second >>$format.peak
-        done
-    done
-    ratios parquet csv
-    echo "15: 502 columns, 20,000 rows: csv $(median csv) ms, parquet $(median parquet) ms, ratio $(median ratios), most memory, kB: csv $(median csv.peak), parquet $(median parquet.peak)"
-    end_second
-)
-
 # filled_datasets TABLES ROWS: the tables with so many rows each.
 filled_datasets() {
     datasets_of "$1"
@@ -318,4 +291,4 @@ row_16() {
     )
 }
 
-for row in ${@:-1 2 5 9 10 15 16}; do "row_$row"; done
+for row in ${@:-1 2 5 9 10 16}; do "row_$row"; done
