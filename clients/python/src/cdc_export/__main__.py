@@ -41,7 +41,7 @@ def main() -> int:
                     load_duckdb(client, **options)
                 except Error as error:
                     print(f"error: {error}", file=sys.stderr)
-                    if every is None or error.code == "another_source":  # A round asks for what is then refused.
+                    if every is None or error.code == "another_source":  # Each round would be refused.
                         return 1
                 if every is None:
                     return 0
