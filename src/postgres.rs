@@ -12,6 +12,7 @@ mod url;
 
 use std::fmt;
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use sqlx::migrate::MigrateError;
@@ -121,6 +122,10 @@ pub struct Database {
     connect_timeout: Duration,
     /// True if its sessions see a preview of the service's schema.
     is_preview: bool,
+    /// The pool that all short statements of this process take their sessions from. All copies of this value have it.
+    pool: Arc<OnceLock<PgPool>>,
+    /// The number of its connections at most.
+    connections: u32,
 }
 
 impl From<PgConnectOptions> for Database {
@@ -128,7 +133,15 @@ impl From<PgConnectOptions> for Database {
         // Poolers refuse this startup parameter. Since version 12, Postgres prints floats exactly without it.
         let options = options.extra_float_digits(None);
         let options = options.application_name(&session_name::of_process()).disable_statement_logging();
-        Database { options, setting: "DATABASE_URL", assumed: "", connect_timeout: CONNECT_TIMEOUT, is_preview: false }
+        Database {
+            options,
+            setting: "DATABASE_URL",
+            assumed: "",
+            connect_timeout: CONNECT_TIMEOUT,
+            is_preview: false,
+            pool: Arc::default(),
+            connections: 1,
+        }
     }
 }
 
@@ -168,17 +181,27 @@ impl Database {
         self.connect_timeout
     }
 
-    /// Creates a pool of at most `connections` for short statements. It opens connections on demand.
+    /// Returns the same database with a pool of its own, of at most `connections`.
+    pub fn with_pool_of(&self, connections: u32) -> Database {
+        Database { connections, pool: Arc::default(), ..self.clone() }
+    }
+
+    /// Returns the pool for short statements, which opens connections on demand: one, if [`Database::with_pool_of`]
+    /// named no other number.
     ///
     /// Acquiring one waits at most 2 seconds, because a call of the API needs an answer, and all other tasks retry. A
     /// statement that waits for a lock is cancelled after 3 seconds, so that it doesn't block others in turn.
-    pub fn pool(&self, connections: u32) -> PgPool {
-        self.pool_with(connections, "3s", "10s")
+    pub fn pool(&self) -> PgPool {
+        self.pool.get_or_init(|| self.pool_with(self.connections, "3s", "10s")).clone()
     }
 
     /// Creates a pool whose statements end before their callers give up after `timeout`. A statement that continued
     /// would keep its connection busy, next to the new one that the pool opens.
     pub fn pool_for_callers(&self, connections: u32, timeout: Duration) -> PgPool {
+        // A second preview would wait for the transaction of the first one.
+        if self.is_preview {
+            return self.pool();
+        }
         let timeout = format!("{}ms", timeout.mul_f64(0.8).as_millis());
         self.pool_with(connections, &timeout, &timeout)
     }
@@ -193,8 +216,7 @@ impl Database {
         );
         let is_preview = self.is_preview;
         PgPoolOptions::new()
-            // A second preview would wait for the transaction of the first one.
-            .max_connections(if is_preview { 1 } else { connections })
+            .max_connections(connections)
             .acquire_timeout(failpoint::time("service.call", ACQUIRE_TIMEOUT))
             .test_before_acquire(false)
             .idle_timeout(IDLE_TIMEOUT)
@@ -236,35 +258,12 @@ async fn connect(database: &Database) -> Result<PgConnection, Error> {
     }
 }
 
-/// Returns true if there is an API key. Only reads. Before the migration there is none.
-pub async fn has_keys(database: &Database) -> Result<bool, Error> {
-    let mut conn = connect(database).await?;
-    let path = format!("-- postgres.keys.path\n begin; set local search_path = {}", pg_session::SEARCH_PATH);
-    sqlx::raw_sql(AssertSqlSafe(path)).execute(&mut conn).await?;
-    let has_table: bool = sqlx::query_scalar(
-        "-- postgres.keys.place
-         select exists (
-           select from pg_class c join pg_namespace n on n.oid = c.relnamespace
-           where n.nspname = 'cdc_export' and c.relname = 'keys')",
-    )
-    .fetch_one(&mut conn)
-    .await?;
-    let has_keys = has_table
-        && sqlx::query_scalar("-- postgres.keys.any\n select exists (select from cdc_export.keys)")
-            .fetch_one(&mut conn)
-            .await?;
-    conn.close().await?;
-    Ok(has_keys)
-}
-
 /// Checks that the server allows this number of connections. Only warns if other clients hold them now: old connections
 /// of a restarted service may not be closed yet.
 ///
 /// # Errors
 /// If the server, the role or the database allows fewer connections.
 pub async fn require_connections(database: &Database, needed: u32) -> Result<(), Error> {
-    let mut conn = connect(database).await?;
-    pg_session::set_up(&mut conn).await?;
     let (allowed, free): (i32, i64) = sqlx::query_as(
         "-- postgres.connections
          select case when r.rolsuper then s.total
@@ -277,9 +276,8 @@ pub async fn require_connections(database: &Database, needed: u32) -> Result<(),
            pg_roles r, pg_database d
          where r.rolname = current_user and d.datname = current_database()",
     )
-    .fetch_one(&mut conn)
+    .fetch_one(&database.pool())
     .await?;
-    conn.close().await?;
     if i64::from(needed) > i64::from(allowed) {
         return Err(Error::TooFewConnections { needed, allowed });
     }

@@ -27,23 +27,21 @@ pub(super) async fn expand(config: &Config, database: &Database) -> anyhow::Resu
 /// datasets, so that no pattern gives their names to other tables.
 pub(super) async fn expanded_for_service(catalog: &Catalog, database: &Database) -> anyhow::Result<Catalog> {
     let (catalog, relations) = expanded(catalog, database).await?;
-    Store::new(database.pool(1)).record_datasets(&catalog.located(&relations)).await?;
+    Store::new(database.pool()).record_datasets(&catalog.located(&relations)).await?;
     Ok(catalog)
 }
 
 /// Returns a catalog with the datasets of its patterns, and the relations that were found.
 async fn expanded(catalog: &Catalog, database: &Database) -> anyhow::Result<(Catalog, Vec<Candidate>)> {
-    let pool = database.pool(1);
+    let pool = database.pool();
     let relations = Candidate::read(&pool, catalog.datasets(), catalog.deleted_columns()).await?;
     let used = Store::new(pool.clone()).used_names().await?;
-    // A preview has one connection at a time.
-    pool.close().await;
     Ok((catalog.expanded(&relations, &used), relations))
 }
 
 pub(super) async fn check_blocks(file: &Path, catalog: &Catalog, database: &Database) -> anyhow::Result<()> {
     let blocks = catalog.of_blocks();
-    let found = Findings::check(&database.pool(1), blocks.datasets(), &blocks.left_out_tables()).await?;
+    let found = Findings::check(&database.pool(), blocks.datasets(), &blocks.left_out_tables()).await?;
     refuse_faults(catalog, file, found.faults)
 }
 
@@ -74,7 +72,7 @@ pub(super) fn named_or_implied(config: &Config, name: Option<&str>) -> Result<Ar
 pub(super) async fn check_some(config: &Config, database: &Database, datasets: &[Arc<Dataset>]) -> anyhow::Result<()> {
     let Some(file) = &config.catalog_file else { return Ok(()) };
     let catalog = config.catalog.get();
-    refuse_faults(&catalog, file, Findings::check_some(&database.pool(1), catalog.datasets(), datasets).await?)
+    refuse_faults(&catalog, file, Findings::check_some(&database.pool(), catalog.datasets(), datasets).await?)
 }
 
 /// Returns a hint to remove the triggers of a table that has no dataset. The name is quoted for a shell: the table's

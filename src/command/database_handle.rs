@@ -66,6 +66,8 @@ pub(super) async fn with_tables_after_check(
                 if let Ok(preview) = postgres::preview_of(database).await {
                     expand(config, &preview).await?;
                     check(&preview).await?;
+                    // The migration would wait for its transaction.
+                    preview.pool().close().await;
                 }
             }
             // The migration reports the same error, or repairs it.
@@ -165,7 +167,7 @@ pub(super) async fn prepare(config: &Config, database: &Database) -> anyhow::Res
 
 async fn prepare_for(purpose: RequiredGrants, config: &Config, database: &Database) -> anyhow::Result<()> {
     postgres::migrate(database, &config.catalog.get(), purpose).await.with_context(|| database.to_string())?;
-    let pool = database.pool(1);
+    let pool = database.pool();
     Triggers(&pool).renew().await?;
     Ok(Triggers(&pool).restore().await?)
 }

@@ -102,8 +102,8 @@ async fn check(config: &Config, database: &Database) -> anyhow::Result<()> {
         "DATASETS names no file, so there is the demo's `users` alone: set DATASETS to a file, and `cdc-export datasets add TABLE` writes it",
     )?;
     let catalog = config.catalog.get();
-    let found = Findings::check(&database.pool(1), catalog.datasets(), &catalog.left_out_tables()).await?;
-    let left = Store::new(database.pool(1)).positions_without_dataset(catalog.dataset_names()).await?;
+    let found = Findings::check(&database.pool(), catalog.datasets(), &catalog.left_out_tables()).await?;
+    let left = Store::new(database.pool()).positions_without_dataset(catalog.dataset_names()).await?;
     print_remarks(&catalog, &found, &left);
     let Findings { faults: Faults(mut faults), unreadable, untracked, broken, .. } = found;
     faults.extend(unreadable);
@@ -260,7 +260,7 @@ async fn draft_pattern(config: &Config, database: &Database, schema: &str) -> an
         plain(schema)
     );
     let catalog = config.catalog.get();
-    let relations = Candidate::read(&database.pool(1), catalog.datasets(), catalog.deleted_columns()).await?;
+    let relations = Candidate::read(&database.pool(), catalog.datasets(), catalog.deleted_columns()).await?;
     ensure!(
         relations.iter().any(|relation| relation.schema == schema),
         "nothing was added: there is no table in a schema that is called {schema}"
@@ -277,7 +277,7 @@ async fn draft_pattern(config: &Config, database: &Database, schema: &str) -> an
 /// Returns the names, as arguments of a shell, of the relations in these schemas that only a block of their own would
 /// make datasets.
 async fn left_out(database: &Database, catalog: &Catalog, schemas: &[String]) -> anyhow::Result<Vec<String>> {
-    let relations = Candidate::read(&database.pool(1), catalog.datasets(), catalog.deleted_columns()).await?;
+    let relations = Candidate::read(&database.pool(), catalog.datasets(), catalog.deleted_columns()).await?;
     let expanded = catalog.expanded(&relations, &UsedNames::new());
     let needs_block = |it: &&LeftOut| {
         let is_reason = matches!(it.reason, Reason::NeedsBlock | Reason::Unlogged | Reason::NoKey);

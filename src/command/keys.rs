@@ -99,7 +99,7 @@ impl KeysCommand {
         };
         let config = settings(catalog, Logs::Errors)?;
         block_on(with_database(&config, makes, async |database| {
-            let store = Store::new(database.pool(1));
+            let store = Store::new(database.pool());
             match self {
                 KeysCommand::Create(new) => create(&store, &config, new).await,
                 KeysCommand::List { json } => list(&store, json).await,

@@ -28,7 +28,7 @@ impl MaskCommand {
         let config = settings(CatalogFile::Unread, Logs::Errors)?;
         if let MaskCommand::Drop { dataset } = self {
             return block_on(with_database(&config, CreateMissing::Tables, async |database| {
-                let columns = Store::new(database.pool(1)).forget_masks(&dataset).await?;
+                let columns = Store::new(database.pool()).forget_masks(&dataset).await?;
                 outln!("{columns} columns of {dataset} need no mask any more, unless the file has one.")
             }));
         }
@@ -36,7 +36,7 @@ impl MaskCommand {
         let secret =
             secret.ok_or_else(|| BadUsage("MASK_SECRET: it is unset, so there is no secret to accept".to_owned()))?;
         block_on(with_database(&config, CreateMissing::Tables, async |database| {
-            let rotated = Store::new(database.pool(1)).rotate_mask_secret(&secret.fingerprint).await?;
+            let rotated = Store::new(database.pool()).rotate_mask_secret(&secret.fingerprint).await?;
             match rotated {
                 true => outln!(
                     "The secret in MASK_SECRET is accepted. Start all processes again with it; then each dataset that masks a column by \

@@ -54,9 +54,11 @@ impl Reload {
         let (catalog, file, receivers_text) = (config.catalog.clone(), config.catalog_file.clone(), text.clone());
         let has_mask_secret = config.worker.mask_secret.is_some();
         let (database, seen) = (database.clone(), BTreeMap::new());
-        let reload = Reload { catalog, file, database, text, receivers_text, has_mask_secret, seen };
+        let mut reload = Reload { catalog, file, database, text, receivers_text, has_mask_secret, seen };
         reload.put_in_force(&config.catalog.get()).await?;
         reload.age_other_datasets(&config.catalog.get()).await?;
+        // A look at many tables would keep a connection from the workers.
+        reload.database = reload.database.with_pool_of(1);
         Ok(reload)
     }
 
@@ -173,7 +175,7 @@ impl Reload {
         let catalog = self.catalog.get();
         let datasets: Vec<_> = catalog.of_patterns().map(|dataset| &**dataset).filter(|it| it.tracks).collect();
         let (before, mut failed) = (std::mem::take(&mut self.seen), BTreeMap::new());
-        let pool = self.database.pool(1);
+        let pool = self.database.pool();
         if datasets.is_empty() || Store::new(pool.clone()).is_restored().await? {
             return Ok(());
         }
@@ -225,7 +227,7 @@ impl Reload {
 
     /// Lets the jobs of datasets fail that no process has any more.
     async fn age_other_datasets(&self, catalog: &Catalog) -> anyhow::Result<()> {
-        Ok(Store::new(self.database.pool(1)).age_other_datasets(catalog.dataset_names()).await?)
+        Ok(Store::new(self.database.pool()).age_other_datasets(catalog.dataset_names()).await?)
     }
 }
 

@@ -23,7 +23,7 @@ impl Seed {
         let config = settings(CatalogFile::Unread, Logs::Errors)?;
         block_on(with_database(&config, CreateMissing::Server, async |database| {
             let bar = row_progress_bar(self.rows);
-            let inserted = demo::top_up(&database.pool(1), self.rows, |inserted| bar.set_position(inserted)).await?;
+            let inserted = demo::top_up(&database.pool(), self.rows, |inserted| bar.set_position(inserted)).await?;
             bar.finish_and_clear();
             match inserted {
                 0 => outln!("0 users added: the demo table has {} or more.", self.rows),

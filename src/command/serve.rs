@@ -15,9 +15,8 @@ use crate::duration;
 use crate::http::{self, Access, ConnectionLimits};
 use crate::job::Retention;
 use crate::postgres::{self, Database};
-use crate::service::Service;
 use crate::store::Store;
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use cdc_capture::Findings;
 use cdc_dataset::{Fault, Faults};
 use clap::Args;
@@ -31,7 +30,7 @@ use crate::command::drain::drain_then_shutdown;
 use crate::command::reload::Reload;
 use crate::command::signals::stop_on_signal;
 use crate::command::start::{Logs, block_on, settings};
-use crate::command::wiring::{PreparedOutput, Wired, api_connections, export_connections, wire};
+use crate::command::wiring::{PreparedOutput, Wired, api_connections, control_connections, export_connections, wire};
 
 /// The connections of a worker that serves metrics: one pings Postgres, one reads the gauges.
 const WORKER_METRICS_CONNECTIONS: u32 = 2;
@@ -94,6 +93,7 @@ async fn run_on(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let workers = if role == Role::Api { 0 } else { config.worker.workers };
+    let database = &database.with_pool_of(control_connections(workers));
     // The migration may wait for another replica.
     let (access, folder, reload) = tokio::select! {
         prepared = prepare_start(config, role, listener.as_ref(), database, workers) => prepared?,
@@ -106,7 +106,7 @@ async fn run_on(
     let Wired { exports, service } = wire(config, database, folder.clone(), workers, &stops);
     // The seeding may wait for another replica.
     tokio::select! {
-        checked = check_start(config, role, database, &folder, &service) => checked?,
+        checked = check_start(config, role, database, &folder) => checked?,
         () = shutdown.cancelled() => return Ok(()),
     }
     if workers > 0 {
@@ -148,12 +148,19 @@ async fn prepare_start(
     database: &Database,
     workers: u32,
 ) -> anyhow::Result<(Option<Access>, PreparedOutput, Reload)> {
+    // A refused start makes nothing.
+    if listener.is_some()
+        && config.http.access.is_none()
+        && matches!(postgres::require_migrated(database).await, Err(postgres::Error::NotMigrated))
+    {
+        return Err(config::Error::no_keys(config.http.host).into());
+    }
+    let folder = PreparedOutput::prepare(config).await?;
+    prepare(config, database).await?;
     let access = match listener {
         Some(_) => Some(access(config, database).await?),
         None => None,
     };
-    let folder = PreparedOutput::prepare(config).await?;
-    prepare(config, database).await?;
     require_accepted_secret(config, database).await?;
     let reload = Reload::begin(config, database).await?;
     let exports = if workers == 0 { 0 } else { export_connections(config, workers) };
@@ -168,24 +175,11 @@ async fn prepare_start(
 }
 
 /// Checks the tables, logs a new destination and fills the demo's table.
-async fn check_start(
-    config: &Config,
-    role: Role,
-    database: &Database,
-    folder: &PreparedOutput,
-    service: &Service,
-) -> anyhow::Result<()> {
-    // The first health check would wait for this read.
-    let first_read = async {
-        if role != Role::Worker {
-            let _ = service.datasets(Duration::ZERO).await;
-        }
-    };
-    let (checked, ()) = tokio::join!(check_tables(config, database), first_read);
-    checked?;
+async fn check_start(config: &Config, role: Role, database: &Database, folder: &PreparedOutput) -> anyhow::Result<()> {
+    check_tables(config, database).await?;
     folder.log_if_new(config, database).await?;
     if role != Role::Worker && config.seed_rows > 0 {
-        demo::seed(&database.pool(1), config.seed_rows).await?;
+        demo::seed(&database.pool(), config.seed_rows).await?;
     }
     Ok(())
 }
@@ -193,7 +187,7 @@ async fn check_start(
 /// Refuses to start if the database accepts another secret of masks: equal values would get other tokens.
 async fn require_accepted_secret(config: &Config, database: &Database) -> anyhow::Result<()> {
     let Some(secret) = &config.worker.mask_secret else { return Ok(()) };
-    if Store::new(database.pool(1)).accepts_mask_secret(&secret.fingerprint).await? {
+    if Store::new(database.pool()).accepts_mask_secret(&secret.fingerprint).await? {
         return Ok(());
     }
     Err(BadUsage(
@@ -216,7 +210,7 @@ fn refuse_missing(config: &Config, missing: &[String]) -> Result<(), config::Err
 /// captured. Rows that change before `track` are in no delta: after `track`, each consumer needs a full export.
 async fn check_tables(config: &Config, database: &Database) -> anyhow::Result<()> {
     let catalog = config.catalog.get();
-    let mut found = Findings::check(&database.pool(1), catalog.datasets(), &catalog.left_out_tables()).await?;
+    let mut found = Findings::check(&database.pool(), catalog.datasets(), &catalog.left_out_tables()).await?;
     warn_of_pattern_tables(&catalog, found.take_out(catalog.of_patterns()));
     let Findings { faults, untracked, broken, unreadable, stalling, without_dataset, .. } = found;
     let (removed, faults): (Vec<_>, Vec<_>) = faults.0.into_iter().partition(Fault::is_of_removed_mask);
@@ -313,30 +307,17 @@ async fn listen(settings: &http::Settings, name: &'static str) -> anyhow::Result
 /// Decides which callers have access. If AUTH is unset and HOST is not a loopback address, callers need a key. The
 /// start fails until a key exists.
 async fn access(config: &Config, database: &Database) -> anyhow::Result<Access> {
-    match access_by_keys(config, database).await {
-        // A role without the right to read the keys lacks other rights too. `prepare` names all of them.
-        Err(error) if !error.is::<config::Error>() => {
-            prepare(config, database).await?;
-            Err(error)
-        }
-        access => access,
+    if let Some(access @ (Access::LocalCallers | Access::Everybody)) = config.http.access {
+        return Ok(access);
     }
-}
-
-async fn access_by_keys(config: &Config, database: &Database) -> anyhow::Result<Access> {
-    let has_keys = async || postgres::has_keys(database).await.with_context(|| database.to_string());
-    match config.http.access {
-        Some(access @ (Access::LocalCallers | Access::Everybody)) => Ok(access),
-        None if !has_keys().await? => Err(config::Error::no_keys(config.http.host).into()),
-        Some(Access::Keys) if !has_keys().await? => {
-            tracing::warn!(
-                event = "no_keys",
-                "there are no keys, so every call is refused: `cdc-export keys create --name NAME` creates one"
-            );
-            Ok(Access::Keys)
-        }
-        None | Some(Access::Keys) => Ok(Access::Keys),
+    if Store::new(database.pool()).keys().await?.is_empty() {
+        ensure!(config.http.access.is_some(), config::Error::no_keys(config.http.host));
+        tracing::warn!(
+            event = "no_keys",
+            "there are no keys, so every call is refused: `cdc-export keys create --name NAME` creates one"
+        );
     }
+    Ok(Access::Keys)
 }
 
 /// Raises the soft limit of open file descriptors to the hard limit, because the default of a shell is too low for the

@@ -63,7 +63,7 @@ impl Track {
 
 /// Installs the capture of each table. Skips a table that can't be captured, and names it in the final error.
 async fn track_all(database: &Database, datasets: &[Arc<Dataset>]) -> anyhow::Result<()> {
-    let pool = database.pool(1);
+    let pool = database.pool();
     let (mut done, mut failed) = (Vec::new(), Vec::new());
     let mut queue = Queue::of(datasets.iter().cloned());
     while let Some((dataset, tracked)) = Triggers(&pool).track_next(&mut queue).await {
@@ -117,7 +117,7 @@ impl Untrack {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
         let config = settings(CatalogFile::Read, Logs::Errors)?;
         block_on(with_database(&config, CreateMissing::Nothing, async |database| match &self.table {
-            Some(table) => match Triggers(&database.pool(1)).untrack_table(table).await? {
+            Some(table) => match Triggers(&database.pool()).untrack_table(table).await? {
                 true => outln!("The changes of {table} are no longer captured."),
                 false => outln!("{table} was not tracked: nothing has changed."),
             },
@@ -130,7 +130,7 @@ impl Untrack {
 /// Removes the capture of these datasets' tables. Skips a table that can't be locked or changed, and names it in the
 /// final error.
 async fn untrack_datasets(config: &Config, database: &Database, datasets: &[Arc<Dataset>]) -> anyhow::Result<()> {
-    let pool = database.pool(1);
+    let pool = database.pool();
     let store = Store::new(pool.clone());
     let mut before = Vec::new();
     for dataset in datasets {
@@ -158,7 +158,7 @@ async fn untrack_datasets(config: &Config, database: &Database, datasets: &[Arc<
 /// Removes the capture of all tables. Skips a table that can't be locked or changed, and names it in the final error.
 async fn untrack_all(database: &Database) -> anyhow::Result<()> {
     let (mut failed, mut is_any) = (Vec::new(), false);
-    for (table, untracked) in Triggers(&database.pool(1)).untrack_all().await? {
+    for (table, untracked) in Triggers(&database.pool()).untrack_all().await? {
         is_any = true;
         let table = plain(&table.to_string());
         match untracked {

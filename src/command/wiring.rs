@@ -34,7 +34,7 @@ pub(super) fn api_connections(config: &Config) -> u32 {
 pub(super) const COUNTING_CONNECTIONS: u32 = 2;
 
 /// Returns one connection for each worker, to claim and settle jobs, and one for maintenance.
-fn control_connections(workers: u32) -> u32 {
+pub(super) fn control_connections(workers: u32) -> u32 {
     workers + 1
 }
 
@@ -102,7 +102,7 @@ impl PreparedOutput {
             return Ok(());
         }
         let folder = &config.output;
-        if Store::new(database.pool(1)).has_files().await? {
+        if Store::new(database.pool()).has_files().await? {
             tracing::warn!(
                 event = "output_folder_new",
                 %folder,
@@ -128,7 +128,7 @@ pub(super) fn wire_service(config: &Config, database: &Database) -> anyhow::Resu
 pub(super) fn wire(config: &Config, database: &Database, output: PreparedOutput, workers: u32, stops: &Stops) -> Wired {
     let destination = output.destination;
     let source = |pool| Source::new(database.options().clone(), pool, config.readers);
-    let control = Pool::from(database.pool(control_connections(workers)));
+    let control = Pool::from(database.pool());
     let settings = worker::Settings { workers, ..config.worker.clone() };
     let catalog = config.catalog.clone();
     // Receivers without a secret are included, because another process may have the secret.

@@ -57,7 +57,7 @@ pub async fn preview_of(database: &Database) -> Result<Database, Error> {
         _ => Error::Sql(cause),
     })?;
     conn.close().await?;
-    Ok(Database { is_preview: true, ..database.clone() })
+    Ok(Database { is_preview: true, ..database.with_pool_of(1) })
 }
 
 /// Connects and checks the server. Returns the connection and the role's own search_path.

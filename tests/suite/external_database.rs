@@ -272,7 +272,7 @@ async fn a_commit_waits_for_the_disk_and_for_what_the_operator_asks_beyond() {
         ("remote_apply", "remote_apply"),
     ] {
         database.run(&format!("alter database {name} set synchronous_commit = {set}")).await;
-        let pool = postgres::Database::from(database.options.clone()).pool(1);
+        let pool = postgres::Database::from(database.options.clone()).pool();
         let shown: String = sqlx::query_scalar("show synchronous_commit").fetch_one(&pool).await.unwrap();
         assert_eq!(shown, is);
     }

@@ -319,7 +319,7 @@ async fn server() -> &'static PgConnectOptions {
             admin.execute(AssertSqlSafe(format!("create database {name}"))).await.unwrap();
             let template: postgres::Database = options.clone().database(&name).into();
             postgres::migrate(&template, &Catalog::default(), postgres::RequiredGrants::Serve).await.unwrap();
-            let pool = template.pool(1);
+            let pool = template.pool();
             Triggers(&pool).restore().await.unwrap();
             // A database can't be cloned while somebody is connected to it.
             pool.close().await;

@@ -53,7 +53,7 @@ async fn purge(database: &Database, bytes: u64) {
     let caps = Caps { bytes, age: Duration::from_secs(24 * 3600) };
     // With the settings of the service's sessions. Postgres would compile the statements, which takes a second.
     let server: cdc_export::postgres::Database = database.options.clone().into();
-    let pool = server.pool(1);
+    let pool = server.pool();
     // If the service is purging, the first call does nothing. The service's next purge is ten seconds later.
     caps.purge(&pool).await.unwrap();
     database.run("begin; lock table cdc_export.locks in share update exclusive mode; commit").await;

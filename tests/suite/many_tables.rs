@@ -23,7 +23,7 @@ fn blocks(tables: usize) -> String {
 /// Makes those of the tables `t1` to `t{tables}` that are missing, tracks them, and returns their catalog.
 async fn tracked(database: &Database, tables: usize) -> Catalog {
     let server: cdc_export::postgres::Database = database.options.clone().into();
-    let pool = server.pool(1);
+    let pool = server.pool();
     for dataset in Datasets::from_toml(&blocks(tables)).unwrap().iter() {
         let create = format!(
             "create table if not exists public.{} (id int primary key, name text, at timestamptz not null default now())",
