@@ -377,7 +377,14 @@ async fn all_copies_go_on_from_a_restored_source_by_one_command() {
     mirror.applies_all("the restored source").await;
     mirror.require_all_equal(&tables).await;
 
-    let (printed, _) = ends(mirror.pull(folder.path(), &["--all-datasets", "--adopt"]).output().await, 0, "t3: ");
+    let adopt = ["--all-datasets", "--adopt"];
+    let jobs = mirror.source.one::<i64>("select count(*) from cdc_export.jobs").await;
+    ends(mirror.pull(folder.path(), &adopt).output().await, 1, "t3: load and remove the files of the other database");
+    assert_eq!(mirror.source.one::<i64>("select count(*) from cdc_export.jobs").await, jobs);
+    let mut remove = std::process::Command::new("find");
+    remove.arg(folder.path()).args(["-type", "f", "-not", "-name", ".*", "-delete"]);
+    assert!(remove.status().unwrap().success());
+    let (printed, _) = ends(mirror.pull(folder.path(), &adopt).output().await, 0, "t3: ");
     assert_eq!(printed.matches("/full_").count(), 3, "{printed}");
     silent(mirror.pull(folder.path(), &request).output().await);
 }

@@ -119,7 +119,7 @@ pub(super) async fn fetch_part(api: &Api, file: &ServedFile<'_>, part: &Path) ->
         if partial.is_whole() || partial.have == 0 || error.is_gone() {
             fs::remove_file(part).about(at_part)?;
         }
-        return Err(error).about(at_part);
+        return Err(error).about(|| file.view.name.as_str());
     }
     Ok(ours)
 }

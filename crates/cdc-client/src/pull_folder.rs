@@ -268,6 +268,17 @@ impl ExportSink for PullFolder {
         self.state.source.as_ref()
     }
 
+    fn require_adoptable(&self) -> Result<(), Error> {
+        for entry in fs::read_dir(&self.folder).about(|| self.folder.display())? {
+            if entry?.file_name().to_str().is_some_and(Manifest::is_name_in_folder) {
+                let why =
+                    "load and remove the files of the other database first: the `order` of the next ones may be lower";
+                return Err(Error::Refused(format!("{}: {why}", self.folder.display())));
+            }
+        }
+        Ok(())
+    }
+
     async fn write(&mut self, api: &Api, export: &ExportView, mut manifest: Manifest) -> Result<SinkOutcome, Error> {
         let id = export.job.id;
         let files = export_files(export)?;
