@@ -7,7 +7,7 @@ import pytest
 from conftest import Service
 from proxy import proxy
 
-from cdc_export import Client, Error
+from cdc_export import Client, Error, changes
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +99,12 @@ def test_a_failed_job_raises_its_own_code(service: Service, client: Client) -> N
     with pytest.raises(Error) as failed:
         client.wait(client.export("parquet", "full", ["endless"], format="parquet"))
     assert (failed.value.code, failed.value.dataset) == ("not_in_format", "endless")
+
+
+def test_a_file_that_another_host_has_is_refused_at_once(service: Service) -> None:
+    service.tables(1, elsewhere="v text")
+    with Client(service.url, patience=600) as client:
+        job = client.wait(client.export("elsewhere", "full", ["elsewhere"]))["jobId"]
+        service.sql(f"update cdc_export.exports set destination_id = gen_random_uuid() where job = '{job}'")
+        with pytest.raises(Error, match=r"^file_on_other_host: elsewhere: "):
+            list(changes(client, "elsewhere", "elsewhere"))

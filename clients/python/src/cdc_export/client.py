@@ -217,7 +217,8 @@ def _problem_that_may_pass(response: httpx.Response) -> Error:
         error = Error(body["code"], body["detail"], body)
     else:
         error = Error("unreachable", f"{response.url} answers {response.status_code} {response.reason_phrase}")
-    if response.status_code in (429, 502, 503, 504) and ("Retry-After" in response.headers or not is_of_service):
+    may_pass = "Retry-After" in response.headers and error.code not in ("output_missing", "file_on_other_host")
+    if response.status_code in (429, 502, 503, 504) and (may_pass or not is_of_service):
         return error
     raise error
 

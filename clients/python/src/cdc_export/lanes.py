@@ -10,7 +10,6 @@ from pathlib import Path
 from cdc_export.client import Client, Error, Job, logger
 from cdc_export.export import Export, Position
 
-_FORMATS = ("parquet", "csv")
 # Words of `continuity`: somebody set the watermark, so that the export may lack rows.
 _BY_TIME = ("no_snapshot", "watermark_edited")
 
@@ -142,7 +141,7 @@ class _Run:
             return Export(manifest, self.client.download(job, dataset, folder, manifest))
         except Error as error:
             if error.code != "file_gone":
-                raise
+                raise Error(error.code, f"{dataset}: {error.detail}", error.body) from error
             raise _NeedsFullError(f"the service has the files of the export {job} no more") from None
 
     def _check(self, view: Job, export: Export) -> None:
@@ -155,7 +154,7 @@ class _Run:
         if last and last.source != export.position.source:
             why = f"the copy of {export.dataset} is of the database {last.source}, not of {export.position.source}"
             raise Error("another_source", f"{why}: make a new copy, in another file")
-        if chained["format"] not in _FORMATS:
+        if chained["format"] not in ("parquet", "csv"):
             raise _NeedsFullError(f"the export {job} is in {chained['format']}")
         if export.replaces:
             return
