@@ -89,40 +89,36 @@ def change(statements):
         connection.execute(statements)
 
 
+def step(copy, statements, exports, what):
+    change(statements)
+    assert append(copy) == exports
+    compare(copy, what)
+
+
 def begin(copy):
     for statement in (*TABLES.split(";")[:-1], DUCKDB):
         copy.execute(statement)
     export("full")
-    change("update orders set total = null where id = 1; delete from orders where id in (2, 3); insert into orders values (51, null, 1)")
-    assert append(copy) == ["full", "delta"]
-    compare(copy, "a full export and a delta")
+    statements = "update orders set total = null where id = 1; delete from orders where id in (2, 3); insert into orders values (51, null, 1)"
+    step(copy, statements, ["full", "delta"], "a full export and a delta")
 
 
 def change_more(copy):
     change("update orders set customer = 'other' where id < 10; insert into orders values (2, 'again', 0)")
     export("incremental")
-    change("delete from orders where id > 40; update orders set total = total + 1 where id = 20")
-    assert append(copy) == ["incremental", "delta"]
-    compare(copy, "an incremental export and a delta")
+    statements = "delete from orders where id > 40; update orders set total = total + 1 where id = 20"
+    step(copy, statements, ["incremental", "delta"], "an incremental export and a delta")
 
 
 def heal(copy):
     """The database was put back: it has forgotten the last two exports, and has other changes now."""
-    change("update orders set customer = 'after the restore' where id = 5")
-    assert append(copy) == ["full"]
-    compare(copy, "a full export after a restore")
-    change("delete from orders where id = 50; update orders set total = 9 where id = 49")
-    assert append(copy) == ["delta"]
-    compare(copy, "a delta after a restore")
+    step(copy, "update orders set customer = 'after the restore' where id = 5", ["full"], "a full export after a restore")
+    step(copy, "delete from orders where id = 50; update orders set total = 9 where id = 49", ["delta"], "a delta after a restore")
 
 
 def empty(copy):
-    change("truncate orders")
-    assert append(copy) == ["full"]
-    compare(copy, "a full export without rows")
-    change("insert into orders values (7, 'seven', 7)")
-    assert append(copy) == ["delta"]
-    compare(copy, "a delta behind it")
+    step(copy, "truncate orders", ["full"], "a full export without rows")
+    step(copy, "insert into orders values (7, 'seven', 7)", ["delta"], "a delta behind it")
 
 
 with duckdb.connect(FOLDER / "copy.duckdb") as opened:
