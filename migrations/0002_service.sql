@@ -128,10 +128,9 @@ create index jobs_open_of_key on cdc_export.jobs (coalesce(key_prefix, ''), coal
   where status in ('pending', 'processing');
 -- The jobs that run, and those whose files wait for their final names.
 create index jobs_running on cdc_export.jobs (status, lease_expires_at) where status in ('processing', 'committed');
--- The lists of jobs, newest first: the ids have the order of the requests. The key of an entry is all that a list may
--- be filtered by, as one text: Postgres can't take another index in its place and pass over everybody else's jobs.
-create index jobs_by_kind on cdc_export.jobs ((export_type || ' ' || status), id desc);
-create index jobs_by_consumer on cdc_export.jobs ((consumer_id || ' ' || export_type || ' ' || status), id desc);
+-- The lists of jobs. The key of an entry is all that a list may be filtered by, as one text.
+create index jobs_by_kind on cdc_export.jobs ((export_type || ' ' || status), id);
+create index jobs_by_consumer on cdc_export.jobs ((consumer_id || ' ' || export_type || ' ' || status), id);
 
 -- An export: the part of a job for one dataset.
 create table cdc_export.exports (
@@ -198,22 +197,24 @@ create table cdc_export.exports (
 
 create unique index exports_output_filename on cdc_export.exports (lower(output_filename));
 
--- A lane: its exports in their order, those that are neither published nor ended otherwise, and the published ones by
--- their numbers.
+-- A lane: its exports in their order, those that are neither published nor ended otherwise, those that succeeded, and
+-- the published ones by their numbers.
 create unique index exports_lane on cdc_export.exports (consumer_id, dataset, lane_sequence);
 create index exports_open on cdc_export.exports (consumer_id, dataset, lane_sequence)
   where published_at is null and status in ('open', 'completed');
+create index exports_succeeded on cdc_export.exports (consumer_id, dataset, lane_sequence)
+  where status in ('completed', 'skipped');
 create unique index exports_number on cdc_export.exports (consumer_id, dataset, number) where number is not null;
 
 -- The lists of jobs that have an export of a dataset, as the lists of jobs above. One without a published file is open.
 create index exports_by_dataset on cdc_export.exports (
   (dataset || ' ' || export_type || ' '
     || case when status = 'completed' and published_at is null then 'open' else status end),
-  job desc);
+  job);
 create index exports_by_lane on cdc_export.exports (
   (consumer_id || ' ' || dataset || ' ' || export_type || ' '
     || case when status = 'completed' and published_at is null then 'open' else status end),
-  job desc);
+  job);
 
 -- Retention, lane by lane: the ended exports, those with a file at a destination, and those without one.
 create index exports_ended on cdc_export.exports (coalesce(consumer_id, ''), dataset, finished_at desc, job desc)

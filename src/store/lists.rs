@@ -106,7 +106,7 @@ pub(super) fn list(filter: &Filter, bounds: &Bounds) -> String {
     }
     let consumer = if is_of_consumer { "e.consumer_id || ' ' || " } else { "" };
     // The key of an open export doesn't tell if its job waits or runs.
-    let is_pending = "exists (select from cdc_export.jobs j where j.id = e.job and j.status = 'pending')";
+    let is_pending = "(select j.status = 'pending' from cdc_export.jobs j where j.id = e.job)";
     let shown = match filter.status {
         Some(Status::Pending) => is_pending.to_owned(),
         Some(Status::Processing) => format!("not {is_pending}"),

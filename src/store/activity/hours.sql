@@ -15,8 +15,8 @@ with listed as (
     from (
       -- include list
     ) l
-    where l.key = k.key and l.id >= $2
-    order by l.id desc
+    where (l.key, l.id) >= (k.key, $2) and (l.key, l.id) <= (k.key, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+    order by l.key desc, l.id desc
     limit $5) next
 ),
 counted as (

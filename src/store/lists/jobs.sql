@@ -13,8 +13,9 @@ with page as (
     from (
       -- include list
     ) l
-    where l.key = k.key and l.id < $2
-    order by l.id desc
+    -- The index of the keys alone has this order, so Postgres can't pass over everybody else's jobs in another one.
+    where (l.key, l.id) >= (k.key, '00000000-0000-0000-0000-000000000000') and (l.key, l.id) < (k.key, $2)
+    order by l.key desc, l.id desc
     limit $3) next
   order by next.id desc
   limit $3
