@@ -379,7 +379,7 @@ async fn all_copies_go_on_from_a_restored_source_by_one_command() {
 
     let adopt = ["--all-datasets", "--adopt"];
     let jobs = mirror.source.one::<i64>("select count(*) from cdc_export.jobs").await;
-    ends(mirror.pull(folder.path(), &adopt).output().await, 1, "t3: load and remove the files of the other database");
+    ends(mirror.pull(folder.path(), &adopt).output().await, 1, "t3: --adopt needs an empty folder, not ");
     assert_eq!(mirror.source.one::<i64>("select count(*) from cdc_export.jobs").await, jobs);
     let mut remove = std::process::Command::new("find");
     remove.arg(folder.path()).args(["-type", "f", "-not", "-name", ".*", "-delete"]);

@@ -119,7 +119,9 @@ pub(super) async fn fetch_part(api: &Api, file: &ServedFile<'_>, part: &Path) ->
         if partial.is_whole() || partial.have == 0 || error.is_gone() {
             fs::remove_file(part).about(at_part)?;
         }
-        return Err(error).about(|| file.view.name.as_str());
+        // A refusal of the service has nothing to do with the place on this machine.
+        let at = if matches!(error, Error::Call(_)) { file.view.name.to_string() } else { part.display().to_string() };
+        return Err(error).about(|| at);
     }
     Ok(ours)
 }

@@ -55,11 +55,6 @@ pub(crate) trait ExportSink {
     /// Returns the database that the exports are from. Returns `None` if it is unknown.
     fn source(&self) -> Option<&ManifestSource>;
 
-    /// Returns an error if the sink can't go on from another database now.
-    fn require_adoptable(&self) -> Result<(), Error> {
-        Ok(())
-    }
-
     /// Writes the next export: either all of it together with the position, or nothing. A cancelled call can be
     /// repeated. `manifest` is that of the export, and is checked.
     ///
@@ -191,7 +186,6 @@ impl LaneReader<'_> {
                  database {} of cluster {}: --adopt goes on from it by a full export",
                 had.database, had.cluster, found.database, found.cluster
             ))),
-            Some(had) if had != found => sink.require_adoptable(),
             _ => Ok(()),
         }
     }

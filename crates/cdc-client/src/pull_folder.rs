@@ -106,7 +106,22 @@ impl PullFolder {
 
     /// Copies all exports of the lane that the folder lacks, oldest first, as [`LaneReader`] says.
     pub async fn follow(&mut self, lane: &LaneReader<'_>) -> Result<(), Error> {
+        if lane.adopts {
+            self.require_no_exports()?;
+        }
         lane.round(self).await
+    }
+
+    fn require_no_exports(&self) -> Result<(), Error> {
+        let at_folder = || self.folder.display();
+        for entry in fs::read_dir(&self.folder).about(at_folder)? {
+            if entry.about(at_folder)?.file_name().to_str().is_some_and(Manifest::is_name_in_folder) {
+                let why =
+                    "load and remove its files and manifests, or pull into another one: the next `order` may be lower";
+                return Err(Error::Refused(format!("--adopt needs an empty folder, not {}: {why}", at_folder())));
+            }
+        }
+        Ok(())
     }
 
     /// Opens the folder, and creates it if it is missing. Locks it until the returned value is dropped. Then renames
@@ -266,17 +281,6 @@ impl ExportSink for PullFolder {
 
     fn source(&self) -> Option<&ManifestSource> {
         self.state.source.as_ref()
-    }
-
-    fn require_adoptable(&self) -> Result<(), Error> {
-        for entry in fs::read_dir(&self.folder).about(|| self.folder.display())? {
-            if entry?.file_name().to_str().is_some_and(Manifest::is_name_in_folder) {
-                let why =
-                    "load and remove the files of the other database first: the `order` of the next ones may be lower";
-                return Err(Error::Refused(format!("{}: {why}", self.folder.display())));
-            }
-        }
-        Ok(())
     }
 
     async fn write(&mut self, api: &Api, export: &ExportView, mut manifest: Manifest) -> Result<SinkOutcome, Error> {
