@@ -122,7 +122,7 @@ pub struct Database {
     connect_timeout: Duration,
     /// True if its sessions see a preview of the service's schema.
     is_preview: bool,
-    /// The pool that all short statements of this process take their sessions from. All copies of this value have it.
+    /// The pool for short statements, which all copies of this value share.
     pool: Arc<OnceLock<PgPool>>,
     /// The number of its connections at most.
     connections: u32,
@@ -186,8 +186,8 @@ impl Database {
         Database { connections, pool: Arc::default(), ..self.clone() }
     }
 
-    /// Returns the pool for short statements, which opens connections on demand: one, if [`Database::with_pool_of`]
-    /// named no other number.
+    /// Returns the pool for short statements, which opens connections on demand. It has at most one, unless
+    /// [`Database::with_pool_of`] set another number.
     ///
     /// Acquiring one waits at most 2 seconds, because a call of the API needs an answer, and all other tasks retry. A
     /// statement that waits for a lock is cancelled after 3 seconds, so that it doesn't block others in turn.

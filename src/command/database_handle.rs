@@ -66,7 +66,7 @@ pub(super) async fn with_tables_after_check(
                 if let Ok(preview) = postgres::preview_of(database).await {
                     expand(config, &preview).await?;
                     check(&preview).await?;
-                    // The migration would wait for its transaction.
+                    // The migration would wait for the preview's transaction.
                     preview.pool().close().await;
                 }
             }

@@ -27,7 +27,7 @@ use crate::command::output::{check, output};
 use crate::command::server::{ServerOption, local_api};
 use crate::command::signals::stop_on_signal;
 use crate::command::start::{Logs, block_on, settings};
-use crate::command::wiring::{PreparedOutput, Wired, wire};
+use crate::command::wiring::{PreparedOutput, Wired, control_connections, wire};
 use crate::command::words::{compressions, words};
 
 /// The time after which this process runs the job itself if no worker has claimed it.
@@ -139,7 +139,8 @@ impl ExportArguments {
         let stops = Stops { drain: done.clone(), shutdown: done.clone() };
         let folder = PreparedOutput::prepare(config).await?;
         folder.log_if_new(config, database).await?;
-        let Wired { exports, service } = wire(config, database, folder, 1, &stops);
+        let Wired { exports, service } =
+            wire(config, &database.with_pool_of(control_connections(1)), folder, 1, &stops);
         let api = local_api(service);
         let id = api.submit(&request).await?;
 

@@ -54,11 +54,9 @@ impl Reload {
         let (catalog, file, receivers_text) = (config.catalog.clone(), config.catalog_file.clone(), text.clone());
         let has_mask_secret = config.worker.mask_secret.is_some();
         let (database, seen) = (database.clone(), BTreeMap::new());
-        let mut reload = Reload { catalog, file, database, text, receivers_text, has_mask_secret, seen };
+        let reload = Reload { catalog, file, database, text, receivers_text, has_mask_secret, seen };
         reload.put_in_force(&config.catalog.get()).await?;
         reload.age_other_datasets(&config.catalog.get()).await?;
-        // A look at many tables would keep a connection from the workers.
-        reload.database = reload.database.with_pool_of(1);
         Ok(reload)
     }
 
@@ -68,6 +66,8 @@ impl Reload {
             (failpoint::time("reload.file", FILE_PERIOD), failpoint::time("reload.tables", TABLES_PERIOD));
         let mut looked = Instant::now();
         loop {
+            // A look at many tables would hold a connection that the workers need. After it, its own one is closed.
+            self.database = self.database.with_pool_of(1);
             let was_asked = tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 _ = hangup.recv() => true,

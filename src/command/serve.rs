@@ -103,10 +103,17 @@ async fn run_on(
     let stops = drain_then_shutdown(&shutdown, if workers == 0 { Duration::ZERO } else { config.drain });
     let shutdown = stops.shutdown.clone();
     let reloading = reload.run(shutdown.clone());
-    let Wired { exports, service } = wire(config, database, folder.clone(), workers, &stops);
+    let Wired { exports, service } = wire(config, database, folder, workers, &stops);
+    let seeded = async {
+        check_tables(config, database).await?;
+        if role != Role::Worker && config.seed_rows > 0 {
+            demo::seed(&database.pool(), config.seed_rows).await?;
+        }
+        anyhow::Ok(())
+    };
     // The seeding may wait for another replica.
     tokio::select! {
-        checked = check_start(config, role, database, &folder) => checked?,
+        seeded = seeded => seeded?,
         () = shutdown.cancelled() => return Ok(()),
     }
     if workers > 0 {
@@ -157,12 +164,7 @@ async fn prepare_start(
     }
     let folder = PreparedOutput::prepare(config).await?;
     prepare(config, database).await?;
-    let access = match listener {
-        Some(_) => Some(access(config, database).await?),
-        None => None,
-    };
     require_accepted_secret(config, database).await?;
-    let reload = Reload::begin(config, database).await?;
     let exports = if workers == 0 { 0 } else { export_connections(config, workers) };
     let calls = match (role, listener) {
         (Role::Service | Role::Api, _) => api_connections(config),
@@ -171,17 +173,13 @@ async fn prepare_start(
     };
     let needed = postgres::require_connections(database, exports + calls).await;
     needed.with_context(|| database.to_string())?;
-    Ok((access, folder, reload))
-}
-
-/// Checks the tables, logs a new destination and fills the demo's table.
-async fn check_start(config: &Config, role: Role, database: &Database, folder: &PreparedOutput) -> anyhow::Result<()> {
-    check_tables(config, database).await?;
     folder.log_if_new(config, database).await?;
-    if role != Role::Worker && config.seed_rows > 0 {
-        demo::seed(&database.pool(), config.seed_rows).await?;
-    }
-    Ok(())
+    let access = match listener {
+        Some(_) => Some(access(config, database).await?),
+        None => None,
+    };
+    let reload = Reload::begin(config, database).await?;
+    Ok((access, folder, reload))
 }
 
 /// Refuses to start if the database accepts another secret of masks: equal values would get other tokens.

@@ -71,7 +71,6 @@ impl Exports {
 }
 
 /// The destination of files, and a flag that says if it is new.
-#[derive(Clone)]
 pub(super) struct PreparedOutput {
     destination: Limited,
     prepared: Prepared,

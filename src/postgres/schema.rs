@@ -46,7 +46,7 @@ pub async fn require_migrated(database: &Database) -> Result<(), Error> {
 /// Returns a database whose sessions see a preview of the service's schema. Statements about tables then work without a
 /// migration.
 ///
-/// Each of its pools has one connection, and only one of the pools can be used at a time.
+/// It has one pool, with one connection.
 ///
 /// # Errors
 /// If the role may not create a schema.
