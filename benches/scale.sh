@@ -121,8 +121,9 @@ own_statements() {
 # serve_once: a service with these datasets, until /health/ready is 200. Leaves it in $second, at $port.
 serve_once() {
     : >second.log
-    SEED_ROWS=0 DATASETS=datasets.toml PORT=0 LOG_FORMAT=json "$binary" serve 2>second.log >/dev/null & second=$!
-    until grep -q '"listening"' second.log; do kill -0 $second; pause 0.02; done
+    DATABASE_URL="postgres://postgres@localhost/cdc_export?host=$PGHOST" SEED_ROWS=0 DATASETS=datasets.toml PORT=0 LOG_FORMAT=json \
+        "$binary" serve 2>second.log >/dev/null & second=$!
+    until grep -q '"listening"' second.log; do kill -0 $second || exit; pause 0.02; done
     port=$(grep -o 'http://[0-9.:]*' second.log | tail -1 | cut -d: -f3)
     until http GET /health/ready && [[ $answer == 'HTTP/1.1 200'* ]]; do pause 0.02; done
 }

@@ -258,18 +258,16 @@ async fn connect(database: &Database) -> Result<PgConnection, Error> {
     }
 }
 
-/// Checks that the server allows this number of connections. Only warns if other clients hold them now: old connections
-/// of a restarted service may not be closed yet.
+/// Checks that the server allows this number of connections. Other clients may hold them now: old connections of a
+/// restarted service may not be closed yet.
 ///
 /// # Errors
 /// If the server, the role or the database allows fewer connections.
 pub async fn require_connections(database: &Database, needed: u32) -> Result<(), Error> {
-    let (allowed, free): (i32, i64) = sqlx::query_as(
+    let allowed: i32 = sqlx::query_scalar(
         "-- postgres.connections
          select case when r.rolsuper then s.total
-                     else least(s.total - s.reserved, nullif(r.rolconnlimit, -1), nullif(d.datconnlimit, -1)) end,
-           -- Of each database, since a role doesn't see what others' sessions are.
-           s.total - s.reserved - (select coalesce(sum(numbackends), 0) from pg_stat_database where datid > 0)::bigint
+                     else least(s.total - s.reserved, nullif(r.rolconnlimit, -1), nullif(d.datconnlimit, -1)) end
          from (select current_setting('max_connections')::int as total,
                  current_setting('superuser_reserved_connections')::int
                    + coalesce(current_setting('reserved_connections', true)::int, 0) as reserved) s,
@@ -280,14 +278,6 @@ pub async fn require_connections(database: &Database, needed: u32) -> Result<(),
     .await?;
     if i64::from(needed) > i64::from(allowed) {
         return Err(Error::TooFewConnections { needed, allowed });
-    }
-    if i64::from(needed) > free {
-        tracing::warn!(
-            event = "connections_scarce",
-            needed,
-            free,
-            "other clients hold connections that the service may need"
-        );
     }
     Ok(())
 }

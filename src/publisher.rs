@@ -4,7 +4,6 @@
 //! are published in any order: each is the only unpublished export of its lane. The last one ends the job.
 
 use crate::file::FileRecord;
-use crate::job::Status;
 use crate::job::times::Times;
 use crate::store::manifests::Planned;
 use crate::store::{self, Store};
@@ -218,14 +217,12 @@ impl Publisher {
         if self.store.published(record, &locations).await?.is_some() {
             return Ok(true);
         }
-        let job = self.store.job(record.files.job).await?;
-        let export = job.and_then(|job| job.exports.into_iter().find(|export| export.dataset == record.files.dataset));
-        match export {
+        match self.store.has_failed(record.files.job, &record.files.dataset).await? {
             // The export was given up at the same time. Files without a completed export must be removed.
-            Some(export) if export.status == Status::Failed => self.destination.discard(&record.files).await?,
+            Some(true) => self.destination.discard(&record.files).await?,
             // The export was published, and retention has removed it. The manifest must stay.
             None => {}
-            Some(_) => {
+            Some(false) => {
                 if let Some(last) = self.store.last_of_lane(record).await? {
                     // This process may have been paused while another one published later exports. It may then have
                     // replaced a newer marker with an older one.

@@ -138,7 +138,7 @@ impl ExportArguments {
         let done = CancellationToken::new();
         let stops = Stops { drain: done.clone(), shutdown: done.clone() };
         let folder = PreparedOutput::prepare(config).await?;
-        folder.log_if_new(config, database).await?;
+        folder.warn_if_new(config, database).await?;
         let Wired { exports, service } =
             wire(config, &database.with_pool_of(control_connections(1)), folder, 1, &stops);
         let api = local_api(service);

@@ -173,7 +173,7 @@ async fn prepare_start(
     };
     let needed = postgres::require_connections(database, exports + calls).await;
     needed.with_context(|| database.to_string())?;
-    folder.log_if_new(config, database).await?;
+    folder.warn_if_new(config, database).await?;
     let access = match listener {
         Some(_) => Some(access(config, database).await?),
         None => None,

@@ -94,22 +94,15 @@ impl PreparedOutput {
         Ok(PreparedOutput { destination, prepared })
     }
 
-    /// Logs that the destination is new. Warns if the database has exported files, because these are in another
-    /// destination.
-    pub(super) async fn log_if_new(&self, config: &Config, database: &Database) -> anyhow::Result<()> {
-        if self.prepared == Prepared::Known {
-            return Ok(());
-        }
-        let folder = &config.output;
-        if Store::new(database.pool()).has_files().await? {
+    /// Warns if the destination is new and the database has exported files, because these are in another destination.
+    pub(super) async fn warn_if_new(&self, config: &Config, database: &Database) -> anyhow::Result<()> {
+        if self.prepared == Prepared::New && Store::new(database.pool()).has_files().await? {
             tracing::warn!(
                 event = "output_folder_new",
-                %folder,
+                folder = %config.output,
                 "the folder of OUTPUT_DIR, or the bucket of OUTPUT_URL, is new, and the files of earlier exports are elsewhere, or on another \
                  host: set OUTPUT_DIR to that folder's absolute path, or OUTPUT_URL, if this start was meant to have them"
             );
-        } else {
-            tracing::info!(event = "output_folder_new", %folder, "the destination is new: created its marker file `.cdc-export-store`");
         }
         Ok(())
     }

@@ -48,7 +48,7 @@ impl Store {
     }
 
     /// Returns the committed files of this destination that have no final name yet, and all such files that belong to
-    /// another database.
+    /// another database. Leaves out those that their worker is publishing now.
     ///
     /// A lane has at most one such file, because a claim waits for it.
     pub async fn unpublished(&self, destination: Uuid) -> Result<Vec<FileRecord>, Error> {
@@ -59,6 +59,16 @@ impl Store {
     /// Returns the files of a job's export of a dataset. Returns `None` if there is no such export that is completed.
     pub async fn file(&self, job: JobId, dataset: &str) -> Result<Option<FileRecord>, Error> {
         let statement = sqlx::query_as(with_file_columns(include_str!("files/get.sql")));
+        let statement = statement.bind(job.as_uuid()).bind(dataset);
+        self.with(async |conn| statement.fetch_optional(conn).await).await
+    }
+
+    /// Returns true if a job's export of a dataset has failed. Returns `None` if there is no such export.
+    pub async fn has_failed(&self, job: JobId, dataset: &str) -> Result<Option<bool>, Error> {
+        let statement = sqlx::query_scalar(
+            "-- store.files.has_failed
+             select status = 'failed' from cdc_export.exports where job = $1 and dataset = $2",
+        );
         let statement = statement.bind(job.as_uuid()).bind(dataset);
         self.with(async |conn| statement.fetch_optional(conn).await).await
     }

@@ -3,9 +3,9 @@
 //! [`transition`] runs the statement that changes the status. It records the deliveries of the job's end in the same
 //! transaction. So a delivery exists if and only if the transition committed.
 //!
-//! After the commit, [`Store::announce`] counts the end in the metrics, writes the log event and wakes the job's
-//! followers. At most one process announces each end. If that process dies after the commit, or loses the answer to the
-//! commit, nothing is announced. So nothing that must never be missing belongs there.
+//! After the commit, [`Store::announce_all`] counts the ends in the metrics, writes the log events and wakes the
+//! followers of a job that has ended. At most one process announces each end. If that process dies after the commit, or
+//! loses the answer to the commit, nothing is announced. So nothing that must never be missing belongs there.
 
 use std::collections::HashSet;
 
@@ -102,6 +102,12 @@ impl Store {
     /// Announces transitions whose transaction is committed, and returns them. Leaves out those that have a word which
     /// this version doesn't know.
     pub(super) fn announce_all(&self, rows: Vec<TransitionRow>, cause: Option<&str>) -> Vec<Transition> {
+        // A look at a whole job for each of its exports would read a million rows of a thousand exports.
+        let is_at_rest = |row: &&TransitionRow| !matches!(&*row.job_status, "processing" | "committed");
+        for job in rows.iter().filter(is_at_rest).map(|row| row.export.job).collect::<HashSet<_>>() {
+            // Sending fails only if there are no followers.
+            let _ = self.endings.send(StatusChange { job: job.into(), is_by_worker: self.is_of_workers });
+        }
         let transitions = rows.into_iter().map(Transition::try_from);
         let transitions: Vec<_> = transitions.filter_map(skip_unreadable).collect();
         let mut told = HashSet::new();
@@ -113,11 +119,9 @@ impl Store {
         transitions
     }
 
-    /// Wakes the followers of an export's job. If the export has ended, counts the end and writes the log event. `told`
-    /// are the jobs whose error, which concerns all of their exports, is logged.
+    /// If an export has ended, counts the end and writes the log event. `told` are the jobs whose error, which concerns
+    /// all of their exports, is logged.
     fn announce(&self, export: &Export, cause: Option<&str>, told: &mut HashSet<JobId>) {
-        // Sending fails only if there are no followers.
-        let _ = self.endings.send(StatusChange { job: export.job, is_by_worker: self.is_of_workers });
         let labels = ExportLabels { dataset: &export.dataset, export_type: export.export_type.as_str() };
         match export.status {
             Status::Pending | Status::Processing => return,

@@ -3,8 +3,11 @@
 select
   -- include files/columns.sql
 from cdc_export.jobs j
+cross join lateral (select max(own.published_at) as published_at from cdc_export.exports own where own.job = j.id) last
 join cdc_export.exports e on e.job = j.id
 where j.status = 'committed' and e.status = 'completed' and e.published_at is null
   and (e.destination_id = $1 or j.database_id <> (select cdc_export.database_id()))
+  -- Before, its worker is publishing it, or other exports of its job.
+  and greatest(e.finished_at, last.published_at) < clock_timestamp() - interval '2 seconds'
 order by e.finished_at
 limit 1000
