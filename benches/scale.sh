@@ -95,7 +95,6 @@ datasets_of() {
 }
 # cli ARGUMENTS…: a command, with these datasets.
 cli() { DATASETS=datasets.toml "$binary" "$@" >/dev/null 2>errors || { cat errors >&2; return 1; }; }
-# seconds COMMAND…
 seconds() {
     local began ended
     clock began; "$@"; clock ended
@@ -129,7 +128,6 @@ serve_once() {
 }
 end_second() { kill $second; wait $second || true; }
 start_and_end() { serve_once; end_second; }
-# start_seconds: from its begin until it is ready.
 start_seconds() {
     seconds serve_once
     end_second

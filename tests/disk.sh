@@ -26,7 +26,6 @@ export_of() {
 expect() { [[ $2 == "$3" ]] || die "$1: $2, expected $3"; printf 'ok: %s: %s\n' "$1" "$2"; }
 # Waits until the service answers with this status, and prints the last one: a look at the folder counts for a second.
 ready() {
-    local status
     for _ in {1..40}; do
         status=$(ask -o /dev/null -w '%{http_code}' "$api/health/ready")
         [[ $status != "$1" ]] || break

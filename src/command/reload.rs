@@ -66,7 +66,7 @@ impl Reload {
             (failpoint::time("reload.file", FILE_PERIOD), failpoint::time("reload.tables", TABLES_PERIOD));
         let mut looked = Instant::now();
         loop {
-            // A look at many tables would hold a connection that the workers need. After it, its own one is closed.
+            // The workers need the connections of the start. So each look opens one of its own, which is closed here.
             self.database = self.database.with_pool_of(1);
             let was_asked = tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),

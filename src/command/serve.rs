@@ -155,7 +155,7 @@ async fn prepare_start(
     database: &Database,
     workers: u32,
 ) -> anyhow::Result<(Option<Access>, PreparedOutput, Reload)> {
-    // A refused start makes nothing.
+    // Without tables there is no key, and the refused start makes nothing.
     if listener.is_some()
         && config.http.access.is_none()
         && matches!(postgres::require_migrated(database).await, Err(postgres::Error::NotMigrated))

@@ -48,7 +48,7 @@ impl Store {
     }
 
     /// Returns the committed files of this destination that have no final name yet, and all such files that belong to
-    /// another database. Leaves out those that their worker is publishing now.
+    /// another database. Leaves out those of a job whose worker has gone on within the last two seconds.
     ///
     /// A lane has at most one such file, because a claim waits for it.
     pub async fn unpublished(&self, destination: Uuid) -> Result<Vec<FileRecord>, Error> {

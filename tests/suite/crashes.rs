@@ -36,6 +36,8 @@ async fn a_crash_after_the_commit_loses_nothing() {
     let hidden = dead.files();
     assert!(hidden.len() == 1 && hidden[0].starts_with('.'), "{hidden:?}");
 
+    // The clock was set back since.
+    database.run("update cdc_export.exports set finished_at = now() + interval '1 hour'").await;
     // Its publication can't be recorded while somebody holds the row.
     let held = database.open("select from cdc_export.exports for update").await;
     let heir = Start::on(&database).sharing_output(&dead).service().await;

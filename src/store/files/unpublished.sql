@@ -7,7 +7,7 @@ cross join lateral (select max(own.published_at) as published_at from cdc_export
 join cdc_export.exports e on e.job = j.id
 where j.status = 'committed' and e.status = 'completed' and e.published_at is null
   and (e.destination_id = $1 or j.database_id <> (select cdc_export.database_id()))
-  -- Before, its worker is publishing it, or other exports of its job.
-  and greatest(e.finished_at, last.published_at) < clock_timestamp() - interval '2 seconds'
+  -- For two seconds the worker is expected to go on. A time in the future is that of a clock which was set back since.
+  and abs(extract(epoch from clock_timestamp() - greatest(e.finished_at, last.published_at))) > 2
 order by e.finished_at
 limit 1000
