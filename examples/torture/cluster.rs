@@ -184,6 +184,12 @@ impl Cluster {
         Ok(std::fs::write(self.folder.join("data/recovery.signal"), "")?)
     }
 
+    /// Returns how often a session in a transaction was told to begin one: its caller didn't know of the first.
+    pub(crate) fn unknown_transactions(&self) -> Result<usize> {
+        let log = std::fs::read(self.folder.join("log"))?;
+        Ok(String::from_utf8_lossy(&log).matches("there is already a transaction in progress").count())
+    }
+
     pub(crate) async fn stop(&self) -> Result<()> {
         self.stop_by("fast").await
     }

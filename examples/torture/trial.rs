@@ -319,6 +319,10 @@ async fn rest(world: &Arc<World>, binary: &Path) -> Result<()> {
     if !eventually(Duration::from_secs(5), async || Ok(count(&mut conn, &idle).await? == 0)).await? {
         world.report.red("10", "a transaction stands idle although nothing runs");
     }
+    let unknown = world.cluster.unknown_transactions()?;
+    if unknown > 0 {
+        world.report.red("10", format!("{unknown} transactions were open that their callers didn't know of"));
+    }
     for replica in &world.replicas {
         if let Some((descriptors, resident)) = replica.size().await
             && (descriptors > MOST_DESCRIPTORS || resident > MOST_RESIDENT_KIB)

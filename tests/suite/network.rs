@@ -3,10 +3,11 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::join_all;
 use serde_json::json;
-use sqlx::ConnectOptions;
 use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, Connection};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
@@ -248,6 +249,21 @@ async fn a_call_that_was_never_answered_keeps_no_place_in_its_pool() {
     service.stop().await;
 }
 
+/// A call of the API ends so if the database is slow, or if its client is gone.
+#[tokio::test]
+async fn a_begin_that_is_cancelled_leaves_the_next_caller_no_transaction() {
+    let database = Database::empty_with("create table public.written (id int)").await;
+    let pool = cdc_export::postgres::Database::from(database.options.clone()).pool();
+    for written in 1..=5_i64 {
+        let mut conn = pool.acquire().await.unwrap();
+        // Polls it once, which sends BEGIN.
+        drop(conn.begin().now_or_never());
+        drop(conn);
+        sqlx::raw_sql("insert into public.written values (1)").execute(&pool).await.unwrap();
+        assert_eq!(database.one::<i64>("select count(*) from public.written").await, written);
+    }
+}
+
 #[tokio::test]
 async fn an_export_whose_connection_falls_silent_is_tried_again_unless_all_rows_are_there() {
     let steps = [
@@ -288,20 +304,26 @@ async fn falls_silent_at(step: &'static str, export_type: &'static str, attempts
     service.stop().await;
 }
 
+/// Starts a service that gives up a silent connection after three seconds, for the table `slow` and its filter.
+async fn slow(schema: &str, readers: u32) -> (Database, Service) {
+    let database = Database::empty_with(schema).await;
+    let catalog =
+        Catalog::of("[[dataset]]\nname = \"slow\"\ntable = \"slow\"\nupdated_at = \"at\"\nfilter = \"takes_long(id)\"");
+    catalog.track(&database, "slow").await;
+    let start = catalog.start(&database).with("FAILPOINTS", "source.answer=time:3000").with("LEASE_SECONDS", 3);
+    let service = start.with("READERS", readers).service().await;
+    (database, service)
+}
+
 #[tokio::test]
 async fn a_statement_that_takes_long_is_not_taken_for_a_lost_connection() {
     let schema = "create table slow (id bigint primary key, at timestamptz not null default now());
                   insert into slow (id) select generate_series(1, 11);
                   create function takes_long(id bigint) returns boolean language plpgsql immutable
                     as 'begin perform pg_sleep(0.35); return true; end'";
-    let database = Database::empty_with(schema).await;
-    let catalog =
-        Catalog::of("[[dataset]]\nname = \"slow\"\ntable = \"slow\"\nupdated_at = \"at\"\nfilter = \"takes_long(id)\"");
-    catalog.track(&database, "slow").await;
     // Nearly four seconds without a row, where a connection that the server doesn't work for is given up after three. A
     // delta asks the filter of each row four times.
-    let start = catalog.start(&database).with("FAILPOINTS", "source.answer=time:3000").with("LEASE_SECONDS", 3);
-    let service = start.service().await;
+    let (database, service) = slow(schema, 1).await;
     for export_type in ["full", "delta"] {
         let job = export(&service, export_type, "slow", "one").await;
         assert_eq!(job["attempt"], 1, "{job}");
@@ -317,13 +339,8 @@ async fn a_further_reader_that_is_quiet_for_long_is_not_taken_for_a_lost_one() {
                   insert into slow (id, wide) select n, repeat('x', 7000) from generate_series(1, 2300) n; analyze slow;
                   create function takes_long(id bigint) returns boolean language plpgsql immutable
                     as 'begin if id in (1, 300, 600) then perform pg_sleep(5); end if; return true; end'";
-    let database = Database::empty_with(schema).await;
-    let catalog =
-        Catalog::of("[[dataset]]\nname = \"slow\"\ntable = \"slow\"\nupdated_at = \"at\"\nfilter = \"takes_long(id)\"");
-    catalog.track(&database, "slow").await;
     // It connects when the leader's transaction has asked who is there, and is quiet for longer than a lost one may be.
-    let start = catalog.start(&database).with("FAILPOINTS", "source.answer=time:3000").with("LEASE_SECONDS", 3);
-    let service = start.with("READERS", 2).service().await;
+    let (_database, service) = slow(schema, 2).await;
     let job = export(&service, "full", "slow", "one").await;
     assert_eq!((&job["attempt"], &job["rowsExported"]), (&json!(1), &json!(2300)), "{job}");
     service.stop().await;

@@ -18,11 +18,6 @@ pub(crate) struct RoundTrip {
 }
 
 impl RoundTrip {
-    /// Returns true if nothing was asked but an answer.
-    pub(crate) fn is_ping(&self) -> bool {
-        self.statements.is_empty() && !self.prepares
-    }
-
     /// Returns the statements, or the other purpose of the round trip.
     fn purpose(&self) -> String {
         match (self.statements.is_empty(), self.prepares) {

@@ -1,18 +1,18 @@
 //! A pool of connections that keeps a connection at hand for a moment after its use.
 //!
-//! The driver's pool sends a ping when a connection is taken and two when it is given back. A connection that the next
-//! caller takes within a second goes around it. After that second the driver's pool has it, with its pings and its
-//! limits on age and idleness.
+//! The driver's pool sends a ping when a connection is taken, and a query and a ping when it is given back. One that is
+//! taken again within two seconds goes around that pool, and around its limits on age and idleness.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use sqlx::pool::PoolConnection;
-use sqlx::{Connection, PgConnection, PgPool, Postgres};
+use sqlx::{Connection, PgConnection, PgPool, Postgres, Row};
 use tokio::runtime::Handle;
 
-const AT_HAND: Duration = Duration::from_secs(1);
+/// Longer than the pause between two looks for work, so that those of an idle process are all that it sends.
+const AT_HAND: Duration = Duration::from_secs(2);
 
 /// The time after which a connection goes back to the driver's pool all the same, which may find it too old.
 const MOST_AT_HAND: Duration = Duration::from_secs(60);
@@ -27,6 +27,17 @@ pub async fn require_answer(conn: &mut PgConnection) -> Result<(), sqlx::Error> 
         Ok(answer) => answer,
         Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
     }
+}
+
+/// Returns true if a connection that was given back answers and is in no transaction. If false, the caller closes it.
+///
+/// sqlx 0.9.0 doesn't end the transaction of a `begin` that was cancelled, and doesn't know of it
+/// ([sqlx#4393](https://github.com/launchbadge/sqlx/issues/4393)). Whoever had the connection next would write into that
+/// transaction, and lose it. Inside one, `now()` is the time of its begin.
+pub async fn is_reusable(conn: &mut PgConnection) -> bool {
+    let asked = sqlx::raw_sql("-- pool.released\n select now() <> statement_timestamp()").fetch_one(conn);
+    let in_transaction = tokio::time::timeout(PING_TIMEOUT, asked).await.ok().and_then(Result::ok);
+    in_transaction.and_then(|row| row.try_get(0).ok()) == Some(false)
 }
 
 /// A pool whose clones share its connections.
