@@ -104,7 +104,7 @@ async fn the_log_keeps_what_somebody_has_yet_to_see() {
     let (database, service) = after_a_full_export(20).await;
     let purged = async || {
         let caps = Caps { bytes: 1 << 40, age: Duration::from_secs(3600) };
-        caps.purge(&database.pool).await.unwrap();
+        caps.purge(&mut database.pool.acquire().await.unwrap()).await.unwrap();
         database.one::<i64>("select count(*) from cdc_export.change_log").await
     };
     assert_eq!(purged().await, 0, "everybody has seen the first rows");

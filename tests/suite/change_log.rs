@@ -30,7 +30,7 @@ async fn rows_handled(database: &Database, statement: &str) -> u64 {
 async fn a_purge_beside_an_open_transaction_looks_at_each_row_once() {
     let database = Database::with_users(3_000).await;
     let caps = Caps { bytes: 1 << 40, age: Duration::from_secs(3600) };
-    caps.purge(&database.pool).await.unwrap();
+    caps.purge(&mut database.pool.acquire().await.unwrap()).await.unwrap();
     // The service itself would remove the rows, once its consumer has seen them.
     let no_purge = database.open("lock table cdc_export.locks in share update exclusive mode").await;
     let service = Start::on(&database).service().await;
@@ -60,11 +60,11 @@ async fn a_purge_beside_an_open_transaction_looks_at_each_row_once() {
     let handled = rows_handled(&database, &purge_statement).await;
     assert!(handled < 40_000, "{handled} rows for 2,999 rows of the log and 1,000 positions");
 
-    assert_eq!(caps.purge(&database.pool).await.unwrap(), 2_999);
+    assert_eq!(caps.purge(&mut database.pool.acquire().await.unwrap()).await.unwrap(), 2_999);
     // Nobody has seen the row of the open transaction, and a row that came after the positions.
     open.commit().await.unwrap();
     database.run("update users set name = 'seen by nobody' where id = 1").await;
-    assert_eq!(caps.purge(&database.pool).await.unwrap(), 0);
+    assert_eq!(caps.purge(&mut database.pool.acquire().await.unwrap()).await.unwrap(), 0);
     let service = Start::on(&database).service().await;
     let (_, delta) = service.export("delta", "reader-999").await;
     assert_eq!(delta.ids(), [1, 2]);

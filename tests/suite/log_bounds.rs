@@ -55,9 +55,9 @@ async fn purge(database: &Database, bytes: u64) {
     let server: cdc_export::postgres::Database = database.options.clone().into();
     let pool = server.pool();
     // If the service is purging, the first call does nothing. The service's next purge is ten seconds later.
-    caps.purge(&pool).await.unwrap();
+    caps.purge(&mut pool.acquire().await.unwrap()).await.unwrap();
     database.run("begin; lock table cdc_export.locks in share update exclusive mode; commit").await;
-    caps.purge(&pool).await.unwrap();
+    caps.purge(&mut pool.acquire().await.unwrap()).await.unwrap();
     pool.close().await;
 }
 

@@ -113,7 +113,9 @@ impl Source {
     ) -> Result<T, Error> {
         let failed = Error::from_sql(relation);
         let mut conn = self.pool.acquire().await.map_err(&failed)?;
-        statements(&mut conn).await.map_err(failed)
+        let done = statements(&mut conn).await.map_err(failed)?;
+        self.pool.give_back(conn);
+        Ok(done)
     }
 
     pub fn pool_use(&self) -> PoolUse {

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, PgConnection, PgPool};
+use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::watermark::LogUse;
 use crate::{Error, Source};
@@ -32,7 +32,7 @@ const FURTHEST: (&str, &str) = ("purge/furthest.sql", include_str!("purge/furthe
 impl Source {
     /// Removes the rows of the change log that every consumer has seen; see [`Caps::purge`].
     pub async fn purge(&self, caps: &Caps) -> Result<u64, Error> {
-        caps.purge(self.pool.inner()).await.map_err(Error::from_sql(LOG))
+        self.with(LOG, async |conn| caps.purge(conn).await).await
     }
 
     pub async fn held_log_bytes(&self) -> Result<u64, Error> {
@@ -67,32 +67,27 @@ impl Caps {
     /// Returns the number of rows removed; call it again while there are some.
     ///
     /// Whichever positions are given up, no row is removed that a position still holds.
-    pub async fn purge(&self, pool: &PgPool) -> Result<u64, sqlx::Error> {
-        give_up(pool, self).await?;
-        let mut tx = pool.begin().await?;
+    pub async fn purge(&self, conn: &mut PgConnection) -> Result<u64, sqlx::Error> {
+        give_up(conn, self).await?;
         // The purge has to get to its end even where a mass of dead rows slows it down. The rows of a table come from
         // the index, whatever the planner guesses of how many there are. One session purges at a time: the lock of a
-        // table takes no transaction id, unlike that of a row.
-        let begun = sqlx::raw_sql(
+        // table takes no transaction id, unlike that of a row. Statements that are sent together are one transaction.
+        let statements = format!(
             "-- source.purge.begin
              set local statement_timeout = '60s'; set local enable_seqscan = off; set local enable_bitmapscan = off;
-             lock table cdc_export.locks in share update exclusive mode nowait",
+             lock table cdc_export.locks in share update exclusive mode nowait; {}",
+            include_str!("purge/purge.sql").replace("$1", &Caps::PURGE_ROWS.to_string())
         );
-        match begun.execute(&mut *tx).await {
-            Err(error) if SqlFailure::of(&error) == SqlFailure::LockTimeout => return Ok(0),
-            begun => begun?,
-        };
-        let purged =
-            sqlx::query(include_str!("purge/purge.sql")).bind(Caps::PURGE_ROWS as i64).execute(&mut *tx).await?;
-        tx.commit().await?;
-        Ok(purged.rows_affected())
+        match sqlx::raw_sql(AssertSqlSafe(statements)).execute(conn).await {
+            Err(error) if SqlFailure::of(&error) == SqlFailure::LockTimeout => Ok(0),
+            purged => Ok(purged?.rows_affected()),
+        }
     }
 }
 
 /// Gives up the positions that hold too much of the log. Each statement is committed by itself: a removal that finds no
 /// end, because of many dead rows, must not keep the log from its bounds.
-async fn give_up(pool: &PgPool, caps: &Caps) -> Result<(), sqlx::Error> {
-    let mut conn = pool.acquire().await?;
+async fn give_up(conn: &mut PgConnection, caps: &Caps) -> Result<(), sqlx::Error> {
     let mut given_up: Vec<GivenUp> = sqlx::query_as(include_str!("purge/give_up_old.sql"))
         .bind(caps.age.as_secs_f64().max(1.0))
         .fetch_all(&mut *conn)
@@ -106,7 +101,7 @@ async fn give_up(pool: &PgPool, caps: &Caps) -> Result<(), sqlx::Error> {
     .fetch_one(&mut *conn)
     .await?;
     if may_be_large {
-        give_up_large(&mut conn, caps.bytes, &mut given_up).await?;
+        give_up_large(conn, caps.bytes, &mut given_up).await?;
     }
     for (consumer, dataset, lost, limit) in given_up {
         tracing::warn!(event = "position_given_up", consumerId = consumer, dataset, lost, limit);
