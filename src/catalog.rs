@@ -124,11 +124,6 @@ impl Catalog {
         Catalog { names: names_of(&datasets), datasets, left_out: left_out.into(), idle_patterns, ..self.clone() }
     }
 
-    /// The catalog without the datasets that patterns have made.
-    pub fn of_blocks(&self) -> Catalog {
-        self.expanded(&[], &UsedNames::new())
-    }
-
     pub fn of_patterns(&self) -> impl Iterator<Item = &Arc<Dataset>> {
         self.datasets[self.named..].iter()
     }

@@ -40,7 +40,8 @@ async fn expanded(catalog: &Catalog, database: &Database) -> anyhow::Result<(Cat
 }
 
 pub(super) async fn check_blocks(file: &Path, catalog: &Catalog, database: &Database) -> anyhow::Result<()> {
-    let blocks = catalog.of_blocks();
+    // Without relations, patterns make no datasets.
+    let blocks = catalog.expanded(&[], &Default::default());
     let found = Findings::check(&database.pool(), blocks.datasets(), &blocks.left_out_tables()).await?;
     refuse_faults(catalog, file, found.faults)
 }

@@ -208,10 +208,9 @@ impl Reload {
         let of_patterns =
             |catalog: &Catalog| catalog.of_patterns().map(|dataset| dataset.name.clone()).collect::<BTreeSet<_>>();
         let (had, has) = (of_patterns(&before), of_patterns(&catalog));
-        let (added, removed) = (missing_in(&had, &has), missing_in(&has, &had));
-        if !added.is_empty() || !removed.is_empty() {
-            let left_out = catalog.left_out().len();
-            tracing::info!(event = "tables_matched", datasets = has.len(), added, removed, left_out);
+        let added = missing_in(&had, &has);
+        if !added.is_empty() {
+            tracing::info!(event = "tables_matched", datasets = has.len(), added);
         }
         let mut gone = BTreeMap::<String, BTreeSet<String>>::new();
         for name in had.difference(&has) {

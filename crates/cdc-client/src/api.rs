@@ -36,7 +36,7 @@ pub struct Api {
     transport: Arc<ApiTransport>,
     observer: Arc<dyn Observer>,
     /// If there are any, one of them must have signed each manifest.
-    keys: Arc<[PublicKey]>,
+    pub(super) keys: Arc<[PublicKey]>,
 }
 
 pub enum ApiTransport {
@@ -92,10 +92,6 @@ impl Api {
         Api { keys: keys.into(), ..self }
     }
 
-    pub(super) fn requires_signature(&self) -> bool {
-        !self.keys.is_empty()
-    }
-
     /// Returns the same API with an observer of its own, for one of several datasets.
     pub fn observed_by(&self, observer: Arc<dyn Observer>) -> Api {
         Api { observer, ..self.clone() }
@@ -120,7 +116,7 @@ impl Api {
         }
     }
 
-    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, CallError> {
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, CallError> {
         self.call(call(Method::GET, path)?, ApiAnswer::json).await
     }
 
@@ -129,10 +125,6 @@ impl Api {
     pub async fn submit_datasets(&self, request: &ExportRequest, datasets: &[&str]) -> Result<JobId, CallError> {
         let SubmittedJob { job_id } = self.call(request.call_for(datasets)?, ApiAnswer::json).await?;
         Ok(job_id)
-    }
-
-    pub(super) async fn job_of_datasets(&self, id: JobId) -> Result<JobOfDatasets, CallError> {
-        self.get(&format!("/exports/{id}")).await
     }
 
     /// Waits until a job whose request had `datasets` has ended.
