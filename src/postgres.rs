@@ -25,7 +25,7 @@ pub use url::{BadUrl, NamedDatabase};
 use crate::postgres::reach::{CONNECT_TIMEOUT, no_answer, unreachable};
 use crate::telemetry::log_throttle::LogThrottle;
 use pg_session::failure::SqlFailure;
-use pg_session::pool::{is_reusable, require_answer};
+use pg_session::pool::{has_no_transaction, require_answer};
 use pg_session::session_name;
 
 /// The oldest supported version of Postgres. The service needs `pg_current_snapshot` and xid8.
@@ -222,7 +222,7 @@ impl Database {
             .idle_timeout(IDLE_TIMEOUT)
             .before_acquire(|conn, _| Box::pin(async { require_answer(conn).await.map(|()| true) }))
             // The pool's own ping has no timeout, and a failure would be logged. A preview is one transaction.
-            .after_release(move |conn, _| Box::pin(async move { Ok(is_preview || is_reusable(conn).await) }))
+            .after_release(move |conn, _| Box::pin(async move { Ok(is_preview || has_no_transaction(conn).await) }))
             .after_connect(move |conn, _| {
                 let set = sqlx::raw_sql(AssertSqlSafe(set.clone()));
                 Box::pin(async move {

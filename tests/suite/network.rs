@@ -301,6 +301,7 @@ async fn falls_silent_at(step: &'static str, export_type: &'static str, attempts
         "select count(*) from pg_stat_activity where datname = current_database() and state like 'idle in transaction%'
                 and xact_start < clock_timestamp() - interval '5 s'";
     until("no transaction is left behind", async || database.one::<i64>(left).await == 0).await;
+    assert!(!service.log().contains("there is already a transaction"), "{}", service.log());
     service.stop().await;
 }
 

@@ -113,9 +113,7 @@ impl Source {
     ) -> Result<T, Error> {
         let failed = Error::from_sql(relation);
         let mut conn = self.pool.acquire().await.map_err(&failed)?;
-        let done = statements(&mut conn).await.map_err(failed)?;
-        self.pool.give_back(conn);
-        Ok(done)
+        statements(&mut conn).await.map_err(failed)
     }
 
     pub fn pool_use(&self) -> PoolUse {

@@ -10,13 +10,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sqlx::PgConnection;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::postgres::types::Oid;
+use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::time::timeout;
 
+use crate::quote::literal;
 use crate::{Error, Source};
 use pg_session::failure::{SqlFailure, chain, with_timeout};
+use pg_session::pool::has_no_transaction;
 use pg_session::{self, session_name};
 
 /// The pause between two questions about a silent session.
@@ -109,17 +111,20 @@ impl Session {
     /// Ends the session, which would hold its lock and its snapshot until the server notices that nobody is there.
     /// If that fails, the server ends it later. A transaction of `conn` is rolled back.
     pub(crate) async fn end(&self, conn: &mut PgConnection) {
+        // A login may end its own sessions. Another role that is set for it may not. Statements that are sent together
+        // are one transaction.
+        let end = format!(
+            "-- source.session.end
+             set local role none;
+             select pg_terminate_backend(pid) from pg_stat_activity where pid = {} and application_name = {}",
+            self.pid,
+            literal(&self.name)
+        );
         let end = async {
-            // A login may end its own sessions. Another role that is set for it may not.
-            sqlx::raw_sql("-- source.session.login\n begin; set local role none").execute(&mut *conn).await?;
-            forget_who_was_there(conn).await?;
-            let end = sqlx::query(
-                "-- source.session.end
-                 select pg_terminate_backend(pid) from pg_stat_activity where pid = $1 and application_name = $2",
-            );
-            let ended = end.bind(self.pid).bind(&self.name).execute(&mut *conn).await;
-            sqlx::raw_sql("-- source.session.ended\n rollback").execute(conn).await?;
-            ended
+            if !has_no_transaction(conn).await {
+                sqlx::raw_sql("-- source.session.rollback\n rollback").execute(&mut *conn).await?;
+            }
+            sqlx::raw_sql(AssertSqlSafe(end)).execute(conn).await
         };
         let ended = timeout(END_TIMEOUT, end).await.unwrap_or(Err(sqlx::Error::PoolTimedOut));
         match ended {

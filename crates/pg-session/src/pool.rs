@@ -29,13 +29,13 @@ pub async fn require_answer(conn: &mut PgConnection) -> Result<(), sqlx::Error> 
     }
 }
 
-/// Returns true if a connection that was given back answers and is in no transaction. If false, the caller closes it.
+/// Returns true if a connection answers and is in no transaction.
 ///
 /// sqlx 0.9.0 doesn't end the transaction of a `begin` that was cancelled, and doesn't know of it
 /// ([sqlx#4393](https://github.com/launchbadge/sqlx/issues/4393)). Whoever had the connection next would write into that
 /// transaction, and lose it. Inside one, `now()` is the time of its begin.
-pub async fn is_reusable(conn: &mut PgConnection) -> bool {
-    let asked = sqlx::raw_sql("-- pool.released\n select now() <> statement_timestamp()").fetch_one(conn);
+pub async fn has_no_transaction(conn: &mut PgConnection) -> bool {
+    let asked = sqlx::raw_sql("-- session.transaction\n select now() <> statement_timestamp()").fetch_one(conn);
     let in_transaction = tokio::time::timeout(PING_TIMEOUT, asked).await.ok().and_then(Result::ok);
     in_transaction.and_then(|row| row.try_get(0).ok()) == Some(false)
 }
