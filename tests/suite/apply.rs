@@ -548,13 +548,10 @@ async fn timeouts_of_the_targets_role_end_no_load() {
     let pair = Pair::of("create table t (id int primary key); insert into t select generate_series(1, 200000)").await;
     let name: String = pair.target.one("select current_database()::text").await;
     let timeouts = ["statement_timeout", "idle_in_transaction_session_timeout"];
-    for timeout in timeouts {
-        pair.target.run(&format!("alter database {name} set {timeout} = '50ms'")).await;
-    }
+    // In one session, so that no later one of this test has the timeouts.
+    pair.target.run(&timeouts.map(|it| format!("alter database {name} set {it} = '50ms'")).join(";")).await;
     pair.applied(&[]).await;
-    for timeout in timeouts {
-        pair.target.run(&format!("alter database {name} reset {timeout}")).await;
-    }
+    pair.target.run(&timeouts.map(|it| format!("alter database {name} reset {it}")).join(";")).await;
     assert_eq!(pair.target.one::<i64>("select count(*) from t").await, 200_000);
 }
 

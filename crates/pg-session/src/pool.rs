@@ -1,7 +1,7 @@
 //! A pool of connections that keeps a connection at hand for a moment after its use.
 //!
 //! The driver's pool sends a ping when a connection is taken, and a query and a ping when it is given back. One that is
-//! taken again within two seconds goes around that pool, and around its limits on age and idleness.
+//! taken again within a second and a half goes around that pool, and around its limits on age and idleness.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,8 +11,9 @@ use sqlx::pool::PoolConnection;
 use sqlx::{Connection, PgConnection, PgPool, Postgres, Row};
 use tokio::runtime::Handle;
 
-/// Longer than the pause between two looks for work, so that those of an idle process are all that it sends.
-const AT_HAND: Duration = Duration::from_secs(2);
+/// Longer than the pause between two looks for work, which then need no ping, and shorter than callers wait for a
+/// connection.
+const AT_HAND: Duration = Duration::from_millis(1500);
 
 /// The time after which a connection goes back to the driver's pool all the same, which may find it too old.
 const MOST_AT_HAND: Duration = Duration::from_secs(60);
@@ -20,8 +21,7 @@ const MOST_AT_HAND: Duration = Duration::from_secs(60);
 /// The timeout of a connection's ping. A call of the API has 2 seconds, part of which must remain for a new connection.
 const PING_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Pings a connection. After an error the caller drops the connection without the protocol's goodbye message, which
-/// could hang.
+/// Pings a connection. After an error the caller drops it without the protocol's goodbye message, which could hang.
 pub async fn require_answer(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
     match tokio::time::timeout(PING_TIMEOUT, conn.ping()).await {
         Ok(answer) => answer,
@@ -32,8 +32,8 @@ pub async fn require_answer(conn: &mut PgConnection) -> Result<(), sqlx::Error> 
 /// Returns true if a connection answers and is in no transaction.
 ///
 /// sqlx 0.9.0 doesn't end the transaction of a `begin` that was cancelled, and doesn't know of it
-/// ([sqlx#4393](https://github.com/launchbadge/sqlx/issues/4393)). Whoever had the connection next would write into that
-/// transaction, and lose it. Inside one, `now()` is the time of its begin.
+/// ([#4393](https://github.com/launchbadge/sqlx/issues/4393)). Whoever had the connection next would write into it, and
+/// lose that. Inside one, `now()` is the time of its begin.
 pub async fn has_no_transaction(conn: &mut PgConnection) -> bool {
     let asked = sqlx::raw_sql("-- session.transaction\n select now() <> statement_timestamp()").fetch_one(conn);
     let in_transaction = tokio::time::timeout(PING_TIMEOUT, asked).await.ok().and_then(Result::ok);
