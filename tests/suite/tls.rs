@@ -57,7 +57,9 @@ impl Postgres {
         let private = Server::start(&embedded_settings_with_cluster(&path.join("home")).await).await.unwrap();
         let mut superuser = connect_options(private.socket_folder()).connect().await.unwrap();
         for role in ["either", "strict"] {
-            let role = format!("create role {role} superuser login password 'pass'");
+            // Postgres 13 would store MD5.
+            let scram = "set password_encryption = 'scram-sha-256'";
+            let role = format!("{scram}; create role {role} superuser login password 'pass'");
             superuser.execute(sqlx::AssertSqlSafe(role)).await.unwrap();
         }
         let data = path.join("home/postgres");
