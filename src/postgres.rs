@@ -221,7 +221,7 @@ impl Database {
             .test_before_acquire(false)
             .idle_timeout(IDLE_TIMEOUT)
             .before_acquire(|conn, _| Box::pin(async { require_answer(conn).await.map(|()| true) }))
-            // The pool's own ping has no timeout, and a failure would be logged. A preview is one transaction.
+            // Precedes the pool's own ping, which has no timeout and logs a failure. A preview is one transaction.
             .after_release(move |conn, _| Box::pin(async move { Ok(is_preview || has_no_transaction(conn).await) }))
             .after_connect(move |conn, _| {
                 let set = sqlx::raw_sql(AssertSqlSafe(set.clone()));

@@ -99,7 +99,8 @@ impl Store {
     pub async fn keys(&self) -> Result<Vec<KeyInfo>, Error> {
         let statement = sqlx::query_as(
             "-- store.keys.list
-             select name, prefix, consumers, datasets, scopes, created_at, nullif(expires_at, 'infinity') as expires_at, revoked_at, last_used_at
+             select name, prefix, consumers, datasets, scopes, created_at, nullif(expires_at, 'infinity') as expires_at,
+               revoked_at, last_used_at
              from cdc_export.keys order by created_at, prefix",
         );
         self.with(async |conn| statement.fetch_all(conn).await).await

@@ -102,7 +102,7 @@ impl Store {
     /// Announces transitions whose transaction is committed, and returns them. Leaves out those that have a word which
     /// this version doesn't know.
     pub(super) fn announce_all(&self, rows: Vec<TransitionRow>, cause: Option<&str>) -> Vec<Transition> {
-        // A look at a whole job for each of its exports would read a million rows of a thousand exports.
+        // Followers read the whole job: woken by each of its 1,000 exports, they would read a million rows.
         let is_at_rest = |row: &&TransitionRow| !matches!(&*row.job_status, "processing" | "committed");
         for job in rows.iter().filter(is_at_rest).map(|row| row.export.job).collect::<HashSet<_>>() {
             // Sending fails only if there are no followers.

@@ -116,7 +116,7 @@ impl Api {
         }
     }
 
-    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, CallError> {
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, CallError> {
         self.call(call(Method::GET, path)?, ApiAnswer::json).await
     }
 
@@ -125,6 +125,10 @@ impl Api {
     pub async fn submit_datasets(&self, request: &ExportRequest, datasets: &[&str]) -> Result<JobId, CallError> {
         let SubmittedJob { job_id } = self.call(request.call_for(datasets)?, ApiAnswer::json).await?;
         Ok(job_id)
+    }
+
+    pub(super) async fn job_of_datasets(&self, id: JobId) -> Result<JobOfDatasets, CallError> {
+        self.get(&format!("/exports/{id}")).await
     }
 
     /// Waits until a job whose request had `datasets` has ended.

@@ -19,7 +19,6 @@ use uuid::Uuid;
 use crate::Error;
 use crate::api::Api;
 use crate::apply::{Applied, TransactionFailure};
-use crate::job_view::JobOfDatasets;
 use crate::manifest_index::ManifestIndex;
 use crate::observer::Observer;
 use crate::ready_export::{ReadyExport, apply_together};
@@ -190,8 +189,7 @@ impl LaneGroup {
     pub(super) async fn copied_exports(&self, job: &ManifestJob, api: &Api) -> Result<Option<u64>, Error> {
         let datasets = job.datasets();
         let Some((id, job)) = self.shared_job(job)? else { return Ok(None) };
-        let path = format!("/exports/{id}");
-        let count = async { Ok::<_, Error>(api.get::<JobOfDatasets>(&path).await?.files_of(&self.datasets)) };
+        let count = async { Ok::<_, Error>(api.job_of_datasets(id.into()).await?.files_of(&self.datasets)) };
         let copied = *job.copied.get_or_try_init(|| count).await?;
         Ok(Some(copied).filter(|copied| Some(copied.to_string().as_str()) != datasets))
     }

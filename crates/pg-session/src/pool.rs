@@ -11,8 +11,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::{Connection, PgConnection, PgPool, Postgres, Row};
 use tokio::runtime::Handle;
 
-/// Longer than the pause between two looks for work, which then need no ping, and shorter than callers wait for a
-/// connection.
+/// Longer than the pause between two looks for work, and shorter than callers wait for a connection.
 const AT_HAND: Duration = Duration::from_millis(1500);
 
 /// The time after which a connection goes back to the driver's pool all the same, which may find it too old.
@@ -31,13 +30,13 @@ pub async fn require_answer(conn: &mut PgConnection) -> Result<(), sqlx::Error> 
 
 /// Returns true if a connection answers and is in no transaction.
 ///
-/// sqlx 0.9.0 doesn't end the transaction of a `begin` that was cancelled, and doesn't know of it
-/// ([#4393](https://github.com/launchbadge/sqlx/issues/4393)). Whoever had the connection next would write into it, and
-/// lose that. Inside one, `now()` is the time of its begin.
+/// The driver may not know: sqlx 0.9.0 leaves the transaction of a cancelled `begin` open
+/// ([#4393](https://github.com/launchbadge/sqlx/issues/4393)). The next caller would write into it, and lose the write.
 pub async fn has_no_transaction(conn: &mut PgConnection) -> bool {
-    let asked = sqlx::raw_sql("-- session.transaction\n select now() <> statement_timestamp()").fetch_one(conn);
-    let in_transaction = tokio::time::timeout(PING_TIMEOUT, asked).await.ok().and_then(Result::ok);
-    in_transaction.and_then(|row| row.try_get(0).ok()) == Some(false)
+    // Inside a transaction, `now()` is the time of its begin.
+    let asked = sqlx::raw_sql("-- session.transaction\n select now() <> statement_timestamp()");
+    let is_inside = async { asked.fetch_one(conn).await?.try_get::<bool, _>(0) };
+    matches!(tokio::time::timeout(PING_TIMEOUT, is_inside).await, Ok(Ok(false)))
 }
 
 /// A pool whose clones share its connections.
@@ -70,11 +69,9 @@ struct AtHand {
 impl AtHand {
     /// Takes a connection at hand. If there is none, the caller waits for the driver's pool.
     fn take_or_wait(&mut self) -> Option<Pooled> {
-        let (_, pooled) = self.connections.pop().or_else(|| {
-            self.waiting += 1;
-            None
-        })?;
-        Some(pooled)
+        let taken = self.connections.pop();
+        self.waiting += usize::from(taken.is_none());
+        taken.map(|(_, pooled)| pooled)
     }
 
     /// Takes all connections at hand. The caller gives them to the driver's pool, and waits for it.
