@@ -67,10 +67,16 @@ async fn a_bucket_keeps_the_contract_of_a_destination() {
     }
 }
 
+/// Makes a client that uses a connection once. A store closes one that is idle for some seconds, perhaps just when the
+/// next call is sent.
+fn client_of_stores() -> reqwest::Client {
+    client_builder().pool_max_idle_per_host(0).build().unwrap()
+}
+
 impl Bucket {
     async fn new(cloud: Cloud, endpoint: String) -> Bucket {
         let name = format!("b{}", uuid::Uuid::new_v4().simple());
-        let bucket = Bucket { cloud, endpoint, name, client: client_builder().build().unwrap() };
+        let bucket = Bucket { cloud, endpoint, name, client: client_of_stores() };
         let made = bucket.call("PUT", "", "restype=container").await;
         assert!(made.status().is_success(), "{}", made.text().await.unwrap());
         bucket
@@ -182,7 +188,7 @@ impl Bucket {
 /// The emulator of S3 in the dress of GCS, whose XML calls have other names for metadata and for the version that a PUT
 /// replaces. The version is the ETag here, and `0` stands for no object.
 async fn like_gcs(emulator: String) -> String {
-    let client = client_builder().build().unwrap();
+    let client = client_of_stores();
     let translate = async move |request: axum::extract::Request| {
         let (head, body) = request.into_parts();
         let mut call = client.request(head.method.clone(), format!("{emulator}{}", head.uri));

@@ -16,7 +16,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::harness::{client_builder, until};
+use super::client_of_stores;
+use crate::harness::until;
 
 /// The treatment of a request by the proxy.
 #[derive(Clone, Copy, Debug)]
@@ -62,7 +63,7 @@ impl Between {
         let port = keeper.local_addr().unwrap().port();
         let state = Arc::new(State {
             store: store.to_owned(),
-            client: client_builder().build().unwrap(),
+            client: client_of_stores(),
             rule: Mutex::new(Box::new(|_| Fate::Passed)),
             changed: watch::Sender::new(()),
             met: AtomicUsize::new(0),
