@@ -88,13 +88,6 @@ async fn ask(options: &PgConnectOptions, question: &'static str) -> String {
     answer
 }
 
-async fn keep_a_row(options: &PgConnectOptions) {
-    sqlx::raw_sql("create table kept as select 'row' as word")
-        .execute(&mut options.connect().await.unwrap())
-        .await
-        .unwrap();
-}
-
 /// Living: a killed process that nobody has waited for yet doesn't count.
 fn lives(pid: i32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
@@ -263,7 +256,8 @@ async fn server_of_a_killed_supervisor_is_used_and_stopped_by_the_next_one() {
     let home = Home::new().await;
     let (mut supervisor, options) = Supervisor::start(&home).await;
     let postmaster = home.postmaster().unwrap();
-    keep_a_row(&options).await;
+    let mut connection = options.connect().await.unwrap();
+    sqlx::raw_sql("create table kept as select 'row' as word").execute(&mut connection).await.unwrap();
     supervisor.sigkill();
     assert_eq!(ask(&connect_options(&join(&home.settings()).unwrap().unwrap()), "select word from kept").await, "row");
     let server = Server::start(&home.settings()).await.unwrap();

@@ -170,10 +170,11 @@ impl Call {
         let address = format!("{}{path}{query}", service.address);
         let mut request = client_builder().build().unwrap().request(self.method.clone(), address);
         request = request.header("Authorization", key);
-        if let Some(consumer) = consumer.filter(|_| self.takes_consumer()) {
+        let is_of_consumer = matches!(self.subject, Subject::Lane | Subject::Export);
+        if let Some(consumer) = consumer.filter(|_| is_of_consumer) {
             request = request.header("X-Consumer-ID", consumer);
         }
-        if matches!(self.subject, Subject::Lane | Subject::Export) && self.method == reqwest::Method::POST {
+        if is_of_consumer && self.method == reqwest::Method::POST {
             request = request.json(&json!({ "dataset": dataset }));
         }
         let answer = request.send().await.unwrap();
@@ -183,10 +184,6 @@ impl Call {
         let problem = serde_json::from_str::<Value>(&text).unwrap_or_default();
         let code = problem["code"].as_str().unwrap_or_default().to_owned();
         Answer { status, code, challenge: challenge.unwrap_or_default(), text }
-    }
-
-    fn takes_consumer(&self) -> bool {
-        matches!(self.subject, Subject::Lane | Subject::Export)
     }
 
     /// The refusal that the table demands, or `None` if the key opens the call.
