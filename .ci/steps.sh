@@ -92,8 +92,8 @@ step_build() {
     return $status
 }
 
-# Makes a folder for the suite's databases and files, which take 7 GB, and removes it when the shell ends. If twice as much memory is free, the
-# folder is in memory, so that no test waits for the disk.
+# Makes a folder for the suite's databases and files, which take 10 GB, and removes it when the shell ends. If 14 GB of memory are free, the folder
+# is in memory, so that no test waits for the disk.
 scratch() {
     local free=/proc/meminfo shared=/dev/shm parent=${TMPDIR:-/tmp}
     if [[ -z ${TMPDIR:-} && -r $free && -w $shared ]] && (($(df --output=avail -k $shared | tail -n 1) > 14 << 20)) &&
@@ -229,7 +229,7 @@ step_failpoints() {
 # Installs the release build as README says, and runs README's commands with it.
 step_install() {
     needs postgres psql curl jq
-    cargo install --locked --features full --path . --root target/installed --no-track
+    cargo install --locked --features full --path . --root target/installed --no-track --force
     BINARY=target/installed/bin/cdc-export tests/readme.sh
 }
 
@@ -329,7 +329,11 @@ step_workflows() {
     tests/workflows.sh
 }
 
-step_publishable() { cargo publish --workspace --dry-run --locked; }
+step_publishable() {
+    # Cargo unpacks each of our crates here for those that need it, and never again, even if it has changed.
+    rm -rf "${CARGO_HOME:-$HOME/.cargo}"/registry/src/-*
+    cargo publish --workspace --dry-run --locked
+}
 
 # Makes and checks a release's files with the debug binary: in minutes what `dist` and `dist-check` do in an hour.
 step_package() {
