@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-from pyarrow import compute, csv, dataset, parquet
+from pyarrow import compute, csv, parquet
 
 from cdc_export.client import Error, Manifest
 
@@ -88,20 +88,22 @@ class Export:
             yield from map(_without_json, itertools.chain([_empty(file.schema_arrow)], file.iter_batches(_BATCH_ROWS)))
             return
         types = {column["name"]: _type_of(column) for column in export["columns"]}
-        read = {name: pa.string() if kind in _FROM_TEXT else kind for name, kind in types.items()}
         convert = csv.ConvertOptions(
-            column_types=read,
+            column_types={name: pa.string() if kind in _FROM_TEXT else kind for name, kind in types.items()},
             null_values=[""],
             strings_can_be_null=True,
             quoted_strings_can_be_null=False,
         )
         schema = pa.schema(types.items())
         yield _empty(schema)
-        # Unlike `csv.open_csv`, it parses the next batches while the caller is busy with one.
-        form = dataset.CsvFileFormat(csv.ParseOptions(newlines_in_values=True), convert_options=convert)
-        for batch in dataset.dataset(path, pa.schema(read.items()), form).to_batches(batch_readahead=4):
-            arrays = [_FROM_TEXT.get(field.type, pa.array)(column) for field, column in zip(schema, batch, strict=True)]
-            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+        compression = None if export["compression"] == "none" else export["compression"]
+        parse = csv.ParseOptions(newlines_in_values=True)
+        with pa.input_stream(str(path), compression=compression) as stream:
+            for batch in csv.open_csv(stream, parse_options=parse, convert_options=convert):
+                arrays = [
+                    _FROM_TEXT.get(field.type, pa.array)(column) for field, column in zip(schema, batch, strict=True)
+                ]
+                yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def _empty(schema: pa.Schema) -> pa.RecordBatch:
