@@ -330,9 +330,9 @@ step_workflows() {
 }
 
 step_publishable() {
-    # Cargo unpacks each of our crates here for those that need it, and never again, even if it has changed.
-    rm -rf "${CARGO_HOME:-$HOME/.cargo}"/registry/src/-*
-    cargo publish --workspace --dry-run --locked
+    # Cargo takes a published crate for one that never changes: it would use ours as an earlier run unpacked and compiled them.
+    rm -rf target/publishable "${CARGO_HOME:-$HOME/.cargo}"/registry/src/-*
+    cargo publish --workspace --dry-run --locked --target-dir target/publishable
 }
 
 # Makes and checks a release's files with the debug binary: in minutes what `dist` and `dist-check` do in an hour.
