@@ -53,7 +53,7 @@ def test_a_delta_of_a_million_rows_is_as_fast_as_duckdb(service: Service, client
     for name, path in paths.items():
         load_duckdb(client, name, path, ["million"], format="csv" if name == "own" else name)
     seconds: dict[str, list[float]] = {name: [] for name in paths}
-    for turn in range(5):
+    for turn in range(3):
         service.sql(f"update shop.million set total = {turn} where id <= 1000000")
         for name, path in paths.items():
             with duckdb.connect(str(path)) as connection:
@@ -71,8 +71,7 @@ def test_a_delta_of_a_million_rows_is_as_fast_as_duckdb(service: Service, client
     print({name: [round(second, 2) for second in found] for name, found in seconds.items()})
     for path in paths.values():
         same(service, path, "million")
-    # DuckDB reads a CSV file with all cores, pyarrow's stream with one.
-    assert min(seconds["parquet"]) < 1.3 * min(seconds["own"]) and min(seconds["csv"]) < 1.6 * min(seconds["own"])
+    assert min(seconds["parquet"]) < 1.3 * min(seconds["own"]) and min(seconds["csv"]) < 1.3 * min(seconds["own"])
 
 
 def load_by_sql(connection: duckdb.DuckDBPyConnection, file: str) -> None:
