@@ -100,9 +100,8 @@ class Export:
         parse = csv.ParseOptions(newlines_in_values=True)
         with pa.input_stream(str(path), compression=compression) as stream:
             for batch in csv.open_csv(stream, parse_options=parse, convert_options=convert):
-                arrays = [
-                    _FROM_TEXT.get(field.type, pa.array)(column) for field, column in zip(schema, batch, strict=True)
-                ]
+                columns = zip(schema.types, batch.columns, strict=True)
+                arrays = [_FROM_TEXT.get(kind, pa.array)(column) for kind, column in columns]
                 yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
