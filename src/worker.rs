@@ -205,8 +205,6 @@ impl Worker {
         for _ in 0..self.settings.workers {
             tasks.spawn(restart_on_panic(stops.clone(), self.clone(), Worker::work));
         }
-        // Jobs may have been waiting since before the start.
-        self.store.work().notify_one();
         let done = async { while tasks.join_next().await.is_some() {} };
         let timeout = async {
             stops.shutdown.cancelled().await;

@@ -29,6 +29,8 @@ pub(super) async fn listen(worker: Worker, shutdown: CancellationToken) {
 
 async fn forward_notifications(worker: &Worker) -> Result<(), Error> {
     let mut notifications = worker.store.listen().await?;
+    // Jobs may have been waiting since before it listened.
+    worker.store.work().notify_last();
     loop {
         match notifications.next().await? {
             Notification::Work => worker.store.work().notify_last(),

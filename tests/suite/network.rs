@@ -84,7 +84,7 @@ impl Proxy {
     }
 
     /// Silences the connection that next sends a piece with this text.
-    fn silence(&self, text: &'static str) {
+    pub(crate) fn silence(&self, text: &'static str) {
         *self.fuse.0.lock().unwrap() = Some(text);
     }
 
