@@ -232,6 +232,7 @@ impl Shaping {
             Shaping::VacuumFull => Consequence::NewFile,
             Shaping::Rename => Consequence::Renamed,
             Shaping::UnwantedColumn | Shaping::Column => Consequence::Added,
+            Shaping::Replace | Shaping::ReplaceFlag => Consequence::Replaced,
             // A new partition lacks its triggers until somebody tracks the table.
             Shaping::Partition | Shaping::EmptyPartition => Consequence::RefusedUntilNext,
             Shaping::Truncate | Shaping::TruncatePartition => Consequence::Emptied,

@@ -1,15 +1,14 @@
 //! An era as the database records it: its exports, the tables of the recorder, and the exported tables.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use anyhow::Result;
 use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::lanes::{AD_HOC, LANES, Lane};
 use crate::log_bound;
-use crate::recorder::{self, History, MoveMade, Row, Step, Versions};
+use crate::recorder::{self, Commits, History, MoveMade, Row, Step, Versions};
 use crate::replay::Window;
 
 pub(crate) const FILE_LOST: &str = "file_lost";
@@ -91,9 +90,7 @@ pub(crate) struct Era {
     pub(crate) tables: BTreeMap<&'static str, BTreeMap<i64, Row>>,
     /// The refused exports whose positions may have been given up because of the bound of the change log.
     pub(crate) given_up: HashSet<ExportId>,
-    /// For each export that moved its consumer's position: the transaction, and the snapshot of the new position.
-    /// `None`: there is no position yet.
-    pub(crate) commits: HashMap<ExportId, (i64, Option<String>)>,
+    pub(crate) commits: Commits,
 }
 
 #[derive(Default)]
@@ -123,20 +120,12 @@ impl Era {
         let exports: Vec<Export> = exports.fetch_all(&mut *conn).await?;
         let (history, versions) = (History::read(conn).await?, recorder::versions(conn).await?);
         let mut tables = BTreeMap::new();
-        for Lane { dataset, .. } in LANES {
-            if !tables.contains_key(dataset) {
-                tables.insert(dataset, recorder::table(conn, dataset).await?);
-            }
+        for table in recorder::TABLES {
+            tables.insert(table, recorder::table(conn, table).await?);
         }
         let moves = recorder::moves(conn).await?;
         let given_up = log_bound::given_up(&exports, &history, &recorder::written(conn).await?);
-        let positions = recorder::positions(conn).await?;
-        let commits = history.steps.iter().filter(|step| ["completed", "skipped"].contains(&step.became.as_str()));
-        let commits = commits.filter(|step| step.lane != AD_HOC).map(|step| {
-            let position = positions.get(&(step.xid, step.lane.clone())).cloned();
-            (step.export(), (step.xid, position))
-        });
-        let commits = commits.collect();
+        let commits = recorder::commits(conn).await?;
         Ok(Era { exports, history, moves, versions, tables, given_up, commits })
     }
 
@@ -146,6 +135,13 @@ impl Era {
 
     pub(crate) fn of_lane(&self, lane: &str) -> impl Iterator<Item = &Export> {
         self.exports.iter().filter(move |export| export.lane == lane)
+    }
+
+    /// Returns true for an export without rows in a lane that had no position before it. It leaves none either.
+    pub(crate) fn leaves_no_position(&self, export: &Export) -> bool {
+        let Some((xid, None)) = self.commits.get(&export.id()) else { return false };
+        let moved = |other: &Export| self.commits.get(&other.id()).is_some_and(|(at, to)| at < xid && to.is_some());
+        export.rows_exported == 0 && !self.of_lane(&export.lane).any(moved)
     }
 
     pub(crate) fn jobs(&self) -> BTreeMap<Uuid, Job<'_>> {

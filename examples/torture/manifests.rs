@@ -85,7 +85,7 @@ pub(crate) async fn check(world: &World, era: &Era) -> Result<()> {
             report.red("3", format!("{} is not the manifest of {job} of {lane}, number {number:?}", found.name));
         }
         let position = era.commits.get(&export.id()).and_then(|(_, snapshot)| snapshot.as_ref());
-        if found.snapshot.as_ref() != position {
+        if found.snapshot.as_ref() != position && !era.leaves_no_position(export) {
             let said = &found.snapshot;
             report.red("3", format!("{} is of {said:?}, and brought its consumer to {position:?}", found.name));
         }

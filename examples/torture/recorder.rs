@@ -4,7 +4,7 @@
 //! The recorder uses no clock of the database, since the nemesis sets that. Snapshots show what an export may have
 //! seen, and the machine's uptime shows when something happened.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -20,7 +20,7 @@ use crate::report::{Done, EXPIRE, Report};
 /// Format of times, the same as the service's: RFC 3339, UTC, microseconds.
 const TIME: &str = r#"'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'"#;
 
-const TABLES: [&str; 5] = ["users", "shapes", "parts", "fed", "calm"];
+pub(crate) const TABLES: [&str; 5] = ["users", "shapes", "parts", "fed", "calm"];
 
 /// Returns SQL for a row's columns as texts. Null is an empty text, since a reader of CSV can't tell them apart. The
 /// result is null for a row that is deleted softly.
@@ -204,6 +204,8 @@ pub(crate) enum Consequence {
     Renamed,
     /// Nothing, unless a new file comes with it or later. The first such file has the column's default in its rows.
     Added,
+    /// As `Refused`. But if the column was also renamed, as `Added`: another column is gone then, and this one is new.
+    Replaced,
 }
 
 /// Returns SQL that records a move on a table.
@@ -232,13 +234,17 @@ pub(crate) async fn moves(conn: &mut PgConnection) -> Result<Vec<MoveMade>> {
     Ok(made.fetch_all(conn).await?)
 }
 
-/// The snapshots that positions were moved to, by transaction and lane.
-pub(crate) type Positions = BTreeMap<(i64, String), String>;
+/// For each export that may move a position: the transaction, and the snapshot of the position, if there is one then.
+pub(crate) type Commits = HashMap<ExportId, (i64, Option<String>)>;
 
-pub(crate) async fn positions(conn: &mut PgConnection) -> Result<Positions> {
-    let recorded: Vec<(i64, String, String)> =
-        sqlx::query_as("select xid::text::bigint, lane, snapshot from torture.positions").fetch_all(conn).await?;
-    Ok(recorded.into_iter().map(|(xid, lane, snapshot)| ((xid, lane), snapshot)).collect())
+pub(crate) async fn commits(conn: &mut PgConnection) -> Result<Commits> {
+    let recorded: Vec<(uuid::Uuid, String, i64, Option<String>)> = sqlx::query_as(
+        "select s.job, lane, xid::text::bigint, p.snapshot
+         from torture.steps s left join torture.positions p using (xid, lane) where s.became in ('completed', 'skipped')",
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(recorded.into_iter().map(|(job, lane, xid, snapshot)| ((job, lane), (xid, snapshot))).collect())
 }
 
 /// The snapshots at the claims of a lane's last exports.
@@ -251,12 +257,13 @@ pub(crate) struct Since {
 
 /// Returns true if an export of this kind, refused at `now`, may see a change to its table since the claims.
 pub(crate) fn has_moved(moves: &[MoveMade], table: &str, kind: &str, since: &Since, now: &Snapshot) -> bool {
-    use Consequence::{Added, Emptied, NewFile, Refused, RefusedUntilNext, Renamed};
+    use Consequence::{Added, Emptied, NewFile, Refused, RefusedUntilNext, Renamed, Replaced};
     let is_new_since =
         |since: &Option<Snapshot>, made: &MoveMade| since.as_ref().is_none_or(|since| !made.is_seen(since));
     let is_new = |made: &MoveMade| is_new_since(&since.any, made);
     let seen = || moves.iter().filter(|made| made.tbl == table && made.is_seen(now));
-    let mut refusing = seen().filter(|made| matches!(made.consequence, Refused | RefusedUntilNext)).peekable();
+    let mut refusing =
+        seen().filter(|made| matches!(made.consequence, Refused | RefusedUntilNext | Replaced)).peekable();
     while let Some(made) = refusing.next() {
         let lasts = made.consequence == RefusedUntilNext && refusing.peek().is_none_or(|next| is_new(next));
         if lasts || is_new(made) {
@@ -274,11 +281,8 @@ pub(crate) fn has_moved(moves: &[MoveMade], table: &str, kind: &str, since: &Sin
     if was_replaced && table == "shapes" {
         return true;
     }
-    let is_like_a_rewrite = seen().any(|made| match made.consequence {
-        Renamed => is_new(made),
-        Added => true,
-        _ => false,
-    });
+    let is_like_a_rewrite =
+        seen().any(|made| matches!(made.consequence, Added | Replaced) || made.consequence == Renamed && is_new(made));
     is_like_a_rewrite && seen().any(|made| matches!(made.consequence, NewFile | Emptied) && is_new(made))
 }
 
@@ -376,9 +380,7 @@ pub(crate) struct Step {
     /// Taken in the transaction of the step.
     #[sqlx(json)]
     pub(crate) snapshot: Snapshot,
-    pub(crate) xid: i64,
     pub(crate) job: uuid::Uuid,
-    /// Empty for an ad-hoc export.
     pub(crate) lane: String,
     pub(crate) lane_sequence: Option<i64>,
     pub(crate) was: Option<String>,
@@ -432,7 +434,7 @@ pub(crate) struct History {
 impl History {
     pub(crate) async fn read(conn: &mut PgConnection) -> Result<History> {
         let steps = sqlx::query_as(
-            "select $1::timestamptz + up * interval '1 s' as at, to_jsonb(snapshot) as snapshot, xid::text::bigint as xid,
+            "select $1::timestamptz + up * interval '1 s' as at, to_jsonb(snapshot) as snapshot,
                s.job, s.lane, s.lane_sequence, was, became, token_was, token, owner, staged,
                case when became = 'failed' then e.error_code end as code
              from torture.steps s left join torture.exports e on (e.job, e.lane) = (s.job, s.lane) order by seq",
