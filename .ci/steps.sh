@@ -375,10 +375,10 @@ step_torture-controls() {
     torture --controls
 }
 
-# In 300 s too few jobs of several datasets are completed: each time the database is put back, the exports under way are refused.
+# In 600 s too few jobs of several datasets are completed on a slow machine: each time the database is put back, the exports under way are refused.
 step_torture-buckets() {
     needs postgres curl venv npm faketime
-    tests/buckets.sh --torture --seed "$seed" --secs 600
+    tests/buckets.sh --torture --seed "$seed" --secs 900
     tests/buckets.sh --torture --controls
 }
 
