@@ -137,7 +137,7 @@ impl Era {
         self.exports.iter().filter(move |export| export.lane == lane)
     }
 
-    /// Returns true for an export without rows in a lane that had no position before it. It leaves none either.
+    /// Returns true if an export leaves its lane without a position: it has no rows, and the lane had none before.
     pub(crate) fn leaves_no_position(&self, export: &Export) -> bool {
         let Some((xid, None)) = self.commits.get(&export.id()) else { return false };
         let moved = |other: &Export| self.commits.get(&other.id()).is_some_and(|(at, to)| at < xid && to.is_some());

@@ -204,7 +204,7 @@ pub(crate) enum Consequence {
     Renamed,
     /// Nothing, unless a new file comes with it or later. The first such file has the column's default in its rows.
     Added,
-    /// As `Refused`. But if the column was also renamed, as `Added`: another column is gone then, and this one is new.
+    /// As `Refused`, and for later exports as `Added`: the new column has a default.
     Replaced,
 }
 
@@ -234,7 +234,7 @@ pub(crate) async fn moves(conn: &mut PgConnection) -> Result<Vec<MoveMade>> {
     Ok(made.fetch_all(conn).await?)
 }
 
-/// For each export that may move a position: the transaction, and the snapshot of the position, if there is one then.
+/// For each completed or skipped export: the transaction, and the snapshot of its lane's position then, if it has one.
 pub(crate) type Commits = HashMap<ExportId, (i64, Option<String>)>;
 
 pub(crate) async fn commits(conn: &mut PgConnection) -> Result<Commits> {

@@ -29,7 +29,7 @@ pub(super) async fn listen(worker: Worker, shutdown: CancellationToken) {
 
 async fn forward_notifications(worker: &Worker) -> Result<(), Error> {
     let mut notifications = worker.store.listen().await?;
-    // Jobs may have been waiting since before it listened.
+    // The notifications of earlier jobs may have been missed.
     worker.store.work().notify_last();
     loop {
         match notifications.next().await? {
