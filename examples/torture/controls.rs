@@ -317,7 +317,7 @@ const IN_A_FOLDER: &[Control] = &[
 -            false => self.transaction(async |tx| transition(tx, &self.listeners, statement).await).await?,
 +            false => {
 +                let rows = self.transaction(async |tx| transition(tx, &[], statement).await).await?;
-+                self.with(async |conn| deliveries::plan(conn, &self.listeners, &rows).await).await?;
++                self.with(async |conn| plan_deliveries(conn, &self.listeners, &rows).await).await?;
 +                rows
 +            }"],
     },
