@@ -62,8 +62,7 @@ async fn an_export_runs_by_itself_or_at_the_service() {
 
     let service = Start::on(&database).service().await;
     database.run("update users set name = 'x' where id = 3").await;
-    let output = service.output().to_str().unwrap();
-    let settings = settings_of(&url, output);
+    let settings = settings_of(&url, service.output().to_str().unwrap());
     let (code, printed, _) = run(&["export", "delta", "--consumer", "a", "--json"], &settings).await;
     let job: Value = serde_json::from_str(&printed).unwrap();
     assert_eq!((code, &job["status"], &job["rowsExported"]), (0, &"completed".into(), &1.into()));
@@ -136,8 +135,8 @@ async fn workers_and_services_share_a_folder() {
     let id = service.submit("full", "a").await;
     assert_eq!(service.job(&id).await["status"], "pending");
     let url = database.url();
-    let output = service.output().to_str().unwrap();
-    let mut worker = command(&["worker"], &settings_of(&url, output)).spawn().unwrap();
+    let settings = settings_of(&url, service.output().to_str().unwrap());
+    let mut worker = command(&["worker"], &settings).spawn().unwrap();
     assert_eq!(service.ended(&id).await["status"], "completed");
     assert_eq!(service.files().len(), 1);
     kill(Pid::from_raw(worker.id().unwrap().cast_signed()), Signal::SIGTERM).unwrap();

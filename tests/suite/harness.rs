@@ -848,7 +848,8 @@ pub(crate) fn silent((code, printed, errors): (i32, String, String)) -> String {
 
 /// Returns the lines of standard error, without the progress of a job that takes over five seconds.
 pub(crate) fn without_progress(errors: &str) -> Vec<&str> {
-    errors.lines().filter(|line| !(line.contains("% ") && line.contains(" rows"))).collect()
+    let rows = |line: &str| line.split_once("% ")?.1.split_once(" rows")?.0.parse::<u64>().ok();
+    errors.lines().filter(|line| rows(line).is_none()).collect()
 }
 
 /// Starts a service on a fresh database with this number of users.
