@@ -3,6 +3,7 @@
 //! Creates the service's tables. The modules `store` and `source` read and write them.
 
 pub mod download;
+mod needed;
 mod pooler;
 mod preview;
 mod reach;
@@ -46,6 +47,16 @@ pub enum Error {
     /// primary.
     #[error("this Postgres is a standby: give the service its primary")]
     Standby,
+    /// The server lacks a function or a catalog, or the role may not use it.
+    #[error(
+        "this Postgres refuses the service {name}, which its exports need: {refusal}. An administrator can GRANT a right that is missing; \
+         a server that lacks it can't be used (docs/POSTGRES.md, On a managed Postgres)"
+    )]
+    Lacking {
+        name: String,
+        /// The message of Postgres.
+        refusal: String,
+    },
     /// The search_path finds a table of another owner that has the name of one of the service's tables.
     #[error(
         "the database has a table `{0}` that this service did not make: give the service a database or a search_path of its own; \

@@ -27,11 +27,19 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
   from pg_control_system() c, pg_database d where d.datname = current_database()
 $$;
 
--- The timeline that the cluster writes on; null on a standby.
+-- The timeline that the cluster writes on, or `unknown`, which differs from each timeline: on a standby, and where the
+-- server doesn't tell its position in the WAL, as Aurora with wal_level = replica. Such a server has shared storage: a
+-- failover loses nothing, and to restore it means to put back a disk, which keeps a timeline elsewhere too. So markers
+-- and `after` show a restore there, as they do after a disk was put back.
 create function cdc_export.timeline() returns text
-language sql stable set search_path = pg_catalog, pg_temp as $$
-  select case when not pg_is_in_recovery() then left(pg_walfile_name(pg_current_wal_lsn()), 8) end
-$$;
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+begin
+  return left(pg_walfile_name(pg_current_wal_lsn()), 8);
+exception
+  -- A missing right is an error: the server has a timeline, and to go on without it would miss a restore.
+  when object_not_in_prerequisite_state or feature_not_supported then
+    return 'unknown';
+end $$;
 
 -- Locks: one session at a time locks the row to track, and the table to purge. Not an advisory lock, which every role
 -- that may connect can take.

@@ -9,6 +9,7 @@ use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, SqlSafeStr};
 
 use crate::catalog::Catalog;
+use crate::postgres::needed::require_needed;
 use crate::postgres::preview::begin;
 use crate::postgres::search_path::{SearchPath, TablesSchema};
 use crate::postgres::{Database, Error, OLDEST, connect, pooler};
@@ -79,6 +80,7 @@ async fn open(database: &Database) -> Result<(PgConnection, SearchPath), Error> 
     if standby {
         return Err(Error::Standby);
     }
+    require_needed(&mut conn).await?;
     Ok((conn, path))
 }
 

@@ -62,6 +62,7 @@ mod looking;
 mod lost_files;
 mod maintenance;
 mod manifests;
+mod managed;
 mod many_tables;
 mod masks;
 mod metrics;

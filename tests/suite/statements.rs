@@ -13,8 +13,9 @@ use crate::harness::Database;
 use crate::source_files::files_below;
 
 /// An example of each piece that the code makes for a statement: the file, the piece's name and its SQL.
-const MADE_PIECES: [(&str, &str, &str); 5] = [
+const MADE_PIECES: [(&str, &str, &str); 6] = [
     ("store/activity/hours.sql", "list", "select j.id, j.export_type || ' ' || j.status as key from cdc_export.jobs j"),
+    ("source/parallel_apply/find.sql", "is_parallel", "true"),
     ("source/lag.sql", "waiting", "select now() as since, lane.by_log as is_none"),
     ("store/deliveries/list.sql", "receiver", "(select * from cdc_export.deliveries where endpoint = $2)"),
     ("store/deliveries/list.sql", "condition", "d.delivered_at is null and d.dead_at is null"),
