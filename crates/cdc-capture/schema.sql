@@ -234,8 +234,8 @@ create table {schema}.watermarks (
   table_oid oid,
   relfilenode oid, -- the number of the table's file; null: a partitioned table has none
   table_columns_hash text, -- MD5 of the names and types of all of the table's columns
-  -- An object: by their names the types of the columns in the files, the key, updated_at, created_at, deleted and the
-  -- filter.
+  -- An object: by their names the oids of the types of the columns in the files, the key, updated_at, created_at,
+  -- deleted and the filter.
   column_types jsonb,
   definition_hash text, -- MD5 of the dataset's settings that decide which rows its files have
   guard_state jsonb, -- an object: what else the guard compares, by name. A missing member is not compared

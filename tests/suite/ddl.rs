@@ -94,3 +94,35 @@ async fn what_a_position_lacks_is_not_compared() {
         }
     }
 }
+
+/// A type is the same one under another name, in another schema, and found by another path.
+#[tokio::test]
+async fn a_type_or_a_schema_that_is_renamed_needs_no_full_export() {
+    let schema = "create schema s; create extension citext schema s; create type s.kind as enum ('a', 'b');
+                  create domain s.short as varchar(9);
+                  create table t (id int primary key, kind s.kind, kinds s.kind[], short s.short, folded s.citext);
+                  insert into t values (1, 'a', '{a}', 'x', 'X'), (2, 'b', '{b}', 'y', 'Y')";
+    let database = Database::empty_with(schema).await;
+    let name: String = database.one("select current_database()::text").await;
+    let catalog = Catalog::of("[[dataset]]\nname = 't'\ntable = 'public.t'");
+    catalog.track(&database, "t").await;
+    let mut service = catalog.start(&database).service().await;
+    export(&service, "full", "t", "a").await;
+    for change in [
+        "alter type s.kind rename to sort",
+        "alter domain s.short rename to brief",
+        "create schema other; alter type s.sort set schema other; alter domain s.brief set schema other",
+        "alter extension citext set schema other",
+        "alter schema other rename to another",
+        &format!("alter database {name} set search_path = another, s, public"),
+    ] {
+        database.run(&format!("{change}; update t set short = short || 'x' where id = 1")).await;
+        if change.contains("search_path") {
+            let start = catalog.start(&database).sharing_output(&service);
+            service.stop().await;
+            service = start.service().await;
+        }
+        let delta = export(&service, "delta", "t", "a").await;
+        assert_eq!((&delta["continuity"], &delta["rowsExported"]), (&Value::Null, &json!(1)), "{change}");
+    }
+}

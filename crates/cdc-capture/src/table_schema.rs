@@ -31,7 +31,7 @@ struct ColumnRow {
     /// The base type with the length that it was declared with, if the type is a domain.
     domain_base: Option<String>,
     base_type: String,
-    /// The base type as the role's own search_path has it written, which is how it is saved.
+    /// The base type as it is saved: its oid, which stays when the type or its schema is renamed.
     saved_type: String,
     operators: String,
     /// The length, or the precision and scale, that its type or its domain's was declared with, as `pg_attribute` has

@@ -30,7 +30,7 @@ columns as materialized (
 types as materialized (
   select used.atttypid, used.atttypmod, base.oid, base.modifier, format_type(base.oid, -1) as base_type,
     cdc_export.type_of_role(used.atttypid, used.atttypmod) as type_name,
-    cdc_export.type_of_role(base.oid, -1) as saved_type,
+    base.oid::text as saved_type,
     coalesce(
       -- The schema of the operators of the type's default order; without one, the schema of the type.
       (select p.oprnamespace::regnamespace::text
