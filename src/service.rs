@@ -102,7 +102,7 @@ pub enum Error {
     DatasetNotAllowed(String),
     #[error("there is no table `{table}` for the dataset `{dataset}`")]
     NoTable { dataset: String, table: String },
-    #[error("{}", cdc_capture::Error::NotTracked(.0.clone()))]
+    #[error("{0}")]
     NotTracked(String),
     #[error("{}", cdc_capture::Error::FullOnly(.0.clone()))]
     FullOnly(String),
@@ -484,7 +484,8 @@ impl Service {
         let datasets: Vec<_> = catalog.iter().cloned().collect();
         let mut datasets = on_table(self.source.describe(&datasets)).await?;
         for described in &mut datasets {
-            described.why_untracked = untrackable.get(&described.dataset.name).cloned();
+            let tried = untrackable.get(&described.dataset.name).cloned();
+            described.why_untracked = described.why_untracked.take().or(tried);
         }
         let without_dataset =
             on_table(self.source.tables_without_dataset(catalog.datasets(), &catalog.left_out_tables())).await?;
@@ -499,7 +500,8 @@ impl Service {
     pub async fn describe(&self, dataset: &Arc<Dataset>) -> Result<Description, Error> {
         let mut described = on_table(self.source.describe(slice::from_ref(dataset))).await?;
         let described = described.pop().expect("each dataset has a description");
-        Ok(Description { why_untracked: self.current.untrackable().get(&dataset.name).cloned(), ..described })
+        let tried = || self.current.untrackable().get(&dataset.name).cloned();
+        Ok(Description { why_untracked: described.why_untracked.clone().or_else(tried), ..described })
     }
 
     pub async fn has_index(&self, table: &Table, column: &TableColumn) -> Result<bool, Error> {

@@ -330,12 +330,15 @@ struct BlockDraft {
 async fn draft(config: &Config, database: &Database, dataset: Dataset) -> anyhow::Result<BlockDraft> {
     let service = wire_service(config, database)?;
     let mut described = service.describe(&Arc::new(dataset.clone())).await?;
-    let mut obstacles = None;
-    if let (Err(faults), None) = (&described.schema, &described.unreadable) {
+    let mut obstacles: Vec<String> = match (&described.schema, &described.unreadable) {
+        (Err(Faults(faults)), None) => faults.iter().map(|fault| fault.why.clone()).collect(),
+        _ => described.why_untracked.iter().cloned().collect(),
+    };
+    if !obstacles.is_empty() {
         let uncaptured = service.describe(&Arc::new(Dataset { capture: Capture::None, ..dataset })).await?;
-        if uncaptured.schema.is_ok() {
-            obstacles = Some(faults.clone());
-            described = uncaptured;
+        match uncaptured.schema.is_ok() {
+            true => described = uncaptured,
+            false => obstacles.clear(),
         }
     }
     let schema = match (&described.schema, &described.unreadable) {
@@ -348,19 +351,19 @@ async fn draft(config: &Config, database: &Database, dataset: Dataset) -> anyhow
     let Dataset { name, table, .. } = &*described.dataset;
     let mut lines = vec!["[[dataset]]".to_owned(), format!("name = {}", quoted(name))];
     lines.push(format!("table = {}", quoted(&table.to_string())));
-    if let Some(Faults(faults)) = &obstacles {
-        lines.extend(faults.iter().map(|fault| format!("# {}", plain(&fault.why))));
+    if !obstacles.is_empty() {
+        lines.extend(obstacles.iter().map(|why| format!("# {}", plain(why))));
         lines.push("capture = \"none\"".to_owned());
     }
     if !key.is_empty() {
         lines.push(format!("# key = [{}]", names(&key)));
     }
     lines.push(format!("# columns = [{}]", names(&schema.columns.iter().collect::<Vec<_>>())));
-    if obstacles.is_none() {
+    if obstacles.is_empty() {
         lines.extend(guessed_times(&service, schema).await?);
     }
     lines.extend(guessed_deletion(schema));
-    Ok(BlockDraft { text: lines.join("\n") + "\n", is_captured: obstacles.is_none() })
+    Ok(BlockDraft { text: lines.join("\n") + "\n", is_captured: obstacles.is_empty() })
 }
 
 fn quoted(text: &str) -> String {

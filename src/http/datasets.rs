@@ -135,7 +135,7 @@ pub(crate) fn problems(description: &Description) -> Vec<String> {
         faults.iter().chain(unreadable).map(|Fault { member, why, .. }| format!("{member}: {why}")).collect();
     if !captured {
         problems.push(match why_untracked {
-            Some(why) => format!("its changes are not captured, and the service can't track it by itself: {why}"),
+            Some(why) => format!("its changes are not captured, and its table can't be tracked: {why}"),
             None => format!("its changes are not captured: `cdc-export track {}`", dataset.name),
         });
     }

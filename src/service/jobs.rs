@@ -144,11 +144,16 @@ impl Service {
         {
             return Err(Error::NotReadable(cdc_capture::Error::NotReadable(fault)));
         }
-        match table?.tracking.obstacle(dataset, request.consumer.as_ref()) {
+        let table = table?;
+        match table.tracking.obstacle(dataset, request.consumer.as_ref()) {
             Some(Obstacle::NoTable) => {
                 return Err(Error::NoTable { dataset: dataset.name.clone(), table: dataset.table.to_string() });
             }
-            Some(Obstacle::NotTracked) => return Err(Error::NotTracked(dataset.name.clone())),
+            Some(Obstacle::NotTracked) => {
+                let why = table.uncapturable.map(|why| format!("`{}` {why}", dataset.table));
+                let track = || cdc_capture::Error::NotTracked(dataset.name.clone()).to_string();
+                return Err(Error::NotTracked(why.unwrap_or_else(track)));
+            }
             None => {}
         }
         if request.selection.is_all() {

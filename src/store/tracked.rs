@@ -37,11 +37,24 @@ impl Tracking {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct TableCheck {
     pub tracking: Tracking,
     /// True if the role may read all rows of the table. `source` reports the missing right.
     pub is_readable: bool,
+    /// Why no triggers can capture all changes of the table, which has none, as the rest of a sentence.
+    pub uncapturable: Option<String>,
+}
+
+#[derive(sqlx_macros::FromRow)]
+struct TableRow {
+    is_there: bool,
+    is_tracked: bool,
+    /// The key that the triggers log.
+    logged: Option<Vec<String>>,
+    primary_key: Vec<String>,
+    is_readable: bool,
+    uncapturable: Option<String>,
 }
 
 impl Store {
@@ -53,25 +66,20 @@ impl Store {
         let Dataset { table, key, .. } = dataset;
         let statement = sqlx::query_as(
             "-- store.tracked.check_table
-             select c.oid is not null, k.table_name is not null, k.key, cdc_export.primary_key(c.oid),
-               coalesce(has_table_privilege(c.oid, 'select') and not row_security_active(c.oid), true)
-             from (select cdc_export.table_of_role(
-               case when $1::text is null then format('%I', $2::text) else format('%I.%I', $1, $2) end) as oid) t
-             left join pg_class c on c.oid = t.oid
-             left join pg_namespace n on n.oid = c.relnamespace
+             select c.oid is not null as is_there, k.table_name is not null as is_tracked, k.key as logged,
+               cdc_export.primary_key(c.oid) as primary_key,
+               coalesce(has_table_privilege(c.oid, 'select') and not row_security_active(c.oid), true) as is_readable,
+               case when k.table_name is null then cdc_export.uncapturable(c.oid) end as uncapturable
+             from (select cdc_export.table_of_role(concat_ws('.', quote_ident($1), quote_ident($2))) as oid) t
+             left join pg_class c on c.oid = t.oid left join pg_namespace n on n.oid = c.relnamespace
              -- By the collation of the index: a name has another one.
              left join cdc_export.tracked k on k.schema_name = n.nspname::text collate \"default\"
                and k.table_name = c.relname::text collate \"default\"",
         )
         .bind(&table.schema)
         .bind(&table.name);
-        let (is_there, is_tracked, logged, primary_key, is_readable): (
-            bool,
-            bool,
-            Option<Vec<String>>,
-            Vec<String>,
-            bool,
-        ) = self.with(async |conn| statement.fetch_one(conn).await).await?;
+        let TableRow { is_there, is_tracked, logged, primary_key, is_readable, uncapturable } =
+            self.with(async |conn| statement.fetch_one(conn).await).await?;
         // A table without a primary key has no key to compare. `source` rejects such a table.
         let key = key.as_ref().or(Some(&primary_key).filter(|primary_key| !primary_key.is_empty()));
         let is_another = |logged| key.is_some_and(|key| *key != logged);
@@ -81,6 +89,6 @@ impl Store {
             (true, true) if logged.is_some_and(is_another) => Tracking::ByAnotherKey,
             (true, true) => Tracking::Tracked,
         };
-        Ok(TableCheck { tracking, is_readable })
+        Ok(TableCheck { tracking, is_readable, uncapturable })
     }
 }

@@ -143,7 +143,7 @@ async fn a_service_that_may_not_track_a_table_says_why() {
     let service = quick(&Catalog::of(&pattern), &database).with("DATABASE_URL", url).service().await;
     eventually("the reason", async || {
         let problem = items(&service).await[0]["problems"][0].as_str().unwrap_or_default().to_owned();
-        (problem.contains("can't track it by itself") && problem.contains(&service_role) && problem.contains(&owner))
+        (problem.contains("can't be tracked") && problem.contains(&service_role) && problem.contains(&owner))
             .then_some(())
     })
     .await;

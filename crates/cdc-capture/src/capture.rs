@@ -29,14 +29,8 @@ pub struct Triggers<'p>(pub &'p PgPool);
 pub enum Error {
     #[error("there is no table `{0}`")]
     NoTable(String),
-    #[error("`{table}` is {kind}, whose changes can't be captured")]
-    NotATable { table: String, kind: &'static str },
-    /// Other tables inherit from it: a write to them fires none of its triggers.
-    #[error(
-        "`{0}` has children that inherit from it, so its changes can't be captured; a full export has the rows of `{0}` alone, without those \
-         of its children"
-    )]
-    HasChildren(String),
+    #[error("`{table}` {why}")]
+    Uncapturable { table: String, why: String },
     /// A partition: writes through its parent would go unseen.
     #[error("`{table}` is a partition: name `{parent}`, whose partition it is")]
     Partition { table: String, parent: String },

@@ -87,8 +87,12 @@ impl Findings {
         let statuses = description::read_statuses(&mut conn, &accesses).await?;
         for (it, status) in by_triggers.iter().zip(statuses) {
             let obstacle = status.log_obstacle();
-            let TableStatus { captured, logged_key, .. } = status;
+            let TableStatus { captured, logged_key, uncapturable, .. } = status;
             match logged_key {
+                None if uncapturable.is_some() => {
+                    let why = uncapturable.map(|why| format!("`{}` {why}", it.dataset.table));
+                    found.unreadable.extend(why.map(|why| Fault::of(it.dataset, "capture", why)));
+                }
                 None => found.untracked.push(it.dataset.name.clone()),
                 Some(_) if obstacle.is_some() => {
                     found.unreadable.extend(obstacle.map(|why| Fault::of(it.dataset, "capture", why)));

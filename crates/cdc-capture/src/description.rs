@@ -27,6 +27,8 @@ pub(super) struct TableStatus {
     pub(super) logged_key: Option<Vec<String>>,
     mute_role: Option<String>,
     is_log_altered: bool,
+    /// Why no triggers can capture all changes of the table, which has none, as the rest of a sentence.
+    pub(super) uncapturable: Option<String>,
 }
 
 impl TableStatus {
@@ -90,7 +92,8 @@ fn describe(
         (schema, _) => schema,
     };
     let log_obstacle = status.log_obstacle().filter(|_| dataset.capture == Capture::Triggers);
-    let TableStatus { rows, bytes, captured, logged_key, .. } = status;
+    let TableStatus { rows, bytes, captured, logged_key, uncapturable, .. } = status;
+    let uncapturable = uncapturable.filter(|_| dataset.capture == Capture::Triggers);
     let logs_it = logged_key.is_some_and(|key| schema.as_ref().map_or(true, |schema| schema.has_key(&key)));
     Description {
         dataset: Arc::clone(dataset),
@@ -100,6 +103,6 @@ fn describe(
         bytes: bytes.unsigned_abs(),
         captured: captured && logs_it || dataset.capture != Capture::Triggers,
         log_obstacle,
-        why_untracked: None,
+        why_untracked: uncapturable.map(|why| format!("`{}` {why}", dataset.table)),
     }
 }

@@ -13,7 +13,8 @@ cross join lateral (
 -- include captured.sql
 
   select sizes.rows, sizes.bytes::bigint as bytes, capture.captured, capture.logged_key, capture.mute_role,
-    capture.is_log_altered
+    capture.is_log_altered,
+    case when capture.logged_key is null then cdc_export.uncapturable(capture.root) end as uncapturable
   from capture
   -- The sizes as Postgres counted them last: reading them now would wait for a lock on the table.
   cross join lateral (

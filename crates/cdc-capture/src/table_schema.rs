@@ -280,11 +280,13 @@ impl<'a> Fitting<'a> {
         Ok(FittingTable { dataset, table, rows, key, columns, updated_at, created_at, deleted, missing_masked })
     }
 
-    /// Refuses a view, a materialized view and a foreign table, unless the dataset has no capture. Refuses an index and
+    /// Refuses a view, a materialized view, a foreign table and a table from which others inherit, unless the dataset
+    /// has no capture: an export of changes would lack the rows of the tables that inherit. Refuses an index and
     /// whatever else is no table.
     fn require_table(&mut self) {
         let Some(column) = self.columns.first() else { return };
         let kind = match RelationKind::from_relkind(&column.table_kind) {
+            Some(RelationKind::Table) if column.has_children => "a table from which others inherit",
             Some(RelationKind::Table | RelationKind::Partitioned) => return,
             Some(RelationKind::View) => "a view",
             Some(RelationKind::MaterializedView) => "a materialized view",
@@ -541,7 +543,8 @@ impl<'a> FittingTable<'a> {
     /// Returns the schema. `parts`: those of the columns of `changing`. `filter`: a hash of what the filter may call.
     fn schema(self, mut parts: BTreeMap<String, String>, filter: Option<String>) -> TableSchema {
         let (rows, known) = (self.rows, self.known());
-        let is_set = |row: &&ColumnRow| row.not_null && row.table_kind == "r";
+        // A table that inherits may have dropped the constraint.
+        let is_set = |row: &&ColumnRow| row.not_null && row.table_kind == "r" && !row.has_children;
         let deleted = self.deleted.as_ref().map(|deleted| deleted.number);
         let deleted_is_set = rows.iter().filter(is_set).any(|row| Some(row.number) == deleted);
         let types = known.iter().map(|row| (row.name.clone(), row.saved_type.clone())).collect();

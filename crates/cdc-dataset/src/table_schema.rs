@@ -184,7 +184,7 @@ pub struct Description {
     pub captured: bool,
     /// Why its triggers can't write to the change log, and what helps. `None`: they can, or the dataset needs none.
     pub log_obstacle: Option<String>,
-    /// Why the service can't track its table by itself, if a pattern tells it to and it has tried.
+    /// Why its table can't be tracked: no triggers can capture its changes, or the service has tried it for a pattern.
     pub why_untracked: Option<String>,
 }
 

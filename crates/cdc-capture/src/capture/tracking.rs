@@ -27,10 +27,8 @@ pub(super) struct TableState {
     pub(super) table_name: String,
     kind: String,
     pub(super) parent: Option<String>,
-    has_children: bool,
-    is_child: bool,
-    is_unlogged: bool,
-    has_foreign: bool,
+    /// Why no triggers can capture all changes of the table, as the rest of a sentence.
+    uncapturable: Option<String>,
     captured: bool,
     is_log_altered: bool,
     logs_every_truncate: bool,
@@ -54,6 +52,12 @@ impl TableState {
 
     fn table(&self) -> Table {
         Table { schema: Some(self.schema_name.clone()), name: self.table_name.clone() }
+    }
+
+    /// Returns an error if no triggers can capture all changes of the table.
+    fn require_capturable(&self, table: &Table) -> Result<(), Error> {
+        let table = table.to_string();
+        self.uncapturable.clone().map_or(Ok(()), |why| Err(Error::Uncapturable { table, why }))
     }
 
     /// Returns true if the triggers log every change, by `key`.
@@ -140,7 +144,7 @@ async fn try_track(pool: &PgPool, dataset: &Dataset, wait: &mut Wait) -> Result<
         tx.commit().await?;
         return Ok(Tracked::Before);
     }
-    check(&state, dataset)?;
+    state.require_capturable(&dataset.table)?;
     state.require_owner(&dataset.table)?;
     if !state.may_make_functions {
         return Err(Error::NoCreate(state.role));
@@ -153,7 +157,7 @@ async fn try_track(pool: &PgPool, dataset: &Dataset, wait: &mut Wait) -> Result<
     let kept = kept_of(&state);
     require_room(&mut tx, &dataset.table, &state).await?;
     let state = lock(&mut tx, &dataset.table, &state, kept.as_deref(), wait).await?;
-    check(&state, dataset)?;
+    state.require_capturable(&dataset.table)?;
     if kept_of(&state) != kept {
         return Err(Error::busy(&dataset.table));
     }
@@ -293,31 +297,6 @@ pub(super) async fn locate(conn: &mut PgConnection, table: &Table) -> Result<Tab
     let state: Option<TableState> =
         sqlx::query_as(AssertSqlSafe(LOCATE.as_str())).bind(quote::relation(table)).fetch_optional(conn).await?;
     state.ok_or_else(|| Error::NoTable(table.to_string()))
-}
-
-/// Refuses a table if some of its writes fire no triggers.
-fn check(state: &TableState, dataset: &Dataset) -> Result<(), Error> {
-    let table = dataset.table.to_string();
-    let kind = match state.kind.as_str() {
-        "r" | "p" if state.has_children => return Err(Error::HasChildren(table)),
-        // A write through its parent fires only the triggers of the parent.
-        "r" | "p" if state.is_child => "a table that inherits from another",
-        "r" if state.is_unlogged => "an unlogged table, which a crash empties",
-        "p" if state.is_unlogged => "a table with an unlogged partition, which a crash empties",
-        "p" if state.has_foreign => "a table with a foreign table as a partition",
-        "r" | "p" => "",
-        "v" => "a view",
-        "m" => "a materialized view",
-        "f" => "a foreign table",
-        _ => "not a table",
-    };
-    if !kind.is_empty() {
-        return Err(Error::NotATable { table, kind });
-    }
-    match state.parent.clone() {
-        Some(parent) => Err(Error::Partition { table, parent }),
-        None => Ok(()),
-    }
 }
 
 async fn introspect(conn: &mut PgConnection, dataset: &Dataset) -> Result<TableSchema, Error> {
