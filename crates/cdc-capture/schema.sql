@@ -188,38 +188,35 @@ language sql stable as $$
     order by k.place)
 $$;
 
--- Returns why no triggers can capture all changes of a table, and what helps, as the rest of a sentence about the table.
--- Null: they can. Only for our own sessions, whose search_path it relies on.
+-- Returns why no triggers can capture all changes of a table, and what helps. Null: they can. Only for our own sessions,
+-- whose search_path it relies on.
 create function cdc_export.uncapturable(table_oid oid) returns text
 language sql stable as $$
   select case
-    when c.relispartition then format('is a partition: name `%s`, whose partition it is', pg_partition_root(c.oid)::regclass)
-    else kind.why || ', whose changes can''t be captured: capture = "none" makes full exports of it'
+    when c.relispartition then
+      format('`%s` is a partition: name `%s`, whose partition it is', c.oid::regclass, pg_partition_root(c.oid)::regclass)
+    else format('`%s` is %s, whose changes can''t be captured: capture = "none" makes full exports of it',
+      c.oid::regclass, kind.name)
   end
   from pg_class c
-  -- Postgres's own function for that would lock each partition.
-  cross join lateral (
-    with recursive tree (oid) as (
-      select c.oid
-      union all
-      select i.inhrelid from tree join pg_inherits i on i.inhparent = tree.oid where c.relkind = 'p')
-    select bool_or(p.relpersistence <> 'p') as is_unlogged, bool_or(p.relkind = 'f') as has_foreign
-    from tree join pg_class p on p.oid = tree.oid) parts
   cross join lateral (select case
-    when c.relkind = 'v' then 'is a view'
-    when c.relkind = 'm' then 'is a materialized view'
-    when c.relkind = 'f' then 'is a foreign table'
-    when c.relkind not in ('r', 'p') then 'is not a table'
+    when c.relkind = 'v' then 'a view'
+    when c.relkind = 'm' then 'a materialized view'
+    when c.relkind = 'f' then 'a foreign table'
     -- A write to a child fires none of its triggers.
     when c.relkind = 'r' and exists (select from pg_inherits i where i.inhparent = c.oid) then
-      'is a table from which others inherit'
+      'a table from which others inherit'
     -- A write through its parent fires only the triggers of the parent.
-    when exists (select from pg_inherits i where i.inhrelid = c.oid) then 'is a table that inherits from another'
-    when parts.is_unlogged and c.relkind = 'r' then 'is an unlogged table, which a crash empties'
-    when parts.is_unlogged then 'is a table with an unlogged partition, which a crash empties'
-    when parts.has_foreign then 'is a table with a foreign table as a partition'
-  end as why) kind
-  where c.oid = table_oid
+    when exists (select from pg_inherits i where i.inhrelid = c.oid) then 'a table that inherits from another'
+    when c.relpersistence <> 'p' then 'an unlogged table, which a crash empties'
+    when exists (
+      -- Postgres's own function for that would lock each partition.
+      with recursive tree (oid) as (
+        select c.oid union all select i.inhrelid from tree join pg_inherits i on i.inhparent = tree.oid)
+      select from tree join pg_class p on p.oid = tree.oid where p.relpersistence <> 'p' or p.relkind = 'f') then
+      'a table with a partition that is unlogged or foreign'
+  end as name) kind
+  where c.oid = table_oid and (c.relispartition or kind.name is not null)
 $$;
 
 -- Raises the error that ends an export at a cell larger than CELL_MAX_BYTES. It is called only for such a cell, so

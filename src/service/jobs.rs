@@ -150,9 +150,8 @@ impl Service {
                 return Err(Error::NoTable { dataset: dataset.name.clone(), table: dataset.table.to_string() });
             }
             Some(Obstacle::NotTracked) => {
-                let why = table.uncapturable.map(|why| format!("`{}` {why}", dataset.table));
                 let track = || cdc_capture::Error::NotTracked(dataset.name.clone()).to_string();
-                return Err(Error::NotTracked(why.unwrap_or_else(track)));
+                return Err(Error::NotTracked(table.uncapturable.unwrap_or_else(track)));
             }
             None => {}
         }

@@ -42,7 +42,7 @@ pub struct TableCheck {
     pub tracking: Tracking,
     /// True if the role may read all rows of the table. `source` reports the missing right.
     pub is_readable: bool,
-    /// Why no triggers can capture all changes of the table, which has none, as the rest of a sentence.
+    /// Why no triggers can capture all changes of the table, which has none, and what helps.
     pub uncapturable: Option<String>,
 }
 

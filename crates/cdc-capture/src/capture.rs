@@ -29,8 +29,8 @@ pub struct Triggers<'p>(pub &'p PgPool);
 pub enum Error {
     #[error("there is no table `{0}`")]
     NoTable(String),
-    #[error("`{table}` {why}")]
-    Uncapturable { table: String, why: String },
+    #[error("{0}")]
+    Uncapturable(String),
     /// A partition: writes through its parent would go unseen.
     #[error("`{table}` is a partition: name `{parent}`, whose partition it is")]
     Partition { table: String, parent: String },

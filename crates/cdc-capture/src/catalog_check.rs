@@ -90,8 +90,7 @@ impl Findings {
             let TableStatus { captured, logged_key, uncapturable, .. } = status;
             match logged_key {
                 None if uncapturable.is_some() => {
-                    let why = uncapturable.map(|why| format!("`{}` {why}", it.dataset.table));
-                    found.unreadable.extend(why.map(|why| Fault::of(it.dataset, "capture", why)));
+                    found.unreadable.extend(uncapturable.map(|why| Fault::of(it.dataset, "capture", why)));
                 }
                 None => found.untracked.push(it.dataset.name.clone()),
                 Some(_) if obstacle.is_some() => {

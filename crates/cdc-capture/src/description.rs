@@ -27,7 +27,7 @@ pub(super) struct TableStatus {
     pub(super) logged_key: Option<Vec<String>>,
     mute_role: Option<String>,
     is_log_altered: bool,
-    /// Why no triggers can capture all changes of the table, which has none, as the rest of a sentence.
+    /// Why no triggers can capture all changes of the table, which has none, and what helps.
     pub(super) uncapturable: Option<String>,
 }
 
@@ -93,7 +93,6 @@ fn describe(
     };
     let log_obstacle = status.log_obstacle().filter(|_| dataset.capture == Capture::Triggers);
     let TableStatus { rows, bytes, captured, logged_key, uncapturable, .. } = status;
-    let uncapturable = uncapturable.filter(|_| dataset.capture == Capture::Triggers);
     let logs_it = logged_key.is_some_and(|key| schema.as_ref().map_or(true, |schema| schema.has_key(&key)));
     Description {
         dataset: Arc::clone(dataset),
@@ -103,6 +102,6 @@ fn describe(
         bytes: bytes.unsigned_abs(),
         captured: captured && logs_it || dataset.capture != Capture::Triggers,
         log_obstacle,
-        why_untracked: uncapturable.map(|why| format!("`{}` {why}", dataset.table)),
+        why_untracked: uncapturable.filter(|_| dataset.capture == Capture::Triggers),
     }
 }

@@ -27,7 +27,7 @@ pub(super) struct TableState {
     pub(super) table_name: String,
     kind: String,
     pub(super) parent: Option<String>,
-    /// Why no triggers can capture all changes of the table, as the rest of a sentence.
+    /// Why no triggers can capture all changes of the table, and what helps.
     uncapturable: Option<String>,
     captured: bool,
     is_log_altered: bool,
@@ -55,9 +55,8 @@ impl TableState {
     }
 
     /// Returns an error if no triggers can capture all changes of the table.
-    fn require_capturable(&self, table: &Table) -> Result<(), Error> {
-        let table = table.to_string();
-        self.uncapturable.clone().map_or(Ok(()), |why| Err(Error::Uncapturable { table, why }))
+    fn require_capturable(&self) -> Result<(), Error> {
+        self.uncapturable.clone().map_or(Ok(()), |why| Err(Error::Uncapturable(why)))
     }
 
     /// Returns true if the triggers log every change, by `key`.
@@ -144,7 +143,7 @@ async fn try_track(pool: &PgPool, dataset: &Dataset, wait: &mut Wait) -> Result<
         tx.commit().await?;
         return Ok(Tracked::Before);
     }
-    state.require_capturable(&dataset.table)?;
+    state.require_capturable()?;
     state.require_owner(&dataset.table)?;
     if !state.may_make_functions {
         return Err(Error::NoCreate(state.role));
@@ -157,7 +156,7 @@ async fn try_track(pool: &PgPool, dataset: &Dataset, wait: &mut Wait) -> Result<
     let kept = kept_of(&state);
     require_room(&mut tx, &dataset.table, &state).await?;
     let state = lock(&mut tx, &dataset.table, &state, kept.as_deref(), wait).await?;
-    state.require_capturable(&dataset.table)?;
+    state.require_capturable()?;
     if kept_of(&state) != kept {
         return Err(Error::busy(&dataset.table));
     }
