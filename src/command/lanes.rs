@@ -243,7 +243,8 @@ impl LaneOptions {
                     // The dataset that stopped the job says why.
                     let cause = error.downcast_ref().map(cdc_client::Error::root);
                     // Its exports would be made in vain.
-                    if matches!(cause, Some(cdc_client::Error::Refused(why)) if why.starts_with("another_source:")) {
+                    let is_in_vain = |why: &str| why.starts_with("another_source:") || why.starts_with("older:");
+                    if matches!(cause, Some(cdc_client::Error::Refused(why)) if is_in_vain(why)) {
                         apart.insert(dataset.clone());
                     }
                     if !matches!(cause, Some(cdc_client::Error::JobStopped)) {

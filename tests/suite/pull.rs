@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::harness::{
-    Csv, Database, KILLED, Service, Start, ends, eventually, far, reachable_folder, serving_users, silent, stop, until,
+    Csv, Database, KILLED, Service, Start, ends, eventually, far, reachable_folder, serving_users,
+    silent, stop, until,
 };
 use crate::mirrors::Mirror;
 use crate::parts::files;
@@ -311,4 +312,90 @@ async fn several_files_arrive_together() {
     pulled(&service, folder.path(), &[]).await;
     assert_eq!(files(folder.path()).len(), parts + 1);
     ends(far(&["verify", folder.path().to_str().unwrap()]).output().await, 0, "");
+}
+
+/// Takes the service's tables back to before the exports whose `order` is above `last`, as a restore does.
+async fn forget_after(database: &Database, last: i64) {
+    let statements = format!(
+        "delete from cdc_export.exports where lane_sequence > {last};
+         delete from cdc_export.jobs j where not exists (select from cdc_export.exports e where e.job = j.id);
+         update cdc_export.lanes set last_number = {last}, last_sequence = {last}"
+    );
+    database.run(&statements).await;
+}
+
+/// Restores the database alone. The output folder is lost with its markers, so the service on a new one doesn't know how
+/// far the orders had gone.
+async fn restored_without_output(database: &Database, service: Service, last: i64) -> Service {
+    service.stop().await;
+    forget_after(database, last).await;
+    Start::on(database).service().await
+}
+
+fn order_of(into: &Path, manifest: &str) -> u64 {
+    let manifest: Value = serde_json::from_slice(&std::fs::read(into.join(manifest)).unwrap()).unwrap();
+    manifest["export"]["order"].as_str().unwrap().parse().unwrap()
+}
+
+/// Whoever loads by `export.order` would replace the rows of a full export by those of forgotten deltas.
+#[tokio::test]
+async fn order_never_goes_back_in_a_folder() {
+    let (database, service) = serving_users(19).await;
+    let folder = reachable_folder();
+    let into = folder.path();
+    for request in ["full", "delta", "delta", "delta"] {
+        database.run("update users set name = name || 'x', updated_at = now() where id = 3").await;
+        pulled(&service, into, &["--request", request]).await;
+    }
+    let before = files(into);
+    let service = restored_without_output(&database, service, 1).await;
+    let fulls = "select count(*) from exports where export_type = 'full'";
+    for _ in 0..5 {
+        let (printed, said) =
+            ends(pull(&service, into, &["--request", "delta"]).output().await, 1, "older: the export ");
+        assert!(printed.is_empty() && said.contains("has the order 2") && said.contains("--adopt"), "{printed}{said}");
+    }
+    assert_eq!((files(into), database.one::<i64>(fulls).await), (before.clone(), 2), "one full export is asked for");
+
+    // The remedy.
+    ends(pull(&service, into, &["--adopt"]).output().await, 1, "--adopt needs an empty folder");
+    before.iter().for_each(|name| std::fs::remove_file(into.join(name)).unwrap());
+    let (printed, said) = ends(pull(&service, into, &["--adopt"]).output().await, 0, "going on from the full export ");
+    assert_eq!((printed.matches("/full_").count(), said.lines().count()), (1, 1), "{printed}{said}");
+    assert_eq!(database.one::<i64>(fulls).await, 2, "it takes the full export that was refused");
+    database.run("update users set name = 'y', updated_at = now() where id = 3").await;
+    assert_eq!(pulled(&service, into, &["--request", "delta"]).await.len(), 1);
+    let manifests = files(into).into_iter().filter(|name| name.ends_with(".json"));
+    let orders: BTreeSet<_> = manifests.map(|name| order_of(into, &name)).collect();
+    assert_eq!(orders, [2, 3].into());
+}
+
+/// The markers tell the service of the exports that the database forgot, so it raises the order.
+#[tokio::test]
+async fn order_goes_on_where_only_the_database_goes_back() {
+    let (database, service) = serving_users(19).await;
+    let folder = reachable_folder();
+    for request in ["full", "delta"] {
+        database.run("update users set name = name || 'x', updated_at = now() where id = 3").await;
+        pulled(&service, folder.path(), &["--request", request]).await;
+    }
+    let again = Start::on(&database).sharing_output(&service);
+    service.stop().await;
+    forget_after(&database, 1).await;
+    let service = again.service().await;
+    let (printed, _) = ends(pull(&service, folder.path(), &["--request", "delta"]).output().await, 0, "");
+    assert_eq!(printed.matches("/full_").count(), 1, "{printed}");
+}
+
+#[tokio::test]
+async fn a_folder_with_manifests_and_no_state_gets_no_older_one() {
+    let (_database, service) = serving_users(5).await;
+    let folder = reachable_folder();
+    for request in ["full", "delta"] {
+        pulled(&service, folder.path(), &["--request", request]).await;
+    }
+    std::fs::remove_file(folder.path().join(".cdc-export-pull.json")).unwrap();
+    let (_, said) =
+        ends(pull(&service, folder.path(), &["--request", "delta"]).output().await, 1, "needs an empty folder");
+    assert!(said.contains(".cdc-export-pull.json"), "{said}");
 }

@@ -92,6 +92,17 @@ class Service:
         self.track(*columns)
         return list(columns)
 
+    def forget(self, consumer: str, order: int) -> None:
+        """Takes a consumer's lanes back to an export, as a restore does that loses the output folder, too."""
+        lane = f"consumer_id = '{consumer}'"
+        self.sql(
+            f"delete from cdc_export.exports where {lane} and lane_sequence > {order}",
+            "delete from cdc_export.jobs j where not exists (select from cdc_export.exports e where e.job = j.id)",
+            f"update cdc_export.lanes set last_number = {order}, last_sequence = {order} where {lane}",
+        )
+        for marker in (self.folder / "output").glob(".lane-*"):
+            marker.unlink()
+
     def track(self, *names: str, block: str = "") -> None:
         """Adds a block to the dataset file, and waits until the datasets are ready."""
         self.datasets.write_text(self.datasets.read_text() + block)

@@ -176,6 +176,32 @@ def test_only_a_full_export_goes_on(service: Service, client: Client, caplog: py
         list(changes(client, "breaker", "broken", position))
 
 
+def test_order_never_goes_back_for_who_goes_by_it(service: Service, client: Client) -> None:
+    service.tables(3, back="v text")
+    position: Position | None = None
+    for order in ("1", "2", "3"):
+        service.sql("update shop.back set v = v || '.'")
+        *_, last = changes(client, "backer", "back", position)
+        position = last.position
+        assert position.order == order
+    assert position
+    service.forget("backer", 1)
+
+    def fulls() -> list[str]:
+        jobs = client._pages({"consumer": "backer", "dataset": "back", "exportType": "full"})
+        return [job["jobId"] for job in jobs]
+
+    for _ in range(4):
+        with pytest.raises(Error, match=r"older: .* has the order 2, which is not above 3.*\[:3\]"):
+            list(changes(client, "backer", "back", json.loads(json.dumps(position))))
+        assert len(fulls()) == 1
+    (export,) = changes(client, "backer", "back", position[:3])
+    assert (export.job, export.replaces, export.position.order) == (*fulls(), True, "2")
+    service.sql("update shop.back set v = v || '.'")
+    (export,) = changes(client, "backer", "back", export.position)
+    assert export.type == "delta" and int(export.position.order) > 2
+
+
 @pytest.mark.slow
 def test_a_newer_full_export_is_loaded_alone(service: Service, client: Client) -> None:
     service.tables(3, skipped="v text")

@@ -56,6 +56,23 @@ def test_changes_of_several_tables_arrive(service: Service, client: Client, tmp_
     assert [consumer["unacknowledged"] for consumer in consumers] == [0, 0]
 
 
+def test_tables_are_exact_where_the_source_and_the_order_go_back(
+    service: Service, client: Client, tmp_path: Path
+) -> None:
+    path = tmp_path / "shop.duckdb"
+    tables = service.tables(10, restored="v text")
+    for row in (101, 102, 103):
+        service.sql(f"insert into shop.restored values ({row}, 'forgotten')")
+        load_duckdb(client, "restoring", path, tables)
+    service.forget("restoring", 1)
+    service.sql("delete from shop.restored where id > 101", "update shop.restored set v = 'restored' where id = 1")
+    load_duckdb(client, "restoring", path, tables)
+    same(service, path, *tables)
+    service.sql("update shop.restored set v = 'afterwards' where id = 2")
+    load_duckdb(client, "restoring", path, tables)
+    same(service, path, *tables)
+
+
 @pytest.mark.slow
 def test_several_exports_of_jobs_that_nobody_loaded(service: Service, client: Client, tmp_path: Path) -> None:
     path = tmp_path / "missed.duckdb"

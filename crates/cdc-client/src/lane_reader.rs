@@ -25,6 +25,9 @@ const MAX_SUBMISSIONS: u32 = 5;
 pub(crate) struct LanePosition {
     pub(super) job_id: Uuid,
     pub(super) number: u64,
+    /// Its place in the lane. It is above that of all exports that the sink had before. `None` if the sink's readers
+    /// don't go by it.
+    pub(super) order: Option<u64>,
     /// Its digest, which the manifest of the next export names.
     pub(super) digest: String,
     /// The SHA-256 of its only file.
@@ -33,11 +36,12 @@ pub(crate) struct LanePosition {
 
 impl LanePosition {
     /// Returns the position of a sink that has written this export.
-    pub(super) fn from_export(export: &ExportView) -> Result<LanePosition, Error> {
+    pub(super) fn from_export(export: &ExportView, manifest: &Manifest) -> Result<LanePosition, Error> {
         let not_published = || Error::Refused(format!("the export {} is not published", export.job.id));
         Ok(LanePosition {
             job_id: export.job.id.as_uuid(),
             number: export.number.ok_or_else(not_published)?,
+            order: manifest.order(),
             digest: export.digest.as_ref().ok_or_else(not_published)?.to_string(),
             sha256: export.sha256.as_ref().map(ToString::to_string),
         })
@@ -148,11 +152,9 @@ impl LaneReader<'_> {
             }
             self.require_source(sink).await?;
             submitted = Some(ExportType::Full);
-            if !self.is_full_in_job().await? {
-                self.api.observer().notice(&format!("{why}: asking for a full export"));
-                if let SubmissionOutcome::NeedsFullExport(why) = self.submit(ExportType::Full, None).await? {
-                    return Err(Error::Refused(format!("a full export was refused: {why}")));
-                }
+            self.api.observer().notice(&format!("{why}: asking for a full export"));
+            if let SubmissionOutcome::NeedsFullExport(why) = self.submit(ExportType::Full, None).await? {
+                return Err(Error::Refused(format!("a full export was refused: {why}")));
             }
             let full = self.newest_full().await?.ok_or_else(|| Error::refused("the full export is missing"))?;
             if let SinkOutcome::NeedsFullExport(why) = self.write(sink, &full).await? {
@@ -161,21 +163,17 @@ impl LaneReader<'_> {
         }
     }
 
-    /// Returns true if the job of this round has made a full export, because only a full export went on there.
-    async fn is_full_in_job(&self) -> Result<bool, Error> {
-        if !self.is_submitted || self.adopts {
-            return Ok(false);
-        }
-        let id_of = |export: Option<ExportView>| export.map(|export| export.job.id);
-        let newest = id_of(self.newest(None).await?);
-        Ok(newest.is_some() && newest == id_of(self.newest_full().await?))
-    }
-
-    /// Returns an error if the service exports another database than the sink has rows from. The sink would refuse a
-    /// full export of it.
+    /// Returns an error if the sink would refuse a full export of the service, as far as its newest export shows that.
     async fn require_source(&self, sink: &impl ExportSink) -> Result<(), Error> {
         let Some(newest) = self.newest(None).await? else { return Ok(()) };
-        self.require_same_source(sink, &self.api.manifest(newest.job.id, &self.dataset).await?)
+        let manifest = self.api.manifest(newest.job.id, &self.dataset).await?;
+        self.require_same_source(sink, &manifest)?;
+        // An export from before a restore says nothing of the orders after it.
+        if self.is_requested_after(&newest, sink.last()) { self.require_newer(sink, &manifest) } else { Ok(()) }
+    }
+
+    fn is_requested_after(&self, export: &ExportView, last: Option<&LanePosition>) -> bool {
+        last.is_some_and(|last| last.job_id < export.job.id.as_uuid())
     }
 
     fn require_same_source(&self, sink: &impl ExportSink, manifest: &Manifest) -> Result<(), Error> {
@@ -188,6 +186,27 @@ impl LaneReader<'_> {
             ))),
             _ => Ok(()),
         }
+    }
+
+    /// Returns an error if an export is not newer than the last one of the sink.
+    ///
+    /// The readers of a folder may go by `order`. It goes back if the source was restored, and the markers in its
+    /// output folder were lost. Whoever controls the service could also replay a signed full export to any sink.
+    fn require_newer(&self, sink: &impl ExportSink, manifest: &Manifest) -> Result<(), Error> {
+        let Some(last) = sink.last().filter(|_| !self.adopts) else { return Ok(()) };
+        let id = manifest.export.job.id();
+        if let Some(had) = last.order.filter(|had| manifest.order() <= Some(*had)) {
+            let order = manifest.order().unwrap_or(0);
+            return Err(Error::Refused(format!(
+                "older: the export {id} has the order {order}, which is not above {had}, the highest one until now: the \
+                 source was restored without its output folder. Load and remove what is here, then call once with --adopt"
+            )));
+        }
+        if manifest.number <= last.number && !self.api.keys.is_empty() {
+            let why = "is not newer than the last one: after a restore of the source, --adopt takes it";
+            return Err(Error::Refused(format!("older: the export {id} {why}")));
+        }
+        Ok(())
     }
 
     /// Writes exports to the sink. Returns the reason if only a full export can come next. `written` are the exports of
@@ -235,12 +254,7 @@ impl LaneReader<'_> {
         let written = async {
             let manifest = self.manifest(export).await?;
             self.require_same_source(sink, &manifest)?;
-            // Whoever controls the service could replay a signed full export.
-            let is_older = sink.last().is_some_and(|last| manifest.number <= last.number);
-            if is_older && !self.api.keys.is_empty() && !self.adopts {
-                let why = "is not newer than the last one: after a restore of the source, --adopt takes it";
-                return Err(Error::Refused(format!("older: the export {} {why}", export.job.id)));
-            }
+            self.require_newer(sink, &manifest)?;
             sink.write(self.api, export, manifest).await
         };
         let outcome = match written.await {
@@ -297,8 +311,14 @@ impl LaneReader<'_> {
         let after = last.job_id.into();
         match self.api.published_after(self.lane(), after).await {
             Ok(exports) => Ok(NextExports::Found(exports)),
+            // The service doesn't know the last export. A full export that was requested since then replaces it.
             Err(Error::Call(error @ CallError::Refused { .. })) if error.has_code("database_restored") => {
-                Ok(NextExports::NeedsFullExport(error.to_string()))
+                let full = self.newest_full().await?;
+                let Some(full) = full.filter(|full| self.is_requested_after(full, Some(last))) else {
+                    return Ok(NextExports::NeedsFullExport(error.to_string()));
+                };
+                self.api.observer().notice(&format!("{error}: going on from the full export {}", full.job.id));
+                Ok(NextExports::Found(vec![full]))
             }
             Err(error) => Err(error),
         }

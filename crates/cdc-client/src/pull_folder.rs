@@ -107,18 +107,21 @@ impl PullFolder {
     /// Copies all exports of the lane that the folder lacks, oldest first, as [`LaneReader`] says.
     pub async fn follow(&mut self, lane: &LaneReader<'_>) -> Result<(), Error> {
         if lane.adopts {
-            self.require_no_exports()?;
+            self.require_no_exports("--adopt")?;
+        } else if self.state.last.is_none() {
+            self.require_no_exports("a pull that finds no `.cdc-export-pull.json`")?;
         }
         lane.round(self).await
     }
 
-    fn require_no_exports(&self) -> Result<(), Error> {
+    /// Returns an error if the folder has manifests. Those of the next exports may have a lower `order`.
+    fn require_no_exports(&self, caller: &str) -> Result<(), Error> {
         let at_folder = || self.folder.display();
         for entry in fs::read_dir(&self.folder).about(at_folder)? {
             if entry.about(at_folder)?.file_name().to_str().is_some_and(Manifest::is_name_in_folder) {
                 let why =
                     "load and remove its files and manifests, or pull into another one: the next `order` may be lower";
-                return Err(Error::Refused(format!("--adopt needs an empty folder, not {}: {why}", at_folder())));
+                return Err(Error::Refused(format!("{caller} needs an empty folder, not {}: {why}", at_folder())));
             }
         }
         Ok(())
@@ -299,13 +302,6 @@ impl ExportSink for PullFolder {
         if let Some(why) = self.gap_before(export, &manifest) {
             return Ok(SinkOutcome::NeedsFullExport(why));
         }
-        if let Some(last) = self.state.last.as_ref().filter(|last| manifest.number <= last.number) {
-            let (number, had) = (manifest.number, last.number);
-            api.observer().notice(&format!(
-                "warning: the source was restored, and numbers its exports from an earlier number on: load the full export \
-                 {number} after those that the folder has up to number {had}, which it replaces"
-            ));
-        }
         let new_column = self.new_column(api, export, &manifest.export).await;
         let format = manifest.export.format.clone();
         let mut rows = Vec::new();
@@ -319,7 +315,7 @@ impl ExportSink for PullFolder {
         self.state.source = Some(manifest.export.source.clone());
         let shown: Vec<_> = names.iter().map(|name| name.within(&self.folder)).zip(rows).collect();
         self.state.naming =
-            Some(PendingNames { position: LanePosition::from_export(export)?, name, files: files.len() });
+            Some(PendingNames { position: LanePosition::from_export(export, &manifest)?, name, files: files.len() });
         self.save()?;
         failpoint!("pull.fetched", Err(Error::refused("pull.fetched")));
         self.name_files()?;

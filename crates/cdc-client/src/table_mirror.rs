@@ -52,6 +52,7 @@ impl TableMirror {
         self.last = found.map(|found| LanePosition {
             job_id: found.job,
             number: found.number(),
+            order: None,
             digest: found.digest,
             sha256: None,
         });

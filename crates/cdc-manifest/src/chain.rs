@@ -1,7 +1,7 @@
 //! The chains of exports at a destination, built from the digests in their manifests.
 //!
 //! The manifest of an export names the digest of the previous export. [`Chains`] stores a [`Link`] for each manifest,
-//! in about 145 bytes. `verify` finds gaps and forks with [`ChainReport`]. `apply` follows a chain from one export to
+//! in about 155 bytes. `verify` finds gaps and forks with [`ChainReport`]. `apply` follows a chain from one export to
 //! the next.
 //!
 //! After a restore of the database, a destination has a branch of exports that the database has forgotten. The restored
@@ -81,6 +81,8 @@ pub struct Link {
     /// The number of the export. If copies of the manifest have different numbers, the smallest one.
     pub number: u64,
     pub requested: RequestTime,
+    /// Its place in the lane. 0 if its manifest does not say it.
+    pub(super) order: u64,
     pub(super) lane: u32,
     /// True if the export has all rows, so that a reader can begin with it.
     pub is_base: bool,
@@ -131,6 +133,7 @@ impl Chains {
             previous: export.previous.as_ref().map(|text| parse_digest(text).unwrap_or_default()),
             number: *number,
             requested: Uuid::parse_str(export.job.id()).map(request_time).unwrap_or_default(),
+            order: manifest.order().unwrap_or(0),
             lane,
             is_base: export.is_base(),
             is_first: export.is_base() && export.export_type != "full",

@@ -25,6 +25,9 @@ pub enum ChainFault {
     /// The previous export has this number, which is not below the export's own number.
     #[error("changed (its number is not above {0}, which it follows)")]
     NotAbove(u64),
+    /// Another export of the lane that was requested earlier has this order, which is not below the export's own.
+    #[error("order goes back (an export that was requested earlier has the order {0})")]
+    OrderNotAbove(u64),
 }
 
 /// The chains of a destination and their faults.
@@ -126,6 +129,31 @@ fn faults(chains: &Chains, numbers: &[Numbers]) -> HashMap<Digest, Vec<ChainFaul
     for (digest, link) in successors {
         if let Some(fault) = gap(chains, link, &numbers[link.lane as usize]) {
             faults.entry(*digest).or_default().push(fault);
+        }
+    }
+    for (digest, had) in order_faults(chains) {
+        faults.entry(digest).or_default().push(ChainFault::OrderNotAbove(had));
+    }
+    faults
+}
+
+/// Returns each export whose order is not above that of an export that was requested before it, with this order.
+///
+/// A reader that goes by the order would load the exports that a restored database has forgotten last. A clock that was
+/// set back is no fault: the export with the next order follows the one before it.
+fn order_faults(chains: &Chains) -> Vec<(Digest, u64)> {
+    let mut links: Vec<_> = chains.links.iter().filter(|(_, link)| link.is_intact && link.order > 0).collect();
+    links.sort_unstable_by_key(|(digest, link)| (link.lane, link.order, *digest));
+    let mut faults = Vec::new();
+    for pair in links.windows(2) {
+        let [(digest, lower), (other, upper)] = [pair[0], pair[1]];
+        if lower.lane != upper.lane || upper.previous == Some(*digest) {
+            continue;
+        }
+        if lower.requested > upper.requested {
+            faults.push((*digest, upper.order));
+        } else if lower.order == upper.order {
+            faults.push((*other, lower.order));
         }
     }
     faults
@@ -300,6 +328,40 @@ mod tests {
         // A lane that was restarted and names no previous export.
         let again = lane("s", "a", 8, &[true], None);
         assert_eq!(faults(&report(healed.iter().chain(&again))), ["8: forked at 8"]);
+    }
+
+    #[test]
+    fn order_that_goes_back_is_a_fault_of_the_later_export() {
+        // The orders, the hour of each request, and whether each follows the one before it.
+        let exports = |orders: &[(u64, u8, bool)]| {
+            let mut previous = Some("00".repeat(32));
+            let export = |(order, hour, follows): &(u64, u8, bool)| {
+                let export = Chained {
+                    job: ManifestJob::One(format!("019a0000-00{hour:02}-7000-8000-{order:012}")),
+                    export_type: if *follows { "delta" } else { "full" }.to_owned(),
+                    previous: if *follows { previous.clone() } else { Some("00".repeat(32)) },
+                    order: Some(order.to_string()),
+                    ..chained()
+                };
+                let manifest = Manifest::new(*order, export, Vec::new());
+                previous = Some(manifest.digest.clone());
+                manifest
+            };
+            orders.iter().map(export).collect::<Vec<_>>()
+        };
+        let found = |orders| {
+            let all = faults(&report(&exports(orders)));
+            all.into_iter().filter(|fault| fault.contains("order goes back")).collect::<Vec<_>>()
+        };
+        let back = |number: u64, had: u64| {
+            format!("{number}: order goes back (an export that was requested earlier has the order {had})")
+        };
+        assert_eq!(found(&[(1, 1, false), (2, 2, true), (4, 3, true), (7, 9, false)]), [""; 0]);
+        // The clock was set back.
+        assert_eq!(found(&[(1, 5, false), (2, 2, true), (4, 3, true)]), [""; 0]);
+        // A restored database begins anew below what it has forgotten.
+        assert_eq!(found(&[(5, 1, false), (6, 2, true), (7, 3, true), (4, 9, false)]), [back(4, 5)]);
+        assert_eq!(found(&[(5, 1, false), (6, 2, true), (6, 9, false)]), [back(6, 6)]);
     }
 
     #[test]

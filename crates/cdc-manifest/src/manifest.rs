@@ -228,6 +228,11 @@ pub enum InvalidManifest {
 }
 
 impl Manifest {
+    /// Returns the place of the export in its lane. Returns `None` if the manifest does not say it.
+    pub fn order(&self) -> Option<u64> {
+        self.export.order.as_ref()?.parse().ok()
+    }
+
     /// Builds the manifest of an export. `urls` are the URLs of its files, in the same order.
     pub fn new(number: u64, export: Chained, urls: Vec<String>) -> Manifest {
         let count = |text: &str| text.parse().unwrap_or(0);

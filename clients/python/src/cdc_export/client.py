@@ -91,16 +91,21 @@ class Client:
         if job is not None:
             yield from self._pages({**lane, "after": job})
             return
-        completed = {**lane, "status": "completed"}
-        newest_full = self._call("GET", "/exports", params={**completed, "exportType": "full", "limit": "1"}).json()
-        for full in newest_full["items"]:
-            yield _of_dataset(full, dataset)
+        if full := self.newest_full(consumer, dataset):
+            yield full
             yield from self._pages({**lane, "after": full["jobId"]})
             return
-        exports = sorted((_of_dataset(job, dataset) for job in self._pages(completed)), key=lambda job: job["number"])
+        completed = self._pages({**lane, "status": "completed"})
+        exports = sorted((_of_dataset(job, dataset) for job in completed), key=lambda job: job["number"])
         if exports and exports[0]["number"] != 1:
             raise Error("gap", f"the service has no full export of {dataset}, and its first exports were removed")
         yield from exports
+
+    def newest_full(self, consumer: str, dataset: str) -> Job | None:
+        """Returns the newest published full export."""
+        lane = {"consumer": consumer, "dataset": dataset, "status": "completed", "exportType": "full", "limit": "1"}
+        found = self._call("GET", "/exports", params=lane).json()["items"]
+        return _of_dataset(found[0], dataset) if found else None
 
     def manifest(self, job: str, dataset: str) -> Manifest:
         """Returns the manifest of an export, and checks its digest."""

@@ -158,7 +158,8 @@ class _Target:
     def _remember(self, export: Export) -> None:
         table = (self._schema, export.dataset)
         self._rows(f"delete from {self._positions} where schema_name = ? and table_name = ?", *table)
-        row = (*table, self._consumer, export.dataset, *export.position)
+        # The table doesn't go by the order: a full export replaces it.
+        row = (*table, self._consumer, export.dataset, *export.position[:3])
         self._rows(f"insert into {self._positions} values (?, ?, ?, ?, ?, ?, ?, false)", *row)
 
     def _rows(self, statement: str, *parameters: str) -> list[tuple[Any, ...]]:

@@ -30,11 +30,13 @@ _TYPES = {
 
 
 class Position(NamedTuple):
-    """What a loader remembers of the export that it loaded last. All members are texts, so JSON can hold it."""
+    """What a loader remembers of the export that it loaded last. All members are texts, so JSON can hold it. The next
+    export has a higher `order`, unless the loader leaves it out: its copy doesn't go by it."""
 
     job: str
     digest: str
     source: str
+    order: str = ""
 
 
 class Export:
@@ -55,8 +57,8 @@ class Export:
         self.columns: list[str] = [column["name"] for column in own if "meta" not in column]
         # Whether it has all rows, so that it replaces what was loaded before. The first export has them, too.
         self.replaces = self.type == "full" or (export["watermarkFrom"], export["previous"]) == (None, None)
-        source = export["source"]
-        self.position = Position(self.job, manifest["digest"], f"{source['cluster']}/{source['database']}")
+        source = f"{export['source']['cluster']}/{export['source']['database']}"
+        self.position = Position(self.job, manifest["digest"], source, export.get("order", ""))
 
     def batches(self) -> Iterator[tuple[pa.Array, pa.RecordBatch]]:
         """Yields the rows, with the operation of each apart: `INSERT`, `UPDATE` or `DELETE` in a delta, else `READ`. Of

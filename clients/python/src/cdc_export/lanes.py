@@ -113,8 +113,12 @@ class _Run:
         except Error as error:
             if error.code not in ("database_restored", "gap"):
                 raise
-            self.full[dataset] = error.detail
-            return []
+            # A full export that was asked for since then replaces what the service has forgotten.
+            full = self.client.newest_full(self.consumer, dataset)
+            if not (full and position and full["jobId"] > position.job):
+                self.full[dataset] = error.detail
+                return []
+            lane = [full]
         return lane[max((at for at, export in enumerate(lane) if export["exportType"] == "full"), default=0) :]
 
     def opened(self, views: Sequence[Job], is_new: bool) -> Iterator[list[Export]]:
@@ -154,6 +158,10 @@ class _Run:
         if last and last.source != export.position.source:
             why = f"the copy of {export.dataset} is of the database {last.source}, not of {export.position.source}"
             raise Error("another_source", f"{why}: make a new copy, in another file")
+        if last and last.order and int(export.position.order or 0) <= int(last.order):
+            why = f"the export {job} has the order {export.position.order}, which is not above {last.order}: the source"
+            why = f"{export.dataset}: {why} was restored without its output folder"
+            raise Error("older", f"{why}. Empty what goes by the order, and pass the position without it (`[:3]`)")
         if chained["format"] not in ("parquet", "csv"):
             raise _NeedsFullError(f"the export {job} is in {chained['format']}")
         if export.replaces:
