@@ -71,8 +71,9 @@ impl Apply {
         }
         let adopts = self.lanes.adopt;
         let settings = TargetSettings { table: self.table, keeps_meta: self.meta, adopts };
-        let connections =
-            Arc::new(TargetConnections::new(named.database.options().clone(), named.database.connect_timeout()));
+        let (options, limit) = (named.database.options().clone(), named.database.connect_timeout());
+        let observer = Arc::clone(&terminal) as Arc<dyn Observer>;
+        let connections = Arc::new(TargetConnections::new(options, limit, observer));
         let consumer = self.lanes.consumer.clone();
         let request = (self.request == "delta").then_some(ExportType::Delta);
         let encoding = Encoding::new(Format::Csv, None).context("csv can be unpacked")?;

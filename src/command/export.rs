@@ -219,7 +219,7 @@ async fn watch(api: &Api, id: JobId, interrupted: &CancellationToken) -> anyhow:
             observer.end();
             return Ok(export);
         }
-        observer.job(&export);
+        observer.job(&export.progress());
     }
 }
 

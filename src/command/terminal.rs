@@ -9,7 +9,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tokio::time::Instant;
 
 use crate::command::plain::plain;
-use cdc_client::{ExportView, Observer};
+use cdc_client::{JobProgress, Observer};
 use cdc_manifest::JobId;
 
 /// The interval of progress lines if standard error is not a terminal.
@@ -81,8 +81,7 @@ impl Observer for Terminal {
         *self.progress() = Some(self.begin(row_progress_bar(100).with_message(id.to_string())));
     }
 
-    fn job(&self, export: &ExportView) {
-        let ExportView { job, phase, rows_exported: rows, .. } = export;
+    fn job(&self, JobProgress { job, phase, rows }: &JobProgress<'_>) {
         let mut progress = self.progress();
         let Some(ProgressDisplay { bar, printed_at }) = &mut *progress else { return };
         if self.draws_progress() {
@@ -92,8 +91,7 @@ impl Observer for Terminal {
             bar.set_position(*rows);
             bar.set_message(format!("{}{}", job.id, job.remark()));
         } else if printed_at.elapsed() >= PROGRESS_INTERVAL {
-            let doing = phase.as_ref().unwrap_or(&job.status);
-            eprintln!("{}{doing} {}% {rows} rows{}", self.prefix, job.progress, job.remark());
+            eprintln!("{}{phase} {}% {rows} rows{}", self.prefix, job.progress, job.remark());
             *printed_at = Instant::now();
         }
     }

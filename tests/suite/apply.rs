@@ -8,10 +8,13 @@ mod trust;
 
 use cdc_manifest::Manifest;
 use sqlx::ConnectOptions;
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::apply::pair::{Pair, rows};
 use crate::catalog::export;
-use crate::harness::{Database, ends, eventually, far, reachable_folder, silent, stop};
+use crate::harness::{Database, HANG_TIMEOUT, ends, eventually, far, reachable_folder, silent, stop};
+use crate::network::{self, Proxy};
+use crate::pull::forget_after;
 
 const SIMPLE: &str = "create table t (id bigint primary key, name text, at timestamptz default now());
                       insert into t select g, 'n' || g from generate_series(1, 50) g";
@@ -737,4 +740,59 @@ async fn a_key_of_a_domain_is_of_the_type_beneath_it() {
         assert_eq!(pair.target.one::<Vec<String>>(types).await, expected);
         pair.target.run("drop table t; drop schema cdc_apply cascade").await;
     }
+}
+
+/// A connection whose packets are lost on the way, as by a firewall that lost its table.
+#[tokio::test]
+async fn a_target_that_falls_silent_is_told_of_and_tried_again() {
+    let pair = Pair::of(SIMPLE).await;
+    let proxy = Proxy::to(&pair.target.options).await;
+    let to = network::url(&pair.target, &proxy);
+    let apply = || {
+        let call = pair.apply_to(&to, &["--server", &pair.service.address]);
+        call.with("FAILPOINTS", "client.quiet=time:500,apply.silence=time:2000")
+    };
+    silent(apply().output().await);
+    pair.source.run("update t set name = 'x' where id < 4").await;
+    proxy.silence("create temporary table cdc_apply_stage");
+    let (printed, said) = ends(apply().output().await, 0, "the target database has fallen silent");
+    assert_eq!(printed, "t: delta 2  3 rows written, 0 deleted\n");
+    assert!(said.contains("no answer for 2 seconds") && said.contains("trying again for a minute"), "{said}");
+    pair.require_equal("after the silence").await;
+}
+
+#[tokio::test]
+async fn a_wait_for_a_lock_of_the_target_is_told() {
+    let pair = Pair::of(SIMPLE).await;
+    pair.applied(&[]).await;
+    pair.source.run("update t set name = 'x' where id < 4").await;
+    let holder = pair.target.open("lock table public.t in share mode").await;
+    let (mut child, _folder) = pair.apply(&[]).with("FAILPOINTS", "client.quiet=time:500").spawn_piped();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+    let line = tokio::time::timeout(HANG_TIMEOUT, said.next_line()).await.expect("a line").unwrap().unwrap();
+    assert!(line.starts_with("cdc-export: waiting for a lock of the target, which process "), "{line}");
+    holder.rollback().await.unwrap();
+    assert!(child.wait().await.unwrap().success());
+    pair.require_equal("after the lock").await;
+}
+
+/// The source goes back, and its service numbers anew. The table goes by the chain, and not by the order.
+#[tokio::test]
+async fn a_table_is_exact_where_the_source_and_the_order_go_back() {
+    let pair = Pair::of(SIMPLE).await;
+    for id in [101, 102, 103] {
+        pair.source.run(&format!("insert into t values ({id}, 'forgotten')")).await;
+        pair.applied(&[]).await;
+    }
+    forget_after(&pair.source, 1).await;
+    pair.source.run("delete from t where id > 101; update t set name = 'restored' where id = 1").await;
+    let Pair { source, target, catalog, service } = pair;
+    service.stop().await;
+    let service = catalog.start(&source).service().await;
+    let pair = Pair { source, target, catalog, service };
+    pair.healed("it was restored").await;
+    pair.require_equal("the full export").await;
+    pair.source.run("update t set name = 'afterwards' where id = 2").await;
+    pair.applied(&[]).await;
+    pair.require_equal("a delta").await;
 }

@@ -5,11 +5,13 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::harness::{
-    Csv, Database, KILLED, Service, Start, ends, eventually, far, reachable_folder, serving_users,
+    Csv, Database, HANG_TIMEOUT, KILLED, Service, Start, ends, eventually, far, reachable_folder, serving_users,
     silent, stop, until,
 };
+use crate::lost_files::dead_after_a_commit;
 use crate::mirrors::Mirror;
 use crate::parts::files;
 
@@ -315,7 +317,7 @@ async fn several_files_arrive_together() {
 }
 
 /// Takes the service's tables back to before the exports whose `order` is above `last`, as a restore does.
-async fn forget_after(database: &Database, last: i64) {
+pub(crate) async fn forget_after(database: &Database, last: i64) {
     let statements = format!(
         "delete from cdc_export.exports where lane_sequence > {last};
          delete from cdc_export.jobs j where not exists (select from cdc_export.exports e where e.job = j.id);
@@ -398,4 +400,35 @@ async fn a_folder_with_manifests_and_no_state_gets_no_older_one() {
     let (_, said) =
         ends(pull(&service, folder.path(), &["--request", "delta"]).output().await, 1, "needs an empty folder");
     assert!(said.contains(".cdc-export-pull.json"), "{said}");
+}
+
+#[tokio::test]
+async fn a_wait_behind_an_export_without_its_file_is_told_with_the_remedy() {
+    let (database, service) = serving_users(5).await;
+    let folder = reachable_folder();
+    pulled(&service, folder.path(), &["--request", "full"]).await;
+    database.add_users(6, 6).await;
+    let again = Start::on(&database).sharing_output(&service);
+    service.stop().await;
+    let (_dead, lost, _) = dead_after_a_commit(&database, again, "/exports/delta", Some("a")).await;
+    let service = Start::on(&database).service().await;
+    let pull = pull(&service, folder.path(), &["--request", "delta"]).with("FAILPOINTS", "client.quiet=time:100");
+    let (mut child, _folder) = pull.spawn_piped();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut next = async || {
+        let line = tokio::time::timeout(HANG_TIMEOUT, said.next_line()).await.expect("a line");
+        line.unwrap().expect("another line")
+    };
+    let wait = format!("cdc-export: users: waiting for the job {lost}: it is committed");
+    let told = loop {
+        let line = next().await;
+        if line.starts_with(&wait) {
+            break line;
+        }
+    };
+    assert!(told.contains("output folder") && told.contains(&format!("DELETE /exports/{lost}")), "{told}");
+    database.run("update cdc_export.exports set finished_at = finished_at - interval '1 minute'").await;
+    assert_eq!(service.call("DELETE", &format!("/exports/{lost}"), &[]).await.status(), 204);
+    while !next().await.contains("asking for a full export") {}
+    assert!(child.wait().await.unwrap().success());
 }

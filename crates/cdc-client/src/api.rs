@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::answer::{ApiAnswer, CallError, LocalService};
 use crate::job_view::{ExportView, JobOfDatasets};
+use crate::job_wait::JobWait;
 use crate::observer::Observer;
 use crate::remote::RemoteService;
 use crate::request::ExportRequest;
@@ -133,11 +134,13 @@ impl Api {
 
     /// Waits until a job whose request had `datasets` has ended.
     pub async fn ended_job(&self, id: JobId) -> Result<JobOfDatasets, CallError> {
+        let mut wait = JobWait::begin(self, id);
         loop {
-            let ended: JobOfDatasets = self.get(&format!("/exports/{id}?wait=5")).await?;
-            if ended.job.has_ended() {
-                return Ok(ended);
+            let job: JobOfDatasets = self.get(&format!("/exports/{id}?wait=5")).await?;
+            if job.job.has_ended() {
+                return Ok(job);
             }
+            wait.show(&job.progress()).await;
         }
     }
 
@@ -272,6 +275,18 @@ impl Api {
     pub async fn newest_job(&self, consumer: &ConsumerId) -> Result<Option<Uuid>, CallError> {
         let ItemPage { items, .. } = self.get(&format!("/exports?consumer={consumer}&limit=1")).await?;
         Ok(items.first().and_then(|job| job["jobId"].as_str()?.parse().ok()))
+    }
+
+    /// Returns a job of a consumer that is committed, and has a file without its final name.
+    pub(super) async fn unpublished_job(&self, consumer: &str) -> Result<Option<String>, CallError> {
+        let path = path_with("/exports", &[("consumer", consumer), ("status", "processing"), ("limit", "200")]);
+        let open: ItemPage = self.get(&path).await?;
+        let is_committed = |export: &Value| export["phase"] == "publishing";
+        let is_unpublished = |job: &&Value| match job["exports"].as_array() {
+            Some(exports) => exports.iter().any(is_committed),
+            None => is_committed(job),
+        };
+        Ok(open.items.iter().find(is_unpublished).and_then(|job| job["jobId"].as_str().map(str::to_owned)))
     }
 
     /// Lists the datasets and the other tables that a pattern matches, as JSON.

@@ -11,10 +11,10 @@ mod alter;
 mod connections;
 mod line_counter;
 mod load;
-mod lock;
 mod merge;
 mod ownership;
 mod position;
+mod session;
 mod statement;
 mod table;
 mod transaction;
@@ -22,7 +22,7 @@ mod transaction;
 use std::io;
 use std::sync::Arc;
 
-use sqlx::{Connection, PgConnection};
+use sqlx::PgConnection;
 
 use cdc_manifest::{ConsumerId, Manifest};
 use pg_session::failure::{SqlFailure, sqlstate};
@@ -148,13 +148,12 @@ impl Target {
 
     /// Reads the table's position. Returns `None` if no export of the lane was applied to it.
     pub async fn position(&mut self) -> Result<Option<TargetPosition>, Error> {
-        let mut conn = self.connections.take().await?;
-        let mut tx = conn.begin().await.during(BEGIN)?;
-        let process = lock::process(&mut tx).await?;
-        let found = lock::name_holders(&self.connections, process, self.position_in(&mut tx)).await;
-        let found = found.map_err(|failure| failure.error)?;
-        tx.commit().await.during(COMMIT)?;
-        self.connections.keep(conn);
+        let found = self.connections.transaction(async |mut tx| {
+            let found = self.position_in(&mut tx).await?;
+            tx.commit().await.during(COMMIT)?;
+            Ok(found)
+        });
+        let found = found.await.map_err(|failure| failure.error)?;
         if self.settings.table.is_none() {
             // An earlier `--table` may have chosen another name than the source's.
             self.lane_table = found.as_ref().map(TargetPosition::table).transpose()?;
@@ -183,7 +182,8 @@ impl Target {
         };
         let table = position::with_schema(table);
         if table.schema.as_deref().is_some_and(is_reserved) {
-            let why = format!("{table}: no table of this schema can be a target: use --table to name another one");
+            let why =
+                format!("{table}: no table of this schema can be a target: use --table to name another one");
             return Err(Error::refused("table_name", why));
         }
         // Postgres would truncate a longer name, so that two names could mean the same table.

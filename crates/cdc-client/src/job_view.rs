@@ -33,9 +33,20 @@ pub struct JobOfDatasets {
     exports: Vec<ExportState>,
 }
 
+/// How far a job is.
+pub struct JobProgress<'j> {
+    pub job: &'j JobView,
+    /// The phase of its export, or that of the one that is furthest. Its status if it has none.
+    pub phase: &'j str,
+    pub rows: u64,
+}
+
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct ExportState {
     dataset: PlainText,
+    phase: Option<PlainText>,
+    rows_exported: u64,
     number: Option<u64>,
     skipped: bool,
 }
@@ -111,6 +122,23 @@ pub struct FailureView {
     dataset: Option<PlainText>,
 }
 
+/// The codes of failures of the service's output folder or bucket.
+const OF_OUTPUT: [&str; 4] = ["output_missing", "storage_full", "storage_readonly", "storage_unavailable"];
+
+impl FailureView {
+    fn is_of_output(&self) -> bool {
+        OF_OUTPUT.contains(&&*self.code)
+    }
+}
+
+/// The code and the detail. A failure of the service's output reads unlike one of this machine's disk.
+impl Display for FailureView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let whose = if self.is_of_output() { "at the service, " } else { "" };
+        write!(f, "{whose}{}: {}", self.code, self.detail)
+    }
+}
+
 impl JobView {
     /// Returns true if the job has ended. A status that only a later version knows counts as open.
     pub fn has_ended(&self) -> bool {
@@ -127,12 +155,12 @@ impl JobView {
         if self.cancel_requested_at.is_some() {
             return "  (a cancel was asked for)".to_owned();
         }
-        let Some(FailureView { code, detail, .. }) = &self.error else { return String::new() };
+        let Some(failure) = &self.error else { return String::new() };
         let next = self.next_attempt_at.as_ref().map(|at| format!("; the next one comes at {at}")).unwrap_or_default();
         // An attempt that gave way is given back.
         let attempt =
             if self.attempt == 0 { "the last attempt".to_owned() } else { format!("attempt {}", self.attempt) };
-        format!("  ({attempt} failed: {code}: {detail}{next})")
+        format!("  ({attempt} failed: {failure}{next})")
     }
 }
 
@@ -163,21 +191,34 @@ impl JobOfDatasets {
 
     /// Returns true if the job failed because the service's output folder or bucket takes no file.
     pub fn is_of_destination(&self) -> bool {
-        let codes = ["output_missing", "storage_full", "storage_readonly", "storage_unavailable"];
-        let is_of_it = |error: &FailureView| codes.contains(&&*error.code);
-        self.failed_dataset().is_none() && self.job.error.as_ref().is_some_and(is_of_it)
+        self.failed_dataset().is_none() && self.job.error.as_ref().is_some_and(FailureView::is_of_output)
+    }
+
+    pub(super) fn progress(&self) -> JobProgress<'_> {
+        let phases = self.exports.iter().filter_map(|export| export.phase.as_deref());
+        let phase = phases.reduce(|one, other| if one == "waiting" || other == "publishing" { other } else { one });
+        let rows = self.exports.iter().map(|export| export.rows_exported).sum();
+        JobProgress { job: &self.job, phase: phase.unwrap_or(&self.job.status), rows }
     }
 
     /// Returns the reason why the job is not completed. `None`: it is.
     pub fn failure(&self) -> Option<String> {
         let dataset = self.failed_dataset().map(|dataset| format!("{dataset}: ")).unwrap_or_default();
-        let failed = self.job.error.as_ref().map(|error| format!("{dataset}{}", error.detail));
+        let failed = self.job.error.as_ref().map(|error| match error.is_of_output() {
+            true => format!("{dataset}{error}"),
+            false => format!("{dataset}{}", error.detail),
+        });
         let is_completed = self.job.has_status("completed");
         (!is_completed).then(|| failed.unwrap_or_else(|| format!("it was {}", self.job.status)))
     }
 }
 
 impl ExportView {
+    pub fn progress(&self) -> JobProgress<'_> {
+        let phase = self.phase.as_ref().unwrap_or(&self.job.status);
+        JobProgress { job: &self.job, phase, rows: self.rows_exported }
+    }
+
     /// Reads the export of a dataset from a job in either form. Without a dataset, reads the only export.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ use crate::answer::CallError;
 use crate::api::{Api, RefusedExport};
 use crate::download::export_files;
 use crate::job_view::ExportView;
+use crate::job_wait::JobWait;
 use crate::request::ExportRequest;
 use cdc_manifest::{After, ConsumerId, JobId, Lane, Manifest, ManifestSource};
 use pg_rows::export_type::ExportType;
@@ -387,22 +388,19 @@ impl LaneReader<'_> {
             Some(error) if &*error.code == "full_export_needed" => {
                 Ok(SubmissionOutcome::NeedsFullExport(error.detail.to_string()))
             }
-            Some(error) => Err(Error::Refused(format!("the export {id} failed: {}: {}", error.code, error.detail))),
+            Some(error) => Err(Error::Refused(format!("the export {id} failed: {error}"))),
             None => Err(Error::Refused(format!("the export {id} was {}", job.status))),
         }
     }
 
     async fn wait(&self, id: JobId) -> Result<ExportView, Error> {
-        let observer = self.api.observer();
-        observer.begin_job(id);
+        let mut wait = JobWait::begin(self.api, id);
         loop {
-            match self.api.poll(id, Some(&self.dataset)).await {
-                Ok(export) if !export.job.has_ended() => observer.job(&export),
-                ended => {
-                    observer.end();
-                    return ended;
-                }
+            let export = self.api.poll(id, Some(&self.dataset)).await?;
+            if export.job.has_ended() {
+                return Ok(export);
             }
+            wait.show(&export.progress()).await;
         }
     }
 }

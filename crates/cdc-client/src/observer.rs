@@ -2,9 +2,15 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
-use crate::job_view::ExportView;
+use crate::job_view::JobProgress;
 use cdc_manifest::JobId;
+
+/// Returns the time after which the user is told what a call waits for.
+pub(crate) fn quiet_wait() -> Duration {
+    failpoint::time("client.quiet", Duration::from_secs(10))
+}
 
 /// Shows results, notices and progress of a client to the user. The command line prints and draws them. A method that
 /// is not implemented shows nothing.
@@ -30,8 +36,8 @@ pub trait Observer: Send + Sync {
 
     fn begin_job(&self, id: JobId) {}
 
-    /// Updates the progress of the job that was started last: of one of its exports.
-    fn job(&self, export: &ExportView) {}
+    /// Updates the progress of the job that was started last.
+    fn job(&self, progress: &JobProgress<'_>) {}
 
     /// Shows how many of `all` bytes are downloaded or checked.
     fn bytes(&self, done: u64, all: u64) {}

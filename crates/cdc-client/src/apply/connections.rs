@@ -1,91 +1,109 @@
 //! The connections to a target database.
 
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, PgConnection, PgTransaction};
 
+use crate::apply::session::Session;
 use crate::apply::statement::run;
-use crate::apply::{BEGIN, COMMIT, During, Error, position};
+use crate::apply::{BEGIN, COMMIT, During, Error, TransactionFailure, position};
+use crate::observer::Observer;
 use cdc_manifest::ConsumerId;
 
 /// The connections to a target database, which any number of [`Target`](crate::apply::Target)s share. Each target takes
-/// one while it works. One more reads which sessions hold a lock.
+/// one while it works. One more looks at the sessions of the others.
 pub struct TargetConnections {
     options: PgConnectOptions,
-    /// The time within which a connection must be there.
+    /// The time within which a connection must be there, and a short call must be answered.
     limit: Duration,
     /// The idle connections, without a transaction.
     idle: Mutex<Vec<PgConnection>>,
-    /// The connection that reads which sessions hold a lock. `None` until it is needed.
-    observer: tokio::sync::Mutex<Option<PgConnection>>,
+    /// The connection that looks at sessions. `None` until it is needed.
+    looking: tokio::sync::Mutex<Option<PgConnection>>,
+    pub(super) observer: Arc<dyn Observer>,
 }
 
 impl TargetConnections {
-    pub fn new(options: PgConnectOptions, limit: Duration) -> TargetConnections {
-        TargetConnections { options, limit, idle: Mutex::default(), observer: tokio::sync::Mutex::default() }
+    pub fn new(options: PgConnectOptions, limit: Duration, observer: Arc<dyn Observer>) -> TargetConnections {
+        TargetConnections { options, limit, idle: Mutex::default(), looking: tokio::sync::Mutex::default(), observer }
     }
 
     /// Lists the datasets of a consumer that have tables in the database.
     pub async fn datasets(&self, consumer: &ConsumerId) -> Result<Vec<String>, Error> {
-        let mut conn = self.take().await?;
-        let mut tx = conn.begin().await.during(BEGIN)?;
-        let found = position::datasets(&mut tx, consumer).await?;
-        tx.commit().await.during(COMMIT)?;
-        self.keep(conn);
-        Ok(found)
+        let found = self.transaction(async |mut tx| {
+            let found = position::datasets(&mut tx, consumer).await?;
+            tx.commit().await.during(COMMIT)?;
+            Ok(found)
+        });
+        found.await.map_err(|failure| failure.error)
     }
 
-    pub(super) async fn take(&self) -> Result<PgConnection, Error> {
-        while let Some(mut conn) = self.take_idle() {
-            if conn.ping().await.is_ok() {
+    /// Does work in a transaction, which the work ends. Keeps the connection for the next target, unless the work fails.
+    ///
+    /// # Errors
+    /// Also if the target falls silent, as [`Session::watched`] does.
+    pub(super) async fn transaction<T>(
+        &self,
+        work: impl AsyncFnOnce(PgTransaction<'_>) -> Result<T, TransactionFailure>,
+    ) -> Result<T, TransactionFailure> {
+        let mut conn = self.take().await?;
+        let begin = async {
+            let mut tx = conn.begin().await?;
+            let session = Session::of(&mut tx).await?;
+            Ok((tx, session))
+        };
+        let (tx, session) = self.answered(begin).await.during(BEGIN)?;
+        let done = session.watched(self, work(tx)).await?;
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(conn);
+        Ok(done)
+    }
+
+    /// Takes an idle connection that answers, or a new one.
+    async fn take(&self) -> Result<PgConnection, Error> {
+        let taken = || self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        while let Some(mut conn) = taken() {
+            if self.answered(conn.ping()).await.is_ok() {
                 return Ok(conn);
             }
         }
-        let mut conn = self.connect().await.during("the connection")?;
         // Limits the time for which a statement waits for a lock, unless the role has a limit of its own. Also limits
         // the time for which a process that was stopped holds its locks.
         let set = "select set_config('lock_timeout', '30s', false) where current_setting('lock_timeout') = '0';
                    set idle_in_transaction_session_timeout = '10min'";
-        run(&mut conn, "lock.limit", set).await.during("the connection")?;
-        Ok(conn)
+        let connecting = async {
+            let mut conn = pg_session::connect_target(&self.options).await?;
+            run(&mut conn, "connections.limit", set).await?;
+            Ok(conn)
+        };
+        self.answered(connecting).await.during("the connection")
     }
 
-    async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
-        let connecting = tokio::time::timeout(self.limit, pg_session::connect_target(&self.options));
-        connecting.await.unwrap_or_else(|_| {
+    /// Waits for a call that the target can answer at once.
+    async fn answered<T>(&self, call: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+        tokio::time::timeout(self.limit, call).await.unwrap_or_else(|_| {
             let why = format!("no answer within {} seconds", self.limit.as_secs());
-            Err(sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, why)))
+            Err(io::Error::new(io::ErrorKind::TimedOut, why).into())
         })
     }
 
-    fn take_idle(&self) -> Option<PgConnection> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
-    }
-
-    /// Keeps a connection without a transaction for the next target.
-    pub(super) fn keep(&self, conn: PgConnection) {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(conn);
-    }
-
-    /// Reads the sessions that hold a lock for which a process waits. Returns `None` if it waits for none.
-    pub(super) async fn holders(&self, process: i32) -> Result<Option<String>, sqlx::Error> {
-        let mut observer = self.observer.lock().await;
-        let mut conn = match observer.take() {
-            Some(conn) => conn,
-            None => self.connect().await?,
+    /// Makes a short call over the connection that looks at sessions.
+    pub(super) async fn looking<T>(
+        &self,
+        call: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, sqlx::Error> {
+        let called = async {
+            let mut looking = self.looking.lock().await;
+            let mut conn = match looking.take() {
+                Some(conn) => conn,
+                None => pg_session::connect_target(&self.options).await?,
+            };
+            let done = call(&mut conn).await?;
+            *looking = Some(conn);
+            Ok(done)
         };
-        let found = sqlx::query_scalar(
-            "-- apply.lock.holders
-             select string_agg(case when blocking.pid = 0 then 'a prepared transaction (pg_prepared_xacts)'
-               else format('process %s of role %s (%s)', blocking.pid, a.usename, a.application_name) end, ', ')
-             from unnest(pg_blocking_pids($1)) as blocking (pid)
-             left join pg_stat_activity a on a.pid = blocking.pid",
-        );
-        let found = found.bind(process).fetch_one(&mut conn).await?;
-        *observer = Some(conn);
-        Ok(found)
+        self.answered(called).await
     }
 }

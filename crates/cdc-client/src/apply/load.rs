@@ -1,6 +1,7 @@
 //! Loads the rows of an export's files into the target by `COPY`.
 
 use std::io::Read;
+use std::time::Duration;
 
 use sqlx::PgConnection;
 use tokio::sync::mpsc;
@@ -11,9 +12,12 @@ use crate::apply::statement::run;
 use crate::apply::table::TargetTable;
 use crate::apply::{During, Error};
 use cdc_manifest::Chained;
+use pg_session::failure::with_timeout;
 use pg_session::quoted;
 
 const CHUNK_BYTES: usize = 256 << 10;
+/// The longest time in which the target takes a chunk.
+const COPY_TIMEOUT: Duration = Duration::from_secs(300);
 /// The minimum number of rows with which the stage is analyzed. With fewer rows, plans are good enough without
 /// statistics.
 const ANALYZED_FROM: u64 = 1000;
@@ -87,14 +91,19 @@ pub(super) async fn copy(
         while let Some(chunk) = arriving.recv().await {
             match chunk {
                 Ok(chunk) if chunk.is_empty() => break,
-                Ok(chunk) => drop(copy.send(chunk).await.map_err(refused)?),
+                Ok(chunk) => copied(async { copy.send(chunk).await.map(drop).map_err(refused) }).await?,
                 Err(error) => {
                     copy.abort("the file can't be read").await.map_err(refused)?;
                     return Err(Error::Input(error));
                 }
             }
         }
-        rows += copy.finish().await.map_err(refused)?;
+        rows += copied(async { copy.finish().await.map_err(refused) }).await?;
     }
     Ok(rows)
+}
+
+/// Waits until the target takes rows. A look at the session can't tell whose turn it is during a `COPY`.
+async fn copied<T>(call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    with_timeout(failpoint::time("apply.copy", COPY_TIMEOUT), call, Error::Unavailable).await
 }

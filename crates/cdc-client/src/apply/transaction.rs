@@ -1,14 +1,16 @@
 //! Applies exports of several tables in one transaction of the target. A single export is a transaction with one
 //! member.
 
-use sqlx::{Connection, PgConnection};
+use std::sync::Arc;
+
+use sqlx::PgConnection;
 
 use crate::apply::input::Input;
 use crate::apply::merge::merge;
 use crate::apply::statement::run;
 use crate::apply::table::{TargetTable, target_columns};
 use crate::apply::{
-    Applied, BEGIN, COMMIT, Changes, During, Error, Target, TargetPosition, TargetSettings, alter, load, lock, position,
+    Applied, COMMIT, Changes, During, Error, Target, TargetPosition, TargetSettings, alter, load, position,
 };
 use cdc_manifest::{Chained, Manifest};
 use failpoint::failpoint;
@@ -65,7 +67,7 @@ enum Preparation<'m> {
 pub(crate) async fn apply(members: Vec<MemberExport<'_>>) -> Result<Vec<Option<Applied>>, TransactionFailure> {
     failpoint!("apply.fetched", Err(Error::refused("failpoint", "apply.fetched").into()));
     let Some(first) = members.first() else { return Ok(Vec::new()) };
-    let connections = &first.target.connections;
+    let connections = Arc::clone(&first.target.connections);
     let mut tables = Vec::new();
     for (at, member) in members.iter().enumerate() {
         let table = member.target.table(member.manifest).map_err(|error| of_member(at, error))?;
@@ -76,23 +78,24 @@ pub(crate) async fn apply(members: Vec<MemberExport<'_>>) -> Result<Vec<Option<A
         }
         tables.push(table);
     }
-    let mut conn = connections.take().await?;
-    let mut tx = conn.begin().await.during(BEGIN)?;
-    let process = lock::process(&mut tx).await?;
-    lock::name_holders(connections, process, prepare_schemas(&mut tx, &members, &tables)).await?;
-    tx.commit().await.during(COMMIT)?;
-    let mut tx = conn.begin().await.during(BEGIN)?;
-    let process = lock::process(&mut tx).await?;
-    let applied = lock::name_holders(connections, process, apply_in(&mut tx, members, &tables)).await?;
-    if applied.iter().all(|outcome| matches!(outcome, Some(Applied::Done(..)))) {
-        failpoint!("apply.applied", Err(Error::refused("failpoint", "apply.applied").into()));
+    let prepared = connections.transaction(async |mut tx| {
+        prepare_schemas(&mut tx, &members, &tables).await?;
         tx.commit().await.during(COMMIT)?;
-        failpoint!("apply.committed", Err(Error::Unavailable(sqlx::Error::PoolClosed).into()));
-    } else {
-        tx.rollback().await.during("to roll back")?;
-    }
-    connections.keep(conn);
-    Ok(applied)
+        Ok(())
+    });
+    prepared.await?;
+    let applied = connections.transaction(async |mut tx| {
+        let applied = apply_in(&mut tx, members, &tables).await?;
+        if applied.iter().all(|outcome| matches!(outcome, Some(Applied::Done(..)))) {
+            failpoint!("apply.applied", Err(Error::refused("failpoint", "apply.applied").into()));
+            tx.commit().await.during(COMMIT)?;
+            failpoint!("apply.committed", Err(Error::Unavailable(sqlx::Error::PoolClosed).into()));
+        } else {
+            tx.rollback().await.during("to roll back")?;
+        }
+        Ok(applied)
+    });
+    applied.await
 }
 
 fn of_member(at: usize, error: Error) -> TransactionFailure {
