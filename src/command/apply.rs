@@ -8,6 +8,7 @@ use anyhow::Context;
 use cdc_client::{
     LaneReader, ManifestFolder, Observer, ServiceAddress, TableMirror, Target, TargetConnections, TargetSettings,
 };
+use clap::builder::NonEmptyStringValueParser;
 use clap::{ArgGroup, Args};
 use pg_rows::encoding::{Encoding, Format};
 use pg_rows::export_type::ExportType;
@@ -39,6 +40,9 @@ pub(crate) struct Apply {
     /// The target table, which is made by the first export [default: the source table's schema and name]
     #[arg(long, value_name = "SCHEMA.TABLE")]
     table: Option<Table>,
+    /// The schema of the target tables, which have the names of the source tables [default: the source table's schema]
+    #[arg(long, value_name = "NAME", conflicts_with = "table", value_parser = NonEmptyStringValueParser::new())]
+    target_schema: Option<String>,
     /// The type of export to submit once all are applied. With `delta`, a full export is submitted if only a full
     /// export can follow. A delta that finds nothing makes no file
     #[arg(long, default_value = "delta", value_parser = ["delta", "none"], conflicts_with = "from")]
@@ -70,7 +74,7 @@ impl Apply {
             arm(&environment)?;
         }
         let adopts = self.lanes.adopt;
-        let settings = TargetSettings { table: self.table, keeps_meta: self.meta, adopts };
+        let settings = TargetSettings { table: self.table, schema: self.target_schema, keeps_meta: self.meta, adopts };
         let (options, limit) = (named.database.options().clone(), named.database.connect_timeout());
         let observer = Arc::clone(&terminal) as Arc<dyn Observer>;
         let connections = Arc::new(TargetConnections::new(options, limit, observer));
@@ -81,7 +85,7 @@ impl Apply {
             Some(api) => Ok(api.implied_dataset().await?),
             None => Err(BadUsage("--dataset: one is to be named".to_owned()).into()),
         };
-        let recorded = async || Ok(connections.datasets(&consumer).await?.into_iter().collect());
+        let recorded = async || Ok(connections.datasets(&consumer, settings.schema.as_deref()).await?);
         let read = async |task: LaneTask| {
             let LaneTask { dataset, terminal, is_submitted, group, turn, .. } = task;
             let (connections, consumer) = (Arc::clone(&connections), consumer.clone());

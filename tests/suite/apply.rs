@@ -796,3 +796,15 @@ async fn a_table_is_exact_where_the_source_and_the_order_go_back() {
     pair.applied(&[]).await;
     pair.require_equal("a delta").await;
 }
+
+#[tokio::test]
+async fn an_export_with_more_columns_than_a_table_can_have_is_refused() {
+    let columns: String = (1..1600).map(|n| format!(", c{n} bool")).collect();
+    let pair = Pair::of(&format!("create table t (id int primary key{columns}); insert into t values (1)")).await;
+    let said = pair.refused(&[], "too_many_columns: the export ").await;
+    assert!(said.contains("has 1601 columns") && said.contains("`columns` of the dataset"), "{said}");
+    // A full export has no column of ours.
+    export(&pair.service, "full", "t", "a").await;
+    assert_eq!(pair.applied(&["--request", "none"]).await.len(), 1);
+    pair.require_equal("a full export").await;
+}

@@ -407,6 +407,35 @@ async fn a_lane_that_was_forgotten_goes_on_by_the_full_export_of_its_job() {
     assert_eq!(mirror.source.one::<i64>(fulls).await, 1, "the one of the job");
 }
 
+/// Two sources have the same tables, datasets and consumer.
+#[tokio::test]
+async fn two_sources_are_mirrored_into_schemas_of_one_database() {
+    let tables = ["t1", "t2"];
+    let first = Mirror::of(&tables).await;
+    let target = first.target.url();
+    let second = Mirror::of(&tables).await;
+    let apply = |mirror: &Mirror, more: &[&str]| {
+        let fixed = ["apply", "--to", &target, "--consumer", "a", "--server", &mirror.service.address];
+        far(&[&fixed, more].concat())
+    };
+    for round in 0..2 {
+        for (mirror, schema) in [(&first, "north"), (&second, "Süd.1")] {
+            mirror.change(&tables, &format!("{schema} {round}")).await;
+            silent(apply(mirror, &["--all-datasets", "--target-schema", schema]).output().await);
+            for table in tables {
+                let copy = rows(&first.target, &format!("\"{schema}\".{table}")).await;
+                assert_eq!(copy, rows(&mirror.source, &format!("sales.{table}")).await, "{schema} {table} {round}");
+            }
+        }
+    }
+    // One dataset goes on in its schema, and needs a name of one of both.
+    first.change(&["t1"], "alone").await;
+    silent(apply(&first, &["--dataset", "t1", "--target-schema", "north"]).output().await);
+    assert_eq!(rows(&first.target, "north.t1").await, rows(&first.source, "sales.t1").await);
+    ends(apply(&first, &["--dataset", "t1"]).output().await, 1, "or --target-schema its schema");
+    ends(apply(&first, &["--dataset", "t1", "--target-schema", "cdc_export"]).output().await, 1, "table_name: ");
+}
+
 #[tokio::test]
 async fn options_that_do_not_fit_several_datasets_are_refused() {
     let server = ["--consumer", "a", "--server", "http://127.0.0.1:1"];
@@ -423,6 +452,8 @@ async fn options_that_do_not_fit_several_datasets_are_refused() {
         (&pull, &["--dataset", "t1", "--exclude", "t2"], "cannot be used with"),
         (&pull, &["--exclude", "t2"], "--all-datasets"),
         (&apply_from, &["--dataset", "t1", "--adopt"], "cannot be used with"),
+        (&apply_from, &["--dataset", "t1", "--table", "a.b", "--target-schema", "c"], "cannot be used with"),
+        (&apply_from, &["--dataset", "t1", "--target-schema", ""], "a value is required"),
         (&pull, &["--adopt", "--every", "1s"], "cannot be used with"),
         (&pull, &["--all-datasets", "--jobs", "0"], "1..=16"),
         (&pull, &["--all-datasets", "--jobs", "17"], "1..=16"),

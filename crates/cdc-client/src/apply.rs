@@ -36,6 +36,8 @@ pub(crate) use transaction::{MemberExport, TransactionFailure, apply};
 pub struct TargetSettings {
     /// The target table. `None` means the name of the source table.
     pub table: Option<Table>,
+    /// The schema of the target tables. `None` means the schema of each source table.
+    pub schema: Option<String>,
     pub keeps_meta: bool,
     /// True if a full export of another database may replace the rows.
     pub adopts: bool,
@@ -163,8 +165,7 @@ impl Target {
     }
 
     async fn position_in(&self, tx: &mut PgConnection) -> Result<Option<TargetPosition>, Error> {
-        let table = self.settings.table.as_ref().map(position::target_name);
-        let found = position::read(tx, table.as_deref(), &self.consumer, &self.dataset).await?;
+        let found = position::read(tx, &self.settings, &self.consumer, &self.dataset).await?;
         if let Some(found) = &found {
             found.require_lane(&self.consumer, &self.dataset)?;
             table::require_own(tx, &found.table()?, Some(found)).await?;
@@ -177,13 +178,16 @@ impl Target {
             || Error::refused("table_name", "the manifest of the export names no table: use --table to name one");
         let table = match (self.settings.table.as_ref().or(self.lane_table.as_ref()), &manifest.export.table) {
             (Some(table), _) => table.clone(),
-            (None, Some(name)) => name.parse().map_err(|_| unnamed())?,
+            (None, Some(name)) => {
+                let source: Table = name.parse().map_err(|_| unnamed())?;
+                Table { schema: self.settings.schema.clone().or(source.schema), ..source }
+            }
             (None, None) => return Err(unnamed()),
         };
         let table = position::with_schema(table);
         if table.schema.as_deref().is_some_and(is_reserved) {
             let why =
-                format!("{table}: no table of this schema can be a target: use --table to name another one");
+                format!("{table}: no table of this schema can be a target: --table or --target-schema names another");
             return Err(Error::refused("table_name", why));
         }
         // Postgres would truncate a longer name, so that two names could mean the same table.

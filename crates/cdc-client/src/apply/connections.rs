@@ -1,5 +1,6 @@
 //! The connections to a target database.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -31,10 +32,10 @@ impl TargetConnections {
         TargetConnections { options, limit, idle: Mutex::default(), looking: tokio::sync::Mutex::default(), observer }
     }
 
-    /// Lists the datasets of a consumer that have tables in the database.
-    pub async fn datasets(&self, consumer: &ConsumerId) -> Result<Vec<String>, Error> {
+    /// Lists the datasets of a consumer that have tables in the database, in the schema if one is named.
+    pub async fn datasets(&self, consumer: &ConsumerId, schema: Option<&str>) -> Result<BTreeSet<String>, Error> {
         let found = self.transaction(async |mut tx| {
-            let found = position::datasets(&mut tx, consumer).await?;
+            let found = position::datasets(&mut tx, consumer, schema).await?;
             tx.commit().await.during(COMMIT)?;
             Ok(found)
         });

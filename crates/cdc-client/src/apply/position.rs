@@ -1,6 +1,6 @@
 //! Reads and writes the position of each target table: the table `cdc_apply.positions` in the target database.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
@@ -172,23 +172,34 @@ pub(super) async fn create_table(conn: &mut PgConnection) -> Result<(), Error> {
     run_unless_exists(conn, create.to_owned()).await.during("to make the table cdc_apply.positions")
 }
 
-/// Lists the datasets of a consumer that have tables. Needs a transaction.
-pub(super) async fn datasets(conn: &mut PgConnection, consumer: &ConsumerId) -> Result<Vec<String>, Error> {
+/// Returns true if a table is in the schema, or if no schema is named.
+fn is_in(schema: Option<&str>, target: &str) -> bool {
+    let of_table = |table: Table| table.schema.as_deref() == schema;
+    schema.is_none() || target.parse().is_ok_and(of_table)
+}
+
+/// Lists the datasets of a consumer that have tables, in the schema if one is named. Needs a transaction.
+pub(super) async fn datasets(
+    conn: &mut PgConnection,
+    consumer: &ConsumerId,
+    schema: Option<&str>,
+) -> Result<BTreeSet<String>, Error> {
     if !lock_table(conn, "access share").await? {
-        return Ok(Vec::new());
+        return Ok(BTreeSet::new());
     }
-    sqlx::query_scalar("-- apply.position.datasets\n select dataset from cdc_apply.positions where consumer = $1")
-        .bind(consumer.as_str())
-        .fetch_all(conn)
-        .await
-        .during(ACTION)
+    let found = sqlx::query_as(
+        "-- apply.position.datasets
+         select target, dataset from cdc_apply.positions where consumer = $1",
+    );
+    let found: Vec<(String, String)> = found.bind(consumer.as_str()).fetch_all(conn).await.during(ACTION)?;
+    Ok(found.into_iter().filter(|(target, _)| is_in(schema, target)).map(|(_, dataset)| dataset).collect())
 }
 
 /// Reads the position of a table, or that of the only table with exports of a lane. Returns an error if there are
 /// several. Needs a transaction.
 pub(super) async fn read(
     conn: &mut PgConnection,
-    target: Option<&str>,
+    TargetSettings { table, schema, .. }: &TargetSettings,
     consumer: &ConsumerId,
     dataset: &str,
 ) -> Result<Option<TargetPosition>, Error> {
@@ -200,10 +211,13 @@ pub(super) async fn read(
          select target, job, number, digest, consumer, dataset, source, oid, details from cdc_apply.positions
          where target = $1 or $1::text is null and consumer = $2 and dataset = $3",
     );
+    let target = table.as_ref().map(target_name);
     let found = found.bind(target).bind(consumer.as_str()).bind(dataset).fetch_all(conn).await;
     let mut positions: Vec<TargetPosition> = found.during(ACTION)?;
+    positions.retain(|found| is_in(schema.as_deref(), &found.target));
     if positions.len() > 1 {
-        return Err(Error::refused("table_name", "several tables have these exports: use --table to name one"));
+        let why = "several tables have these exports: --table names one, or --target-schema its schema";
+        return Err(Error::refused("table_name", why));
     }
     Ok(positions.pop())
 }

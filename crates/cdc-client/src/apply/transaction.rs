@@ -17,6 +17,9 @@ use failpoint::failpoint;
 use pg_session::failure::SqlFailure;
 use pg_session::table_name::Table;
 
+/// The most columns of a table, and so of the temporary one for the rows of an export.
+const MOST_COLUMNS: usize = 1600;
+
 /// An export, and the table that it is applied to.
 pub(crate) struct MemberExport<'m> {
     pub target: &'m Target,
@@ -165,6 +168,15 @@ async fn apply_in(
 async fn prepare<'m>(tx: &mut PgConnection, member: MemberExport<'m>, table: &Table) -> Result<Preparation<'m>, Error> {
     let MemberExport { target: Target { settings, consumer, dataset, read_digest, .. }, manifest, files } = member;
     let export = &manifest.export;
+    if export.columns.len() > MOST_COLUMNS {
+        let why = format!(
+            "the export {} has {} columns, with `operation` and those of `meta`, and a table of Postgres has at most \
+             {MOST_COLUMNS}: leave some out by `columns` of the dataset",
+            export.job.id(),
+            export.columns.len()
+        );
+        return Err(Error::refused("too_many_columns", why));
+    }
     if export.columns.is_empty() || export.key.is_empty() && export.export_type != "full" {
         let why = format!("the manifest of the export {} lists no columns or no key", export.job.id());
         return Err(Error::refused("changed", why));
