@@ -45,6 +45,23 @@ async fn no_line_has_a_value_that_a_filter_could_not_read() {
     assert!(!service.log().contains("PLANTED"), "{}", service.log());
 }
 
+/// A view may raise a warning for each row, and its text may quote a value.
+#[tokio::test]
+async fn no_line_has_a_warning_that_a_view_raises() {
+    let schema = "create table t (id int primary key);
+                  insert into t select generate_series(1, 300);
+                  create function warning(n int) returns int language plpgsql as
+                    'begin raise warning ''PLANTED %'', n; return n; end';
+                  create view v as select warning(id) as id from t";
+    let database = Database::empty_with(schema).await;
+    let catalog = Catalog::of("[[dataset]]\nname = \"v\"\ntable = \"v\"\ncapture = \"none\"\n");
+    let service = catalog.start(&database).service().await;
+    let job = ended(&service, "/exports/full", Some("a"), json!({ "dataset": "v" })).await;
+    assert_eq!((&job["status"], &job["rowsExported"]), (&json!("completed"), &json!(300)), "{job}");
+    let log = service.log();
+    assert!(!log.contains("PLANTED"), "{}", log.lines().find(|line| line.contains("PLANTED")).unwrap());
+}
+
 #[tokio::test]
 async fn each_event_says_whose_export_it_is_and_which_request_asked() {
     let (database, service) = serving_users(5).await;

@@ -33,8 +33,6 @@ impl Import {
         let silence = silence.as_millis();
         // A database in SQL_ASCII doesn't guarantee the encoding of its texts. Postgres sends them unchanged. The
         // encoder checks them, and its error names the column.
-        // A function of a view or a filter may raise warnings that quote a value, and the log would have them.
-        let no_warnings = if dataset.masks.rules.is_empty() { "" } else { "set local client_min_messages = error;" };
         // A merge join has its rows in the order of the key.
         let no_order = if schema.has_masked_key() { "set local enable_mergejoin = off;" } else { "" };
         let raw_texts = if encoding == "SQL_ASCII" { "set local client_encoding = 'SQL_ASCII';" } else { "" };
@@ -54,7 +52,6 @@ impl Import {
              set local tcp_user_timeout = {silence};
              set local idle_in_transaction_session_timeout = {silence};
              {raw_texts}
-             {no_warnings}
              {no_order}
              set local synchronize_seqscans = off;
              set local enable_tidscan = on;

@@ -35,6 +35,8 @@ const TARGET_SEARCH_PATH: &str = "pg_catalog, pg_temp";
 ///   function of another user.
 /// - JIT compilation is off. It takes longer than our statements themselves, by seconds if the planner settings make a
 ///   statement look expensive.
+/// - The server sends no warnings, which the driver would log. A function of a view or a filter may raise one for each
+///   row, and may quote a value. The server's own log has them.
 /// - The server detects a dead peer of an idle connection within a minute. The default of the system is hours.
 pub const SET_UP: &str = "set statement_timeout = 0; set idle_in_transaction_session_timeout = 0;
    select pg_catalog.set_config('cdc_export.role_path', pg_catalog.current_setting('search_path'), false)
@@ -50,7 +52,7 @@ pub const SET_UP: &str = "set statement_timeout = 0; set idle_in_transaction_ses
    set standard_conforming_strings = on; set timezone = 'UTC'; set transform_null_equals = off;
    set xmlbinary = 'base64'; set xmloption = 'content';
    set row_security = off;
-   set jit = off;
+   set jit = off; set client_min_messages = error;
    set default_transaction_isolation = 'read committed'; set default_transaction_read_only = off;
    set tcp_keepalives_idle = 30; set tcp_keepalives_interval = 10; set tcp_keepalives_count = 3;";
 
