@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A disk that fills up, is mounted read-only and goes away under a running service, as a small tmpfs in a mount namespace of this
-# script's own. Needs root, or a kernel that gives ordinary users namespaces. `cargo build --release` comes first; BINARY names another build.
+# script's own. Then a full disk under its Postgres. Needs root, or a kernel that gives ordinary users namespaces. `cargo build --release` comes first; BINARY names another build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,7 +13,7 @@ fi
 BINARY=${BINARY:-$PWD/target/release/cdc-export}
 . tests/service.sh
 mkdir "$work/output"
-trap '[[ -z $service ]] || kill "$service"; wait; umount --lazy "$work/output" 2>/dev/null || true; rm -rf "$work"' EXIT
+trap '[[ -z $service ]] || kill "$service"; wait; umount --lazy "$work/output" "$work/small" 2>/dev/null || true; rm -rf "$work"' EXIT
 
 ask() { curl -sS -m 70 "$@"; }
 # Submits an export and waits for its end: its status and error code.
@@ -58,3 +58,17 @@ umount --lazy "$work/output"
 expect 'no disk' "$(ready 503)" 503
 expect 'an export to none' "$(ask -X POST -H 'X-Consumer-ID: big' "$api/exports/full" | member code)" output_missing
 expect 'the service lives' "$(ask -o /dev/null -w '%{http_code}' "$api/health")" 200
+
+kill "$service"
+wait "$service" || true
+mkdir "$work/small" "$work/output/again"
+mount -t tmpfs -o size=300m,mode=755 none "$work/small"
+start_service DATA_DIR="$work/small" OUTPUT_DIR="$work/output/again"
+untrack() { (cd "$work" && "${settings[@]}" "$binary" untrack --all 2>&1); }
+dd if=/dev/zero of="$work/small/somebody's" bs=8k status=none 2>/dev/null || true
+said=$(untrack) && die "untrack has noted something on a full disk: $said"
+[[ $said == *'public.users` is no longer captured: its triggers are gone'*'No space left on device' ]] || die "$said"
+printf 'ok: untrack on a full disk: the triggers are gone\n'
+rm "$work/small/somebody's"
+said=$(untrack) || die "$said"
+printf 'ok: untrack with room again: it is noted\n'

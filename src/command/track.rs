@@ -167,7 +167,7 @@ async fn untrack_all(database: &Database) -> anyhow::Result<()> {
         }
     }
     if !is_any {
-        outln!("No table was tracked: nothing has changed.")?;
+        outln!("No table has triggers of `cdc-export track`.")?;
     }
     anyhow::ensure!(failed.is_empty(), "{}", failed.join("\n"));
     Ok(())

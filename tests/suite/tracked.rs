@@ -5,6 +5,8 @@ use serde_json::{Value, json};
 use crate::catalog::{Catalog, ended, export, post, submit};
 use crate::harness::{Database, Service, ends, needs_full, serving_users, silent, until};
 use crate::rights::role_apart;
+use cdc_capture::capture::Triggers;
+use cdc_dataset::Dataset;
 
 /// Two tables, of which one is tracked in no test of its own accord.
 async fn tables() -> (Database, Catalog) {
@@ -300,7 +302,41 @@ async fn untrack_all_names_a_table_that_it_can_not_lock_and_goes_on() {
       + (select count(*) from pg_proc where pronamespace = 'cdc_export'::regnamespace and proname like 'capture\\_%')";
     assert_eq!(database.one::<i64>(left).await, 0);
     let (_, printed, _) = catalog.command(&database, &["untrack", "--all"]).await;
-    assert_eq!(printed, "No table was tracked: nothing has changed.\n");
+    assert_eq!(printed, "No table has triggers of `cdc-export track`.\n");
+}
+
+/// A disk without a free block refuses each row that needs a new block in one of the service's tables.
+const FULL_DISK: &str = "
+  create function public.full_disk() returns trigger language plpgsql as
+    $$ begin raise exception 'could not extend file: No space left on device' using errcode = '53100'; end $$;
+  create trigger full_disk before insert or update or delete on cdc_export.tracked
+    execute function public.full_disk();
+  create trigger full_disk before insert on cdc_export.untracked execute function public.full_disk()";
+
+#[tokio::test]
+async fn untrack_takes_the_triggers_away_on_a_full_disk_and_says_what_it_could_not_note() {
+    let (database, catalog) = tables().await;
+    ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
+    database.run(FULL_DISK).await;
+    let gone = "its triggers are gone, so writes need no room in the change log any more";
+    let (_, said) = ends(catalog.command(&database, &["untrack", "orders"]).await, 1, gone);
+    for part in ["`track = true`", "run this command again", "No space left on device"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    ends(catalog.command(&database, &["untrack", "--all"]).await, 1, gone);
+    let triggers = "select count(*) from pg_trigger where tgname like 'cdc\\_export%'";
+    assert_eq!(database.one::<i64>(triggers).await, 0);
+    // No process puts the triggers back, also between the two transactions of the command.
+    let datasets = ["orders", "stock"].map(|name| Dataset { table: name.parse().unwrap(), ..Dataset::users() });
+    let trackable = async || Triggers(&database.pool).trackable(&datasets.each_ref()).await.unwrap().len();
+    assert_eq!(trackable().await, 0);
+
+    database.run("drop function public.full_disk cascade").await;
+    ends(catalog.command(&database, &["untrack", "--all"]).await, 0, "");
+    let noted = "select array_agg(table_name order by table_name) from cdc_export.untracked";
+    assert_eq!(database.one::<Vec<String>>(noted).await, ["orders", "stock"]);
+    assert_eq!(database.one::<i64>("select count(*) from cdc_export.tracked").await, 0);
+    assert_eq!(trackable().await, 0);
 }
 
 /// Every object of the database, and every right and role that the service may have made.

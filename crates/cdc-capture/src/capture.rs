@@ -55,6 +55,17 @@ pub enum Error {
         "the database role `{0}` may not make the functions of the triggers: run GRANT CREATE ON SCHEMA cdc_export TO {0}"
     )]
     NoCreate(String),
+    /// The second transaction of `untrack` failed.
+    #[error(
+        "`{table}` is no longer captured: its triggers are gone, so writes need no room in the change log any more. That could not be noted, \
+         so a `[[tables]]` block with `track = true` may put them back: run this command again when the cause is mended, or take \
+         `track = true` out of the file until then"
+    )]
+    NotNoted {
+        table: String,
+        #[source]
+        cause: sqlx::Error,
+    },
     #[error("the database role may not put triggers on `{table}`")]
     Denied {
         table: String,

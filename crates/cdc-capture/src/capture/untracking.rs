@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sqlx::{PgConnection, PgPool};
 
-use crate::capture::tracking::{locate, lock, remove};
+use crate::capture::tracking::{TableState, locate, lock, remove};
 use crate::capture::waiting::{Queue, Wait};
 use crate::capture::{Error, Triggers, functions};
 use crate::rights::{self, TableAccess};
@@ -44,8 +44,8 @@ impl Triggers<'_> {
         untrack_each(self.0, [table]).await.pop().expect("a table has a result")
     }
 
-    /// Removes the triggers from all tables that have any. Returns these tables, each with the error if its triggers
-    /// could not be removed. Each table has a transaction of its own.
+    /// Removes the triggers from all tables that have any. Returns these tables, each with the error of the failed step.
+    /// Each table has transactions of its own. Then notes the tables whose triggers were removed before.
     pub async fn untrack_all(&self) -> Result<Vec<(Table, Result<(), Error>)>, Error> {
         let pool = self.0;
         let tables: Vec<(String, String)> =
@@ -54,26 +54,14 @@ impl Triggers<'_> {
         let untracked = untrack_each(pool, &tables).await;
         let done: Vec<_> = tables.into_iter().zip(untracked.into_iter().map(|it| it.map(drop))).collect();
         if done.iter().all(|(_, untracked)| untracked.is_ok()) {
-            // The list also has tables that were dropped or renamed. Somebody may have tracked a table meanwhile.
-            sqlx::query(
-                "-- source.capture.unlist
-                 delete from cdc_export.tracked l where (l.schema_name, l.table_name) not in (
-                   select n.nspname::text, t.relname::text
-                   from pg_trigger x
-                   join pg_proc p on p.oid = x.tgfoid
-                   join pg_class t on t.oid = x.tgrelid
-                   join pg_namespace n on n.oid = t.relnamespace
-                   where p.pronamespace = to_regnamespace('cdc_export'))",
-            )
-            .execute(pool)
-            .await?;
+            sqlx::query(include_str!("untracking/unlist.sql")).execute(pool).await?;
             functions::remove_unused(&mut *pool.acquire().await?, None).await?;
         }
         Ok(done)
     }
 }
 
-/// Removes the triggers from these tables, and tries again while some are busy. Returns the results in the tables'
+/// Removes the triggers from these tables, and notes that. Tries again while some are busy. Returns the results in the tables'
 /// order.
 async fn untrack_each<'t>(pool: &PgPool, tables: impl IntoIterator<Item = &'t Table>) -> Vec<Result<bool, Error>> {
     let mut queue = Queue::of(tables.into_iter().enumerate());
@@ -94,18 +82,23 @@ async fn try_untrack(pool: &PgPool, table: &Table, wait: &mut Wait) -> Result<bo
     state.require_owner(table)?;
     let state = lock(&mut tx, table, &state, None, wait).await?;
     let is_any = remove(&mut tx, table, &state, None).await?;
-    sqlx::query(
+    // Writes to no table of the service, so that it succeeds on a disk without a free block.
+    tx.commit().await?;
+    // The row of `tracked` keeps every process from putting the triggers back before this.
+    match note(pool, &state).await {
+        Ok(()) => Ok(is_any),
+        Err(cause) => Err(Error::NotNoted { table: table.to_string(), cause }),
+    }
+}
+
+/// Notes that somebody has removed the capture of a table, so that no process tracks it by itself.
+async fn note(pool: &PgPool, state: &TableState) -> Result<(), sqlx::Error> {
+    let noted = sqlx::query(
         "-- source.capture.untrack
          with unlisted as (delete from cdc_export.tracked where schema_name = $1 and table_name = $2)
          insert into cdc_export.untracked (schema_name, table_name) values ($1, $2) on conflict do nothing",
-    )
-    .bind(&state.schema_name)
-    .bind(&state.table_name)
-    .execute(&mut *tx)
-    .await
-    .map_err(|cause| Error::of_table(table, cause))?;
-    tx.commit().await?;
-    Ok(is_any)
+    );
+    noted.bind(&state.schema_name).bind(&state.table_name).execute(pool).await.map(drop)
 }
 
 /// Returns the tables whose changes are logged although no dataset needs them, and which no pattern matches. `left_out`
