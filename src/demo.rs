@@ -19,6 +19,7 @@ use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres, Transaction};
 
 use crate::demo::people::{Person, person};
 use crate::store::{self, Store};
+use pg_session::wait;
 
 /// The number of bytes after which rows are sent.
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -163,7 +164,8 @@ async fn lock(connection: &mut PgConnection, users: &str) -> Result<(), sqlx::Er
          set local lock_timeout = 0; set local statement_timeout = 0;
          lock table {users} in share row exclusive mode"
     );
-    sqlx::raw_sql(AssertSqlSafe(lock)).execute(connection).await.map(drop)
+    let wait = format!("another process fills {users}, or a session has locked it: let it go on, or end its session");
+    wait::named(&wait, sqlx::raw_sql(AssertSqlSafe(lock)).execute(connection)).await.map(drop)
 }
 
 /// Inserts the users with these numbers, without ids. The sequence assigns the ids, so that later inserts don't

@@ -28,6 +28,7 @@ use crate::telemetry::log_throttle::LogThrottle;
 use pg_session::failure::SqlFailure;
 use pg_session::pool::{has_no_transaction, require_answer};
 use pg_session::session_name;
+use pg_session::wait;
 
 /// The oldest supported version of Postgres. The service needs `pg_current_snapshot` and xid8.
 const OLDEST: i32 = 130_000;
@@ -263,7 +264,7 @@ async fn connect(database: &Database) -> Result<PgConnection, Error> {
             return Err(Error::Unreachable(unreachable(&error)));
         }
         if let Some(times) = throttle.should_log("starting".to_owned()) {
-            tracing::info!(event = "postgres_starting", times, "waiting for Postgres to accept connections");
+            tracing::info!(target: wait::TARGET, event = "postgres_starting", times, "waiting for Postgres to accept connections");
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }

@@ -12,6 +12,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, filter::Targets, fmt};
 
+use pg_session::wait;
+
 /// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -38,7 +40,7 @@ pub struct Settings {
 pub const KEYS: &str = "cdc_export::keys";
 
 /// Starts logging. An event is logged if it is at least as severe as `least` and as the level in the settings.
-/// [`KEYS`] events need only the latter. The events of `audit` are always logged.
+/// [`KEYS`] events and those about waits need only the latter. The events of `audit` are always logged.
 ///
 /// Must be called once per process.
 pub fn start(settings: &Settings, least: LevelFilter) {
@@ -48,6 +50,7 @@ pub fn start(settings: &Settings, least: LevelFilter) {
     let targets = Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("cdc_", level);
     let targets = targets
         .with_target(KEYS, settings.level)
+        .with_target(wait::TARGET, settings.level)
         .with_target("private_postgres", level)
         .with_target("failpoint", level);
     let targets = targets.with_target("cdc_export::audit", LevelFilter::INFO);

@@ -12,6 +12,7 @@ use crate::postgres::{self, Database, RequiredGrants};
 use anyhow::{Context, bail};
 use cdc_capture::capture::Triggers;
 use failpoint::failpoint;
+use pg_session::wait;
 use private_postgres::Location;
 
 use crate::command::BadUsage;
@@ -194,6 +195,7 @@ pub(super) async fn join_or_start(settings: &private_postgres::Settings) -> anyh
 /// Starts the private server. Fails if another process already runs it.
 pub(super) async fn start(settings: &private_postgres::Settings) -> Result<DatabaseHandle, private_postgres::Error> {
     let settings = private_postgres::Settings { ignores_installed: ignores_installed(), ..settings.clone() };
-    let server = private_postgres::Server::start(&settings).await?;
+    let wait = "the private Postgres is not ready yet: postgres.log in DATA_DIR says what it does, such as a recovery";
+    let server = wait::named(wait, private_postgres::Server::start(&settings)).await?;
     Ok(DatabaseHandle { database: Database::private(server.socket_folder()), server: Some(server) })
 }

@@ -16,6 +16,7 @@ use crate::worker::{self, Stops, Worker};
 use cdc_capture::Source;
 use cdc_destination::{self, Destination, Limited, Prepared};
 use pg_session::pool::Pool;
+use pg_session::wait;
 
 /// Returns the number of connections that `workers` concurrent exports may open.
 ///
@@ -90,7 +91,8 @@ impl PreparedOutput {
             if error.may_pass() { anyhow!("{wrong}") } else { wrong.into() }
         };
         let destination = config.output.destination().map_err(wrong)?;
-        let prepared = destination.prepare().await.map_err(wrong)?;
+        let wait = format!("{} does not answer: look at its disk, its mount or the network", config.output);
+        let prepared = wait::named(&wait, destination.prepare()).await.map_err(wrong)?;
         Ok(PreparedOutput { destination, prepared })
     }
 

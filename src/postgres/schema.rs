@@ -14,6 +14,7 @@ use crate::postgres::preview::begin;
 use crate::postgres::search_path::{SearchPath, TablesSchema};
 use crate::postgres::{Database, Error, OLDEST, connect, pooler};
 use pg_session::failure::SqlFailure;
+use pg_session::wait;
 
 static OF_SERVICE: Migrator = sqlx_macros::migrate!("./migrations");
 
@@ -26,6 +27,9 @@ static MIGRATIONS: LazyLock<Vec<Migration>> = LazyLock::new(|| {
 
 /// The maximum number of attempts of a migration while its tables are locked, with a pause of one second in between.
 const MIGRATION_TRIES: u32 = 120;
+
+const LOCKED: &str = "the service's tables are locked, and the migration tries again for some minutes: let the sessions end their \
+    transactions, or end them: select * from pg_locks where relation::regclass::text like 'cdc_export.%'";
 
 /// Checks the server, and that the schema has this version or a later one. Changes nothing.
 pub async fn require_migrated(database: &Database) -> Result<(), Error> {
@@ -136,23 +140,23 @@ pub async fn migrate(database: &Database, catalog: &Catalog, required: RequiredG
     let mut migrator = Migrator::with_migrations(migrations(&schema, makes_users));
     migrator.set_locking(false);
     migrator.dangerous_set_table_name("cdc_export.migrations");
+    wait::named(LOCKED, run(&migrator, &schema, &mut conn)).await?;
+    Ok(conn.close().await?)
+}
+
+/// Runs the migrations, and tries again while tables are locked.
+async fn run(migrator: &Migrator, schema: &TablesSchema, conn: &mut PgConnection) -> Result<(), MigrateError> {
     for left in (0..MIGRATION_TRIES).rev() {
-        let migrated = match migrator.run(&mut conn).await {
-            Ok(()) => schema.renew_view(&mut conn).await.map_err(MigrateError::Execute),
+        let migrated = match migrator.run(&mut *conn).await {
+            Ok(()) => schema.renew_view(conn).await.map_err(MigrateError::Execute),
             Err(error) => Err(error),
         };
         match migrated {
-            Err(error) if left > 0 && is_busy(&error) => {
-                tracing::info!(event = "migration_waits", "tables are locked, trying again");
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
-            done => {
-                done?;
-                break;
-            }
+            Err(error) if left > 0 && is_busy(&error) => tokio::time::sleep(Duration::from_secs(1)).await,
+            done => return done,
         }
     }
-    Ok(conn.close().await?)
+    Ok(())
 }
 
 /// Waits until no other process migrates.
@@ -178,7 +182,12 @@ async fn lock(conn: &mut PgConnection) -> Result<(), Error> {
             return Ok(());
         }
         if logged_at.is_none_or(|logged_at| logged_at.elapsed() > Duration::from_secs(10)) {
-            tracing::warn!(event = "migration_waits", holder, "another session holds the lock of the migrations");
+            tracing::warn!(
+                target: wait::TARGET,
+                event = "migration_waits",
+                holder,
+                "another session holds the lock of the migrations: let it finish, or end it"
+            );
             logged_at = Some(Instant::now());
         }
         tokio::time::sleep(Duration::from_millis(100)).await;

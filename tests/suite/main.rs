@@ -115,5 +115,6 @@ mod types;
 mod verify;
 mod versions;
 mod waiting;
+mod waits;
 mod webhooks;
 mod writers;

@@ -15,6 +15,7 @@ use sqlx::{PgConnection, PgPool};
 use cdc_dataset::Faults;
 use pg_session::failure::SqlFailure;
 use pg_session::table_name::Table;
+use pg_session::wait;
 
 pub use functions::Removals;
 pub use tracking::Tracked;
@@ -104,6 +105,9 @@ impl Error {
     }
 }
 
+const OTHER_PROCESS: &str = "another process that starts, or runs `track` or `migrate`, keeps the row of cdc_export.locks: let it go on, \
+    or end its session: select * from pg_locks where relation = 'cdc_export.locks'::regclass";
+
 /// Lets one process at a time install triggers: of replicas that start at once, one installs them, and the others find
 /// them installed.
 async fn one_at_a_time(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
@@ -112,5 +116,5 @@ async fn one_at_a_time(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
          set local statement_timeout = 0; set local lock_timeout = 0;
          select from cdc_export.locks where name = 'track' for update",
     );
-    lock.execute(conn).await.map(drop)
+    wait::named(OTHER_PROCESS, lock.execute(conn)).await.map(drop)
 }

@@ -5,6 +5,7 @@ pub mod pool;
 pub mod session_name;
 pub mod statement;
 pub mod table_name;
+pub mod wait;
 
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection};

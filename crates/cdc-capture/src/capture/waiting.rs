@@ -14,6 +14,7 @@ use crate::quote;
 use failpoint::failpoint;
 use pg_session::failure::SqlFailure;
 use pg_session::table_name::Table;
+use pg_session::wait;
 
 /// The time for which a command tries again to lock its tables, from the first busy one on.
 const TOTAL: Duration = Duration::from_mins(1);
@@ -26,8 +27,9 @@ const NAMED: usize = 3;
 /// The tables that a command has yet to change.
 pub struct Queue<T> {
     turns: Vec<NextTry<T>>,
-    /// The time of the last tries. `None` until a table is busy.
-    end: Option<Instant>,
+    /// The time when a table was first found busy.
+    busy_since: Option<Instant>,
+    is_logged: bool,
 }
 
 pub(super) struct NextTry<T> {
@@ -39,7 +41,7 @@ pub(super) struct NextTry<T> {
 impl<T> Queue<T> {
     pub fn of(items: impl IntoIterator<Item = T>) -> Queue<T> {
         let turn = |item| NextTry { item, wait: Wait::default(), due: Instant::now() };
-        Queue { turns: items.into_iter().map(turn).collect(), end: None }
+        Queue { turns: items.into_iter().map(turn).collect(), busy_since: None, is_logged: false }
     }
 
     /// Waits until a table is due, and returns it. Busy tables that are due precede those that were never tried.
@@ -57,9 +59,22 @@ impl<T> Queue<T> {
             Err(Error::Busy { table, .. }) => (table, Instant::now()),
             done => return Some((turn.item, done)),
         };
-        let end = *self.end.get_or_insert_with(|| now + failpoint::time("capture.wait", TOTAL));
+        let since = *self.busy_since.get_or_insert(now);
+        let end = since + failpoint::time("capture.wait", TOTAL);
         if now >= end {
             return Some((turn.item, Err(Error::Busy { table, holders: turn.wait.names() })));
+        }
+        if now - since >= failpoint::time("wait.unlogged", wait::UNLOGGED) && !self.is_logged {
+            self.is_logged = true;
+            let (holders, busy) = (turn.wait.names(), self.turns.len() + 1);
+            tracing::warn!(
+                target: wait::TARGET,
+                event = "table_busy",
+                table,
+                holders,
+                tables = busy,
+                "sessions keep the table from being locked: let them end their transactions within a minute, or end the sessions"
+            );
         }
         turn.due = end.min(now + turn.wait.limit() * PAUSES);
         self.turns.insert(0, turn);
