@@ -33,6 +33,8 @@ pg_rows::words! {
         NotTracked = "not_tracked",
         /// Only a full export can go on.
         NeedsFull = "needs_full",
+        /// The files of a committed export have no names after a minute. The lane's later exports wait.
+        NotPublished = "not_published",
         /// The last export failed, or the next one will, of whatever type it is.
         Failing = "failing",
     }
@@ -60,6 +62,8 @@ pub struct LaneHistory {
     /// The time when the first of these failed.
     pub failing_since: Option<DateTime<Utc>>,
     pub completed_at: Option<DateTime<Utc>>,
+    /// True if the files of a committed export have no names after a minute.
+    pub is_unpublished: bool,
     /// The median of the times between the last completed exports.
     pub usual_interval: Option<Duration>,
 }
@@ -90,6 +94,7 @@ impl LaneFacts {
         match (self.table, self.continuity) {
             (Readiness::NotTracked, _) => return Some(LaneState::NotTracked),
             (Readiness::Unfit, _) => return Some(LaneState::Failing),
+            _ if self.history.is_unpublished => return Some(LaneState::NotPublished),
             (_, Some(why)) if !why.allows(next) => return Some(LaneState::NeedsFull),
             _ if self.history.failures > 0 => return Some(LaneState::Failing),
             _ if is_new => return Some(LaneState::New),

@@ -166,6 +166,8 @@ pg_rows::words! {
         /// The file was removed after the commit and before it was published. The watermark has moved, so the consumer
         /// needs a full export.
         FileLost = "file_lost",
+        /// The export was committed over a minute ago, and its files have no names yet. The job is still open.
+        NotPublished = "not_published",
         /// Somebody changed the consumer's watermark during each attempt.
         WatermarkChanged = "watermark_changed",
         /// The export of a dataset ended the job that the caller may not see.
@@ -175,6 +177,14 @@ pg_rows::words! {
         /// The service has a defect. Its log has the cause.
         Internal = "internal",
     }
+}
+
+/// Returns the detail of [`FailureCode::NotPublished`], with the remedy.
+pub fn not_published(job: JobId) -> String {
+    format!(
+        "the export is committed, and its files have no names yet: bring their folder or bucket back, writable; if it is gone for good, \
+         DELETE /exports/{job} with the scope admin gives the job up, and its consumer needs a full export"
+    )
 }
 
 /// The bounds of `max_file_bytes`. The lower bound limits the number of files; the upper bound is the largest object

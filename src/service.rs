@@ -247,10 +247,7 @@ pub struct Health {
     pub output: Result<(), Arc<Error>>,
     /// The time for which this process could claim no job, if that is a minute or more.
     pub claims_fail: Option<Duration>,
-    /// The number of other processes for which that is so.
-    pub failing_processes: i64,
-    /// True if no process looks for jobs: none is there, or each has hung for a minute.
-    pub is_nobody_there: bool,
+    pub others: OtherProcesses,
     pub is_draining: bool,
     /// The state of the datasets' tables. A dataset that is not ready does not affect exports of other datasets. `None`
     /// if no read has succeeded in the last minute.
@@ -538,12 +535,11 @@ impl Service {
     pub async fn health(&self) -> Health {
         let datasets = tokio::time::timeout(call_timeout(), self.datasets(DATASETS_CACHE_TIME));
         let (postgres, output, datasets) = tokio::join!(self.processes(), self.require_room(), datasets);
-        let OtherProcesses { failing: failing_processes, are_none: is_nobody_there } =
-            postgres.as_ref().copied().unwrap_or_default();
+        let others = postgres.as_ref().copied().unwrap_or_default();
         let (postgres, claims_fail) = (postgres.map(drop), self.store.claims_fail());
         let is_draining = self.is_draining();
         let tables = datasets.ok().and_then(Result::ok);
         let stale_catalog = self.current.stale();
-        Health { postgres, output, claims_fail, failing_processes, is_nobody_there, is_draining, tables, stale_catalog }
+        Health { postgres, output, claims_fail, others, is_draining, tables, stale_catalog }
     }
 }

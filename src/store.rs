@@ -65,6 +65,8 @@ pub struct OtherProcesses {
     pub failing: i64,
     /// True if none looks for jobs: none is there, or each has hung for a minute.
     pub are_none: bool,
+    /// True if the files of a committed export have no names after a minute.
+    pub have_unpublished: bool,
 }
 
 /// The pause between two checks that the listener's connection still works.
@@ -248,12 +250,16 @@ impl Store {
         self.ping().await?;
         let statement = with_pieces(include_str!("store/other_processes.sql"), &[SESSIONS]);
         let statement = sqlx::query_as(AssertSqlSafe(statement)).bind(session_name::of_failing());
-        let (failing, are_none, awaits_standby): (i64, bool, bool) =
+        let (failing, are_none, have_unpublished, awaits_standby): (i64, bool, bool, bool) =
             self.with(async |conn| statement.fetch_one(conn).await).await?;
         // A process that has just started may not have looked yet.
         let limit = failpoint::time("store.claims_fail", CLAIMS_FAIL_AFTER);
         let are_none = are_none && self.begun.elapsed() >= limit;
-        if awaits_standby { Err(Error::StandbyMissing) } else { Ok(OtherProcesses { failing, are_none }) }
+        if awaits_standby {
+            Err(Error::StandbyMissing)
+        } else {
+            Ok(OtherProcesses { failing, are_none, have_unpublished })
+        }
     }
 
     /// Runs `call` with a connection of the pool, as soon as the share of the caller's key allows it.

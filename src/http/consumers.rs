@@ -52,9 +52,9 @@ pub(crate) struct ConsumerBody {
     /// The time when the table was read. It is older than the answer if reading takes long
     #[schema(format = DateTime)]
     as_of: String,
-    /// `fresh`, `behind`, `failing`, `needs_full`, `not_tracked`, `not_loaded`, `new`, or `gone` if there is no such
-    /// dataset any more; null if it cannot be told now
-    #[schema(required, pattern = "^(fresh|new|gone|not_loaded|behind|not_tracked|needs_full|failing)$")]
+    /// `fresh`, `behind`, `failing`, `not_published`, `needs_full`, `not_tracked`, `not_loaded`, `new`, or `gone` if
+    /// there is no such dataset any more; null if it cannot be told now
+    #[schema(required, pattern = "^(fresh|new|gone|not_loaded|behind|not_tracked|needs_full|not_published|failing)$")]
     state: Option<&'static str>,
     /// The age in seconds of the oldest committed change that no export has; 0 if there is none, null if there
     /// was no export or it is unknown
@@ -122,7 +122,7 @@ pub(crate) struct SummaryBody {
     /// The consumer's id
     consumer_id: String,
     /// The most urgent state among its datasets; null if one is unknown and no other state is urgent
-    #[schema(required, pattern = "^(fresh|new|gone|not_loaded|behind|not_tracked|needs_full|failing)$")]
+    #[schema(required, pattern = "^(fresh|new|gone|not_loaded|behind|not_tracked|needs_full|not_published|failing)$")]
     state: Option<&'static str>,
     /// The number of its datasets
     datasets: u64,

@@ -220,16 +220,16 @@ fn read_number(cursor: &str) -> Option<u64> {
     digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?
 }
 
-/// Remove an export's file
+/// Remove the files of a job
 ///
-/// The export is kept. With a key of scope `admin`, the call can also give up an export that is committed but whose
-/// file has not been published for a while. Then the export fails with `file_lost`, and its consumer needs a full
-/// export.
+/// The job is kept. Without `dataset`, the call is for all exports of the job. With a key of scope `admin`, the call can
+/// also give up exports that are committed but whose files have not been published for a while. They fail with
+/// `file_lost`, and their consumer needs a full export. The files of the job's published exports stay then.
 #[utoipa::path(
     delete, path = "/exports/{jobId}", operation_id = "deleteExportFile", tag = "exports",
-    params(PathExport), responses((status = 204, description = "The export no longer has a file.")),
+    params(PathExport), responses((status = 204, description = "The files are removed, or the exports are given up.")),
     extensions(("x-codes" = json!([
-        Code::SeveralDatasets, Code::StillOpen, Code::FileOfOtherDatabase, Code::FileOnOtherHost, Code::OutputMissing,
+        Code::StillOpen, Code::FileOfOtherDatabase, Code::FileOnOtherHost, Code::OutputMissing,
         Code::OutputFailed, Code::StorageFull, Code::StorageReadonly,
     ]))),
 )]
@@ -238,7 +238,7 @@ pub(crate) async fn delete(
     caller: Caller,
     PathExport { job, dataset }: PathExport,
 ) -> Result<StatusCode, Problem> {
-    match service.remove_file(job, dataset.as_deref()).await {
+    match service.remove_files(job, dataset.as_deref()).await {
         Err(service::Error::Open(_)) if caller.is_admin() => service.give_up(job, dataset.as_deref()).await?,
         removed => removed?,
     }

@@ -78,7 +78,8 @@ pub(crate) async fn live() -> HealthAnswer {
 ///
 /// Checks Postgres, the output folder or bucket, and the free space on a folder's disk. `datasets` lists the datasets
 /// that are not ready, with the reasons, as `/datasets` does; if calls need keys, only their number. They do not change
-/// the status, because exports of other datasets can start. `workers` is listed if a process could claim no job for a
+/// the status, because exports of other datasets can start. Nor does `publishing`, which is listed if the files of
+/// committed exports have no names after a minute. `workers` is listed if a process could claim no job for a
 /// minute, which alone has the status 503 then, or if no process looks for jobs.
 #[utoipa::path(get, path = "/health/ready", operation_id = "getReadiness", tag = "service", responses(HealthAnswer))]
 pub(crate) async fn ready(Extension(access): Extension<Access>, headers: HeaderMap, service: Service) -> HealthAnswer {
@@ -103,13 +104,18 @@ pub(crate) async fn ready(Extension(access): Extension<Access>, headers: HeaderM
     let mut answer = answer(checks.into_iter().chain(stops).chain(workers));
     let (HealthAnswer::Healthy(body) | HealthAnswer::Unhealthy(body)) = &mut answer;
     body.checks.insert("datasets", datasets);
-    let others = if health.failing_processes > 0 {
+    let others = if health.others.failing > 0 {
         Some("another process can claim no job: `claim_failed` in its log says why")
     } else {
-        health.is_nobody_there.then_some("no process looks for jobs: none runs, or each hangs")
+        health.others.are_none.then_some("no process looks for jobs: none runs, or each hangs")
     };
     if let Some(others) = others {
         body.checks.entry("workers").or_insert_with(|| others.to_owned());
+    }
+    if health.others.have_unpublished {
+        let why = "files of committed exports have no names after a minute: the jobs of GET \
+                   /exports?status=processing name the remedy";
+        body.checks.insert("publishing", why.to_owned());
     }
     if let Some(why) = health.stale_catalog {
         let why = if are_named { &*why } else { "the log says why" };

@@ -7,6 +7,7 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use crate::file::FileRecord;
+use crate::job::not_published;
 use crate::maintenance::{Error, Maintenance};
 use crate::publisher::{self, Publication, Publisher};
 use crate::store::files::LOST_AFTER;
@@ -74,15 +75,20 @@ impl Publish {
         }
     }
 
-    /// Returns the unpublished exports of each lane, in their order.
+    /// Returns the unpublished exports of each lane, in their order. Logs those that wait at another destination.
     async fn unpublished(&mut self) -> Result<HashMap<LaneKey, Vec<FileRecord>>, Error> {
         let Maintenance { store, destination, .. } = &self.maintenance;
-        let unpublished = store.unpublished(destination.id().await?).await?;
+        let here = destination.id().await?;
+        let unpublished = store.unpublished(here).await?;
         let is_of = |files: &ExportFiles, (job, dataset): &ExportKey| files.job == *job && files.dataset == *dataset;
         self.missing.retain(|key, _| unpublished.iter().any(|record| is_of(&record.files, key)));
         let mut lanes = HashMap::<_, Vec<_>>::new();
         for record in unpublished {
-            let ExportFiles { job, consumer, dataset, .. } = &record.files;
+            let ExportFiles { job, consumer, dataset, parts, .. } = &record.files;
+            if record.is_own && parts.iter().any(|part| part.staged.destination != here) {
+                self.end(((*job, dataset.clone()), Err(cdc_destination::Error::Elsewhere.into()))).await;
+                continue;
+            }
             let lane = consumer.clone().map(|consumer| (consumer, dataset.clone())).ok_or(*job);
             lanes.entry(lane).or_default().push(record);
         }
@@ -112,9 +118,11 @@ impl Publish {
         };
         if let Err(error) = outcome
             && let (job, dataset) = key
-            && let Some(times) = self.throttle.should_log(format!("{job} {dataset} {}", chain(&error)))
+            && let error = chain(&error)
+            && let Some(times) = self.throttle.should_log(format!("{job} {error}"))
         {
-            tracing::error!(event = "publish_failed", jobId = %job, dataset, error = chain(&error), times);
+            let remedy = not_published(job);
+            tracing::error!(event = "publish_failed", jobId = %job, dataset, error, times, "{remedy}");
         }
     }
 }

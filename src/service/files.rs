@@ -7,7 +7,7 @@ use tokio::io::AsyncRead;
 
 use crate::audit::Action;
 use crate::file::FileRecord;
-use crate::job::Status;
+use crate::job::{Export, Status};
 use crate::service::deadline::with_timeout;
 use crate::service::{Error, Service};
 use crate::telemetry::job_event;
@@ -125,24 +125,26 @@ impl Service {
         Ok(file.url(lifetime).await?.map(|url| FileUrl { url, expires_at }))
     }
 
-    /// Removes the files of an ended export, if it has any. The export is kept.
+    /// Removes the files of an ended job: those of a dataset, or of all that the caller may see. The exports are kept.
     ///
     /// # Errors
-    /// As [`export`](Service::export). If the export is open, or if its file is on another host or belongs to another
-    /// database.
-    pub async fn remove_file(&self, id: JobId, dataset: Option<&str>) -> Result<(), Error> {
-        let export = self.export(id, dataset).await?;
-        if !export.status.is_terminal() {
-            return Err(Error::Open(export.status));
+    /// As [`exports_of`](Service::exports_of). If one of the exports is open, or if the files are on another host or
+    /// belong to another database.
+    pub async fn remove_files(&self, id: JobId, dataset: Option<&str>) -> Result<(), Error> {
+        let exports = self.exports_of(id, dataset).await?;
+        if let Some(open) = exports.iter().find(|export| !export.status.is_terminal()) {
+            return Err(Error::Open(open.status));
         }
-        let Some(record) = with_timeout(self.store.file(id, &export.dataset)).await? else { return Ok(()) };
-        if !record.is_own {
-            return Err(Error::FileOfOtherDatabase);
+        for export in &exports {
+            let Some(record) = with_timeout(self.store.file(id, &export.dataset)).await? else { continue };
+            if !record.is_own {
+                return Err(Error::FileOfOtherDatabase);
+            }
+            self.destination.remove(&record.files.owned()).await?;
+            with_timeout(self.store.files_removed(&[(id, export.dataset.as_str())])).await?;
+            self.origin.log_job(Action::RemoveFile, export);
+            job_event!(info, export, "file_removed", file = record.files.name);
         }
-        self.destination.remove(&record.files.owned()).await?;
-        with_timeout(self.store.files_removed(&[(id, export.dataset.as_str())])).await?;
-        self.origin.log_job(Action::RemoveFile, &export);
-        job_event!(info, export, "file_removed", file = record.files.name);
         Ok(())
     }
 
@@ -161,26 +163,34 @@ impl Service {
         }
     }
 
-    /// Gives up an export that was committed a while ago but whose file is not published. The export fails, and the
-    /// file is removed.
+    /// Gives up the exports of an open job that were committed a while ago but whose files are not published: that of a
+    /// dataset, or all. They fail, and their files are removed. The files of the job's published exports stay.
     ///
     /// # Errors
-    /// As [`export`](Service::export). If the export is in another open state, or if its file is just being published.
+    /// As [`exports_of`](Service::exports_of). If an export is in another open state, or if its file is just being
+    /// published.
     pub async fn give_up(&self, id: JobId, dataset: Option<&str>) -> Result<(), Error> {
-        let export = self.export(id, dataset).await?;
-        let record = with_timeout(self.store.file(id, &export.dataset)).await?;
+        let exports = self.exports_of(id, dataset).await?;
+        for export in exports.iter().filter(|export| !export.status.is_terminal()) {
+            self.give_up_export(export).await?;
+        }
+        Ok(())
+    }
+
+    async fn give_up_export(&self, export: &Export) -> Result<(), Error> {
+        let record = with_timeout(self.store.file(export.job, &export.dataset)).await?;
         let record = record.ok_or(Error::Open(export.status))?;
         if with_timeout(self.store.give_up(&record)).await?.is_none() {
             return Err(Error::Open(export.status));
         }
-        self.origin.log_job(Action::GiveUp, &export);
+        self.origin.log_job(Action::GiveUp, export);
         if !record.is_own {
             return Ok(());
         }
         match self.destination.discard(&record.files).await {
             // If the other destination becomes available again, its cleanup removes the file.
             Ok(()) | Err(cdc_destination::Error::Elsewhere) => {}
-            Err(error) => tracing::warn!(event = "file_left_behind", jobId = %id, error = chain(&error)),
+            Err(error) => tracing::warn!(event = "file_left_behind", jobId = %export.job, error = chain(&error)),
         }
         Ok(())
     }

@@ -206,6 +206,17 @@ impl Service {
         exports.into_iter().find(|export| export.dataset == name).ok_or_else(|| Error::NoExport(name.to_owned()))
     }
 
+    /// Returns the exports of a job that a change is for: that of the dataset, or all that the caller may see.
+    ///
+    /// # Errors
+    /// As [`job`](Service::job). If the job has no such export.
+    pub(super) async fn exports_of(&self, id: JobId, dataset: Option<&str>) -> Result<Vec<Export>, Error> {
+        match dataset {
+            Some(_) => Ok(vec![self.export(id, dataset).await?]),
+            None => Ok(self.job(id).await?.exports),
+        }
+    }
+
     fn visible(&self, job: Job) -> Result<Job, Error> {
         self.bounds.visible(job).ok_or(Error::NoJob)
     }
@@ -247,10 +258,7 @@ impl Service {
     /// If the job or the export does not exist or belongs to no consumer. If one of the exports has not been published,
     /// or if none has files.
     pub async fn acknowledge(&self, id: JobId, dataset: Option<&str>) -> Result<Job, Error> {
-        let exports = match dataset {
-            Some(_) => vec![self.export(id, dataset).await?],
-            None => self.job(id).await?.exports,
-        };
+        let exports = self.exports_of(id, dataset).await?;
         if exports[0].consumer.is_none() {
             return Err(Error::AdHoc);
         }

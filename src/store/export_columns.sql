@@ -17,7 +17,11 @@ case
 end as phase,
 j.attempt, e.rows_exported, e.bytes_written,
 case when e.status = 'open' and j.status = 'processing' then e.rows_expected end as rows_expected,
-case when e.status in ('open', 'failed') then j.error_code end as error_code,
+case
+  when e.status in ('open', 'failed') then j.error_code
+  when e.status = 'completed' and e.published_at is null
+    and e.finished_at < clock_timestamp() - interval '1 minute' then 'not_published'
+end as error_code,
 case when e.status in ('open', 'failed') then j.error_detail end as error_detail,
 case when e.status in ('open', 'failed') then j.error_dataset end as error_dataset,
 j.cancel_requested_at, e.report, e.watermark_from, e.watermark_to,

@@ -11,7 +11,7 @@ use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
 use crate::job::datasets::DatasetsRequest;
-use crate::job::{Export, ExportFile, Failure, Job};
+use crate::job::{Export, ExportFile, Failure, FailureCode, Job, not_published};
 use crate::store::Error;
 use cdc_capture::ExportReport;
 use cdc_dataset::Selection;
@@ -142,9 +142,13 @@ impl TryFrom<ExportRow> for Export {
             .map_err(|cause| sqlx::Error::Decode(cause.into()))?;
         let report = report.unwrap_or_default();
         let error = row.error_code.map(|code| {
-            let detail = row.error_detail.unwrap_or_default();
+            let code = code.parse()?;
+            let detail = match code {
+                FailureCode::NotPublished => not_published(row.job.into()),
+                _ => row.error_detail.unwrap_or_default(),
+            };
             let (continuity, dataset) = (report.continuity, row.error_dataset);
-            Ok::<_, Error>(Failure { continuity, code: code.parse()?, detail, dataset })
+            Ok::<_, Error>(Failure { continuity, code, detail, dataset })
         });
         let files = row.files.map(|Json(files)| files).unwrap_or_default();
         let files = file_names(&row.output_filename, files.len()).zip(files).map(|(name, file)| {

@@ -48,7 +48,8 @@ impl Store {
     }
 
     /// Returns the committed files of this destination that have no final name yet, and all such files that belong to
-    /// another database. Leaves out those of a job whose worker has gone on within the last two seconds.
+    /// another database. Leaves out those of a job whose worker has gone on within the last two seconds. Returns also
+    /// an export of each job that has waited for a minute at another destination.
     ///
     /// A lane has at most one such file, because a claim waits for it.
     pub async fn unpublished(&self, destination: Uuid) -> Result<Vec<FileRecord>, Error> {

@@ -43,6 +43,7 @@ struct HistoryRow {
     failures: i64,
     failing_since: Option<DateTime<Utc>>,
     completed_at: Option<DateTime<Utc>>,
+    is_unpublished: bool,
     usual_seconds: Option<f64>,
     now: DateTime<Utc>,
 }
@@ -64,6 +65,7 @@ impl Store {
                 failures: row.failures.unsigned_abs(),
                 failing_since: row.failing_since,
                 completed_at: row.completed_at,
+                is_unpublished: row.is_unpublished,
                 // A clock that was set back makes a pause negative.
                 usual_interval: row.usual_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
             };

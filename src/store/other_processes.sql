@@ -1,6 +1,7 @@
 -- store.other_processes
 -- Returns the number of processes whose sessions say that their claims fail, true if no process is there that has
--- looked for jobs in the last minute, and true if commits wait for a synchronous standby that is not there.
+-- looked for jobs in the last minute, true if the files of a committed export have no names after a minute, and true if
+-- commits wait for a synchronous standby that is not there.
 -- $1 text: the name of such a session of this process
 select (
     select count(*) from pg_stat_activity a
@@ -12,6 +13,11 @@ select (
     select from
       -- include destinations/sessions.sql
     where session.used_at > clock_timestamp() - interval '1 minute') as are_none,
+  exists (
+    select from cdc_export.jobs j
+    join cdc_export.exports e on e.job = j.id
+    where j.status = 'committed' and e.status = 'completed' and e.published_at is null
+      and e.finished_at < clock_timestamp() - interval '1 minute') as have_unpublished,
   current_setting('synchronous_standby_names') <> '' and current_setting('synchronous_commit') <> 'local'
     and (not exists (select from pg_stat_replication)
       or exists (

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::harness::{Csv, Database, Service, Start, eventually, needs_full, until};
+use crate::several_datasets::{export_all, id, killed_by_a_job, of_exports, tables};
 
 /// A service that dies between the commit of an export and its file's name, and where the file stands until then.
 pub(crate) async fn dead_after_a_commit(
@@ -116,4 +117,81 @@ async fn a_file_that_stands_under_another_name_is_found() {
     let job = heir.completes(&id).await;
     assert_eq!(heir.files(), [job["outputFilename"].as_str().unwrap()]);
     assert_eq!(Csv::read(&heir.path(&job)).rows.len(), 5);
+}
+
+/// Returns a service with another folder than the one in which a committed job of all tables waits for its files'
+/// names, and the id of that job.
+async fn folder_lost_after_a_commit() -> (Database, Service, String) {
+    let (database, catalog) = tables().await;
+    let mut doomed = catalog.start(&database).with("FAILPOINTS", "worker.committed=kill").service().await;
+    let job = killed_by_a_job(&mut doomed, &database, "full", json!({ "datasets": "*" })).await;
+    let elsewhere = catalog.start(&database).service().await;
+    (database, elsewhere, job)
+}
+
+const TWO_MINUTES_LATER: &str = "update cdc_export.exports set finished_at = finished_at - interval '2 minutes'";
+
+#[tokio::test]
+async fn a_job_whose_folder_is_lost_is_named_with_the_remedy_wherever_somebody_looks() {
+    let (database, elsewhere, job) = folder_lost_after_a_commit().await;
+    assert_eq!(elsewhere.job(&job).await["error"], Value::Null, "the files may get their names in a moment");
+    database.run(TWO_MINUTES_LATER).await;
+
+    let remedy = format!("DELETE /exports/{job}");
+    let error = elsewhere.job(&job).await["error"].clone();
+    assert_eq!(error["code"], "not_published", "{error}");
+    assert!(error["detail"].as_str().unwrap().contains(&remedy), "{error}");
+    let consumers = elsewhere.get("/consumers").await;
+    let states: Vec<_> = consumers["items"].as_array().unwrap().iter().map(|lane| lane["state"].clone()).collect();
+    assert_eq!(states, ["not_published"; 3], "{consumers}");
+    let ready = elsewhere.get("/health/ready").await;
+    let check = ready["checks"]["publishing"].as_str().unwrap_or_default();
+    assert!(check.contains("GET /exports?status=processing"), "{ready}");
+    let line = eventually("the log names the job", async || elsewhere.events("publish_failed").pop()).await;
+    assert_eq!(line["jobId"], job, "{line}");
+    assert!(line["message"].as_str().unwrap_or_default().contains(&remedy), "{line}");
+    assert_eq!(elsewhere.events("publish_failed").len(), 1, "one line for the job, not one for each of its exports");
+}
+
+#[tokio::test]
+async fn one_call_gives_up_all_exports_of_a_job_whose_folder_is_lost() {
+    let (database, elsewhere, job) = folder_lost_after_a_commit().await;
+    let path = format!("/exports/{job}");
+    elsewhere.refuses("DELETE", &path, &[], 409, "still_open").await;
+    database.run(TWO_MINUTES_LATER).await;
+    assert_eq!(elsewhere.call("DELETE", &path, &[]).await.status(), 204);
+    let ended = elsewhere.job(&job).await;
+    assert_eq!((&ended["status"], &ended["error"]["code"]), (&json!("failed"), &json!("file_lost")), "{ended}");
+    assert_eq!(of_exports(&ended, "number"), json!([null, null, null]), "{ended}");
+    // Nothing waits any more.
+    let next = export_all(&elsewhere, "full", json!({ "datasets": "*" })).await;
+    assert_eq!(next["status"], "completed", "{next}");
+    assert_eq!(elsewhere.get("/health/ready").await["checks"]["publishing"], Value::Null);
+}
+
+/// The consumers of these may not have fetched them yet.
+#[tokio::test]
+async fn the_call_that_gives_a_job_up_leaves_the_files_that_have_their_names() {
+    let (database, elsewhere, job) = folder_lost_after_a_commit().await;
+    let published =
+        "update cdc_export.exports set published_at = clock_timestamp(), number = 1 where dataset = 'alpha';
+                     update cdc_export.jobs set open_exports = 2";
+    database.run(&format!("{TWO_MINUTES_LATER}; {published}")).await;
+    assert_eq!(elsewhere.call("DELETE", &format!("/exports/{job}"), &[]).await.status(), 204);
+    assert_eq!(of_exports(&elsewhere.job(&job).await, "number"), json!([1, null, null]));
+    let removed = "select count(*) from cdc_export.exports where file_removed_at is not null";
+    assert_eq!(database.one::<i64>(removed).await, 0);
+}
+
+#[tokio::test]
+async fn one_call_removes_the_files_of_an_ended_job_of_several_datasets() {
+    let (database, catalog) = tables().await;
+    let service = catalog.start(&database).service().await;
+    let job = export_all(&service, "full", json!({ "datasets": "*" })).await;
+    let path = format!("/exports/{}", id(&job));
+    assert_eq!(service.call("DELETE", &path, &[]).await.status(), 204);
+    for dataset in ["alpha", "beta", "gamma"] {
+        let download = format!("{path}/download?dataset={dataset}");
+        service.refuses("GET", &download, &[], 410, "file_gone").await;
+    }
 }

@@ -156,6 +156,9 @@ impl JobView {
             return "  (a cancel was asked for)".to_owned();
         }
         let Some(failure) = &self.error else { return String::new() };
+        if &*failure.code == "not_published" {
+            return format!("  ({failure})");
+        }
         let next = self.next_attempt_at.as_ref().map(|at| format!("; the next one comes at {at}")).unwrap_or_default();
         // An attempt that gave way is given back.
         let attempt =

@@ -53,6 +53,10 @@ export function retrying(job) {
   return curl(["-X POST", quoted(`${location.origin}${jobPath(job.jobId, "/retry")}`)]);
 }
 
+export function givingUp(job) {
+  return curl(["-X DELETE", quoted(`${location.origin}${jobPath(job.jobId)}`)]);
+}
+
 // A button that copies what `command` gives.
 export function copying(label, command) {
   // Only a page that came safely may write to the clipboard; elsewhere the text can be marked.

@@ -2,7 +2,7 @@
 
 import { Problem, follow, get, jobPath } from "./api.js";
 import { actions, complaints } from "./actions.js";
-import { checking, copying, describing, downloading, following, retrying, starting } from "./curl.js";
+import { checking, copying, describing, downloading, following, givingUp, retrying, starting } from "./curl.js";
 import { downloadOf } from "./download.js";
 import { el, keyed, once, say, show, text } from "./dom.js";
 import { about, bytes, count, duration, rows, utc, when } from "./figures.js";
@@ -92,7 +92,7 @@ export function jobView(id, onMade) {
     if (job.exports) exports.update(job);
     show(files.parentElement, job.files?.length > 1);
     if (job.files) once(files, `${job.jobId} ${job.files.length}`, () => filesOf(job, filesWords.complain));
-    once(commands, `${job.jobId} ${job.status}`, () => commandsOf(job));
+    once(commands, `${job.jobId} ${job.status} ${job.error?.code}`, () => commandsOf(job));
     text(raw, JSON.stringify(job, null, 2));
   }
 
@@ -282,6 +282,7 @@ function commandsOf(job) {
   const [again, fields] = isHealed ? healed : ["Ask for another one like it", job];
   const list = [[again, starting(fields)]];
   if (isOpen(job)) list.push(["Wait for its end", following(job)]);
+  if (job.error?.code === "not_published") list.push(["Give it up", givingUp(job)]);
   if (hasFile(job) && !job.exports) {
     const [its, the] = job.files.length > 1 ? ["Fetch its files", "Check the files"] : ["Fetch its file", "Check the file"];
     list.push([its, downloading(job)], [the, checking(job)]);

@@ -50,6 +50,7 @@ const STATES = {
   behind: ["warning", "A change waits longer than it should."],
   not_tracked: ["bad", ""],
   needs_full: ["bad", ""],
+  not_published: ["bad", "A committed export waits for its files' names, and later exports wait for it: its job says what to do."],
   failing: ["bad", "It can't be exported now: its dataset says why."],
 };
 
@@ -115,6 +116,7 @@ const NEXT = {
   value_unreadable: "A select of its columns fails too: mend the row, or the query of a view, or leave the column out (exclude). Then retry.",
   not_in_format: "Export as csv or ndjson, which have a form for every value.",
   file_lost: "Start a full export: what this one held was never handed out. See who removes files from the output folder, or what rule from the bucket.",
+  not_published: "Bring the output folder or bucket back. If it is gone for good, give the export up by the command below.",
   watermark_changed: "Somebody moves this consumer's watermark while its exports run. Retry when that is over.",
   other_dataset_failed: "The export of a dataset that this key may not see ended the job. Ask somebody whose key is for all datasets of the job.",
   dataset_unknown: "No process has its dataset any more: put it into the datasets file again.",

@@ -92,9 +92,7 @@ async fn a_call_for_one_of_several_exports_names_its_dataset() {
     let all = bearer(&catalog, &database, &TABLES).await;
     let job = export_all(&service, "full", json!({ "datasets": "*" })).await;
     let path = |call: &str| format!("/exports/{}{call}", id(&job));
-    for (method, call) in
-        [("GET", "/download"), ("GET", "/files/1/download"), ("GET", "/manifest"), ("GET", "/url"), ("DELETE", "")]
-    {
+    for (method, call) in [("GET", "/download"), ("GET", "/files/1/download"), ("GET", "/manifest"), ("GET", "/url")] {
         for (key, hidden) in [(&all, &[][..]), (&two, &["beta"])] {
             let (status, text) = answer(&service, method, &path(call), key).await;
             let problem: Value = serde_json::from_str(&text).unwrap();
@@ -121,8 +119,16 @@ async fn a_call_for_one_of_several_exports_names_its_dataset() {
         assert_eq!(of_exports(&acknowledged, "acknowledged"), expected, "{acknowledged}");
     }
     assert_eq!(answer(&service, "POST", &path("/ack?dataset=beta"), &two).await.0, 404);
+    for dataset in ["beta", "delta"] {
+        assert_eq!(answer(&service, "DELETE", &path(&format!("?dataset={dataset}")), &two).await.0, 404, "{dataset}");
+    }
     assert_eq!(answer(&service, "DELETE", &path("?dataset=gamma"), &two).await.0, 204);
     for (dataset, status) in [("alpha", 200), ("beta", 200), ("gamma", 410)] {
+        let download = path(&format!("/download?dataset={dataset}"));
+        assert_eq!(answer(&service, "GET", &download, &all).await.0, status, "{dataset}");
+    }
+    assert_eq!(answer(&service, "DELETE", &path(""), &two).await.0, 204, "for the exports that the key may see");
+    for (dataset, status) in [("alpha", 410), ("beta", 200)] {
         let download = path(&format!("/download?dataset={dataset}"));
         assert_eq!(answer(&service, "GET", &download, &all).await.0, status, "{dataset}");
     }
