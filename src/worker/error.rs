@@ -165,7 +165,8 @@ impl Error {
             Error::Pipeline(Pipe::InvalidText(_)) => fail(FailureCode::InvalidText),
             Error::Pipeline(Pipe::NotInFormat(_)) => fail(FailureCode::NotInFormat),
             Error::Pipeline(Pipe::WrongRow(_)) => fail(FailureCode::Internal),
-            Error::Pipeline(Pipe::NoMaskSecret) => fail(FailureCode::DatasetMismatch),
+            // Another process may have the secret that the database accepts.
+            Error::Pipeline(Pipe::NoMaskSecret) => retry(FailureCode::DatasetMismatch),
             Error::Pipeline(Pipe::TooManyFiles) => fail(FailureCode::FileTooLarge),
             Error::Pipeline(Pipe::Compressor(_)) => retry(FailureCode::Internal),
             Error::Pipeline(Pipe::Panicked(_)) => fail(FailureCode::Internal),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::catalog::{Catalog, ended, export, post};
+use crate::catalog::{Catalog, ended, export, post, submit};
 use crate::harness::{Csv, Database, Service, Start, ends, eventually, needs_full, refusal, until};
 use crate::mirrors::Mirror;
 use crate::patterns::QUICK;
@@ -334,11 +334,13 @@ async fn another_mask_or_secret_needs_a_full_export() {
         let (code, printed, said) = other().arguments(&["mask", "rotate"]).output().await;
         assert!(code == 0 && printed.contains(expected), "{printed} {said}");
     }
-    // The process that still runs has the old one.
-    let job = ended(&service, "/exports/full", Some("b"), json!({ "dataset": "people" })).await;
-    assert_eq!(job["error"]["code"], "dataset_mismatch", "{job}");
+    // The process that still runs has the old one, and leaves the job to one with the new secret.
+    let job = submit(&service, "/exports/full", Some("b"), json!({ "dataset": "people" })).await;
+    until("an attempt fails", async || service.job(&job).await["error"]["code"] == "dataset_mismatch").await;
+    assert_eq!(service.job(&job).await["status"], "pending");
     service.stop().await;
     let service = other().service().await;
+    service.completes(&job).await;
     needs_full(&service, "people").await;
     needs_full(&service, "visits").await;
     // It has no token.
