@@ -229,7 +229,7 @@ impl Catalog {
     /// The dataset of the name that a call says.
     pub fn named(&self, name: &str) -> Result<&Arc<Dataset>, UnknownDataset> {
         let near = || hint(name, self.datasets.iter().map(|dataset| dataset.name.as_str()));
-        self.get(name).ok_or_else(|| UnknownDataset { near: near(), names: self.names() })
+        self.get(name).ok_or_else(|| UnknownDataset { name: name.to_owned(), near: near(), names: self.names() })
     }
 
     /// The dataset of a call that names none: `users`, or the only one.

@@ -52,7 +52,7 @@ def test_the_first_export_by_one_button(watch, service):
     with page.expect_request("**/exports/full") as request:
         page.get_by_role("button", name="Start a full export of orders for consumer-1").click()
     assert request.value.post_data_json == {"dataset": "orders"}
-    expect(page.locator(".empty").get_by_role("alert")).to_contain_text("there is no dataset of this name")
+    expect(page.locator(".empty").get_by_role("alert")).to_contain_text("there is no dataset `orders`")
     watch.expected = ["Failed to load resource.*400"]
     page.unroute("**/datasets")
     page.reload()

@@ -24,7 +24,7 @@ impl KnownNames<'_> {
             return Ok(name.to_owned());
         }
         let names = self.datasets.iter().collect::<Vec<_>>().join(", ");
-        Err(UnknownDataset { near: hint(name, self.datasets.iter()), names })
+        Err(UnknownDataset { name: name.to_owned(), near: hint(name, self.datasets.iter()), names })
     }
 
     /// Takes the name of a variable that has a secret. No message quotes a text that may be the secret itself.

@@ -49,8 +49,9 @@ impl Display for Mistakes {
 impl std::error::Error for Mistakes {}
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there is no dataset of this name{near}{}", listed(.near, .names))]
+#[error("there is no dataset `{name:.100}`{near}{}", listed(.near, .names))]
 pub struct UnknownDataset {
+    pub name: String,
     /// The end of a sentence that suggests a similar name. Empty if no name is similar.
     pub near: String,
     pub names: String,

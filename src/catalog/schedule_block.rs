@@ -172,7 +172,7 @@ fresh_within = \"15m\"";
             ("format = \"parquet\"", "format: this build has no parquet"),
             ("type = \"full\"\nheal = true", "heal: a full export heals the others"),
             ("dataset", "missing field `dataset`"),
-            ("dataset = \"order\"", "dataset: there is no dataset of this name; is it `orders`?"),
+            ("dataset = \"order\"", "dataset: there is no dataset `order`; is it `orders`?"),
             ("datasets = \"*\"", "datasets: dataset names one already"),
             ("dataset\ndatasets = \"all\"", "datasets: `all` is neither a list of datasets nor `*`"),
             ("dataset\ndatasets = [\"orders\", \"orders\"]", "datasets: `orders` is there twice"),

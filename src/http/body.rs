@@ -68,8 +68,8 @@ pub(crate) fn unknown(name: &str, known: &[&str]) -> Problem {
             "only an ad-hoc export accepts it, POST /exports without X-Consumer-ID: a consumer's exports contain all rows, so that the next one \
              can continue from them"
         }
-        "after" | "afterSha256" => {
-            "only a consumer's export accepts it, with X-Consumer-ID: an ad-hoc export has no predecessor"
+        "after" | "afterSha256" | "datasets" | "heal" | "skipEmpty" => {
+            "only a consumer's export accepts it: send X-Consumer-ID"
         }
         "exportType" => "only POST /exports accepts it: for the other calls, the path determines the type",
         _ => "there is no such member",

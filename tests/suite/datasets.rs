@@ -718,7 +718,7 @@ async fn the_command_line_knows_the_catalog() {
     assert!(printed.contains("untracked") && printed.contains("Region, No., select, note, modified"), "{printed}");
     let (code, _, said) = catalog.command(&database, &["track", "line"]).await;
     assert!(code == 2, "{said}");
-    assert!(said.contains("line: there is no dataset of this name; is it `lines`? There are: lines"), "{said}");
+    assert!(said.contains("line: there is no dataset `line`; is it `lines`? There are: lines"), "{said}");
     catalog.track(&database, "lines").await;
     ends(catalog.command(&database, &["export", "delta", "--dataset", "lines", "--consumer", "c"]).await, 0, "");
     // The draft of a table is a valid catalog. The file for the draft exists before, and is empty.

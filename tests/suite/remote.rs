@@ -114,7 +114,7 @@ async fn a_remote_export_needs_no_database() {
     assert!(table.lines().any(|line| line.starts_with("a ") && line.ends_with("delta completed")), "{table}");
 
     let (code, _, said) = export(&["full", "--consumer", "a", "--dataset", "nothing"]).await;
-    assert!(code == 1 && said.contains("there is no dataset of this name; there are: users"), "{said}");
+    assert!(code == 1 && said.contains("there is no dataset `nothing`; there are: users"), "{said}");
 }
 
 #[tokio::test]

@@ -293,7 +293,7 @@ async fn an_invalid_schedule_is_reported_with_its_line() {
         let lines: Vec<_> = said.lines().collect();
         assert!(code == 2 && lines.len() == 2, "{command:?} {code} {said}");
         assert!(
-            lines[0].contains(": line 11: schedule a: dataset: there is no dataset of this name; is it `users`?"),
+            lines[0].contains(": line 11: schedule a: dataset: there is no dataset `user`; is it `users`?"),
             "{said}"
         );
         assert!(lines[1].contains(": line 13: schedule a: cron: "), "{said}");

@@ -534,3 +534,19 @@ async fn a_job_that_heals_makes_full_exports_where_only_they_go_on() {
     let answer = post(&service, "/exports/delta", Some("a"), &json!({ "dataset": "alpha", "heal": true })).await;
     assert_eq!(answer.status(), 400);
 }
+
+#[tokio::test]
+async fn a_refused_request_names_the_unknown_dataset_and_the_missing_consumer() {
+    let (database, catalog) = tables().await;
+    let service = catalog.start(&database).service().await;
+    let refused = async |path: &str, consumer: Option<&str>, body: Value| {
+        post(&service, path, consumer, &body).await.json::<Value>().await.unwrap()["detail"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    let said = refused("/exports/full", Some("a"), json!({ "datasets": ["alpha", "gama"] })).await;
+    assert!(said.contains("there is no dataset `gama`; is it `gamma`?"), "{said}");
+    let said = refused("/exports", None, json!({ "datasets": ["alpha"] })).await;
+    assert_eq!(said, "datasets: only a consumer's export accepts it: send X-Consumer-ID");
+}

@@ -22,7 +22,7 @@ def job(service: Service) -> str:
 def test_an_error_has_the_code_of_the_problem(client: Client) -> None:
     with pytest.raises(Error) as refused:
         client.export("downloader", "delta", ["nowhere"])
-    assert refused.value.code == "member_invalid" and "no dataset of this name" in refused.value.detail
+    assert refused.value.code == "member_invalid" and "no dataset `nowhere`" in refused.value.detail
 
 
 def test_a_service_that_is_not_there_is_named() -> None:

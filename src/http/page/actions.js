@@ -6,7 +6,7 @@ import { downloadOf } from "./download.js";
 import { count } from "./figures.js";
 import { wake } from "./pulse.js";
 import { mayMove, question } from "./question.js";
-import { datasetsOf, hasFile, healedByFull, hint, isOpen, title } from "./words.js";
+import { datasetsOf, hasFile, healedByFull, hint, isOpen, onlyExport, title } from "./words.js";
 
 // A place for an error's words, and the function that fills it.
 export function complaints() {
@@ -145,16 +145,17 @@ export function actions({ onMade = () => {}, changed, listsFiles = false }) {
     }
     const heal = job.isHelped ? "none" : "heal";
     const again = healedByFull(job) ? heal : "again";
-    const kind = isOpen(job) ? "open" : hasFile(job) && !job.exports ? "file" : job.status === "completed" ? "none" : again;
+    const only = onlyExport(job);
+    const kind = isOpen(job) ? "open" : hasFile(job) && !only.exports ? "file" : job.status === "completed" ? "none" : again;
     once(buttons, `${job.jobId} ${kind}`, () => {
       complain(null);
       if (kind === "open") return (cancel = acting("Cancel", title(job), complain, () => cancelled(job)));
-      if (kind === "file" && job.files.length > 1) {
+      if (kind === "file" && only.files.length > 1) {
         if (listsFiles) return [];
-        return el("a", { class: "button", href: `#/jobs/${job.jobId}` }, `${job.files.length} files`, el("span", { class: "unseen" }, ` of the ${title(job)}`));
+        return el("a", { class: "button", href: `#/jobs/${job.jobId}` }, `${only.files.length} files`, el("span", { class: "unseen" }, ` of the ${title(job)}`));
       }
       if (kind === "none") return [];
-      if (kind === "file") return downloadOf(job, "Download", complain);
+      if (kind === "file") return downloadOf(only, "Download", complain);
       return (kind === "heal" ? healing : retrying)(job, onMade, complain);
     });
     if (kind === "open") set(cancel, "aria-disabled", isLeaving(job) && "true");

@@ -67,8 +67,9 @@ export function statusBadge() {
   const node = el("span", { class: "badge" });
   const update = (job) => {
     const leaves = isLeaving(job);
-    const says = leaves ? CANCELLING : STATUS[job.status];
-    text(node, leaves ? "cancelling…" : job.status);
+    const word = job.skipped ? "skipped" : job.status;
+    const says = leaves ? CANCELLING : STATUS[word];
+    text(node, leaves ? "cancelling…" : word);
     node.className = `badge ${says?.weight ?? ""}`;
     set(node, "title", says?.meaning);
   };
@@ -120,7 +121,7 @@ export function jobRow(columns, job) {
     text(rate, some && is.rate !== null ? count(Math.round(is.rate)) : "–");
     text(took, is.took === null ? "–" : duration(is.took));
     text(left, is.left === null ? "" : `${about(is.left)} left`);
-    text(size, some ? bytes(of.bytesWritten) : "–");
+    text(size, some && !of.skipped ? bytes(of.bytesWritten) : "–");
     for (const [cell, has] of [[numbered, of.number], [written, some], [took.parentNode, is.took !== null], [size, some]]) cell.classList.toggle("none", !has);
     does.update(of);
     set(node, "data-status", of.status);

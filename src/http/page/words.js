@@ -192,6 +192,9 @@ export const CONSUMER_ID = "A consumer id has 1 to 128 of A-Z a-z 0-9 . _ : @ - 
 
 export const isConsumerId = (id) => /^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$/.test(id);
 
+// The export of a job with only one, for its files.
+export const onlyExport = (job) => (job.exports?.length === 1 ? { ...job.exports[0], jobId: job.jobId, isOneOf: true } : job);
+
 export function hasFile(job) {
   return job.status === "completed" && !job.skipped;
 }
