@@ -132,7 +132,7 @@ async fn few_changes_of_many_rows_are_found_by_indexes() {
     assert_eq!(passes(&service, "delta", "a", None).await.1.rows.len(), 10_000);
     database.run("update users set name = 'y', updated_at = '2026-07-02' where id % 20 = 2").await;
     assert_eq!(passes(&service, "delta", "a", None).await.1.rows.len(), 10_000);
-    let plans = plans(&service, "-- source.copy.changes");
+    let plans = plans(&database, "-- source.copy.changes");
     assert_eq!(plans.len(), 4, "{}", service.log());
     for plan in plans {
         for index in ["change_log_changes", "users_pkey", "idx_users_updated_at"] {

@@ -47,8 +47,8 @@ async fn with_jobs() -> Database {
 
 /// Returns the number of entries that each plan of a statement read from jobs and exports, and the number of those that
 /// a filter threw away. No plan scans a table.
-fn read(service: &Service, statement: &str) -> Vec<(u64, u64)> {
-    plans(service, statement).iter().map(|plan| cost(plan)).collect()
+fn read(database: &Database, statement: &str) -> Vec<(u64, u64)> {
+    plans(database, statement).iter().map(|plan| cost(plan)).collect()
 }
 
 fn cost(plan: &str) -> (u64, u64) {
@@ -156,7 +156,7 @@ async fn every_filter_of_the_list_is_served_by_an_index() {
     }
     times.sort();
     println!("lists: median {:?}, slowest {:?}", times[times.len() / 2].0, &times[times.len() - 3..]);
-    let costs = read(&service, "store.lists.jobs");
+    let costs = read(&database, "store.lists.jobs");
     assert!(costs.len() > 300, "{}", costs.len());
     // Some entries of each of the lists that it is merged of, at most 42 consumers' 15, and twice the page.
     let most = costs.iter().map(|(read, _)| *read).max().unwrap();
@@ -194,7 +194,7 @@ async fn nothing_reads_all_jobs_again_and_again() {
         for _ in 0..2 {
             service.call("POST", "/exports", &[]).await;
         }
-        (!plans(&service, "files.names_taken").is_empty()).then_some(())
+        (!plans(&database, "files.names_taken").is_empty()).then_some(())
     })
     .await;
     // One caller says what it loaded last, and another one was away for long.
@@ -218,12 +218,12 @@ async fn nothing_reads_all_jobs_again_and_again() {
     let told: Vec<_> = page["items"].as_array().unwrap().iter().map(|of| of["unacknowledged"].as_u64()).collect();
     assert!(told.len() > 150 && told.contains(&Some(1_000)), "{told:?}");
     assert_eq!(service.call("POST", &format!("/exports/{oldest}/ack"), &[]).await.status(), 200);
-    let told = |statement: &str| !plans(&service, statement).is_empty();
+    let told = |statement: &str| !plans(&database, statement).is_empty();
     until("everything has its turn", async || {
         ["retention.files_past", "retention.forget_jobs_past"].iter().all(|name| told(name))
     })
     .await;
-    for plan in plans(&service, "Query Text: -- s") {
+    for plan in plans(&database, "Query Text: -- s") {
         let (read, filtered) = cost(&plan);
         assert!(read + filtered < 10_000, "{read} {filtered}: {plan}");
     }
@@ -269,7 +269,7 @@ async fn a_page_of_deliveries_reads_no_others() {
             assert_eq!(service.get(&path).await["items"], serde_json::json!([]));
         }
     }
-    let plans = plans(&service, "store.deliveries.list");
+    let plans = plans(&database, "store.deliveries.list");
     assert_eq!(plans.len(), 32);
     for plan in plans {
         let (read, filtered) = cost_of(&plan, "deliveries");

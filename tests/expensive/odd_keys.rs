@@ -110,7 +110,7 @@ async fn few_changes_of_many_rows_are_found_by_the_index_of_an_odd_key() {
     let service = catalog.start(&database).service().await;
     assert_eq!(export(&service, "incremental", "t", "b").await["rowsExported"], 2000 + 2000);
     assert_eq!(export(&service, "delta", "t", "a").await["rowsExported"], 2000 + 2 * 2000);
-    let plans = plans(&service, "-- source.copy.changes");
+    let plans = plans(&database, "-- source.copy.changes");
     assert_eq!(plans.len(), 3, "of an incremental, and of the deletions and the rows of a delta");
     for plan in plans {
         assert!(plan.contains("using t_pkey on t u") && !plan.contains("Seq Scan on t "), "{plan}");

@@ -1,28 +1,26 @@
 //! The plans by which a service's statements ran, and what they read.
 
-use serde_json::Value;
+use crate::harness::{Database, server_log};
 
-use crate::harness::{Database, Service};
-
-/// Writes the plan of each statement, with what it read, to the log of a service that starts from now on.
+/// Writes the plan of each statement of a service that starts from now on, with what it read, to the server's log.
 pub(crate) async fn log_plans(database: &Database) {
-    let name = database.options.get_database().unwrap();
+    let name = database.name();
     let statements = format!(
         "alter database {name} set session_preload_libraries = 'auto_explain';
          alter database {name} set auto_explain.log_min_duration = 0;
          alter database {name} set auto_explain.log_analyze = on;
-         alter database {name} set auto_explain.log_timing = off;
-         alter database {name} set auto_explain.log_level = 'warning'"
+         alter database {name} set auto_explain.log_timing = off"
     );
     database.run(&statements).await;
 }
 
-/// The plans of a statement that the service's log has.
-pub(crate) fn plans(service: &Service, statement: &str) -> Vec<String> {
-    let log = service.log();
-    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let messages = lines.filter_map(|line| line["message"].as_str().map(str::to_owned));
-    messages.filter(|message| message.contains(statement)).collect()
+/// The plans of a statement in this database that the server's log has.
+pub(crate) fn plans(database: &Database, statement: &str) -> Vec<String> {
+    let (log, name) = (server_log(), format!("{} ", database.name()));
+    // The lines of a message after its first one are indented by a tab.
+    let messages = log.replace("\n\t", "\u{b}");
+    let own = messages.lines().filter(|message| message.starts_with(&name) && message.contains(statement));
+    own.map(|message| message.replace('\u{b}', "\n")).collect()
 }
 
 /// Returns the number of a table's entries that a plan kept, and the number that a filter removed.

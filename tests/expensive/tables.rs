@@ -93,7 +93,7 @@ async fn keys_of_any_type_are_exact() {
         database.run(&format!("update t{i} set o = 1 where n in (9, 10)")).await;
         assert_eq!(export(&service, "delta", &format!("t{i}"), "a").await["rowsExported"], 2, "{columns}");
         let index = format!("using t{i}_pkey");
-        let mut plans = plans(&service, "-- source.copy.changes");
+        let mut plans = plans(&database, "-- source.copy.changes");
         plans.retain(|plan| plan.contains(&index));
         let plan = plans.join("\n");
         assert!(plan.matches(&index).count() >= 2, "{columns}: {plan}");

@@ -35,14 +35,14 @@ async fn a_page_of_consumers_costs_the_same_whatever_waits() {
     for _ in 0..5 {
         consumers(&service).await;
     }
-    for plan in plans(&service, "-- source.lag.list") {
+    for plan in plans(&database, "-- source.lag.list") {
         let (read, filtered) = cost_of(&plan, "change_log");
         assert!(read + filtered < 1_000, "{read} {filtered} {plan}");
         let (read, filtered) = cost_of(&plan, "users");
         assert!(read + filtered < 1_000, "{read} {filtered} {plan}");
     }
     // Whom a page is of is found side by side.
-    for plan in plans(&service, "-- store.watermarks.positions") {
+    for plan in plans(&database, "-- store.watermarks.positions") {
         for table in ["watermarks", "lanes"] {
             let (read, filtered) = cost_of(&plan, table);
             assert!(read <= 402 && filtered == 0, "{read} {filtered} {plan}");

@@ -91,9 +91,9 @@ async fn an_export_beside_an_open_transaction_reads_what_its_position_has_not_se
     assert!(service.export("incremental", "incremental").await.1.rows.is_empty());
     assert!(service.export("delta", "incremental").await.1.rows.is_empty());
     consumers(&service).await;
-    let exported = plans(&service, "-- source.copy.changes");
-    let opened = plans(&service, "-- source.snapshot.open");
-    let listed = plans(&service, "-- source.lag.list");
+    let exported = plans(&database, "-- source.copy.changes");
+    let opened = plans(&database, "-- source.snapshot.open");
+    let listed = plans(&database, "-- source.lag.list");
     assert!(exported.len() >= 4 && opened.len() >= 7 && !listed.is_empty(), "{exported:?} {opened:?} {listed:?}");
     for plan in exported.iter().chain(&opened[4..]) {
         let (read, filtered) = cost_of(plan, "change_log");

@@ -248,7 +248,7 @@ async fn a_job_between_two_attempts_shows_why_it_waits_and_is_cancelled_without_
     let next = service.job(&id).await["nextAttemptAt"].as_str().unwrap().to_owned();
     assert!(database.one::<bool>(&format!("select run_at = '{next}' from cdc_export.jobs")).await, "{next}");
     let (_, printed, _) = run(&["status", "--server", &service.address], &[]).await;
-    let told = format!("0  (attempt 1 failed: storage_full: no room; the next one comes at {next})");
+    let told = format!("0  (attempt 1 failed: at the service, storage_full: no room; the next one comes at {next})");
     assert!(printed.trim_end().ends_with(&told), "{printed}");
     service.call("POST", &format!("/exports/{id}/cancel"), &[]).await;
     let job = service.ended(&id).await;

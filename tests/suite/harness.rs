@@ -415,12 +415,24 @@ fn run_folder() -> (PathBuf, File) {
 /// connections.
 async fn hasten(options: &PgConnectOptions) -> PathBuf {
     let mut admin = PgConnection::connect_with(options).await.unwrap();
-    let settings = [("fsync", "off"), ("full_page_writes", "off"), ("autovacuum", "off")];
-    for (setting, value) in settings.into_iter().chain([("max_connections", "400"), ("max_prepared_transactions", "9")])
-    {
+    let settings = [
+        ("fsync", "off"),
+        ("full_page_writes", "off"),
+        ("autovacuum", "off"),
+        ("max_connections", "400"),
+        ("max_prepared_transactions", "9"),
+        // The log names the database of each message.
+        ("log_line_prefix", "'%d '"),
+    ];
+    for (setting, value) in settings {
         admin.execute(AssertSqlSafe(format!("alter system set {setting} = {value}"))).await.unwrap();
     }
     programs(&mut admin).await
+}
+
+/// The log of the run's server, in which each message begins with the name of its database.
+pub(crate) fn server_log() -> String {
+    String::from_utf8_lossy(&std::fs::read(private_server().folder.join("postgres.log")).unwrap()).into_owned()
 }
 
 /// Makes the server ask all roles but the tests' own for a password. `md5` takes passwords stored either way: Postgres
@@ -444,6 +456,10 @@ pub(crate) struct Database {
 }
 
 impl Database {
+    pub(crate) fn name(&self) -> &str {
+        self.options.get_database().unwrap()
+    }
+
     /// Clones the migrated template.
     pub(crate) async fn new() -> Database {
         let server = server().await;
@@ -509,7 +525,7 @@ impl Database {
     pub(crate) async fn role(&self) -> String {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let role = format!("{}_{number}", self.options.get_database().unwrap());
+        let role = format!("{}_{number}", self.name());
         self.run(&format!("create role {role} login password 'pass'")).await;
         role
     }
