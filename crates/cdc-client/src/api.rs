@@ -16,7 +16,6 @@ use uuid::Uuid;
 
 use crate::answer::{ApiAnswer, CallError, LocalService};
 use crate::job_view::{ExportView, JobOfDatasets};
-use crate::job_wait::JobWait;
 use crate::observer::Observer;
 use crate::remote::RemoteService;
 use crate::request::ExportRequest;
@@ -132,16 +131,9 @@ impl Api {
         self.get(&format!("/exports/{id}")).await
     }
 
-    /// Waits until a job whose request had `datasets` has ended.
-    pub async fn ended_job(&self, id: JobId) -> Result<JobOfDatasets, CallError> {
-        let mut wait = JobWait::begin(self, id);
-        loop {
-            let job: JobOfDatasets = self.get(&format!("/exports/{id}?wait=5")).await?;
-            if job.job.has_ended() {
-                return Ok(job);
-            }
-            wait.show(&job.progress()).await;
-        }
+    /// Reads a job whose request had `datasets` when the job ends, or when the poll interval has passed.
+    pub(super) async fn poll_datasets(&self, id: JobId) -> Result<JobOfDatasets, CallError> {
+        self.get(&format!("/exports/{id}?wait=5")).await
     }
 
     /// Waits until a job has ended, and so until each of its exports is published or has lost its file. Returns the
@@ -282,10 +274,8 @@ impl Api {
         let path = path_with("/exports", &[("consumer", consumer), ("status", "processing"), ("limit", "200")]);
         let open: ItemPage = self.get(&path).await?;
         let is_committed = |export: &Value| export["phase"] == "publishing";
-        let is_unpublished = |job: &&Value| match job["exports"].as_array() {
-            Some(exports) => exports.iter().any(is_committed),
-            None => is_committed(job),
-        };
+        let is_unpublished =
+            |job: &&Value| is_committed(job) || job["exports"].as_array().into_iter().flatten().any(is_committed);
         Ok(open.items.iter().find(is_unpublished).and_then(|job| job["jobId"].as_str().map(str::to_owned)))
     }
 

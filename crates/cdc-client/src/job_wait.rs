@@ -2,10 +2,25 @@
 
 use tokio::time::Instant;
 
+use crate::answer::CallError;
 use crate::api::Api;
-use crate::job_view::JobProgress;
+use crate::job_view::{JobOfDatasets, JobProgress};
 use crate::observer::quiet_wait;
 use cdc_manifest::JobId;
+
+impl Api {
+    /// Waits until a job whose request had `datasets` has ended.
+    pub async fn ended_job(&self, id: JobId) -> Result<JobOfDatasets, CallError> {
+        let mut wait = JobWait::begin(self, id);
+        loop {
+            let job = self.poll_datasets(id).await?;
+            if job.job.has_ended() {
+                return Ok(job);
+            }
+            wait.show(&job.progress()).await;
+        }
+    }
+}
 
 /// A job that is waited for. The progress is shown until this value is dropped.
 pub(crate) struct JobWait<'a> {
