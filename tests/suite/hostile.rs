@@ -342,9 +342,9 @@ async fn a_manifest_that_is_none_stops_no_other() {
     fs::create_dir(place.join("y.manifest.json")).unwrap();
     let from = ["--from", place.to_str().unwrap()];
     let (code, printed, said) = apply(&pair, &from).output().await;
-    assert!(code == 1 && printed.starts_with("t: full 1  1 rows written"), "{printed}{said}");
-    assert!(said.contains("x.manifest.json") && said.contains("y.manifest.json"), "{said}");
-    assert!(said.contains("unusable: 2 of the manifests"), "{said}");
+    assert!(code == 0 && printed.starts_with("t: full 1  1 rows written"), "{printed}{said}");
+    let warning = |name: &str| format!("warning: {name}.manifest.json: ");
+    assert!(said.contains(&warning("x")) && said.contains(&warning("y")), "{said}");
     fs::remove_file(place.join("x.manifest.json")).unwrap();
     fs::remove_dir(place.join("y.manifest.json")).unwrap();
 

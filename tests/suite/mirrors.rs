@@ -239,6 +239,30 @@ async fn a_lost_output_folder_is_one_refusal_for_all_datasets() {
     mirror.require_all_equal(&tables).await;
 }
 
+/// The files that both datasets lack are lost. The message names a full export, and one job makes both.
+#[tokio::test]
+async fn lost_files_of_many_datasets_are_made_up_for_as_the_message_says() {
+    let tables = ["t1", "t2"];
+    let mirror = Mirror::of(&tables).await;
+    let folder = reachable_folder();
+    silent(mirror.pull(folder.path(), &["--all-datasets", "--request", "delta"]).output().await);
+    mirror.change(&tables, "lost").await;
+    for table in tables {
+        export(&mirror.service, "delta", table, "a").await;
+    }
+    let names = std::fs::read_dir(mirror.service.output()).unwrap().map(|entry| entry.unwrap().path());
+    names.for_each(|path| std::fs::remove_file(path).unwrap());
+    let mirror = mirror.restarted(&tables).await;
+    let pull = |request| mirror.pull(folder.path(), &["--all-datasets", "--request", request]);
+    let (_, said) = ends(pull("delta").output().await, 1, "t1: ");
+    assert_eq!(said.matches("request a full export").count(), 2, "{said}");
+    let (printed, _) = ends(pull("full").output().await, 0, "going on from the full export");
+    assert_eq!(printed.matches("/full_").count(), 2, "{printed}");
+    let jobs = "select count(distinct job) from exports where export_type = 'full'";
+    assert_eq!(mirror.source.one::<i64>(jobs).await, 1, "one job for both");
+    silent(pull("delta").output().await);
+}
+
 #[tokio::test]
 async fn a_second_dataset_of_a_table_fails_alone_and_can_be_left_out() {
     let second = "[[dataset]]\nname = \"t3\"\ntable = \"sales.t1\"\nmask = { name = \"null\" }\n";

@@ -408,6 +408,18 @@ async fn what_a_service_says_steers_no_terminal() {
     assert!(code == 1 && said.contains("alarm") && !said.contains(['\u{1b}', '\u{7}']), "{said:?}");
 }
 
+/// The detail names the header under which the service's log has the cause.
+#[tokio::test]
+async fn a_failure_of_the_service_is_printed_with_its_request_id() {
+    let body = r#"{"code":"internal","detail":"its log has the cause under this answer's X-Request-Id"}"#;
+    let head = format!(
+        "HTTP/1.1 500 Internal Server Error\r\nx-request-id: r-4711\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        body.len()
+    );
+    let server = answering([head.into_bytes(), body.as_bytes().to_vec()].concat()).await;
+    ends(run(&["status", "--server", &server]).await, 1, "under this answer's X-Request-Id: r-4711\n");
+}
+
 #[tokio::test]
 async fn a_file_is_written_nowhere_else() {
     let id = "01900000-0000-7000-8000-000000000000";

@@ -155,6 +155,10 @@ impl ApiAnswer {
         if let Some(Cause(cause)) = head.extensions.remove() {
             detail = cause.into();
         }
+        // Its detail names this header, under which the service's log has the cause.
+        if let Some(id) = head.headers.get("x-request-id").filter(|_| &*code == "internal") {
+            detail = format!("{detail}: {}", String::from_utf8_lossy(id.as_bytes())).into();
+        }
         let retry_after = head.headers.get(header::RETRY_AFTER).and_then(|after| after.to_str().ok()?.parse().ok());
         Err(CallError::Refused { status, code, detail, jobs, retry_after: retry_after.map(Duration::from_secs) })
     }

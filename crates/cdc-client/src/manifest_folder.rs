@@ -40,6 +40,9 @@ impl ManifestFolder {
     pub async fn round(&self, mirror: &mut TableMirror) -> Result<(), Error> {
         let group = mirror.group();
         let index = group.manifests(self.index(group.datasets())).await?;
+        for why in index.of_no_lane().take(MAX_LISTED) {
+            mirror.observer().notice(&format!("warning: {why}: an export is left out if this is its manifest"));
+        }
         let unusable = index.unusable(&self.dataset, mirror.last().map(|last| last.number));
         unusable.iter().take(MAX_LISTED).for_each(|why| mirror.observer().notice(why));
         self.apply_all(&index, mirror).await?;

@@ -158,12 +158,17 @@ impl ManifestIndex {
         (found < all).then(why)
     }
 
-    /// Returns the reason for each manifest that can't be used and may be of this dataset. `applied` is the number of
-    /// the export that the dataset's table has.
+    /// Returns the reason for each manifest that can't be read and whose name is that of no lane. If the export was of
+    /// a lane, its chain has a gap there, or ends.
+    pub(super) fn of_no_lane(&self) -> impl Iterator<Item = &str> {
+        self.unreadable.iter().filter(|(name, _)| !Manifest::is_key(name)).map(|(_, why)| &**why)
+    }
+
+    /// Returns the reason for each manifest of this dataset that can't be used. `applied` is the number of the export
+    /// that the dataset's table has.
     pub(super) fn unusable(&self, dataset: &str, applied: Option<u64>) -> Vec<&str> {
         let folder = Manifest::folder(dataset, &self.consumer);
-        let may_be_of_lane = |name: &str| !Manifest::is_key(name) || name.starts_with(&folder);
-        let unreadable = self.unreadable.iter().filter(|(name, _)| may_be_of_lane(name)).map(|(_, why)| &**why);
+        let unreadable = self.unreadable.iter().filter(|(name, _)| name.starts_with(&folder)).map(|(_, why)| &**why);
         // If the number isn't above `applied`, the table has the export, or a later one.
         let broken = self.lane(dataset).broken.iter().filter(|(number, _)| Some(*number) > applied);
         unreadable.chain(broken.map(|(_, why)| &**why)).collect()
