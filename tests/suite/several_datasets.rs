@@ -463,18 +463,21 @@ async fn a_job_leaves_half_of_the_room_for_locks_to_others() {
             database.run(&part).await;
         }
     };
-    partitions(0, 200).await;
+    partitions(0, 100).await;
     let catalog = Catalog::of_tables(&TABLES);
     ends(catalog.command(&database, &["track", "--all"]).await, 0, "");
-    partitions(200, 300).await;
+    partitions(100, 200).await;
     let (_, said) = ends(catalog.command(&database, &["track", "gamma"]).await, 1, "");
-    assert!(said.contains("`gamma` needs 301 locks at once"), "{said}");
+    assert!(said.contains("`gamma` needs 201 locks at once"), "{said}");
     let service = catalog.start(&database).service().await;
     let refused = export_all(&service, "full", json!({ "datasets": "*" })).await;
     assert_eq!(refused["error"]["code"], "too_many_locks", "{refused}");
     let detail = refused["error"]["detail"].as_str().unwrap();
-    // Three tables and 300 partitions, and once more one partition with its index.
-    assert!(detail.contains("needs 305 locks at once") && detail.contains("Postgres has free now"), "{detail}");
+    // Three tables and 200 partitions, and once more one partition with its index.
+    assert!(
+        detail.contains("needs 205 locks at once") && detail.contains("Postgres is sure to have free now"),
+        "{detail}"
+    );
     let done = export_all(&service, "full", json!({ "datasets": ["alpha", "beta"] })).await;
     assert_eq!(done["status"], "completed", "{done}");
     service.stop().await;

@@ -47,7 +47,7 @@ pub enum Error {
     Busy { table: String, holders: String },
     #[error(
         "`{table}` needs {locks} locks at once, with its partitions, and takes at most half of the {free} that Postgres \
-         has free now: raise max_locks_per_transaction"
+         is sure to have free now: raise max_locks_per_transaction"
     )]
     TooManyLocks { table: String, locks: i64, free: i64 },
     #[error("the database role `{role}` may not change the triggers of `{table}`: run this as its owner, `{owner}`")]

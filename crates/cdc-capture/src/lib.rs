@@ -180,7 +180,7 @@ pub enum Error {
     /// The locks of the export would leave too little room for those of others.
     #[error(
         "the export needs {locks} locks at once, of the tables with their partitions and indexes, and takes at most half \
-         of the {free} that Postgres has free now: raise max_locks_per_transaction"
+         of the {free} that Postgres is sure to have free now: raise max_locks_per_transaction"
     )]
     TooManyLocks { locks: i64, free: i64 },
     #[error("this Postgres is a standby, whose changes can't be told exactly")]

@@ -32,6 +32,7 @@ pub(super) struct Room {
     pub(super) relations: i64,
     /// The number of places that a read of one relation needs beside these.
     pub(super) of_read: i64,
+    /// The number of places that are surely free. There may be more of them.
     pub(super) free: i64,
 }
 

@@ -1,7 +1,7 @@
 -- source.relation_locks.room
 -- Returns the number of locks of these relations and their partitions, the number that a read of one relation takes
--- beside them, and the number of free places in the server's lock table. A read locks the indexes, too, and takes
--- either all partitions at once or one after the other.
+-- beside them, and the number of places that are surely free in the server's lock table. A read locks the indexes, too,
+-- and takes either all partitions at once or one after the other.
 -- $1 text[]: relations
 -- $2 boolean[]: the partitions of the relation are read one after the other, if the role can do that
 -- include relation_locks/beneath.sql
@@ -22,10 +22,11 @@
   group by b.root)
 select (select count(distinct b.oid) from beneath b) as relations,
   coalesce((select max(read.locks)::bigint from read), 0) as of_read,
-  -- As Postgres computes its size (NLOCKENTS in lock.c). The number of autovacuum workers has a setting of its own
-  -- since 18.
+  -- Postgres allots memory for so many locks (NLOCKENTS in lock.c), and makes half of their entries at its start. Once
+  -- many sessions have held the same locks, entries of the holders have taken the rest of the memory until the server
+  -- ends. So only half is sure. The number of autovacuum workers has a setting of its own since 18.
   setting.per_transaction * (
-    setting.connections + setting.prepared + setting.autovacuums + setting.workers + setting.senders + 1)
+    setting.connections + setting.prepared + setting.autovacuums + setting.workers + setting.senders + 1) / 2
   - (select count(*) from pg_locks l where not l.fastpath) as free
 from (
   select current_setting('max_locks_per_transaction')::bigint as per_transaction,
