@@ -251,6 +251,47 @@ from cdc_export.jobs j
 join cdc_export.exports e on e.job = j.id
 where j.status = 'processing';
 
+-- The sessions of processes: the destination of each, and when the process last used the session. A role doesn't see
+-- when another role's session was used. That one counts as in use, and `looked_at` is null.
+create view cdc_export.process_sessions as
+select substring(a.application_name from ' at ([0-9a-f]{32})$')::uuid as destination_id,
+  coalesce(a.state_change, statement_timestamp()) as used_at, a.state_change as looked_at
+from pg_stat_activity a
+where a.datname = current_database() and a.application_name ~ '^cdc-export .* at [0-9a-f]{32}$'
+  -- Any role may give its sessions such names.
+  and has_table_privilege(a.usesysid, 'cdc_export.destinations', 'update');
+
+-- The last moment. `is_past`: a transaction that was under way then has ended since. It may have written to the change
+-- log before.
+create view cdc_export.last_moment as
+select last.at, last.log_sequence, last.open_xids,
+  exists (
+    select from unnest(last.open_xids) xid where pg_visible_in_snapshot(xid, pg_current_snapshot())) as is_past
+from (select m.* from cdc_export.moments m order by m.next_xid desc, m.at desc limit 1) last;
+
+-- The work that waits for processes, of which each asks once a second. A view, because a server may log each statement.
+create view cdc_export.work as
+-- Each `order by` makes Postgres use an index.
+select (select j.turn from cdc_export.jobs j
+   where j.status = 'pending' order by j.turn, j.created_at limit 1) is not null
+  or (select j.lease_expires_at from cdc_export.jobs j
+      where j.status = 'processing' order by j.lease_expires_at limit 1) is not null as has_open,
+  (select j.status from cdc_export.jobs j
+   where j.status = 'committed' order by j.lease_expires_at limit 1) is not null as has_unpublished,
+  -- The destinations that no process uses.
+  array(
+    select d.id from cdc_export.destinations d
+    where d.id not in (
+      select session.destination_id from cdc_export.process_sessions session
+      where session.used_at between clock_timestamp() - interval '15 seconds' and clock_timestamp())) as unused,
+  -- True if something may have been committed since the last moment that the change log has.
+  coalesce(log.sequence <> last.log_sequence or last.is_past, true) as log_has_moved,
+  log.sequence as log_sequence, statement_timestamp() as looked_at
+from (
+    select coalesce(pg_sequence_last_value(pg_get_serial_sequence('cdc_export.change_log', 'sequence')::regclass), 0)
+      as sequence) log
+left join cdc_export.last_moment last on true;
+
 -- A terminal status is final. One exception: a completed export without a published file, which no client was told is
 -- completed, may yet fail.
 create function cdc_export.keep_terminal() returns trigger

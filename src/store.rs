@@ -43,7 +43,6 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, broadcast};
 use uuid::Uuid;
 
 use crate::event::Listener;
-use crate::store::destinations::SESSIONS;
 use cdc_destination::{BadDatabaseId, DatabaseId};
 use cdc_manifest::JobId;
 use pg_session::failure::{self, SqlFailure};
@@ -248,7 +247,7 @@ impl Store {
     /// connected, or a session of ours has waited for five seconds.
     pub async fn other_processes(&self) -> Result<OtherProcesses, Error> {
         self.ping().await?;
-        let statement = with_pieces(include_str!("store/other_processes.sql"), &[SESSIONS]);
+        let statement = with_pieces(include_str!("store/other_processes.sql"), &[]);
         let statement = sqlx::query_as(AssertSqlSafe(statement)).bind(session_name::of_failing());
         let (failing, are_none, have_unpublished, awaits_standby): (i64, bool, bool, bool) =
             self.with(async |conn| statement.fetch_one(conn).await).await?;

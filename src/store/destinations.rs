@@ -10,9 +10,6 @@ use uuid::Uuid;
 
 use crate::store::{Error, Store};
 
-/// The piece that lists the sessions of processes with their destinations.
-pub(super) const SESSIONS: (&str, &str) = ("destinations/sessions.sql", include_str!("destinations/sessions.sql"));
-
 /// The time after which any process may run the jobs of a destination that no process uses.
 const ABANDONED_AFTER: Duration = Duration::from_secs(60);
 

@@ -6,8 +6,6 @@ use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
-use crate::store::destinations::SESSIONS;
-use crate::store::moments::{LATEST, MOVED};
 use crate::store::queue::{ORPHANED, READY, built_formats, longest_retry_pauses};
 use crate::store::{Error, Store};
 use pg_session::session_name;
@@ -39,8 +37,7 @@ impl Store {
     pub async fn due(&self, datasets: &[String], destination: Option<Uuid>, lease: Duration) -> Result<DueWork, Error> {
         let abandoned = self.abandoned();
         let due = self.with::<_, sqlx::Error>(async |conn| {
-            let pieces = [SESSIONS, MOVED, LATEST];
-            let statement = sqlx::query_as(AssertSqlSafe(with_pieces(include_str!("due/due.sql"), &pieces)))
+            let statement = sqlx::query_as(AssertSqlSafe(with_pieces(include_str!("due/due.sql"), &[])))
                 .bind(destination.map_or_else(session_name::of_process, session_name::of_destination))
                 .bind(self.listeners.iter().map(|listener| &*listener.name).collect::<Vec<_>>());
             let mut due: DueWork = statement.fetch_one(&mut *conn).await?;

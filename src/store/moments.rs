@@ -6,14 +6,9 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
 
-use crate::store::destinations::SESSIONS;
 use crate::store::{Error, Store};
 use cdc_manifest::ConsumerId;
 use pg_session::statement::with_pieces;
-
-/// The pieces of statements that compare the change log with the last moment.
-pub(super) const LATEST: (&str, &str) = ("moments/latest.sql", include_str!("moments/latest.sql"));
-pub(super) const MOVED: (&str, &str) = ("moments/moved.sql", include_str!("moments/moved.sql"));
 
 /// The changes of the log that a lane's exports don't have.
 #[derive(Clone, Debug)]
@@ -32,8 +27,7 @@ impl Store {
     /// sequence, which was read before. `since`: the time of a later look at which the log still was there; without it,
     /// the time at which a process last said that it is there.
     pub async fn record_moment(&self, sequence: i64, since: Option<DateTime<Utc>>) -> Result<(), Error> {
-        let statement = with_pieces(include_str!("moments/record.sql"), &[LATEST, MOVED]);
-        let statement = sqlx::query(AssertSqlSafe(statement)).bind(since).bind(sequence);
+        let statement = sqlx::query(include_str!("moments/record.sql")).bind(since).bind(sequence);
         self.with(async |conn| statement.execute(conn).await).await.map(drop)
     }
 
@@ -61,7 +55,7 @@ impl Store {
         lanes: usize,
     ) -> Result<Vec<LoggedChanges>, Error> {
         let committed = ("moments/committed.sql", include_str!("moments/committed.sql"));
-        let statement = with_pieces(include_str!("moments/waiting.sql"), &[committed, SESSIONS]);
+        let statement = with_pieces(include_str!("moments/waiting.sql"), &[committed]);
         let statement = sqlx::query_as(AssertSqlSafe(statement)).bind(consumers).bind(datasets).bind(lanes as i64);
         let rows: Vec<(String, String, bool, Option<f64>)> =
             self.in_index_order(async |tx| statement.fetch_all(tx).await).await?;

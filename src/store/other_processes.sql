@@ -10,8 +10,7 @@ select (
       -- Any role may give its sessions such names.
       and has_table_privilege(a.usesysid, 'cdc_export.destinations', 'update')) as failing,
   not exists (
-    select from
-      -- include destinations/sessions.sql
+    select from cdc_export.process_sessions session
     where session.used_at > clock_timestamp() - interval '1 minute') as are_none,
   exists (
     select from cdc_export.jobs j

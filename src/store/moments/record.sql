@@ -20,9 +20,6 @@ select statement_timestamp(), greatest(coalesce($1, seen.at), last.at), pg_curre
 from (select $2 as sequence) log
 -- The moments until then are recorded, since a process looked. One that was killed may have looked for an hour more.
 cross join (select max(d.seen_at) as at from cdc_export.destinations d where d.seen_at <= statement_timestamp()) seen
-left join
-  -- include moments/latest.sql
-on true
-where
-  -- include moments/moved.sql
+left join cdc_export.last_moment last on true
+where coalesce(log.sequence <> last.log_sequence or last.is_past, true)
 on conflict do nothing

@@ -31,8 +31,7 @@ logged as materialized (
 -- no process is there, or the role doesn't see when it used its session.
 last_look as materialized (
   select max(least(session.looked_at, statement_timestamp() - interval '1 second')) as at
-  from
-    -- include destinations/sessions.sql
+  from cdc_export.process_sessions session
   where session.looked_at <= statement_timestamp())
 select lanes.consumer_id, lanes.dataset, logged.table_oid is null or waiting.xids > 0 as has_changes,
   extract(epoch from clock_timestamp()
