@@ -267,18 +267,17 @@ async fn lanes(
     after: &LaneCursor,
     retention: &Retention,
 ) -> Result<(Vec<String>, Vec<String>, Option<LaneCursor>), Error> {
-    let limit = (COUNTED / (retention.count.unwrap_or(0).saturating_add(1))).clamp(1, AT_ONCE as u64) as i64;
-    let lanes: Vec<LaneCursor> = sqlx::query_as(
-        "-- store.retention.lanes
-         select consumer_id, dataset from cdc_export.lanes where (consumer_id, dataset) > ($1, $2)
-         order by consumer_id, dataset limit $3",
-    )
-    .bind(&after.0)
-    .bind(&after.1)
-    .bind(limit)
-    .fetch_all(conn)
-    .await?;
-    let next = lanes.last().filter(|_| lanes.len() as i64 == limit).cloned();
-    let (consumers, datasets) = lanes.into_iter().unzip();
+    let kept = retention.count.unwrap_or(0).min(COUNTED) as i64;
+    let lanes: Vec<(String, String, bool)> = sqlx::query_as(include_str!("retention/lanes.sql"))
+        .bind(&after.0)
+        .bind(&after.1)
+        .bind(kept)
+        .bind(COUNTED as i64)
+        .bind(AT_ONCE)
+        .fetch_all(conn)
+        .await?;
+    let next = lanes.last().filter(|(_, _, has_more)| *has_more);
+    let next = next.map(|(consumer, dataset, _)| (consumer.clone(), dataset.clone()));
+    let (consumers, datasets) = lanes.into_iter().map(|(consumer, dataset, _)| (consumer, dataset)).unzip();
     Ok((consumers, datasets, next))
 }
