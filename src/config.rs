@@ -225,6 +225,7 @@ impl Config {
                 log_caps: Caps {
                     bytes: vars.bytes("CHANGE_LOG_MAX_BYTES", 10 << 30, 1 << 10..=1 << 60)?,
                     age: vars.age("CHANGE_LOG_MAX_AGE", 7 * DAY)?,
+                    now: None,
                 },
             },
             readers: vars.number("READERS", cores().min(4), 1..=16)? as u32,

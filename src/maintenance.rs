@@ -6,6 +6,7 @@
 //!
 //! [`Maintenance::run`] starts each task separately, so that a hanging folder delays only the task that uses it.
 
+mod clock_trust;
 mod publish;
 mod retain;
 mod schedule;
@@ -15,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::catalog::current::CurrentCatalog;
 use crate::job::times::Times;
 use crate::job::{Retention, Terms};
+use crate::maintenance::clock_trust::{ClockReading, ClockTrust};
 use crate::maintenance::publish::Publish;
 use crate::maintenance::schedule::Scheduling;
 use crate::publisher;
@@ -88,6 +90,8 @@ pub struct Maintenance {
     catalog: CurrentCatalog,
     /// The limits for a new job of a schedule.
     terms: Terms,
+    /// Nothing is removed by its age unless the database's clock is believed.
+    clocks: Arc<ClockTrust>,
     /// Wakes the sweep, because a vanished worker or publisher may have left a hidden file behind.
     sweep_requested: Arc<Notify>,
     publish_requested: Arc<Notify>,
@@ -106,8 +110,8 @@ impl Maintenance {
         terms: Terms,
     ) -> Maintenance {
         let store = store.within(settings.times.call);
-        let (sweep_requested, publish_requested) = Default::default();
-        Maintenance { settings, store, source, destination, catalog, terms, sweep_requested, publish_requested }
+        let (clocks, sweep_requested, publish_requested) = Default::default();
+        Maintenance { settings, store, source, destination, catalog, terms, clocks, sweep_requested, publish_requested }
     }
 
     /// Records that this destination has a worker. Must run before the first job is submitted. Otherwise a process with
@@ -193,11 +197,13 @@ impl Maintenance {
 /// Looks for work, takes over the jobs of vanished workers, and wakes those who do the rest. `looked_at`: the time of
 /// the last look, at which all that the change log has was in a moment.
 async fn look(maintenance: &Maintenance, looked_at: &mut Option<DateTime<Utc>>) -> Result<(), Error> {
-    let Maintenance { settings, store, destination, catalog, .. } = maintenance;
+    let Maintenance { settings, store, destination, catalog, clocks, .. } = maintenance;
     // A destination that hangs must not keep the jobs of a vanished worker from being taken over.
     let destination = tokio::time::timeout(ID_TIMEOUT, destination.id()).await;
     let destination = destination.ok().and_then(Result::ok);
+    let sent = Instant::now();
     let due = store.due(catalog.get().dataset_names(), destination, settings.times.lease).await?;
+    clocks.compare(ClockReading { database: due.looked_at, sent, received: Instant::now() });
     if due.has_jobs {
         store.work().notify_last();
     }
@@ -242,8 +248,8 @@ async fn fail_unknown(Maintenance { store, catalog, .. }: &Maintenance) -> Resul
     Ok(store.fail_unknown(catalog.get().dataset_names()).await?)
 }
 
-async fn purge(Maintenance { settings, source, .. }: &Maintenance) -> Result<(), Error> {
-    while source.purge(&settings.log_caps).await? >= Caps::PURGE_ROWS {}
+async fn purge(Maintenance { settings, source, clocks, .. }: &Maintenance) -> Result<(), Error> {
+    while source.purge(&Caps { now: clocks.now(), ..settings.log_caps }).await? >= Caps::PURGE_ROWS {}
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::job::Retention;
 use crate::maintenance::{Error, Maintenance, Settings};
-use crate::store::retention::{LaneCursor, PastFile, PastManifest, Retained, RetentionPage};
+use crate::store::retention::{LaneCursor, Limits, PastFile, PastManifest, Retained, RetentionPage};
 use cdc_destination::Destination;
 
 /// The time after which a round ends. What is left is the next round's.
@@ -29,8 +29,9 @@ impl RoundTime {
 
 /// Removes what is past the retention, in all lanes. Returns false if some of it may be left.
 pub(super) async fn round(maintenance: &Maintenance) -> Result<bool, Error> {
-    let Maintenance { store, destination, settings, .. } = maintenance;
+    let Maintenance { store, destination, settings, clocks, .. } = maintenance;
     let Settings { retain_files, retain_jobs, retain_unacked: spare, .. } = *settings;
+    let limits = |retention| Limits { retention, spare, now: clocks.now() };
     let mut time = RoundTime { begun: Instant::now(), is_over: false };
     let first = || Some(LaneCursor::default());
     let mut outcome = Ok(());
@@ -41,7 +42,7 @@ pub(super) async fn round(maintenance: &Maintenance) -> Result<bool, Error> {
         let id = destination.id().await?;
         let mut place = first();
         while let Some(after) = time.within(place) {
-            let RetentionPage { found, next, end } = store.files_past(&retention, retained, spare, id, &after).await?;
+            let RetentionPage { found, next, end } = store.files_past(&limits(retention), retained, id, &after).await?;
             let removed = remove_all(maintenance, found).await;
             // Files that can't be removed would be found again.
             place = if removed.is_ok() { next } else { end };
@@ -54,7 +55,7 @@ pub(super) async fn round(maintenance: &Maintenance) -> Result<bool, Error> {
             let id = destination.id().await?;
             let mut place = first();
             while let Some(after) = time.within(place) {
-                let RetentionPage { found, next, end } = store.manifests_past(&retain_jobs, id, &after).await?;
+                let RetentionPage { found, next, end } = store.manifests_past(&limits(retain_jobs), id, &after).await?;
                 let removed = remove_manifests(maintenance, &found).await;
                 place = if removed.is_ok() { next } else { end };
                 outcome = removed.and(outcome);
@@ -62,7 +63,7 @@ pub(super) async fn round(maintenance: &Maintenance) -> Result<bool, Error> {
         }
         let (mut exports, mut place) = (0, first());
         while let Some(after) = time.within(place) {
-            let page = store.forget_jobs_past(&retain_jobs, spare, writes_manifests, &after).await?;
+            let page = store.forget_jobs_past(&limits(retain_jobs), writes_manifests, &after).await?;
             exports += page.found;
             place = page.next;
         }
@@ -71,12 +72,14 @@ pub(super) async fn round(maintenance: &Maintenance) -> Result<bool, Error> {
         }
     }
     // The change log keeps changes up to twice that age.
-    store.thin_moments(2 * settings.log_caps.age).await?;
+    store.thin_moments(2 * settings.log_caps.age, clocks.now()).await?;
     let mut place = first();
     while let Some(after) = time.within(place) {
         place = store.forget_lanes(&after).await?.next;
     }
-    store.forget_destinations().await?;
+    if let Some(now) = clocks.now() {
+        store.forget_destinations(now).await?;
+    }
     outcome.map(|()| !time.is_over)
 }
 

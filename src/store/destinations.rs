@@ -6,6 +6,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use crate::store::{Error, Store};
@@ -34,12 +35,13 @@ impl Store {
         self.execute(statement).await.map(drop)
     }
 
-    pub async fn forget_destinations(&self) -> Result<(), Error> {
+    /// Forgets the destinations that no process has used for a day.
+    pub async fn forget_destinations(&self, now: DateTime<Utc>) -> Result<(), Error> {
         let statement = sqlx::query(
             "-- store.destinations.forget
-             delete from cdc_export.destinations where seen_at < clock_timestamp() - interval '1 day'",
+             delete from cdc_export.destinations where seen_at < $1 - interval '1 day'",
         );
-        self.execute(statement).await.map(drop)
+        self.execute(statement.bind(now)).await.map(drop)
     }
 
     /// Returns the destinations that no process has used for a minute, as far as this process has looked.

@@ -31,9 +31,10 @@ impl Store {
         self.with(async |conn| statement.execute(conn).await).await.map(drop)
     }
 
-    /// Removes most of the older moments, and those older than `age`.
-    pub async fn thin_moments(&self, age: Duration) -> Result<(), Error> {
-        let statement = sqlx::query(include_str!("moments/thin.sql")).bind(age.as_secs_f64());
+    /// Removes most of the older moments, and those older than `age`. Without the present time, `now`, removes only
+    /// those of another cluster.
+    pub async fn thin_moments(&self, age: Duration, now: Option<DateTime<Utc>>) -> Result<(), Error> {
+        let statement = sqlx::query(include_str!("moments/thin.sql")).bind(age.as_secs_f64()).bind(now);
         self.with(async |conn| statement.execute(conn).await).await.map(drop)
     }
 

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use sqlx::postgres::{PgArguments, PgRow};
 use sqlx::query::QueryAs;
 use sqlx::{AssertSqlSafe, FromRow, PgConnection, Postgres};
@@ -28,6 +29,17 @@ pub enum Retained {
     Files,
     /// Ended jobs, with or without a file.
     Jobs,
+}
+
+/// The limits of what is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub retention: Retention,
+    /// The time after its publication for which an export is kept whose consumer acknowledges exports, and has not
+    /// acknowledged this one.
+    pub spare: Duration,
+    /// The present time. `None`: no clock is believed, so nothing is too old, and what may be spared is.
+    pub now: Option<DateTime<Utc>>,
 }
 
 /// A place among the lanes: the consumer, which is empty for ad-hoc exports, and the dataset. The default is before all
@@ -89,12 +101,12 @@ impl Store {
     /// export on. So what is left of a lane has no gap.
     pub async fn manifests_past(
         &self,
-        retention: &Retention,
+        limits: &Limits,
         destination: Uuid,
         after: &LaneCursor,
     ) -> Result<RetentionPage<Vec<PastManifest>>, Error> {
         let statement = with_pieces(include_str!("retention/manifests_past.sql"), &[BOUNDS_OF_JOBS, FILE_COLUMNS]);
-        self.read_past(statement, retention, destination, after, |statement| statement).await
+        self.read_past(statement, limits, destination, after, |statement| statement).await
     }
 
     /// Deletes the manifests of these exports, by job and dataset, from the database.
@@ -124,13 +136,11 @@ impl Store {
     /// The files of a job are returned together, when all of them are past the retention in their lanes. The later
     /// files of its other lanes are counted by the lanes' numbers, so they may include removed ones.
     ///
-    /// Omits files that were published less than `spare` ago if their consumer acknowledges exports, and has not
-    /// acknowledged this one.
+    /// Omits files that [`Limits::spare`] spares.
     pub async fn files_past(
         &self,
-        retention: &Retention,
+        limits: &Limits,
         retained: Retained,
-        spare: Duration,
         destination: Uuid,
         after: &LaneCursor,
     ) -> Result<RetentionPage<Vec<PastFile>>, Error> {
@@ -139,17 +149,18 @@ impl Store {
             Retained::Files => with_pieces(include_str!("retention/files_past.sql"), &pieces[1..]),
             Retained::Jobs => with_pieces(include_str!("retention/files_of_jobs_past.sql"), &pieces),
         };
-        let more =
-            |statement: PastStatement<PastFile>| statement.bind(spare.as_secs_f64()).bind(retained == Retained::Files);
-        self.read_past(statement, retention, destination, after, more).await
+        let more = |statement: PastStatement<PastFile>| {
+            statement.bind(limits.spare.as_secs_f64()).bind(retained == Retained::Files)
+        };
+        self.read_past(statement, limits, destination, after, more).await
     }
 
     /// Reads what is past a retention at this destination, in the lanes after `after`. `more` binds the parameters
-    /// after the first six.
+    /// after the first seven.
     async fn read_past<R>(
         &self,
         statement: String,
-        retention: &Retention,
+        limits: &Limits,
         destination: Uuid,
         after: &LaneCursor,
         more: impl FnOnce(PastStatement<R>) -> PastStatement<R>,
@@ -158,12 +169,13 @@ impl Store {
         R: for<'r> FromRow<'r, PgRow> + Send + Unpin,
     {
         let read = self.in_index_order(async |tx| {
-            let (consumers, datasets, end) = lanes(tx, after, retention).await?;
+            let (consumers, datasets, end) = lanes(tx, after, &limits.retention).await?;
             let statement = sqlx::query_as(AssertSqlSafe(statement))
                 .bind(consumers)
                 .bind(datasets)
-                .bind(retention.count.map(|count| count as i64))
-                .bind(retention.age.map(|age| age.as_secs_f64()))
+                .bind(limits.retention.count.map(|count| count as i64))
+                .bind(limits.retention.age.map(|age| age.as_secs_f64()))
+                .bind(limits.now)
                 .bind(destination)
                 .bind(AT_ONCE);
             Ok::<(Vec<R>, _), Error>((more(statement).fetch_all(tx).await?, end))
@@ -180,26 +192,26 @@ impl Store {
     /// published after one whose file still exists: a consumer that loaded that file last requests them. A destination
     /// that no process uses any more keeps no exports.
     ///
-    /// Spares unacknowledged exports of a consumer that acknowledges for up to `spare`, and for the same time jobs with
-    /// an open delivery. If `writes_manifests`, keeps an export until its manifest is removed. Keeps the exports of a
-    /// job until all are published or given up, because the manifest of each says how many have files.
+    /// Spares unacknowledged exports of a consumer that acknowledges for up to [`Limits::spare`], and for that time
+    /// jobs with an open delivery. If `writes_manifests`, keeps an export until its manifest is removed. Keeps the
+    /// exports of a job until all are published or given up, because the manifest of each says how many have files.
     pub async fn forget_jobs_past(
         &self,
-        retention: &Retention,
-        spare: Duration,
+        limits: &Limits,
         writes_manifests: bool,
         after: &LaneCursor,
     ) -> Result<RetentionPage<u64>, Error> {
         let forget_past = self.in_index_order(async |tx| {
-            let (consumers, datasets, end) = lanes(tx, after, retention).await?;
+            let (consumers, datasets, end) = lanes(tx, after, &limits.retention).await?;
             let statement = with_pieces(include_str!("retention/forget_jobs_past.sql"), &[BOUNDS_OF_JOBS]);
             let statement = sqlx::query(AssertSqlSafe(statement))
                 .bind(consumers)
                 .bind(datasets)
-                .bind(retention.count.map(|count| count as i64))
-                .bind(retention.age.map(|age| age.as_secs_f64()))
+                .bind(limits.retention.count.map(|count| count as i64))
+                .bind(limits.retention.age.map(|age| age.as_secs_f64()))
+                .bind(limits.now)
                 .bind(AT_ONCE)
-                .bind(spare.as_secs_f64())
+                .bind(limits.spare.as_secs_f64())
                 .bind(writes_manifests);
             Ok::<_, Error>((statement.execute(tx).await?.rows_affected(), end))
         });

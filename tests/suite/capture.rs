@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cdc_capture::Caps;
+use chrono::Utc;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
@@ -103,7 +104,7 @@ async fn times_that_no_watermark_can_be_are_not_sent_again() {
 async fn the_log_keeps_what_somebody_has_yet_to_see() {
     let (database, service) = after_a_full_export(20).await;
     let purged = async || {
-        let caps = Caps { bytes: 1 << 40, age: Duration::from_secs(3600) };
+        let caps = Caps { bytes: 1 << 40, age: Duration::from_secs(3600), now: Some(Utc::now()) };
         caps.purge(&mut database.pool.acquire().await.unwrap()).await.unwrap();
         database.one::<i64>("select count(*) from cdc_export.change_log").await
     };

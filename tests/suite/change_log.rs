@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cdc_capture::Caps;
+use chrono::Utc;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Executor};
 
@@ -29,7 +30,7 @@ async fn rows_handled(database: &Database, statement: &str) -> u64 {
 #[tokio::test]
 async fn a_purge_beside_an_open_transaction_looks_at_each_row_once() {
     let database = Database::with_users(3_000).await;
-    let caps = Caps { bytes: 1 << 40, age: Duration::from_secs(3600) };
+    let caps = Caps { bytes: 1 << 40, age: Duration::from_secs(3600), now: Some(Utc::now()) };
     caps.purge(&mut database.pool.acquire().await.unwrap()).await.unwrap();
     // The service itself would remove the rows, once its consumer has seen them.
     let no_purge = database.open("lock table cdc_export.locks in share update exclusive mode").await;

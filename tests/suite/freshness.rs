@@ -334,7 +334,9 @@ async fn older_moments_are_thinned() {
         union all
         select now() - interval '100 days', '5:5:', '5', 0, '{}'";
     database.run(changes).await;
-    database.run(&include_str!("../../src/store/moments/thin.sql").replace("$1", "1209600")).await;
+    database
+        .run(&include_str!("../../src/store/moments/thin.sql").replace("$1", "1209600").replace("$2", "now()"))
+        .await;
     let kept = "select jsonb_agg(count order by bucket) from (
         select case when at > now() - interval '10 minutes' then 1 when at > now() - interval '1 day' then 2 else 3 end as bucket,
           count(*) from cdc_export.moments group by 1) found";

@@ -26,9 +26,10 @@ use tokio::sync::{OnceCell, oneshot};
 pub(crate) const HANG_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// Failpoints of every service. A call and a look at a table may take 20 s, longer than in use, because the machine may
-/// be busy. Health checks look again at each call. A test's own `FAILPOINTS` come first, and the first entry of a name
-/// counts.
-const PATIENT: &str = "service.call=time:20000,service.patience=time:20000,service.checks=time:0";
+/// be busy. Health checks look again at each call. The clocks are believed at once. A test's own `FAILPOINTS` come
+/// first, and the first entry of a name counts.
+const PATIENT: &str =
+    "service.call=time:20000,service.patience=time:20000,service.checks=time:0,maintenance.clock=time:0";
 
 /// Failpoints of a test of the time limit itself: a call may take as long as in use.
 pub(crate) const PROMPT: &str = "service.call=time:1900";

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cdc_capture::{Caps, Source};
+use chrono::Utc;
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
 
@@ -50,7 +51,7 @@ async fn change_all(database: &Database) {
 }
 
 async fn purge(database: &Database, bytes: u64) {
-    let caps = Caps { bytes, age: Duration::from_secs(24 * 3600) };
+    let caps = Caps { bytes, age: Duration::from_secs(24 * 3600), now: Some(Utc::now()) };
     // With the settings of the service's sessions. Postgres would compile the statements, which takes a second.
     let server: cdc_export::postgres::Database = database.options.clone().into();
     let pool = server.pool();

@@ -16,6 +16,7 @@ mod buckets;
 mod capture;
 mod catalog;
 mod change_log;
+mod clocks;
 mod command;
 mod connections;
 mod containers;

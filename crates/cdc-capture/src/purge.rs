@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, PgConnection};
 
 use crate::watermark::LogUse;
@@ -20,6 +21,9 @@ pub struct Caps {
     pub bytes: u64,
     /// The time since its last export for which a position holds deletions. It holds other changes for twice that time.
     pub age: Duration,
+    /// The present time. `None`: no clock is believed, so no position is too old, and all of them may hold twice as
+    /// many bytes.
+    pub now: Option<DateTime<Utc>>,
 }
 
 /// A position that was given up: the consumer, the dataset, the lost part of the log, and the limit that was reached.
@@ -90,6 +94,7 @@ impl Caps {
 async fn give_up(conn: &mut PgConnection, caps: &Caps) -> Result<(), sqlx::Error> {
     let mut given_up: Vec<GivenUp> = sqlx::query_as(include_str!("purge/give_up_old.sql"))
         .bind(caps.age.as_secs_f64().max(1.0))
+        .bind(caps.now)
         .fetch_all(&mut *conn)
         .await?;
     // The rows that are kept have no more bytes than the files, whose size costs nothing to read.
@@ -101,7 +106,7 @@ async fn give_up(conn: &mut PgConnection, caps: &Caps) -> Result<(), sqlx::Error
     .fetch_one(&mut *conn)
     .await?;
     if may_be_large {
-        give_up_large(conn, caps.bytes, &mut given_up).await?;
+        give_up_large(conn, caps, &mut given_up).await?;
     }
     for (consumer, dataset, lost, limit) in given_up {
         tracing::warn!(event = "position_given_up", consumerId = consumer, dataset, lost, limit);
@@ -110,11 +115,11 @@ async fn give_up(conn: &mut PgConnection, caps: &Caps) -> Result<(), sqlx::Error
 }
 
 /// Gives up positions of one table after the other, until the bound is kept or the fullest table has none to give up.
-async fn give_up_large(conn: &mut PgConnection, bytes: u64, given_up: &mut Vec<GivenUp>) -> Result<(), sqlx::Error> {
+async fn give_up_large(conn: &mut PgConnection, caps: &Caps, given_up: &mut Vec<GivenUp>) -> Result<(), sqlx::Error> {
     let statement = with_pieces(include_str!("purge/give_up_large.sql"), &[HELD]);
     loop {
-        let large: Vec<GivenUp> =
-            sqlx::query_as(AssertSqlSafe(statement.clone())).bind(bytes as i64).fetch_all(&mut *conn).await?;
+        let large = sqlx::query_as(AssertSqlSafe(statement.clone())).bind(caps.bytes as i64).bind(caps.now);
+        let large: Vec<GivenUp> = large.fetch_all(&mut *conn).await?;
         if large.is_empty() {
             return Ok(());
         }

@@ -4,10 +4,11 @@
 -- $2 text[]: their datasets
 -- $3 bigint: the number of kept ended jobs of a lane; null for no limit
 -- $4 float8: the seconds for which a job is kept; null for no limit
--- $5 uuid: the destination
--- $6 bigint: the limit on returned files
--- $7 float8: the seconds for which an unacknowledged export is kept
--- $8 boolean: true for files of this database alone; here false
+-- $5 timestamptz: the present time; null: no clock is believed, and nothing is too old
+-- $6 uuid: the destination
+-- $7 bigint: the limit on returned files
+-- $8 float8: the seconds for which an unacknowledged export is kept
+-- $9 boolean: true for files of this database alone; here false
 -- include retention/bounds_of_jobs.sql
 select
   -- include files/columns.sql

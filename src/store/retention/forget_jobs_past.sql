@@ -5,9 +5,10 @@
 -- $2 text[]: their datasets
 -- $3 bigint: the number of kept ended jobs of a lane; null for no limit
 -- $4 float8: the seconds for which a job is kept; null for no limit
--- $5 bigint: the limit on deleted exports
--- $6 float8: the seconds for which an unacknowledged export, or one with an open delivery, is kept
--- $7 boolean: true if an export is kept until its manifest is removed
+-- $5 timestamptz: the present time; null: no clock is believed, and nothing is too old
+-- $6 bigint: the limit on deleted exports
+-- $7 float8: the seconds for which an unacknowledged export, or one with an open delivery, is kept
+-- $8 boolean: true if an export is kept until its manifest is removed
 -- include retention/bounds_of_jobs.sql
 ,
 past as (
@@ -25,8 +26,8 @@ past as (
       and not exists (
         select from cdc_export.lanes l
         where l.consumer_id = f.consumer_id and l.dataset = f.dataset and f.number > l.acknowledged
-          and extract(epoch from clock_timestamp() - f.published_at) < $6)
-      and (not $7 or f.manifest is null or f.number is null)
+          and coalesce(extract(epoch from $5 - f.published_at) < $7, true))
+      and (not $8 or f.manifest is null or f.number is null)
       -- Spares a job of which an export is not published. Its manifest is going to count the others.
       and own.status <> 'committed'
       -- Spares an export that lost its file while its job has others: the job would not have failed any more.
@@ -36,7 +37,7 @@ past as (
       and not exists (
         select from cdc_export.deliveries d
         where d.job = f.job and d.delivered_at is null and d.dead_at is null
-          and extract(epoch from clock_timestamp() - d.created_at) < $6)
+          and coalesce(extract(epoch from $5 - d.created_at) < $7, true))
       -- Keeps the lane's last published export, because the next one continues from it.
       and (f.number is null or exists (
         select from cdc_export.exports l
@@ -52,8 +53,8 @@ past as (
           order by k.finished_at, k.job limit 1) kept
         where kept.number < f.number)
     order by f.finished_at, f.job
-    limit $5) e
-  limit $5
+    limit $6) e
+  limit $6
 )
 delete from cdc_export.exports e
 using past

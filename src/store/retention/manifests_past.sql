@@ -6,8 +6,9 @@
 -- $2 text[]: their datasets
 -- $3 bigint: the number of kept ended jobs of a lane; null for no limit
 -- $4 float8: the seconds for which a job is kept; null for no limit
--- $5 uuid: the destination
--- $6 bigint: the limit on returned manifests
+-- $5 timestamptz: the present time; null: no clock is believed, and nothing is too old
+-- $6 uuid: the destination
+-- $7 bigint: the limit on returned manifests
 -- include retention/bounds_of_jobs.sql
 ,
 -- The first export of the lane whose manifest stays in any case: the newest full one, or one that has its file.
@@ -15,7 +16,7 @@ kept as (
   select bounds.*,
     least(base.number, (
       select k.number from cdc_export.exports k
-      where k.destination_id = $5 and coalesce(k.consumer_id, '') = bounds.consumer_id and k.dataset = bounds.dataset
+      where k.destination_id = $6 and coalesce(k.consumer_id, '') = bounds.consumer_id and k.dataset = bounds.dataset
         and k.published_at is not null and k.file_removed_at is null
       order by k.finished_at, k.job limit 1)) as first_kept
   from bounds
@@ -38,8 +39,8 @@ cross join lateral (
     and m.number < kept.first_kept
     -- The times of a lane never go back, so no later manifest is older.
     and (m.finished_at, m.job) <= (kept.finished_at, kept.job)
-    and m.file_removed_at is not null and m.destination_id = $5
+    and m.file_removed_at is not null and m.destination_id = $6
   order by m.number
-  limit $6) e
+  limit $7) e
 join cdc_export.jobs j on j.id = e.job and j.database_id = (select cdc_export.database_id())
-limit $6
+limit $7

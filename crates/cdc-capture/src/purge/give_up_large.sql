@@ -3,6 +3,7 @@
 -- which they still would, so those that are furthest behind. A position younger than an hour, and one whose lane has a
 -- job with a live lease, is spared up to twice the bound.
 -- $1 bigint: the bytes of the log that positions may hold
+-- $2 timestamptz: the present time; null: no clock is believed, and all positions are spared so
 with marks as materialized (
   select w.table_oid, mark.snapshot::text as snapshot
   from watermarks w
@@ -27,13 +28,13 @@ positions as (
   left join unseen live on live.table_oid = w.table_oid and live.snapshot = w.live_snapshot::text
   left join unseen deletions on deletions.table_oid = w.table_oid and deletions.snapshot = w.deletions_snapshot::text
   cross join lateral (
-    select e.is_running or w.saved_at > statement_timestamp() - interval '1 hour' as live,
-      e.is_running or w.deletions_saved_at > statement_timestamp() - interval '1 hour' as deletions
+    select e.is_running or w.saved_at > $2 - interval '1 hour' as live,
+      e.is_running or w.deletions_saved_at > $2 - interval '1 hour' as deletions
     from (
-      select exists (
+      select $2 is null or exists (
         select from cdc_export.running_exports r
         where r.consumer_id = w.consumer_id and r.dataset = w.dataset
-          and r.lease_expires_at > statement_timestamp()) as is_running) e) spared)
+          and r.lease_expires_at > $2) as is_running) e) spared)
 update watermarks w
 set deletions_snapshot = null, live_snapshot = case when p.live_is_over then null else w.live_snapshot end,
     log_lost = case when p.live_is_over then 'all' else 'deletions' end, version = w.version + 1

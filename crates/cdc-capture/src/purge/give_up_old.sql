@@ -2,10 +2,11 @@
 -- Gives up positions that are too old. Deletions are counted from the last delta or full export: incremental exports
 -- alone would hold the deletions, and the log with them, for ever. The other changes are kept for twice as long.
 -- $1 double precision: the seconds for which a position holds the log
+-- $2 timestamptz: the present time; null: no clock is believed, and no position is too old
 with held as (
   select id, version,
-    extract(epoch from clock_timestamp() - saved_at)::float8 / $1 as live,
-    extract(epoch from clock_timestamp() - deletions_saved_at)::float8 / $1 as deletions
+    extract(epoch from $2 - saved_at)::float8 / $1 as live,
+    extract(epoch from $2 - deletions_saved_at)::float8 / $1 as deletions
   from watermarks
   where coalesce(live_snapshot, deletions_snapshot) is not null)
 update watermarks w
