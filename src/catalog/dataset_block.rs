@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::catalog::block::{Block, DATASET, Names, OperatorFile};
 use crate::duration;
 use crate::job::FILE_BYTES;
+use crate::schedule::timing;
 use cdc_dataset::{Capture, Columns, Dataset, FileHeader, Masks, Operation, ParquetChoices, Unrepresentable};
 use pg_rows::meta::MetaColumn;
 use pg_session::table_name::Table;
@@ -48,6 +49,7 @@ fn dataset(block: &mut Block<'_, '_>) -> Option<Dataset> {
 /// Reads the members that a dataset and a pattern of tables have in common. The rest has its default.
 pub(super) fn options(block: &mut Block<'_, '_>) -> Dataset {
     let updated_at = block.text("updated_at");
+    let time_zone = time_zone(block);
     let capture = capture(block, updated_at.is_some());
     let parquet = ParquetChoices {
         numeric_texts: block.is_second("numeric", ["decimal", "text"]),
@@ -69,7 +71,15 @@ pub(super) fn options(block: &mut Block<'_, '_>) -> Dataset {
     let header = header(block);
     let table = Table { schema: None, name: String::new() };
     let new = Dataset::new(String::new(), table);
-    Dataset { updated_at, capture, parquet, max_file_bytes, skip_empty, fresh_within, masks, header, ..new }
+    Dataset { updated_at, time_zone, capture, parquet, max_file_bytes, skip_empty, fresh_within, masks, header, ..new }
+}
+
+/// Reads the zone of the clock that writes `updated_at`.
+fn time_zone(block: &mut Block<'_, '_>) -> Option<String> {
+    if block.has("time_zone") && !block.has("updated_at") {
+        block.wrong("time_zone", "it is the zone of updated_at, which is not given");
+    }
+    block.optional("time_zone", |name| timing::zone(name).map(|zone| zone.name().to_owned()))
 }
 
 /// Reads the age of a waiting change up to which a consumer is fresh.
@@ -150,7 +160,7 @@ fn capture(block: &mut Block<'_, '_>, has_updated_at: bool) -> Capture {
             if block.has("overlap") {
                 block.wrong("overlap", "only with capture = \"timestamp\"");
             }
-            for member in ["updated_at", "created_at", "operation", "operation_column", "skip_empty"] {
+            for member in ["updated_at", "time_zone", "created_at", "operation", "operation_column", "skip_empty"] {
                 if other == Capture::None && block.has(member) {
                     block.wrong(member, "capture = \"none\" finds no changes: leave it out");
                 }

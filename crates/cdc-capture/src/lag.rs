@@ -165,7 +165,7 @@ pub(crate) async fn have_index(conn: &mut PgConnection, columns: &[(&Table, &str
 fn statement(select: &Select<'_>, has_index: bool) -> String {
     let table = select.table();
     let since = match select.schema.updated_at.as_ref().filter(|_| has_index) {
-        Some(time) => earliest_after_watermark(time, &table),
+        Some(time) => earliest_after_watermark(time, select.schema, &table),
         None => "null::timestamptz".to_owned(),
     };
     let waiting = format!(
@@ -180,10 +180,11 @@ fn statement(select: &Select<'_>, has_index: bool) -> String {
     with_pieces(include_str!("lag.sql"), &pieces)
 }
 
-fn earliest_after_watermark(time: &TableColumn, table: &str) -> String {
+fn earliest_after_watermark(time: &TableColumn, schema: &TableSchema, table: &str) -> String {
     let name = format!("u.{}", quoted(&time.name));
-    let (at, watermark) = (in_zone_of(time, &name), in_zone_of(time, "w.last_exported_at"));
+    let in_zone = |moment| in_zone_of(time, schema, moment);
+    let (at, watermark) = (in_zone(&name), in_zone("w.last_exported_at"));
     // Times so far ahead are of no use: see `Select::changed_after`.
-    let bound = in_zone_of(time, LAST_TIME);
+    let bound = in_zone(LAST_TIME);
     format!("(select {at} from {table} u where {name} > {watermark} and {name} < {bound} order by {name} limit 1)")
 }

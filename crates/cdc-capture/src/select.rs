@@ -350,9 +350,13 @@ impl Select<'_> {
         self.schema.meta.iter().map(value).collect()
     }
 
-    /// The hidden time, if there is one.
+    /// The hidden time, if there is one. It is a moment if the dataset names the column's time zone.
     fn hidden_time(&self) -> Vec<String> {
-        self.schema.hidden_time().map(live_value).into_iter().collect()
+        let value = |time| match self.schema.time_zone {
+            Some(_) => in_zone_of(time, self.schema, &compared(time)),
+            None => live_value(time),
+        };
+        self.schema.hidden_time().map(value).into_iter().collect()
     }
 
     /// The operation on a live row.
@@ -473,7 +477,8 @@ impl Select<'_> {
         let live_since = self.live_since();
         let begins = format!("{watermark} is null and {live_since} is null");
         let Some(column) = &self.schema.updated_at else { return format!("({begins})") };
-        let (time, since, bound) = (compared(column), in_zone_of(column, since), in_zone_of(column, LAST_TIME));
+        let in_zone = |moment| in_zone_of(column, self.schema, moment);
+        let (time, since, bound) = (compared(column), in_zone(since), in_zone(LAST_TIME));
         format!(
             "({begins} or {time} operator(pg_catalog.>) {since}
                and ({time} operator(pg_catalog.<) {bound} or {live_since} is null))"
@@ -599,6 +604,7 @@ mod tests {
             types: Default::default(),
             guard_state: Default::default(),
             is_filtered: false,
+            time_zone: None,
             relation: RelationKind::Table,
             missing_masked: Vec::new(),
             newly_masked: Vec::new(),
@@ -619,6 +625,7 @@ mod tests {
         let flagged = TableSchema { deleted: flag, created_at, is_filtered: true, ..plain.clone() };
         let updated_at = Some(column("at", ColumnType::Timestamp, "timestamp"));
         let mut masked = TableSchema { updated_at, deleted: Some(time("deleted_at")), ..plain.clone() };
+        let local = TableSchema { time_zone: Some("America/New_York".to_owned()), ..masked.clone() };
         masked.key[0].column.mask = Some(MaskRule::Hmac);
         let email = column("email", ColumnType::Text, "public.citext");
         let email = TableColumn { wire_format: WireFormat::Written, ..email };
@@ -655,6 +662,7 @@ mod tests {
             ("delta", delta(&users, &plain, &behind)),
             ("delta, operation by times, filter, soft deletes", delta(&filtered, &flagged, &same)),
             ("delta, masked key, hidden time without a zone", delta(&users, &masked, &same)),
+            ("incremental, by times of a zone", incremental(&by_time, &local, &times)),
             ("delta, key of two columns, one with several texts, meta", delta(&users, &two_keys, &behind)),
             ("keys of the log", vec![select(&users, &two_keys, &behind).logged_keys()]),
             ("count of changes", vec![select(&users, &plain, &behind).count_changes(ExportType::Delta)]),

@@ -270,6 +270,7 @@ impl<'a> Fitting<'a> {
         let missing_masked = self.missing_masked(&key);
         self.require_masks();
         let updated_at = self.time("updated_at", self.dataset.updated_at.as_deref());
+        self.require_zone(updated_at.as_ref());
         let created_at = self.time("created_at", self.dataset.created_at.as_deref());
         let created_at = created_at.filter(|_| self.dataset.operation == Operation::Timestamps);
         let deleted = self.deleted();
@@ -492,6 +493,19 @@ impl<'a> Fitting<'a> {
         Some(column)
     }
 
+    /// Refuses times without a zone if they alone tell the changes, unless the dataset names the zone. The watermark
+    /// never passes the moment of reading, so that a row with a time ahead hides no changes. To compare the two, the
+    /// service must know by which clock the times are.
+    fn require_zone(&mut self, updated_at: Option<&TableColumn>) {
+        let by_time = matches!(self.dataset.capture, Capture::Timestamp { .. }) && self.dataset.time_zone.is_none();
+        let Some(time) = updated_at.filter(|time| by_time && time.kind == ColumnType::Timestamp) else { return };
+        let why = format!(
+            "`{}` is {}, which doesn't say by which clock: name its zone, as time_zone = \"America/New_York\", or time_zone = \"UTC\"",
+            time.name, time.type_name
+        );
+        self.wrong("updated_at", None, why);
+    }
+
     fn deleted(&mut self) -> Option<TableColumn> {
         let column = self.find("deleted", self.dataset.deleted.as_deref()?)?.column(self.dataset);
         if column.kind != ColumnType::Bool && !is_time(&column) {
@@ -561,6 +575,7 @@ impl<'a> FittingTable<'a> {
         let newly_masked = rows.iter().filter(is_new).map(|row| row.name.clone()).collect();
         let width = rows.first().map_or(0, |row| row.width);
         let time = self.updated_at.as_ref().map(|time| time.number);
+        let has_no_zone = self.updated_at.as_ref().is_some_and(|time| time.kind == ColumnType::Timestamp);
         let mut guard_state = guard::guard_state(known, &parts, width, time);
         if let Some(hash) = filter {
             guard_state.set("filter", hash);
@@ -577,6 +592,7 @@ impl<'a> FittingTable<'a> {
             operation: self.dataset.header.operation_column(),
             meta: self.dataset.header.meta.clone(),
             updated_at: self.updated_at,
+            time_zone: self.dataset.local_zone().filter(|_| has_no_zone).cloned(),
             created_at: self.created_at,
             deleted: self.deleted,
             deleted_is_set,

@@ -1,7 +1,7 @@
 //! A column's value in SQL: how it is compared, how it is sent, and how large it may be.
 
 use crate::quote::{literal, quoted};
-use cdc_dataset::{CellMax, TableColumn, WireFormat};
+use cdc_dataset::{CellMax, TableColumn, TableSchema, WireFormat};
 use pg_rows::column::ColumnType;
 
 /// A stored byte is written as so many at most: what compresses values does it 255 times at best, and a byte is a few
@@ -14,9 +14,14 @@ pub(crate) fn compared(column: &TableColumn) -> String {
     format!("u.{}::{}", quoted(&column.name), column.base_type)
 }
 
-/// A moment as a column of times has it: one without a zone is taken for UTC.
-pub(crate) fn in_zone_of(column: &TableColumn, moment: &str) -> String {
-    if column.kind == ColumnType::Timestamp { format!("({moment} at time zone 'UTC')") } else { moment.to_owned() }
+/// A moment as the column of times of this schema has it: one without a zone is by a clock of the dataset's zone. Also
+/// makes a moment of a value of the column.
+pub(crate) fn in_zone_of(column: &TableColumn, schema: &TableSchema, moment: &str) -> String {
+    let zone = schema.time_zone.as_deref().unwrap_or("UTC");
+    match column.kind {
+        ColumnType::Timestamp => format!("({moment} at time zone {})", literal(zone)),
+        _ => moment.to_owned(),
+    }
 }
 
 /// A value in the form that the encoder knows.

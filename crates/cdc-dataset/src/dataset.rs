@@ -83,6 +83,8 @@ pub struct Dataset {
     pub columns: Columns,
     /// The column that says when a row was last changed.
     pub updated_at: Option<String>,
+    /// The time zone of the clock that writes `updated_at`, if the column has none: a name of the IANA database.
+    pub time_zone: Option<String>,
     pub created_at: Option<String>,
     /// The column that says whether a row is deleted, or when it was.
     pub deleted: Option<String>,
@@ -149,6 +151,7 @@ impl Dataset {
             key: None,
             columns: Columns::All,
             updated_at: None,
+            time_zone: None,
             created_at: None,
             deleted: None,
             filter: None,
@@ -175,6 +178,11 @@ impl Dataset {
             operation: Operation::Timestamps,
             ..Dataset::new(USERS.to_owned(), Table { schema: None, name: "users".to_owned() })
         }
+    }
+
+    /// Returns its time zone if that is another one than UTC.
+    pub fn local_zone(&self) -> Option<&String> {
+        self.time_zone.as_ref().filter(|zone| *zone != "UTC")
     }
 
     pub fn allows(&self, export_type: ExportType) -> bool {

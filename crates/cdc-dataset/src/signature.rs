@@ -28,7 +28,9 @@ impl Dataset {
         };
         let masks: BTreeMap<_, _> = masks.rules.iter().map(|(name, rule)| (name, rule.to_string())).collect();
         let masks = if masks.is_empty() { String::new() } else { format!("mask={}\n", json!(masks)) };
-        format!("v1\nkey={key}\nfilter={filter}\ndeleted={deleted}\n{capture}{masks}")
+        // The watermark is a moment, which another zone reads as another time of the column.
+        let zone = self.local_zone().map(|zone| format!("time_zone={}\n", json!(zone))).unwrap_or_default();
+        format!("v1\nkey={key}\nfilter={filter}\ndeleted={deleted}\n{capture}{zone}{masks}")
     }
 }
 
@@ -101,6 +103,13 @@ mod tests {
             "v1\nkey=[\"region\",\"a \\\"b\\\"\\\\\"]\nfilter=\"tenant = 'Zürich' \\n\\tand 'it''s' <> E'\\\\0' and x = \
              'e\u{301}\u{200b}\u{1f600}\u{fe0f}\u{7f}\\u0000\\r'\"\ndeleted=null\ncapture=\"timestamp\"\nupdated_at=\"modified_at\"\n"
         );
+    }
+
+    #[test]
+    fn a_time_zone_other_than_utc_is_part_of_the_definition() {
+        let of = |zone: &str| Dataset { time_zone: Some(zone.to_owned()), ..orders() }.definition();
+        assert_eq!(of("UTC"), orders().definition());
+        assert_eq!(of("Asia/Kolkata"), orders().definition() + "time_zone=\"Asia/Kolkata\"\n");
     }
 
     #[test]

@@ -69,8 +69,10 @@ pub struct TableSchema {
     pub operation: TableColumn,
     /// The columns of a file behind those of the table.
     pub meta: Vec<MetaColumn>,
-    /// Says when a row was last changed: a `timestamptz`, or a `timestamp` that is taken for UTC.
+    /// Says when a row was last changed: a `timestamptz`, or a `timestamp` by a clock of `time_zone`.
     pub updated_at: Option<TableColumn>,
+    /// The time zone of `updated_at` if the column has none. `None`: UTC.
+    pub time_zone: Option<String>,
     /// Says when a row was made, as `updated_at`; `None`: a delta's operation isn't told by it.
     pub created_at: Option<TableColumn>,
     /// Says whether a row is deleted, or when it was: a `boolean`, or a time.
@@ -134,7 +136,7 @@ impl TableSchema {
     /// Returns the change time if no column of the file has it for every row. The watermark needs it all the same.
     pub fn hidden_time(&self) -> Option<&TableColumn> {
         let is_hidden = |time: &&TableColumn| self.columns.iter().all(|column| column.name != time.name);
-        self.updated_at.as_ref().filter(|time| self.is_filtered || is_hidden(time))
+        self.updated_at.as_ref().filter(|time| self.is_filtered || self.time_zone.is_some() || is_hidden(time))
     }
 
     /// With the columns that somebody selects, of those there are.
