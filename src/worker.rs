@@ -779,11 +779,14 @@ impl<'a> Member<'a> {
     fn commit<'m>(&'m self, table: &SnapshotTable) -> Commit<'m> {
         let export = &self.leased.export;
         let schema = table.schema.narrowed(&export.selection);
+        let mut new_position = table.new_position.clone();
+        // An earlier position that somebody puts back has the place of an earlier export.
+        new_position.table.guard_state.set("lane_sequence", export.order);
         Commit {
             export,
             exported: &self.exported,
             position: table.position.clone(),
-            new_position: table.new_position.clone(),
+            new_position,
             report: ExportReport { late_rows: self.exported.late_rows, ..table.report.clone() },
             signature: schema.signature(),
             columns: FileColumns {

@@ -6,7 +6,7 @@ mod deliveries;
 
 use serde_json::json;
 
-use crate::continuity::{full_heals, passes, refused};
+use crate::continuity::{self, full_heals, passes, refused};
 use crate::harness::{Database, Service, Start, needs_full, refusal, server_lacks, serving_users};
 use crate::restores::cluster::{Cluster, timeline};
 use crate::restores::deliveries::{delivered_afterwards, exported, markers, what_was_delivered_is_missed};
@@ -67,6 +67,19 @@ async fn a_cold_copy_put_back_is_seen_by_what_the_folder_knows() {
     assert_eq!(passes(&service, "delta", "b", None).await.1.ids(), [7]);
     service.stop().await;
     cluster.stop().await;
+}
+
+/// As by `pg_restore -t watermarks`. The log may have lost what the exports since have.
+#[tokio::test]
+async fn positions_that_are_put_back_alone_are_seen() {
+    let (database, service) = continuity::exported(5, &["a", "b"]).await;
+    database.run("create table kept as table watermarks; update users set name = 'x' where id = 1").await;
+    assert_eq!(passes(&service, "delta", "a", None).await.1.ids(), [1]);
+    database.run("delete from watermarks; insert into watermarks overriding system value select * from kept").await;
+    refused(&database, &service, "incremental", "a", "database_restored").await;
+    refused(&database, &service, "delta", "a", "database_restored").await;
+    assert_eq!(passes(&service, "delta", "b", None).await.1.ids(), [1]);
+    full_heals(&database, &service, "a", "database_restored").await;
 }
 
 #[tokio::test]

@@ -23,7 +23,8 @@ pub struct LaneEvidence {
     /// True if the database has the last export of the lane that consumers may have. Then it has lost nothing that was
     /// handed out, also if it was recovered.
     pub confirms: bool,
-    /// True if consumers may have an export of the lane that the database doesn't have. Then it was restored.
+    /// True if consumers may have an export of the lane that the database doesn't have, or that the position is older
+    /// than. Then the database or its positions were restored.
     pub contradicts: bool,
     /// True if the export was requested before the database was restored or copied.
     pub is_restored: bool,

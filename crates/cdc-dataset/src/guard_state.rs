@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 /// The state of a table that a position stores for the guard, as a JSON object. Only the guard of `cdc-capture` reads
-/// its members. It does not compare a member that a saved position lacks.
+/// its members, except `lane_sequence`, which the service compares with its own tables. It does not compare a member
+/// that a saved position lacks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct GuardState(serde_json::Map<String, serde_json::Value>);

@@ -40,10 +40,15 @@ cross join lateral (
        where e.consumer_id = lane.consumer_id and e.dataset = lane.dataset and e.number is not null
        order by e.number desc limit 1)
       limit 1), false) as confirms,
-    not after.is_valid and lane.marker_job is not null and not exists (
+    not after.is_valid and (lane.marker_job is not null and not exists (
       select from cdc_export.exports e
       where e.job = lane.marker_job and e.consumer_id = lane.consumer_id and e.dataset = lane.dataset
         and (e.status = 'completed' and e.sha256 = lane.marker_sha256
           -- A failed export that was committed lost its file.
-          or e.status = 'failed' and e.columns_hash is not null)) as contradicts) evidence
+          or e.status = 'failed' and e.columns_hash is not null))
+      -- Somebody put an earlier position back. The log may have lost the changes of the exports since.
+      or exists (
+        select from cdc_export.exports e
+        where e.consumer_id = lane.consumer_id and e.dataset = lane.dataset and e.status in ('completed', 'skipped')
+          and e.lane_sequence > (w.guard_state ->> 'lane_sequence')::bigint)) as contradicts) evidence
 order by lane.place
