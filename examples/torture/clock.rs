@@ -2,6 +2,7 @@
 //! offset. The machine's own clock, and so the clock of this program and of the replicas, is unchanged.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Result;
 use tokio::process::Command;
@@ -9,10 +10,18 @@ use tokio::process::Command;
 use crate::environment;
 use crate::random::Random;
 
-/// Largest offset in seconds by which the database's clock is ahead. It also goes back, but never behind the machine's.
-/// A signal handler reads the machine's clock through the library. If that were ahead, Postgres's timers would now and
-/// then end an idle transaction within a second.
+/// Largest offset in seconds by which the database's clock is mostly ahead. It also goes back, but never behind the
+/// machine's. A signal handler reads the machine's clock through the library. If that were ahead, Postgres's timers
+/// would now and then end an idle transaction within a second.
 const FURTHEST: u64 = 600;
+
+/// Days by which the clock is ahead now and then: more than [`KEPT_FOR`] allows, so that everything looks too old. The
+/// oracle then looks for files, jobs and positions that are gone.
+const FAR_DAYS: (u64, u64) = (20, 60);
+
+/// `RETAIN_FILES`, `RETAIN_JOBS` and `CHANGE_LOG_MAX_AGE` of the replicas. A position is given up after twice that
+/// time. A run takes minutes, so nothing is ever too old.
+pub(crate) const KEPT_FOR: &str = "7d";
 
 pub(crate) struct Clock {
     library: PathBuf,
@@ -52,7 +61,12 @@ impl Clock {
     }
 }
 
-pub(crate) fn draw(random: &mut Random) -> i64 {
-    let seconds = random.between(0, FURTHEST).cast_signed();
-    if random.percent(20) { 0 } else { seconds }
+/// Returns the next offset in seconds, and the time until the one after it. A clock that is days ahead stays so for
+/// longer than the pause between two purges of the change log.
+pub(crate) fn draw(random: &mut Random) -> (i64, Duration) {
+    match random.below(100) {
+        0..20 => (0, random.millis(3_000, 15_000)),
+        20..40 => (random.between(FAR_DAYS.0, FAR_DAYS.1).cast_signed() * 86_400, random.millis(12_000, 20_000)),
+        _ => (random.between(0, FURTHEST).cast_signed(), random.millis(3_000, 15_000)),
+    }
 }

@@ -259,7 +259,8 @@ fn acts_of(kind: Move, random: &mut Random, length: Duration) -> Vec<Planned> {
             planned
         }
         Move::Clock => spread(random.millis(2_000, 6_000), length, || {
-            (Act::Clock(clock::draw(random)), random.millis(3_000, 15_000))
+            let (seconds, stays) = clock::draw(random);
+            (Act::Clock(seconds), stays)
         }),
         Move::Backfill => spread(random.millis(3_000, 8_000), length, || {
             (Act::Backfill(Backfill::draw(random)), random.millis(15_000, 40_000))

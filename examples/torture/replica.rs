@@ -15,6 +15,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::watch;
 
+use crate::clock::KEPT_FOR;
 use crate::cluster::Cluster;
 use crate::environment;
 use crate::lanes::DATASETS;
@@ -151,6 +152,7 @@ impl Replica {
             .env("WORKERS", "3")
             .env("READERS", "3")
             .env("CHANGE_LOG_MAX_BYTES", MAX_BYTES.to_string())
+            .envs(["RETAIN_FILES", "RETAIN_JOBS", "CHANGE_LOG_MAX_AGE"].map(|setting| (setting, KEPT_FOR)))
             .envs(failpoints.map(|list| ("FAILPOINTS", list)))
             .current_dir(&self.folder)
             .process_group(0);
