@@ -33,7 +33,7 @@ pub struct JobOfDatasets {
     exports: Vec<ExportState>,
 }
 
-/// How far a job is.
+/// The progress of a job.
 pub struct JobProgress<'j> {
     pub job: &'j JobView,
     /// The phase of its export, or that of the one that is furthest. Its status if it has none.

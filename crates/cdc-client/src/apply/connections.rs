@@ -6,11 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{Connection, PgConnection, PgTransaction};
+use sqlx::{Connection, PgConnection};
 
-use crate::apply::session::Session;
 use crate::apply::statement::run;
-use crate::apply::{BEGIN, COMMIT, During, Error, TransactionFailure, position};
+use crate::apply::{COMMIT, During, Error, position};
 use crate::observer::Observer;
 use cdc_manifest::ConsumerId;
 
@@ -42,28 +41,8 @@ impl TargetConnections {
         found.await.map_err(|failure| failure.error)
     }
 
-    /// Does work in a transaction, which the work ends. Keeps the connection for the next target, unless the work fails.
-    ///
-    /// # Errors
-    /// Also if the target falls silent, as [`Session::watched`] does.
-    pub(super) async fn transaction<T>(
-        &self,
-        work: impl AsyncFnOnce(PgTransaction<'_>) -> Result<T, TransactionFailure>,
-    ) -> Result<T, TransactionFailure> {
-        let mut conn = self.take().await?;
-        let begin = async {
-            let mut tx = conn.begin().await?;
-            let session = Session::of(&mut tx).await?;
-            Ok((tx, session))
-        };
-        let (tx, session) = self.answered(begin).await.during(BEGIN)?;
-        let done = session.watched(self, work(tx)).await?;
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(conn);
-        Ok(done)
-    }
-
     /// Takes an idle connection that answers, or a new one.
-    async fn take(&self) -> Result<PgConnection, Error> {
+    pub(super) async fn take(&self) -> Result<PgConnection, Error> {
         let taken = || self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         while let Some(mut conn) = taken() {
             if self.answered(conn.ping()).await.is_ok() {
@@ -83,11 +62,19 @@ impl TargetConnections {
     }
 
     /// Waits for a call that the target can answer at once.
-    async fn answered<T>(&self, call: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    pub(super) async fn answered<T>(
+        &self,
+        call: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, sqlx::Error> {
         tokio::time::timeout(self.limit, call).await.unwrap_or_else(|_| {
             let why = format!("no answer within {} seconds", self.limit.as_secs());
             Err(io::Error::new(io::ErrorKind::TimedOut, why).into())
         })
+    }
+
+    /// Keeps a connection without a transaction for the next target.
+    pub(super) fn keep(&self, conn: PgConnection) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(conn);
     }
 
     /// Makes a short call over the connection that looks at sessions.

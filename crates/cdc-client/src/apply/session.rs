@@ -8,11 +8,11 @@
 use std::io;
 use std::time::Duration;
 
-use sqlx::PgConnection;
+use sqlx::{Connection, PgConnection, PgTransaction};
 use tokio::time::{Instant, sleep};
 
 use crate::apply::connections::TargetConnections;
-use crate::apply::{Error, TransactionFailure};
+use crate::apply::{BEGIN, During, Error, TransactionFailure};
 use crate::observer::quiet_wait;
 
 /// The pause between two looks at a session. The first look comes after one pause.
@@ -23,7 +23,7 @@ const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The process of a transaction's session on the server. With a pooler, the next transaction has another one.
 #[derive(Clone, Copy)]
-pub(super) struct Session(i32);
+struct TargetSession(i32);
 
 /// A session as the server reports it.
 #[derive(sqlx_macros::FromRow)]
@@ -57,9 +57,32 @@ impl Lasting {
     }
 }
 
-impl Session {
-    pub(super) async fn of(conn: &mut PgConnection) -> Result<Session, sqlx::Error> {
-        sqlx::query_scalar("-- apply.session.of\n select pg_backend_pid()").fetch_one(conn).await.map(Session)
+impl TargetConnections {
+    /// Does work in a transaction, which the work ends. Keeps the connection for the next target, unless the work
+    /// fails.
+    ///
+    /// # Errors
+    /// Also if the target falls silent, as [`TargetSession::watched`] does.
+    pub(super) async fn transaction<T>(
+        &self,
+        work: impl AsyncFnOnce(PgTransaction<'_>) -> Result<T, TransactionFailure>,
+    ) -> Result<T, TransactionFailure> {
+        let mut conn = self.take().await?;
+        let begin = async {
+            let mut tx = conn.begin().await?;
+            let session = TargetSession::of(&mut tx).await?;
+            Ok((tx, session))
+        };
+        let (tx, session) = self.answered(begin).await.during(BEGIN)?;
+        let done = session.watched(self, work(tx)).await?;
+        self.keep(conn);
+        Ok(done)
+    }
+}
+
+impl TargetSession {
+    async fn of(conn: &mut PgConnection) -> Result<TargetSession, sqlx::Error> {
+        sqlx::query_scalar("-- apply.session.of\n select pg_backend_pid()").fetch_one(conn).await.map(TargetSession)
     }
 
     async fn sight(self, conn: &mut PgConnection) -> Result<Sight, sqlx::Error> {
@@ -88,7 +111,7 @@ impl Session {
     ///
     /// # Errors
     /// Also if the target neither answers nor works for the session: [`Error::Unavailable`].
-    pub(super) async fn watched<T>(
+    async fn watched<T>(
         self,
         connections: &TargetConnections,
         work: impl Future<Output = Result<T, TransactionFailure>>,
@@ -107,8 +130,8 @@ impl Session {
         })
     }
 
-    /// Keeps the holders of the lock for which the session waits in `last`, because they are unknown once Postgres gives
-    /// up. Returns when the target has been silent for too long.
+    /// Keeps the holders of the lock for which the session waits in `last`, because they are unknown once Postgres
+    /// gives up. Returns when the target has been silent for too long.
     async fn watch(self, connections: &TargetConnections, last: &mut Option<String>) -> Error {
         let (mut locked, mut silent, mut was_seen) = (Lasting::default(), Lasting::default(), false);
         let limit = failpoint::time("apply.silence", SILENCE_TIMEOUT);
