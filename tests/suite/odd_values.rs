@@ -82,3 +82,26 @@ async fn a_value_that_postgres_itself_cannot_write_is_no_defect_of_ours() {
         assert!(detail.contains("`t`") && detail.contains("SQLSTATE"), "{detail}");
     }
 }
+
+#[tokio::test]
+async fn a_damaged_block_is_named_with_its_table() {
+    let statements = "create table t (id int primary key); insert into t select generate_series(1, 1000)";
+    let (original, admin) = (Database::empty_with(statements).await, Database::empty().await);
+    let file: String = original.one("select split_part(pg_relation_filepath('t'), '/', 3)").await;
+    let name = original.options.get_database().unwrap();
+    original.pool.close().await;
+    // No block of a copy by files is in memory.
+    let strategy = if admin.postgres_version().await >= 15 { "strategy file_copy" } else { "" };
+    admin.run(&format!("create database {name}_copy template {name} {strategy}")).await;
+    let folder = "select current_setting('data_directory') || '/base/' || oid from pg_database where datname";
+    let folder: String = admin.one(&format!("{folder} = '{name}_copy'")).await;
+    let file = std::fs::OpenOptions::new().write(true).open(format!("{folder}/{file}")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0xff; 24], 8192).unwrap();
+    let copy = Database::at(original.options.clone().database(&format!("{name}_copy")));
+    let catalog = Catalog::of("[[dataset]]\nname = \"t\"\ntable = \"t\"\ncapture = \"none\"");
+    let service = catalog.start(&copy).service().await;
+    let job = ended(&service, "/exports/full", Some("c"), json!({ "dataset": "t" })).await;
+    assert_eq!(job["error"]["code"], "value_unreadable", "{job}");
+    let detail = job["error"]["detail"].as_str().unwrap();
+    assert!(detail.contains("a value of `t` (SQLSTATE XX001, invalid page in block 1 of relation"), "{detail}");
+}

@@ -372,3 +372,28 @@ async fn what_somebody_puts_on_the_log_is_told_before_a_write_fails() {
         ends(catalog.command(&database, &["untrack", "orders"]).await, 0, "");
     }
 }
+
+#[tokio::test]
+async fn rights_to_some_columns_lead_to_a_view_that_is_exported() {
+    let statements = "create table t (id int primary key, a int, secret text); insert into t values (1, 2, 'x')";
+    let database = Database::empty_with(statements).await;
+    let on = |table: &str, more: &str| format!("[[dataset]]\nname = \"t\"\ntable = \"{table}\"\n{more}");
+    let catalog = Catalog::of(&on("t", "columns = [\"id\", \"a\"]"));
+    catalog.track(&database, "t").await;
+    let role = database.role().await;
+    database
+        .run(&format!(
+            "grant usage on schema cdc_export, public to {role}; grant all on watermarks, exports to {role};
+             grant all on all tables in schema cdc_export to {role};
+             grant all on all sequences in schema cdc_export to {role}; grant select (id, a) on t to {role}"
+        ))
+        .await;
+    let start = || catalog.start(&database).with("DATABASE_URL", database.url_as(&role, "pass"));
+    let said = "A view of the columns that the role may read can be exported with capture = \"none\"";
+    ends(start().arguments(&["datasets", "check"]).output().await, 2, said);
+    database.run(&format!("create view seen as select id, a from t; grant select on seen to {role}")).await;
+    catalog.write(&on("seen", "capture = \"none\""));
+    ends(start().arguments(&["datasets", "check"]).output().await, 0, "");
+    let service = start().service().await;
+    assert_eq!(export(&service, "full", "t", "c").await["rowsExported"], 1);
+}

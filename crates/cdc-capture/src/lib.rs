@@ -213,7 +213,8 @@ pub enum Error {
     },
     /// A value that its type's own code doesn't write, that a view can't compute, or that is damaged.
     #[error(
-        "Postgres could not read or compute a value of `{table}` (SQLSTATE {code}): a `select` of its columns fails too"
+        "Postgres could not read or compute a value of `{table}` (SQLSTATE {code}{}): a `select` of its columns fails too",
+        message_without_values(cause).map(|message| format!(", {message}")).unwrap_or_default()
     )]
     Unreadable {
         table: String,
@@ -348,15 +349,15 @@ fn missing_right(cause: &sqlx::Error) -> String {
 const CHECKS_OF_RIGHTS: [&str; 3] = ["aclcheck_error", "aclcheck_error_col", "check_enable_rls"];
 
 /// The source files of Postgres whose messages name no value of a row: of temporary and other files, of limits on
-/// connections, and of statements that are cancelled.
-const FILES_WITHOUT_VALUES: [&str; 7] =
-    ["buffile.c", "fd.c", "md.c", "miscinit.c", "postgres.c", "postinit.c", "proc.c"];
+/// connections, of statements that are cancelled, and of damaged blocks and large values.
+const FILES_WITHOUT_VALUES: [&str; 9] =
+    ["buffile.c", "bufmgr.c", "fd.c", "heaptoast.c", "md.c", "miscinit.c", "postgres.c", "postinit.c", "proc.c"];
 
-/// Returns the message of Postgres about a lack of resources or a cancelled statement, if it names no value. A function
-/// of the table may raise the same error with a text of its own.
+/// Returns the message of Postgres about a lack of resources, a cancelled statement or damaged data, if it names no
+/// value. A function of the table may raise the same error with a text of its own.
 fn message_without_values(cause: &sqlx::Error) -> Option<&str> {
     let error = cause.as_database_error()?.try_downcast_ref::<PgDatabaseError>()?;
-    let is_quoted = error.code().starts_with("53") || error.code() == "57014";
+    let is_quoted = error.code().starts_with("53") || matches!(error.code(), "57014" | "XX001");
     (is_quoted && error.file().is_some_and(|file| FILES_WITHOUT_VALUES.contains(&file))).then(|| error.message())
 }
 

@@ -132,7 +132,10 @@ impl AccessRow {
             return Some(format!("{use_it}{and_select}"));
         }
         match (may_select, has_row_security) {
-            (Some(false), _) => Some(format!("the database role {role} may not read it: its owner runs `{select}`")),
+            (Some(false), _) => Some(format!(
+                "the database role {role} may not read it. A view of the columns that the role may read can be exported with \
+                 capture = \"none\"; otherwise the table's owner runs `{select}`"
+            )),
             (Some(true), Some(true)) => Some(format!(
                 "row-level security may hide rows of it from the database role {role}: a superuser runs `alter role {role} bypassrls`, or, \
                  where {role} owns the table, {role} runs `alter table {table} no force row level security`"
