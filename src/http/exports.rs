@@ -222,8 +222,8 @@ fn read_number(cursor: &str) -> Option<u64> {
 
 /// Remove the files of a job
 ///
-/// The job is kept. Without `dataset`, the call is for all exports of the job. With a key of scope `admin`, the call can
-/// also give up exports that are committed but whose files have not been published for a while. They fail with
+/// The job is kept. Without `dataset`, the call is for all exports of the job. With a key of scope `admin`, the call
+/// can also give up exports that are committed but whose files have not been published for a while. They fail with
 /// `file_lost`, and their consumer needs a full export. The files of the job's published exports stay then.
 #[utoipa::path(
     delete, path = "/exports/{jobId}", operation_id = "deleteExportFile", tag = "exports",

@@ -326,8 +326,8 @@ pub(crate) async fn forget_after(database: &Database, last: i64) {
     database.run(&statements).await;
 }
 
-/// Restores the database alone. The output folder is lost with its markers, so the service on a new one doesn't know how
-/// far the orders had gone.
+/// Restores the database alone. The output folder is lost with its markers, so the service on a new one doesn't know
+/// how far the orders had gone.
 async fn restored_without_output(database: &Database, service: Service, last: i64) -> Service {
     service.stop().await;
     forget_after(database, last).await;

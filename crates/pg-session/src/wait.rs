@@ -11,7 +11,8 @@ pub const UNLOGGED: Duration = Duration::from_secs(10);
 /// The interval of the following log lines.
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// Awaits `work`. If that takes long, logs `wait` and then repeats the line: what the process waits for, and the remedy.
+/// Awaits `work`. If that takes long, logs `wait` and then repeats the line: what the process waits for, and the
+/// remedy.
 pub async fn named<T>(wait: &str, work: impl Future<Output = T>) -> T {
     let (mut work, mut pause) = (pin!(work), failpoint::time("wait.unlogged", UNLOGGED));
     loop {

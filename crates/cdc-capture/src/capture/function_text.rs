@@ -137,9 +137,10 @@ impl Function {
             // such a plan fails, the function reads the key again by a dynamic statement. The block that catches the
             // error writes nothing, so it takes no transaction id.
             //
-            // A text of a key is never NULL, so a missing one tells the operation. In a statement through many partitions
-            // each evaluated expression costs a tenth of a microsecond or more, because each partition has plans of its
-            // own, which push each other out of the processor's caches. So an INSERT, which has most rows, leaves first.
+            // A text of a key is never NULL, so a missing one tells the operation. In a statement through many
+            // partitions each evaluated expression costs a tenth of a microsecond or more, because each partition has
+            // plans of its own, which push each other out of the processor's caches. So an INSERT, which has most rows,
+            // leaves first.
             TriggerKind::Rows | TriggerKind::Replicated => {
                 let (old, new) = (key_text("old", &self.key), key_text("new", &self.key));
                 let (id, anew) = (&self.id, key_text("($1)", &self.key));

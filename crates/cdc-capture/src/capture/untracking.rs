@@ -44,8 +44,8 @@ impl Triggers<'_> {
         untrack_each(self.0, [table]).await.pop().expect("a table has a result")
     }
 
-    /// Removes the triggers from all tables that have any. Returns these tables, each with the error of the failed step.
-    /// Each table has transactions of its own. Then notes the tables whose triggers were removed before.
+    /// Removes the triggers from all tables that have any. Returns these tables, each with the error of the failed
+    /// step. Each table has transactions of its own. Then notes the tables whose triggers were removed before.
     pub async fn untrack_all(&self) -> Result<Vec<(Table, Result<(), Error>)>, Error> {
         let pool = self.0;
         let tables: Vec<(String, String)> =
@@ -61,8 +61,8 @@ impl Triggers<'_> {
     }
 }
 
-/// Removes the triggers from these tables, and notes that. Tries again while some are busy. Returns the results in the tables'
-/// order.
+/// Removes the triggers from these tables, and notes that. Tries again while some are busy. Returns the results in the
+/// tables' order.
 async fn untrack_each<'t>(pool: &PgPool, tables: impl IntoIterator<Item = &'t Table>) -> Vec<Result<bool, Error>> {
     let mut queue = Queue::of(tables.into_iter().enumerate());
     let mut done = BTreeMap::new();
