@@ -493,13 +493,14 @@ impl Worker {
         }
         // Check for a full disk before the snapshot is opened, because the snapshot delays vacuum. The draft is created
         // only after that.
-        self.destination.require_room().await.map_err(Error::from)?;
+        let stall = cdc_destination::stall_limit();
+        let room = tokio::time::timeout(stall, self.destination.require_room()).await;
+        room.unwrap_or(Err(cdc_destination::Error::Stalled(stall.as_secs()))).map_err(Error::from)?;
         let purposes: Vec<_> = members.iter().map(Member::purpose).collect();
         let (stalls, times) = (StallWatch::default(), self.settings.times);
         let lanes: Vec<_> = members.iter().map(|it| (it.leased.export.lane(), it.marker.as_ref())).collect();
-        let opening = connections.open(&purposes, times.lease, cdc_destination::stall_limit(), async |leader| {
-            evidence(leader, Some(lease.id()), &lanes).await
-        });
+        let opening = connections
+            .open(&purposes, times.lease, stall, async |leader| evidence(leader, Some(lease.id()), &lanes).await);
         let mut snapshot = spans::step("open", opening).await?;
         let (leader, reading) = snapshot.split();
         let write = self.write_members(lease, &mut members, reading, (current, &stalls));

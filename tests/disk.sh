@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# A disk that fills up, is mounted read-only and goes away under a running service, as a small tmpfs in a mount namespace of this
-# script's own. Then a full disk under its Postgres. Needs root, or a kernel that gives ordinary users namespaces. `cargo build --release` comes first; BINARY names another build.
+# A disk that fills up, is mounted read-only, goes away and is frozen under a running service, as a small tmpfs in a mount namespace of
+# this script's own; and a full disk under its Postgres. Only real root can mount the disk that is frozen. Needs root, or a kernel that gives
+# ordinary users namespaces. `cargo build --release` comes first; BINARY names another build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,7 +14,7 @@ fi
 BINARY=${BINARY:-$PWD/target/release/cdc-export}
 . tests/service.sh
 mkdir "$work/output"
-trap '[[ -z $service ]] || kill "$service"; wait; umount --lazy "$work/output" "$work/small" 2>/dev/null || true; rm -rf "$work"' EXIT
+trap 'fsfreeze --unfreeze "$work/output" 2>/dev/null || true; [[ -z $service ]] || kill "$service"; wait; umount --lazy "$work/output" "$work/small" 2>/dev/null || true; rm -rf "$work"' EXIT
 
 ask() { curl -sS -m 70 "$@"; }
 # Submits an export and waits for its end: its status and error code.
@@ -72,3 +73,20 @@ printf 'ok: untrack on a full disk: the triggers are gone\n'
 rm "$work/small/somebody's"
 said=$(untrack) || die "$said"
 printf 'ok: untrack with room again: it is noted\n'
+
+kill "$service"
+wait "$service" || true
+service=
+truncate --size=128M "$work/disk"
+if ! { mkfs.ext4 -q "$work/disk" && mount -o loop "$work/disk" "$work/output"; } 2>/dev/null; then
+    echo 'not frozen: this user may not mount a file'
+    exit
+fi
+start_service MAX_ATTEMPTS=1
+expect 'another disk' "$(ready 200)" 200
+fsfreeze --freeze "$work/output"
+expect 'a frozen disk' "$(ready 503)" 503
+expect 'its lines in the log' "$(grep -c output_not_ready "$work/log")" 1
+fsfreeze --unfreeze "$work/output"
+expect 'the disk is thawed' "$(ready 200)" 200
+expect 'an export to it' "$(export_of thawed)" 'completed '

@@ -20,6 +20,9 @@ const OPEN_TO_ALL: Mode = Mode::from_raw_mode(0o666);
 /// The bytes that an export leaves free on its disk. Postgres may be on the same disk, and stops when it can't write.
 const FREE_MIN_BYTES: u64 = 32 << 20;
 
+/// A name that no file has.
+const NEVER_THERE: &str = ".cdc-export-never-there";
+
 #[derive(Debug)]
 pub(super) struct Dir {
     pub(super) fd: OwnedFd,
@@ -48,11 +51,14 @@ impl Dir {
         rustix::fs::fsync(&self.fd).map_err(cannot("sync", self.path.display()))
     }
 
-    /// Checks that the process may create files here, and that the disk has room.
+    /// Checks that the process may create files here, and that the disk takes changes and has room. Doesn't return while
+    /// the file system is frozen.
     pub(super) fn require_room(&self) -> Result<(), Error> {
         let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
         rustix::fs::accessat(&self.fd, ".", access, AtFlags::empty())
             .map_err(cannot("write to", self.path.display()))?;
+        // A frozen file system answers everything else. It writes nothing, because there is no such file.
+        self.remove(NEVER_THERE)?;
         require_room(&self.fd).map_err(cannot("write to", self.path.display()))
     }
 
