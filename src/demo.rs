@@ -59,9 +59,9 @@ pub async fn seed(pool: &PgPool, rows: u64) -> Result<u64, Error> {
         return Ok(0);
     }
     let begun = Instant::now();
-    // Uses read committed, regardless of the database's default: the check under the lock needs a snapshot from after
-    // the lock was granted.
-    let mut tx = pool.begin_with("begin isolation level read committed read write").await.map_err(Error::Inspect)?;
+    // A session's transactions are read committed: the check under the lock needs a snapshot from after the lock was
+    // granted.
+    let mut tx = pool.begin().await.map_err(Error::Inspect)?;
 
     // The check before the lock avoids locking and waiting at all later starts.
     let Some(users) = demo_table(&mut tx).await.map_err(Error::Inspect)? else { return Ok(0) };
@@ -82,7 +82,7 @@ pub async fn seed(pool: &PgPool, rows: u64) -> Result<u64, Error> {
 /// Adds users to the demo table until it has `rows`. Returns the number of added users. Calls `progress` with the
 /// number of users added so far. After an error no user was added.
 pub async fn top_up(pool: &PgPool, rows: u64, progress: impl Fn(u64) + Send + Sync) -> Result<u64, Error> {
-    let mut tx = pool.begin_with("begin isolation level read committed read write").await.map_err(Error::Inspect)?;
+    let mut tx = pool.begin().await.map_err(Error::Inspect)?;
     let users = demo_table(&mut tx).await.map_err(Error::Inspect)?.ok_or(Error::NotOurs)?;
     let missing = |existing| rows.saturating_sub(existing);
     fill(tx, &users, missing, progress).await.map_err(|source| Error::Fill { rows, source })

@@ -18,15 +18,15 @@ use std::time::{Duration, Instant};
 
 use sqlx::migrate::MigrateError;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, PgPool};
+use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
 
 pub use schema::{RequiredGrants, migrate, preview_of, require_migrated};
 pub use url::{BadUrl, NamedDatabase};
 
 use crate::postgres::reach::{CONNECT_TIMEOUT, no_answer, unreachable};
 use crate::telemetry::log_throttle::LogThrottle;
-use pg_session::failure::SqlFailure;
-use pg_session::pool::{has_no_transaction, require_answer};
+use pg_session::failure::{SqlFailure, chain};
+use pg_session::pool::{has_no_transaction, require_usable};
 use pg_session::session_name;
 use pg_session::wait;
 
@@ -39,15 +39,11 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// The reasons why the database can't be used. Each message is one line for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No connection. The text has the reason and a remedy.
+    /// No connection, or none that can write. The text has the reason and a remedy.
     #[error("{0}")]
     Unreachable(String),
     #[error("Postgres {0} is too old: 13 or later is needed")]
     TooOld(String),
-    /// The server is a standby. It can't be written, and its snapshots omit transactions that are in progress on the
-    /// primary.
-    #[error("this Postgres is a standby: give the service its primary")]
-    Standby,
     /// The server lacks a function or a catalog, or the role may not use it.
     #[error(
         "this Postgres refuses the service {name}, which its exports need: {refusal}. An administrator can GRANT a right that is missing; \
@@ -220,29 +216,34 @@ impl Database {
 
     fn pool_with(&self, connections: u32, lock_timeout: &str, statement_timeout: &str) -> PgPool {
         let set = format!(
-            "-- postgres.session
-             {}
-             set lock_timeout = '{lock_timeout}'; set statement_timeout = '{statement_timeout}';
-             set idle_in_transaction_session_timeout = '10s'",
-            pg_session::SET_UP
+            "set lock_timeout = '{lock_timeout}'; set statement_timeout = '{statement_timeout}';
+             set idle_in_transaction_session_timeout = '10s'"
         );
-        let is_preview = self.is_preview;
+        let (is_preview, throttle) = (self.is_preview, Arc::new(LogThrottle::default()));
         PgPoolOptions::new()
             .max_connections(connections)
             .acquire_timeout(failpoint::time("service.call", ACQUIRE_TIMEOUT))
             .test_before_acquire(false)
             .idle_timeout(IDLE_TIMEOUT)
-            .before_acquire(|conn, _| Box::pin(async { require_answer(conn).await.map(|()| true) }))
+            .before_acquire(|conn, _| Box::pin(async { require_usable(conn).await.map(|()| true) }))
             // Precedes the pool's own ping, which has no timeout and logs a failure. A preview is one transaction.
             .after_release(move |conn, _| Box::pin(async move { Ok(is_preview || has_no_transaction(conn).await) }))
             .after_connect(move |conn, _| {
-                let set = sqlx::raw_sql(AssertSqlSafe(set.clone()));
+                let (set, throttle) = (set.clone(), Arc::clone(&throttle));
                 Box::pin(async move {
-                    set.execute(&mut *conn).await?;
+                    // The driver tries again until the time limit, and tells no caller the reason.
+                    pg_session::set_up(conn, &set).await.inspect_err(|error| log_refused(&throttle, error))?;
                     if is_preview { preview::begin(conn).await } else { Ok(()) }
                 })
             })
             .connect_lazy_with(self.options.clone())
+    }
+}
+
+fn log_refused(throttle: &LogThrottle, error: &sqlx::Error) {
+    let error = chain(error);
+    if let Some(times) = throttle.should_log(error.clone()) {
+        tracing::warn!(event = "session_refused", error, times);
     }
 }
 

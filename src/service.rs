@@ -38,12 +38,15 @@ use crate::service::deadline::{call_timeout, on_table, with_timeout};
 use crate::service::followers::Followers;
 use crate::service::keys::Keyring;
 use crate::service::scrape::ReadCache;
-use crate::store::{self, OtherProcesses, Store};
+use crate::store::probe::{OtherProcesses, Probe};
+use crate::store::{self, Store};
+use crate::telemetry::log_throttle::LogThrottle;
 use crate::telemetry::metrics;
 use cdc_capture::{self, ConsumerLag, LogUse, Source};
 use cdc_dataset::{BadSelection, Dataset, Description, Faults, TableColumn};
 use cdc_destination::{self, Destination, Limited};
 use cdc_manifest::{ConsumerId, JobId, is_dataset_name};
+use pg_session::failure::chain;
 use pg_session::table_name::Table;
 
 pub use cached_reads::CachedRead;
@@ -53,7 +56,7 @@ pub use shares::{Share, Shares};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the database is not available")]
+    #[error("the database is not available: {}", .0.class_of_outage())]
     DatabaseUnavailable(#[source] store::Error),
     /// Commits wait for a synchronous standby that is not there.
     #[error("{0}")]
@@ -305,8 +308,7 @@ pub struct Settings {
 pub struct Stores {
     /// The pool for calls of clients.
     pub api: Store,
-    /// A separate pool for checking that Postgres responds.
-    pub probe: Store,
+    pub probe: Arc<Probe>,
     /// The pool of this process's exports, if it runs any. Used only for metrics of the pool.
     pub control: Option<Store>,
 }
@@ -319,13 +321,14 @@ pub struct Stores {
 #[derive(Clone, Debug)]
 pub struct Service {
     store: Store,
-    /// A separate connection pool, so that a busy API does not make the database appear unavailable.
-    probe: Store,
+    /// A separate connection, so that a busy API does not make the database appear unavailable.
+    probe: Arc<Probe>,
     control: Option<Store>,
     source: Source,
     destination: Limited,
     /// The same destination with a permit for health checks, so that they and downloads don't wait for each other.
     checked_destination: Limited,
+    output_failures: Arc<LogThrottle>,
     catalog: Arc<Catalog>,
     terms: Terms,
     redirects_downloads: bool,
@@ -388,6 +391,7 @@ impl Service {
             source,
             destination,
             checked_destination,
+            output_failures: Arc::default(),
             catalog: catalog.get(),
             current: catalog,
             terms,
@@ -511,20 +515,30 @@ impl Service {
         Ok(user)
     }
 
-    /// Checks that Postgres responds in time and accepts commits.
+    /// Checks that Postgres can be used and accepts commits.
     pub async fn ping(&self) -> Result<(), Arc<Error>> {
         self.processes().await.map(drop)
     }
 
     /// Checks what [`ping`](Service::ping) checks, and reads the state of the processes that run exports.
     async fn processes(&self) -> Result<OtherProcesses, Arc<Error>> {
-        let probe = self.probe.clone();
+        let probe = Arc::clone(&self.probe);
         checked(&self.cached.postgres, async move { with_timeout(probe.other_processes()).await }).await
     }
 
+    /// Checks that the output folder or bucket takes a file. Logs a failure once a minute.
     pub async fn require_room(&self) -> Result<(), Arc<Error>> {
-        let destination = self.checked_destination.clone();
-        checked(&self.cached.output, async move { Ok(destination.require_room().await?) }).await
+        let (destination, throttle) = (self.checked_destination.clone(), Arc::clone(&self.output_failures));
+        let check = async move {
+            let room = destination.require_room().await;
+            if let Err(error) = &room
+                && let Some(times) = throttle.should_log(chain(error))
+            {
+                tracing::warn!(event = "output_not_ready", error = chain(error), times);
+            }
+            Ok(room?)
+        };
+        checked(&self.cached.output, check).await
     }
 
     /// Returns true if the process is shutting down and starts no more exports.

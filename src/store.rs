@@ -22,6 +22,7 @@ pub mod lists;
 pub mod manifests;
 mod mask_secret;
 pub mod moments;
+pub mod probe;
 pub mod queue;
 pub mod retention;
 pub mod schedules;
@@ -37,7 +38,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::postgres::{PgArguments, PgListener, PgPoolOptions};
 use sqlx::query::Query;
-use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres};
+use sqlx::{Connection, PgConnection, Postgres};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, broadcast};
 use uuid::Uuid;
@@ -47,7 +48,6 @@ use cdc_destination::{BadDatabaseId, DatabaseId};
 use cdc_manifest::JobId;
 use pg_session::failure::{self, SqlFailure};
 use pg_session::pool::{Pool, Pooled};
-use pg_session::statement::with_pieces;
 use pg_session::{self, session_name};
 
 /// The channel on which Postgres notifies processes of new jobs and requested cancellations. A process that misses a
@@ -56,17 +56,6 @@ const CHANNEL: &str = "cdc_export";
 
 /// The time after which a process whose claims all fail is not ready.
 const CLAIMS_FAIL_AFTER: Duration = Duration::from_secs(60);
-
-/// The processes that run exports on this database.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct OtherProcesses {
-    /// The number of those, other than this one, whose claims fail.
-    pub failing: i64,
-    /// True if none looks for jobs: none is there, or each has hung for a minute.
-    pub are_none: bool,
-    /// True if the files of a committed export have no names after a minute.
-    pub have_unpublished: bool,
-}
 
 /// The pause between two checks that the listener's connection still works.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -129,6 +118,14 @@ impl From<sqlx::Error> for Error {
 }
 
 impl Error {
+    /// Returns the class of the cause of an unavailable database.
+    pub fn class_of_outage(&self) -> &'static str {
+        match self {
+            Error::Unavailable(cause) | Error::LockConflict(cause) => failure::class_of_outage(cause),
+            _ => "another error",
+        }
+    }
+
     /// Returns true if the statement waited too long for a lock, or ran for too long.
     pub fn is_wait_timeout(&self) -> bool {
         match self {
@@ -153,7 +150,6 @@ pub struct Store {
     claims_fail_since: Arc<Mutex<Option<Instant>>>,
     /// True if a worker has claimed a job since this process recorded its destination.
     has_claimed: Arc<AtomicBool>,
-    begun: Instant,
     submissions: Arc<submissions::Submissions>,
     key_shares: Arc<key_shares::KeyShares>,
     /// The share of the caller's key. `None` if the caller has no key.
@@ -174,7 +170,6 @@ impl Store {
             unused: Arc::default(),
             claims_fail_since: Arc::default(),
             has_claimed: Arc::default(),
-            begun: Instant::now(),
             submissions: Arc::default(),
             key_shares: Arc::default(),
             key_share: None,
@@ -222,12 +217,6 @@ impl Store {
         self.with(async |conn| statement.fetch_one(conn).await).await
     }
 
-    /// Checks that Postgres answers, and that the tables of the service can be read.
-    pub async fn ping(&self) -> Result<(), Error> {
-        let statement = sqlx::query("-- store.ping\n select from cdc_export.destinations limit 1");
-        self.execute(statement).await.map(drop)
-    }
-
     /// Records that a claim of this process failed, or what it needs first.
     pub fn claim_failed(&self) {
         self.claims_fail_since.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Instant::now);
@@ -238,27 +227,6 @@ impl Store {
         let since = *self.claims_fail_since.lock().unwrap_or_else(PoisonError::into_inner);
         let limit = failpoint::time("store.claims_fail", CLAIMS_FAIL_AFTER);
         since.map(|since| since.elapsed()).filter(|time| *time >= limit)
-    }
-
-    /// Checks what [`Store::ping`] checks. Returns what is wrong with the processes that run exports.
-    ///
-    /// # Errors
-    /// If [`Store::ping`] fails. [`Error::StandbyMissing`] if commits wait for a standby: no standby at all is
-    /// connected, or a session of ours has waited for five seconds.
-    pub async fn other_processes(&self) -> Result<OtherProcesses, Error> {
-        self.ping().await?;
-        let statement = with_pieces(include_str!("store/other_processes.sql"), &[]);
-        let statement = sqlx::query_as(AssertSqlSafe(statement)).bind(session_name::of_failing());
-        let (failing, are_none, have_unpublished, awaits_standby): (i64, bool, bool, bool) =
-            self.with(async |conn| statement.fetch_one(conn).await).await?;
-        // A process that has just started may not have looked yet.
-        let limit = failpoint::time("store.claims_fail", CLAIMS_FAIL_AFTER);
-        let are_none = are_none && self.begun.elapsed() >= limit;
-        if awaits_standby {
-            Err(Error::StandbyMissing)
-        } else {
-            Ok(OtherProcesses { failing, are_none, have_unpublished })
-        }
     }
 
     /// Runs `call` with a connection of the pool, as soon as the share of the caller's key allows it.
@@ -331,7 +299,7 @@ impl Store {
         // Uses a pool of its own. A dropped listener sends a message to the server before it gives its connection back,
         // and waits forever if the server doesn't answer.
         let own = PgPoolOptions::new().max_connections(1).max_lifetime(None).idle_timeout(None);
-        let own = own.after_connect(|conn, _| Box::pin(pg_session::set_up(conn)));
+        let own = own.after_connect(|conn, _| Box::pin(pg_session::set_up(conn, "")));
         let own = own.connect_lazy_with((*self.pool.inner().connect_options()).clone());
         let listening = self.in_time(async {
             let mut listener = PgListener::connect_with(&own).await?;

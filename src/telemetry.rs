@@ -7,6 +7,7 @@ pub mod spans;
 
 use std::io::{self, IsTerminal, Write};
 
+use pg_session::pool::LOG_TARGETS;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -59,6 +60,8 @@ pub fn start(settings: &Settings, least: LevelFilter) {
     let targets = if is_command { targets.with_target("cdc_export::http", LevelFilter::OFF) } else { targets };
     // lapin logs a warning with the full content for each returned message.
     let targets = targets.with_target("lapin", LevelFilter::OFF);
+    // The lines of the driver's pool have no `event`. Callers log its errors, and `session_refused` has the others.
+    let targets = targets.with_targets(LOG_TARGETS.map(|target| (target, LevelFilter::OFF)));
     // This library logs each rejected certificate at each attempt. Its returned error contains the same information.
     let targets = targets.with_target("rustls_platform_verifier", LevelFilter::OFF);
     let layer = fmt::layer().with_writer(std::io::stderr);

@@ -32,8 +32,9 @@ use crate::command::signals::stop_on_signal;
 use crate::command::start::{Logs, block_on, settings};
 use crate::command::wiring::{PreparedOutput, Wired, api_connections, control_connections, export_connections, wire};
 
-/// The connections of a worker that serves metrics: one pings Postgres, one reads the gauges.
-const WORKER_METRICS_CONNECTIONS: u32 = 2;
+/// The connections of a worker that serves metrics: one checks Postgres, one reads the gauges, and one the size of the
+/// change log.
+const WORKER_METRICS_CONNECTIONS: u32 = 3;
 
 /// The options of `serve`.
 #[derive(Args, Default)]

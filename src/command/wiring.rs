@@ -12,6 +12,7 @@ use crate::postgres::Database;
 use crate::receiver::Receivers;
 use crate::service::{self, Service, Stores};
 use crate::store::Store;
+use crate::store::probe::Probe;
 use crate::worker::{self, Stops, Worker};
 use cdc_capture::Source;
 use cdc_destination::{self, Destination, Limited, Prepared};
@@ -26,7 +27,7 @@ pub(super) fn export_connections(config: &Config, workers: u32) -> u32 {
     3 * workers + (config.readers - 1) + control_connections(workers) + 1
 }
 
-/// Returns the number of connections of the API: those of API_CONNECTIONS, one that pings Postgres, and those that
+/// Returns the number of connections of the API: those of API_CONNECTIONS, one that checks Postgres, and those that
 /// count rows for `/consumers`.
 pub(super) fn api_connections(config: &Config) -> u32 {
     config.api_connections + 1 + COUNTING_CONNECTIONS
@@ -135,7 +136,7 @@ pub(super) fn wire(config: &Config, database: &Database, output: PreparedOutput,
     let exports = Exports { worker, maintenance, store: store.clone(), receivers: Arc::clone(&config.receivers) };
     let stores = Stores {
         api: store.over(callers(config.api_connections, service::deadline::call_timeout())),
-        probe: Store::new(callers(1, service::deadline::call_timeout())),
+        probe: Arc::new(Probe::new(database.options().clone())),
         control: Some(Store::new(control.clone())).filter(|_| workers > 0),
     };
     let counting = callers(COUNTING_CONNECTIONS, service::COUNTING_TIMEOUT);

@@ -64,7 +64,7 @@ impl AccessControl {
         charged.map_err(Problem::rate_limited)
     }
 
-    async fn key(&self, headers: &HeaderMap, address: IpAddr) -> Result<(PresentedKey, Arc<Grant>), Problem> {
+    async fn key(&self, headers: &HeaderMap, address: IpAddr, path: &str) -> Result<GrantedKey, Problem> {
         let key = bearer(headers);
         // A guess is charged to its address. A key that exists isn't, so that guesses from a shared address lock out
         // nobody who has one.
@@ -76,11 +76,17 @@ impl AccessControl {
             self.charge(RateKey::Address(address))?;
         }
         let key = key?;
-        let grant = self.service.keyring().grant(&key).await?;
+        let grant = match path {
+            "/metrics" => self.service.keyring().grant_for_monitoring(&key).await?,
+            _ => self.service.keyring().grant(&key).await?,
+        };
         self.charge(RateKey::Key(&grant.prefix))?;
         Ok((key, grant))
     }
 }
+
+/// The key of a request, and what it grants.
+type GrantedKey = (PresentedKey, Arc<Grant>);
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer(pub(crate) IpAddr);
@@ -161,7 +167,7 @@ pub(crate) async fn check(
         request.extensions_mut().insert(service);
         return Ok(next.run(request).await);
     }
-    let (key, grant) = control.key(request.headers(), address).await?;
+    let (key, grant) = control.key(request.headers(), address, path).await?;
     tracing::Span::current().record("key", grant.prefix.as_str());
     let (scope, action) = (scope_of(request.method(), path), action_of(request.method(), path));
     let origin = Arc::new(Origin::call(Some(&grant.prefix), request_id(&request)));

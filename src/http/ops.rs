@@ -59,7 +59,7 @@ impl IntoResponse for HealthAnswer {
     }
 }
 
-/// Check that Postgres is reachable
+/// Check that Postgres can be used
 #[utoipa::path(get, path = "/health", operation_id = "getHealth", tag = "service", responses(HealthAnswer))]
 pub(crate) async fn health(service: Service) -> HealthAnswer {
     answer([("postgres", word(service.ping().await))])
@@ -89,9 +89,11 @@ pub(crate) async fn ready(Extension(access): Extension<Access>, headers: HeaderM
         Some(CachedRead { value, as_of }) => (ready_or_why(&value.datasets, are_named), Some(rfc3339(as_of))),
         None => ("no look at their tables has ended in the last minute".to_owned(), None),
     };
-    // The folder and the missing bytes of a full disk are in the causes.
+    // The causes have the folder, the missing bytes of a full disk, and whether the folder gives no answer.
     let output = match health.output {
-        Err(error) if are_named && matches!(*error, service::Error::OutputFull(_)) => Err(chain(&*error)),
+        Err(error) if are_named && matches!(*error, service::Error::OutputFull(_) | service::Error::Output(_)) => {
+            Err(chain(&*error))
+        }
         output => word(output),
     };
     let checks = [("postgres", word(health.postgres)), ("output", output)];

@@ -11,6 +11,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, SqlSafeStr};
 use crate::catalog::Catalog;
 use crate::postgres::needed::require_needed;
 use crate::postgres::preview::begin;
+use crate::postgres::reach::unreachable;
 use crate::postgres::search_path::{SearchPath, TablesSchema};
 use crate::postgres::{Database, Error, OLDEST, connect, pooler};
 use pg_session::failure::SqlFailure;
@@ -71,18 +72,15 @@ async fn open(database: &Database) -> Result<(PgConnection, SearchPath), Error> 
     // This check must run before any setting or lock.
     pooler::require_sessions(&mut conn, database).await?;
     let path = SearchPath::read_of_role(&mut conn).await?;
-    pg_session::set_up(&mut conn).await?;
-    let (number, version, standby): (i32, String, bool) = sqlx::query_as(
+    pg_session::set_up(&mut conn, "").await.map_err(|error| Error::Unreachable(unreachable(&error)))?;
+    let (number, version): (i32, String) = sqlx::query_as(
         "-- postgres.version
-         select current_setting('server_version_num')::int, current_setting('server_version'), pg_is_in_recovery()",
+         select current_setting('server_version_num')::int, current_setting('server_version')",
     )
     .fetch_one(&mut conn)
     .await?;
     if number < OLDEST {
         return Err(Error::TooOld(version));
-    }
-    if standby {
-        return Err(Error::Standby);
     }
     require_needed(&mut conn).await?;
     Ok((conn, path))

@@ -1,7 +1,7 @@
 //! Verification of keys: looks keys up in the database and caches the results.
 //!
 //! Cached results are at most two seconds old, so every process soon refuses a revoked key. If the database is
-//! unavailable, expired results are not used.
+//! unavailable, expired results are used for the metrics only.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -121,6 +121,17 @@ impl Keyring {
             None => self.look_up(key).await?,
         };
         stored.filter(|stored| key.is(stored)).map(|stored| stored.grant).ok_or(Error::NoKey)
+    }
+
+    /// Returns what [`grant`](Keyring::grant) returns. If the database is unavailable, returns the key's last grant in
+    /// this process, however old: monitoring has to see such a database.
+    pub(crate) async fn grant_for_monitoring(self: &Arc<Keyring>, key: &PresentedKey) -> Result<Arc<Grant>, Error> {
+        let granted = self.grant(key).await;
+        let last = self.with_cache(|cache| cache.found.0.get(key.prefix()).map(|(_, stored)| stored.clone()));
+        match (granted, last) {
+            (Err(Error::DatabaseUnavailable(_)), Some(stored)) if key.is(&stored) => Ok(stored.grant),
+            (granted, _) => granted,
+        }
     }
 
     /// Waits until the key is revoked or expires, and returns a few seconds later.

@@ -64,9 +64,9 @@ impl Service {
 
     async fn read_gauges(&self) -> String {
         let mut gauges = Gauges::default();
-        let pools = [("api", &self.store), ("probe", &self.probe)].into_iter();
-        for (name, store) in pools.chain(self.control.iter().map(|control| ("control", control))) {
-            gauges.set_pool(name, store.pool_use());
+        gauges.set_pool("api", self.store.pool_use());
+        if let Some(control) = &self.control {
+            gauges.set_pool("control", control.pool_use());
         }
         gauges.set_pool("counting", self.source.pool_use());
 

@@ -1,7 +1,8 @@
 -- store.other_processes
 -- Returns the number of processes whose sessions say that their claims fail, true if no process is there that has
--- looked for jobs in the last minute, true if the files of a committed export have no names after a minute, and true if
--- commits wait for a synchronous standby that is not there.
+-- looked for jobs in the last minute, true if the files of a committed export have no names after a minute, true if
+-- commits wait for a synchronous standby that is not there, and the rights on the service's tables that the role lacks,
+-- of those that the start asks for.
 -- $1 text: the name of such a session of this process
 select (
     select count(*) from pg_stat_activity a
@@ -22,4 +23,10 @@ select (
       or exists (
         select from pg_stat_activity a
         where a.wait_event = 'SyncRep' and a.application_name like 'cdc-export %'
-          and a.state_change < clock_timestamp() - interval '5 seconds')) as awaits_standby
+          and a.state_change < clock_timestamp() - interval '5 seconds')) as awaits_standby,
+  (select string_agg(format('%s on %s', required.name, t.oid::regclass), ', ' order by t.relname, required.name)
+   from pg_class t cross join unnest(array['delete', 'insert', 'select', 'update']) as required (name)
+   where t.relnamespace = 'cdc_export'::regnamespace and (t.relkind = 'r' or t.relname = 'watermarks')
+     -- Only the owner migrates.
+     and t.relname not in ('migrations', 'owned')
+     and not has_table_privilege(t.oid, required.name)) as missing_rights

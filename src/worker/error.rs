@@ -102,9 +102,7 @@ impl Error {
                 fail(FailureCode::Internal)
             }
             Error::Source(cause) | Error::Pipeline(Pipe::Source(cause)) => match cause {
-                cdc_capture::Error::Unavailable(_) | cdc_capture::Error::Standby => {
-                    retry(FailureCode::SourceUnavailable)
-                }
+                cdc_capture::Error::Unavailable(_) => retry(FailureCode::SourceUnavailable),
                 cdc_capture::Error::TooManyLocks { .. } => fail(FailureCode::TooManyLocks),
                 cdc_capture::Error::GaveWay { .. } => Settlement::GiveWay(failure(FailureCode::GaveWay, None)),
                 cdc_capture::Error::ForeignServer { code, .. } if may_pass(code) => {

@@ -2,13 +2,10 @@
 //! nothing.
 
 use std::process::Stdio;
-use std::sync::Arc;
 use std::time::Duration;
 
-use cdc_capture::{LaneEvidence, Purpose, Source};
-use cdc_dataset::Dataset;
-use pg_rows::encoding::Format;
-use pg_rows::export_type::ExportType;
+use cdc_capture::Source;
+use pg_session::failure::chain;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 
@@ -541,16 +538,13 @@ async fn a_standby_is_refused_in_one_line() {
         assert_eq!(code, 1);
         let line = errors.strip_suffix('\n').unwrap();
         assert!(line.starts_with("cdc-export: DATABASE_URL: ") && !line.contains('\n'), "{errors}");
-        assert!(line.ends_with(": this Postgres is a standby: give the service its primary"), "{errors}");
+        assert!(line.ends_with(": this Postgres is a standby: use its primary"), "{errors}");
     }
-    // A primary that became a standby after a worker had claimed a job.
+    // A primary that became a standby.
     let source = Source::new(standby.options.clone(), standby.pool.clone(), 1);
-    let (dataset, lease) = (Arc::new(Dataset::users()), Duration::from_secs(60));
-    let (export_type, format) = (ExportType::Full, Format::Csv);
-    let purpose = Purpose { dataset: &dataset, consumer: Some("a"), export_type, format };
-    let evidence = async |_: &mut PgConnection| Ok(vec![LaneEvidence::default()]);
-    let opened = source.connections(lease).await.unwrap().open(&[purpose], lease, lease, evidence).await;
-    assert!(matches!(opened.err().unwrap().error, cdc_capture::Error::Standby), "it is tried again");
+    let refused = source.connections(Duration::from_secs(60)).await.err().unwrap();
+    assert!(matches!(&refused, cdc_capture::Error::Unavailable(_)), "it is tried again");
+    assert!(chain(&refused).contains("this Postgres is a standby"), "{}", chain(&refused));
     let pid = nix::unistd::Pid::from_raw(server.id().unwrap().cast_signed());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
     server.wait().await.unwrap();

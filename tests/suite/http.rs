@@ -655,13 +655,13 @@ async fn without_its_database_the_service_says_so_and_comes_back() {
         ("DELETE", "/users/1".to_owned()),
     ] {
         let detail = call(&service, method, &path, &[CONSUMER]).await.problem(503, "database_unavailable");
-        assert_eq!(detail, "the database is not available", "{method} {path}");
+        assert_eq!(detail, "the database is not available: the login is refused", "{method} {path}");
     }
     for path in ["/health", "/health/ready"] {
         let answer = get(&service, path).await;
         let body = answer.success(503);
         assert_eq!(body["status"], "unavailable");
-        assert_eq!(body["checks"]["postgres"], "the database is not available");
+        assert_eq!(body["checks"]["postgres"], "the database is not available: the login is refused");
         assert!(!answer.header("retry-after").is_empty());
     }
     get(&service, "/health/live").await.success(200);

@@ -36,6 +36,7 @@ mod embedded;
 mod events;
 mod exports;
 mod external_database;
+mod failover;
 mod failures;
 mod fairness;
 mod followers;

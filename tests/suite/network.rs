@@ -20,6 +20,8 @@ use crate::traffic::{Conversation, Traffic};
 /// does that lost its table.
 pub(crate) struct Proxy {
     port: u16,
+    /// The server of the connections that come next.
+    pub(crate) server: watch::Sender<PgConnectOptions>,
     pub(crate) open: watch::Sender<bool>,
     fuse: Fuse,
     epoch: watch::Sender<u64>,
@@ -57,7 +59,8 @@ impl Proxy {
         let port = listener.local_addr().unwrap().port();
         let (open, gate) = watch::channel(true);
         let (fuse, epoch) = (Fuse::default(), watch::Sender::new(0));
-        let (server, burning, begun) = (server.clone(), fuse.clone(), epoch.clone());
+        let (server, burning, begun) = (watch::Sender::new(server.clone()), fuse.clone(), epoch.clone());
+        let next = server.subscribe();
         let traffic = Traffic::default();
         let counted = traffic.clone();
         tokio::spawn(async move {
@@ -68,10 +71,13 @@ impl Proxy {
                     client.write_all(STARTING).await.unwrap();
                     continue;
                 }
+                let server = next.borrow().clone();
                 match server.get_socket() {
                     Some(folder) => {
                         let path = folder.join(format!(".s.PGSQL.{}", server.get_port()));
-                        join(client, UnixStream::connect(path).await.unwrap(), &gate, &burning, &begun, &counted);
+                        // Without a server, the client's connection ends at once.
+                        let Ok(server) = UnixStream::connect(path).await else { continue };
+                        join(client, server, &gate, &burning, &begun, &counted);
                     }
                     None => {
                         let address = (server.get_host().to_owned(), server.get_port());
@@ -80,7 +86,7 @@ impl Proxy {
                 }
             }
         });
-        Proxy { port, open, fuse, epoch, traffic }
+        Proxy { port, server, open, fuse, epoch, traffic }
     }
 
     /// Silences the connection that next sends a piece with this text.

@@ -70,9 +70,12 @@ async fn through_a_pool_of_sessions_everything_works() {
     }
     let database = Database::empty().await;
     let name: String = database.one("select current_database()::text").await;
-    // A pooler passes no options on, so what the service needs is not lost with them.
+    // A pooler passes no options on, so what the service needs is not lost with them. Of the settings, that of the role
+    // comes before that of the database.
+    let user = database.options.get_username();
     let statements = format!(
-        "alter database {name} set default_transaction_read_only = on;
+        "alter role {user} in database {name} set default_transaction_read_only = off;
+         alter database {name} set default_transaction_read_only = on;
          alter database {name} set default_transaction_isolation = 'serializable'"
     );
     database.run(&statements).await;

@@ -8,7 +8,7 @@ use crate::reader_slots::ReaderSlots;
 use crate::session::Session;
 use crate::{Error, Source};
 use pg_session::failure::with_timeout;
-use pg_session::session_name;
+use pg_session::{require_writable, session_name};
 
 /// A leader and a reader, both connected. A worker has them before it claims a job: leaders that hold snapshots while
 /// they wait for readers out of one pool would wait for ever.
@@ -76,7 +76,7 @@ impl ExportConnections {
         self.reader_session.watched(&mut self.leader, lease, call(&mut self.reader)).await
     }
 
-    /// These connections, if both still answer within `timeout` and are not too old.
+    /// These connections, if both still answer within `timeout`, can write and are not too old.
     pub async fn checked(mut self, timeout: Duration) -> Option<ExportConnections> {
         if self.opened_at.elapsed() > MAX_AGE {
             self.close().await;
@@ -85,9 +85,9 @@ impl ExportConnections {
         if self.answered_at.elapsed() < TRUSTED {
             return Some(self);
         }
-        let pings =
-            async { tokio::try_join!(self.leader.ping(), self.reader.ping()).map(drop).map_err(Error::Unavailable) };
-        with_timeout(timeout, pings, Error::Unavailable).await.ok()?;
+        let both = async { tokio::try_join!(require_writable(&mut self.leader), require_writable(&mut self.reader)) };
+        let checks = async { both.await.map_err(Error::Unavailable) };
+        with_timeout(timeout, checks, Error::Unavailable).await.ok()?;
         Some(ExportConnections { answered_at: Instant::now(), ..self })
     }
 

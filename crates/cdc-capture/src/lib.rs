@@ -183,8 +183,6 @@ pub enum Error {
          of the {free} that Postgres is sure to have free now: raise max_locks_per_transaction"
     )]
     TooManyLocks { locks: i64, free: i64 },
-    #[error("this Postgres is a standby, whose changes can't be told exactly")]
-    Standby,
     /// The role may not read the table, or row-level security would hide rows: what is missing, and who gives it.
     #[error("{0}")]
     NotReadable(Fault),
@@ -305,7 +303,9 @@ impl Error {
         move |cause| {
             let table = table.to_string();
             match SqlFailure::of(&cause) {
-                SqlFailure::Unavailable | SqlFailure::Starting | SqlFailure::Cancelled => Error::Unavailable(cause),
+                SqlFailure::Unavailable | SqlFailure::Starting | SqlFailure::Cancelled | SqlFailure::ReadOnly => {
+                    Error::Unavailable(cause)
+                }
                 SqlFailure::ForeignServer => {
                     let code = sqlstate(&cause).into();
                     Error::ForeignServer { table, code, cause }
@@ -324,9 +324,7 @@ impl Error {
                 SqlFailure::Refused if sqlstate(&cause) == role_path::CANT_PLAN => {
                     Error::CantPlan(role_path::cant_plan(table, &cause))
                 }
-                SqlFailure::Refused | SqlFailure::ReadOnly | SqlFailure::Duplicate | SqlFailure::Client => {
-                    Error::Sql(cause)
-                }
+                SqlFailure::Refused | SqlFailure::Duplicate | SqlFailure::Client => Error::Sql(cause),
             }
         }
     }

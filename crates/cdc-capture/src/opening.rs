@@ -91,9 +91,6 @@ struct Opening<'a> {
     silence: Duration,
 }
 
-/// The SQLSTATE of `begin read write` on a standby. No lock of a table has it.
-const NO_WRITES_IN_RECOVERY: &str = "0A000";
-
 impl Opening<'_> {
     /// Begins the leader's transaction with locks on the tables, which it finds by the role's own search_path.
     ///
@@ -107,9 +104,6 @@ impl Opening<'_> {
             let accesses = self.find().await?;
             let relations = self.relations(&accesses);
             let Some(cause) = self.try_lock(&relations).await? else { return Ok(accesses) };
-            if sqlstate(&cause) == NO_WRITES_IN_RECOVERY {
-                return Err(Error::Standby.into());
-            }
             let left = LOCK_WAIT.saturating_sub(begun.elapsed());
             // A relation of another kind has taken the name since.
             let is_replaced = sqlstate(&cause) == "42809";

@@ -104,7 +104,7 @@ fn contains(rows: &[u8], text: &str) -> bool {
 
 /// Connects with the settings that the statements need.
 async fn pool(options: &PgConnectOptions) -> PgPool {
-    let pool = PgPoolOptions::new().after_connect(|conn, _| Box::pin(pg_session::set_up(conn)));
+    let pool = PgPoolOptions::new().after_connect(|conn, _| Box::pin(pg_session::set_up(conn, "")));
     pool.connect_with(options.clone()).await.unwrap()
 }
 

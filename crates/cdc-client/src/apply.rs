@@ -72,7 +72,9 @@ impl Error {
         match SqlFailure::of(&cause) {
             // A missing database, a missing role, a wrong password, or no room for locks needs an operator.
             _ if matches!(&*sqlstate(&cause), "3D000" | "28000" | "28P01" | "53200") => Error::Sql { action, cause },
-            SqlFailure::Unavailable | SqlFailure::Starting | SqlFailure::Conflict => Error::Unavailable(cause),
+            SqlFailure::Unavailable | SqlFailure::Starting | SqlFailure::ReadOnly | SqlFailure::Conflict => {
+                Error::Unavailable(cause)
+            }
             SqlFailure::ForeignServer if sqlstate(&cause).starts_with("08") => Error::Unavailable(cause),
             SqlFailure::LockTimeout => Error::Locked { action, holder: "another session".to_owned() },
             _ => Error::Sql { action, cause },

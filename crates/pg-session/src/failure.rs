@@ -10,10 +10,10 @@ use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SqlFailure {
-    /// Postgres can't be reached, is stopping, is out of resources or ended the connection. Or the pool has no free
+    /// Postgres can't be reached, is out of resources or ended the connection. Or the pool has no free
     /// connection.
     Unavailable,
-    /// Postgres is starting, or recovering from a crash.
+    /// Postgres is starting or stopping, or recovering from a crash. Or an administrator ended the session.
     Starting,
     /// The statement was cancelled by its timeout or by a user.
     Cancelled,
@@ -34,10 +34,32 @@ pub enum SqlFailure {
     Client,
 }
 
+/// The reason why a session that can't write is refused.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+pub enum ReadOnlySession {
+    /// A standby's snapshots also omit transactions that are in progress on the primary.
+    #[error("this Postgres is a standby: use its primary")]
+    Standby,
+    /// The operator has set it, maybe because a disk is full.
+    #[error(
+        "the role's sessions are read-only: `ALTER ROLE … SET default_transaction_read_only = off` lets the role write"
+    )]
+    Setting,
+}
+
+impl From<ReadOnlySession> for sqlx::Error {
+    fn from(refusal: ReadOnlySession) -> sqlx::Error {
+        sqlx::Error::Io(std::io::Error::other(refusal))
+    }
+}
+
 impl SqlFailure {
     pub fn of(error: &sqlx::Error) -> SqlFailure {
         let reported = match error {
             sqlx::Error::Database(reported) => reported,
+            sqlx::Error::Io(cause) if cause.get_ref().is_some_and(|inner| inner.is::<ReadOnlySession>()) => {
+                return SqlFailure::ReadOnly;
+            }
             sqlx::Error::Io(_)
             | sqlx::Error::Tls(_)
             | sqlx::Error::Protocol(_)
@@ -50,7 +72,7 @@ impl SqlFailure {
             .try_downcast_ref::<PgDatabaseError>()
             .is_some_and(|reported| matches!(reported.severity(), PgSeverity::Fatal | PgSeverity::Panic));
         match &*code {
-            "57P03" => SqlFailure::Starting,
+            "57P01" | "57P02" | "57P03" => SqlFailure::Starting,
             // A fatal error refuses or ends the connection, regardless of its code.
             _ if is_fatal => SqlFailure::Unavailable,
             "57014" => SqlFailure::Cancelled,
@@ -68,6 +90,31 @@ impl SqlFailure {
             code if code.starts_with("40") => SqlFailure::Conflict,
             _ => SqlFailure::Refused,
         }
+    }
+}
+
+/// Returns the class of the reason why Postgres can't be used.
+///
+/// Anybody may see it, so it has no address, no name and no message of the server. `docs/POSTGRES.md` lists the classes
+/// with their remedies.
+pub fn class_of_outage(error: &sqlx::Error) -> &'static str {
+    match (SqlFailure::of(error), error) {
+        (SqlFailure::ReadOnly, _) => "read-only",
+        (SqlFailure::Starting, _) => "it is starting or stopping",
+        // Or no connection of a pool was free in time.
+        (SqlFailure::Cancelled | SqlFailure::LockTimeout | SqlFailure::Conflict, _)
+        | (_, sqlx::Error::PoolTimedOut) => "no answer in time",
+        (_, sqlx::Error::Tls(_)) => "no connection with TLS",
+        (_, sqlx::Error::Io(cause)) if cause.kind() == std::io::ErrorKind::TimedOut => "no answer in time",
+        (_, sqlx::Error::Io(_) | sqlx::Error::Protocol(_)) => "not reached",
+        (_, _) => match &*sqlstate(error) {
+            "28P01" => "the password is refused",
+            // The last three: a missing database, one without ALLOW_CONNECTIONS, and one without the right CONNECT.
+            "28000" | "3D000" | "55000" | "42501" => "the login is refused",
+            "53300" => "too many connections",
+            code if code.starts_with("53") => "out of memory or disk",
+            _ => "another error",
+        },
     }
 }
 

@@ -8,7 +8,9 @@ pub mod table_name;
 pub mod wait;
 
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, PgConnection, Row};
+
+use crate::failure::ReadOnlySession;
 
 /// The search_path of our statements: Postgres's own schema and ours, in which no other user can create objects.
 ///
@@ -39,7 +41,9 @@ const TARGET_SEARCH_PATH: &str = "pg_catalog, pg_temp";
 /// - The server sends no warnings, which the driver would log. A function of a view or a filter may raise one for each
 ///   row, and may quote a value. The server's own log has them.
 /// - The server detects a dead peer of an idle connection within a minute. The default of the system is hours.
-pub const SET_UP: &str = "set statement_timeout = 0; set idle_in_transaction_session_timeout = 0;
+///
+/// `default_transaction_read_only` stays as the operator has set it: see [`set_up`].
+const SET_UP: &str = "set statement_timeout = 0; set idle_in_transaction_session_timeout = 0;
    select pg_catalog.set_config('cdc_export.role_path', pg_catalog.current_setting('search_path'), false)
      where pg_catalog.current_setting('search_path') operator(pg_catalog.<>) 'pg_catalog, pg_temp'
        and pg_catalog.current_setting('search_path') operator(pg_catalog.<>) 'pg_catalog, cdc_export, pg_temp';
@@ -54,7 +58,7 @@ pub const SET_UP: &str = "set statement_timeout = 0; set idle_in_transaction_ses
    set xmlbinary = 'base64'; set xmloption = 'content';
    set row_security = off;
    set jit = off; set client_min_messages = error;
-   set default_transaction_isolation = 'read committed'; set default_transaction_read_only = off;
+   set default_transaction_isolation = 'read committed';
    set tcp_keepalives_idle = 30; set tcp_keepalives_interval = 10; set tcp_keepalives_count = 3;";
 
 /// Returns a name as a quoted identifier.
@@ -64,21 +68,40 @@ pub fn quoted(name: &str) -> String {
 
 pub async fn connect(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
     let mut conn = PgConnection::connect_with(options).await?;
-    set_up(&mut conn).await?;
+    set_up(&mut conn, "").await?;
     Ok(conn)
 }
 
 pub async fn connect_target(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
     let mut conn = PgConnection::connect_with(options).await?;
-    let set_up = SET_UP.replace(&format!("= {SEARCH_PATH};"), &format!("= {TARGET_SEARCH_PATH};"));
-    let set = sqlx::AssertSqlSafe(format!("-- connection.set_up\n {set_up}"));
-    sqlx::raw_sql(set).execute(&mut conn).await?;
+    run_set_up(&mut conn, &SET_UP.replace(&format!("= {SEARCH_PATH};"), &format!("= {TARGET_SEARCH_PATH};"))).await?;
     Ok(conn)
 }
 
-pub async fn set_up(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
-    let set = sqlx::AssertSqlSafe(format!("-- connection.set_up\n {SET_UP}"));
-    sqlx::raw_sql(set).execute(conn).await.map(drop)
+/// Sets up a session, and then runs the statements in `more`.
+///
+/// # Errors
+/// If Postgres fails, or with [`ReadOnlySession`] if the session can't write. The service could lift the operator's
+/// setting, but that may guard a full disk.
+pub async fn set_up(conn: &mut PgConnection, more: &str) -> Result<(), sqlx::Error> {
+    run_set_up(conn, &format!("{SET_UP} {more}")).await
+}
+
+async fn run_set_up(conn: &mut PgConnection, statements: &str) -> Result<(), sqlx::Error> {
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("-- connection.set_up\n {statements}"))).execute(&mut *conn).await?;
+    require_writable(conn).await
+}
+
+/// Checks that a session answers and can write.
+pub async fn require_writable(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let asked =
+        sqlx::raw_sql("-- session.writes\n select pg_is_in_recovery(), current_setting('transaction_read_only')");
+    let found = asked.fetch_one(conn).await?;
+    match (found.try_get(0)?, found.try_get(1)?) {
+        (false, "off") => Ok(()),
+        (true, _) => Err(ReadOnlySession::Standby.into()),
+        (false, _) => Err(ReadOnlySession::Setting.into()),
+    }
 }
 
 #[cfg(test)]

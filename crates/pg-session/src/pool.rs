@@ -1,6 +1,6 @@
 //! A pool of connections that keeps a connection at hand for a moment after its use.
 //!
-//! The driver's pool sends a ping when a connection is taken, and a query and a ping when it is given back. One that is
+//! The driver's pool checks a connection when it is taken, and a query and a ping when it is given back. One that is
 //! taken again within a second and a half goes around that pool, and around its limits on age and idleness.
 
 use std::ops::{Deref, DerefMut};
@@ -8,8 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use sqlx::pool::PoolConnection;
-use sqlx::{Connection, PgConnection, PgPool, Postgres, Row};
+use sqlx::{PgConnection, PgPool, Postgres, Row};
 use tokio::runtime::Handle;
+
+use crate::require_writable;
+
+/// The targets of the log lines of the driver's pool.
+pub const LOG_TARGETS: [&str; 2] = ["sqlx_core::pool", "sqlx::pool"];
 
 /// Longer than the pause between two looks for work, and shorter than callers wait for a connection.
 const AT_HAND: Duration = Duration::from_millis(1500);
@@ -17,12 +22,13 @@ const AT_HAND: Duration = Duration::from_millis(1500);
 /// The time after which a connection goes back to the driver's pool all the same, which may find it too old.
 const MOST_AT_HAND: Duration = Duration::from_secs(60);
 
-/// The timeout of a connection's ping. A call of the API has 2 seconds, part of which must remain for a new connection.
-const PING_TIMEOUT: Duration = Duration::from_millis(500);
+/// The timeout of a connection's check. A call of the API has 2 seconds, part of which must remain for a new connection.
+const CHECK_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Pings a connection. After an error the caller drops it without the protocol's goodbye message, which could hang.
-pub async fn require_answer(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
-    match tokio::time::timeout(PING_TIMEOUT, conn.ping()).await {
+/// Checks that a connection answers in time and can write. After an error the caller drops it without the protocol's
+/// goodbye message, which could hang.
+pub async fn require_usable(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    match tokio::time::timeout(CHECK_TIMEOUT, require_writable(conn)).await {
         Ok(answer) => answer,
         Err(_) => Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())),
     }
@@ -36,7 +42,7 @@ pub async fn has_no_transaction(conn: &mut PgConnection) -> bool {
     // Inside a transaction, `now()` is the time of its begin.
     let asked = sqlx::raw_sql("-- session.transaction\n select now() <> statement_timestamp()");
     let is_inside = async { asked.fetch_one(conn).await?.try_get::<bool, _>(0) };
-    matches!(tokio::time::timeout(PING_TIMEOUT, is_inside).await, Ok(Ok(false)))
+    matches!(tokio::time::timeout(CHECK_TIMEOUT, is_inside).await, Ok(Ok(false)))
 }
 
 /// A pool whose clones share its connections.
@@ -44,7 +50,7 @@ pub async fn has_no_transaction(conn: &mut PgConnection) -> bool {
 pub struct Pool {
     inner: PgPool,
     shared: Arc<Mutex<AtHand>>,
-    /// True if a connection at hand is pinged before its use too.
+    /// True if a connection at hand is checked before its use too.
     is_careful: bool,
 }
 
@@ -110,7 +116,7 @@ impl Pool {
     pub async fn acquire(&self) -> Result<Pooled, sqlx::Error> {
         let at_hand = locked(&self.shared).take_or_wait();
         if let Some(mut pooled) = at_hand {
-            if !self.is_careful || require_answer(&mut pooled).await.is_ok() {
+            if !self.is_careful || require_usable(&mut pooled).await.is_ok() {
                 return Ok(pooled);
             }
             pooled.close();

@@ -5,8 +5,8 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use sqlx::PgConnection;
 use sqlx::postgres::PgConnectOptions;
-use sqlx::{Connection, PgConnection};
 
 use crate::apply::statement::run;
 use crate::apply::{COMMIT, During, Error, position};
@@ -41,11 +41,11 @@ impl TargetConnections {
         found.await.map_err(|failure| failure.error)
     }
 
-    /// Takes an idle connection that answers, or a new one.
+    /// Takes an idle connection that answers and can write, or a new one.
     pub(super) async fn take(&self) -> Result<PgConnection, Error> {
         let taken = || self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         while let Some(mut conn) = taken() {
-            if self.answered(conn.ping()).await.is_ok() {
+            if self.answered(pg_session::require_writable(&mut conn)).await.is_ok() {
                 return Ok(conn);
             }
         }
