@@ -176,7 +176,7 @@ fresh_within = \"15m\"";
             ("datasets = \"*\"", "datasets: dataset names one already"),
             ("dataset\ndatasets = \"all\"", "datasets: `all` is neither a list of datasets nor `*`"),
             ("dataset\ndatasets = [\"orders\", \"orders\"]", "datasets: `orders` is there twice"),
-            ("dataset\ndatasets = [\"other\"]", "datasets: there is no dataset of this name"),
+            ("dataset\ndatasets = [\"other\"]", "datasets: there is no dataset `other`; there are: orders, items"),
             ("every", "every: either every or cron is expected"),
             ("every = \"900ms\"", "every: a time from 1s to 366d"),
             ("cron = \"0 0 * * *\"", "cron: every says already when it runs"),

@@ -129,7 +129,7 @@ consumers = [\"search\", \"a@b\"]";
                 "events = [\"job.failed\"]",
                 "events: `job.failed` is none of export.completed, export.skipped, export.failed, export.cancelled",
             ),
-            ("datasets = [\"order\"]", "datasets: there is no dataset of this name"),
+            ("datasets = [\"order\"]", "datasets: there is no dataset `order`; there are: users"),
             ("consumers = [\"a b\"]", "consumers: a consumer id has"),
         ];
         assert_refused(BLOCK, &cases, read);
