@@ -22,7 +22,8 @@ const AT_HAND: Duration = Duration::from_millis(1500);
 /// The time after which a connection goes back to the driver's pool all the same, which may find it too old.
 const MOST_AT_HAND: Duration = Duration::from_secs(60);
 
-/// The timeout of a connection's check. A call of the API has 2 seconds, part of which must remain for a new connection.
+/// The timeout of a connection's check. A call of the API has 2 seconds, part of which must remain for a new
+/// connection.
 const CHECK_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Checks that a connection answers in time and can write. After an error the caller drops it without the protocol's

@@ -51,8 +51,8 @@ impl Dir {
         rustix::fs::fsync(&self.fd).map_err(cannot("sync", self.path.display()))
     }
 
-    /// Checks that the process may create files here, and that the disk takes changes and has room. Doesn't return while
-    /// the file system is frozen.
+    /// Checks that the process may create files here, and that the disk takes changes and has room. Doesn't return
+    /// while the file system is frozen.
     pub(super) fn require_room(&self) -> Result<(), Error> {
         let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
         rustix::fs::accessat(&self.fd, ".", access, AtFlags::empty())
