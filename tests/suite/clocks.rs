@@ -5,19 +5,31 @@ use serde_json::{Value, json};
 use crate::catalog::{Catalog, ended, export};
 use crate::harness::{Csv, Database, ends, eventually, until};
 
-/// A database whose clock a test sets: its functions of the present time add `clock.ahead`.
+/// A database whose clock a test sets: its functions of the present time add `clock.ahead`. The service's views are
+/// made again, because a view keeps the functions that it was made with.
 async fn with_a_clock() -> Database {
     let database = Database::with_users(5).await;
     database.run("create table public.clock (ahead interval not null); insert into public.clock values ('0')").await;
-    for function in ["clock_timestamp", "statement_timestamp"] {
-        let replaced = format!(
-            "set allow_system_table_mods = on;
-             alter function pg_catalog.{function}() rename to real_{function};
-             create function pg_catalog.{function}() returns timestamptz language sql volatile
-               as 'select pg_catalog.real_{function}() + (select ahead from public.clock)'"
-        );
-        database.run(&replaced).await;
-    }
+    let replaced = "set allow_system_table_mods = on;
+         do $do$
+         declare
+           views constant text[] := array(
+             select format('create or replace view %s as %s', c.oid::regclass, pg_get_viewdef(c.oid))
+             from pg_class c where c.relnamespace = 'cdc_export'::regnamespace and c.relkind = 'v' order by c.oid);
+           name text;
+           view text;
+         begin
+           foreach name in array array['clock_timestamp', 'statement_timestamp'] loop
+             execute format('alter function pg_catalog.%s() rename to real_%s', name, name);
+             execute format(
+               'create function pg_catalog.%s() returns timestamptz language sql volatile
+                as $$select pg_catalog.real_%s() + (select ahead from public.clock)$$', name, name);
+           end loop;
+           foreach view in array views loop
+             execute view;
+           end loop;
+         end $do$";
+    database.run(replaced).await;
     database
 }
 

@@ -212,7 +212,7 @@ async fn a_member_that_another_call_takes_is_refused_with_that_call() {
             assert!(why.contains("ad-hoc") && why.contains("without X-Consumer-ID"), "{path} {body}: {why}");
         }
     }
-    assert!(refused("/exports", None, r#"{"after":null}"#).await.contains("with X-Consumer-ID"));
+    assert!(refused("/exports", None, r#"{"after":null}"#).await.contains("send X-Consumer-ID"));
 }
 
 /// While Postgres reads the condition, the check has a lock on the table, which the writer wants too.
