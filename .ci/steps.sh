@@ -75,7 +75,7 @@ just_and_cargo_deny() {
 
 # Everything that the other steps of .ci/run need.
 programs_of_run() {
-    needs venv postgres psql pgbouncer openssl rabbitmq-server chromium curl npm
+    needs venv postgres psql pgbouncer openssl rabbitmq-server prometheus chromium curl npm
     tests/venv.sh browser
     just_and_cargo_deny
 }
@@ -199,7 +199,7 @@ step_attacks() {
 
 # The suite on each major version but the installed one.
 step_postgres() {
-    needs postgres psql pgbouncer openssl rabbitmq-server npm venv
+    needs postgres psql pgbouncer openssl rabbitmq-server prometheus npm venv
     local version installed failed=''
     installed=$(tests/postgres.sh --installed)
     for version in $(tests/postgres.sh --list); do
@@ -212,7 +212,7 @@ step_postgres() {
 
 # The tests of a default build, which has no optional feature.
 step_features() {
-    needs postgres psql pgbouncer openssl
+    needs postgres psql pgbouncer openssl prometheus
     cargo test --locked
 }
 

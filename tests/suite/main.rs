@@ -6,6 +6,7 @@
 mod account;
 mod acks;
 mod after;
+mod alerts;
 #[cfg(feature = "amqp")]
 mod amqp;
 mod apply;

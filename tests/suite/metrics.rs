@@ -12,7 +12,7 @@ use crate::harness::{Database, Service, Start, eventually, planted, serving_user
 use crate::network::{Proxy, url};
 use crate::webhooks::with_a_closed_door;
 
-type Labels = BTreeMap<String, String>;
+pub(crate) type Labels = BTreeMap<String, String>;
 
 /// A scrape. Parsing is strict: it panics at anything that the format (Prometheus documentation, "Exposition formats",
 /// text 0.0.4) doesn't allow, or recommends against.
@@ -93,6 +93,15 @@ impl Scrape {
         assert_eq!(answer.status(), 200);
         assert_eq!(answer.headers()["content-type"], "text/plain; version=0.0.4");
         Scrape::parse(&answer.text().await.unwrap())
+    }
+
+    /// Returns the names and labels of all series.
+    pub(crate) fn series(&self) -> Vec<(String, Labels)> {
+        self.values.keys().cloned().collect()
+    }
+
+    pub(crate) fn value(&self, name: &str, labels: &Labels) -> Option<f64> {
+        self.values.get(&(name.to_owned(), labels.clone())).copied()
     }
 
     /// Returns the sum of the series of this name that have these labels, or `None` without such a series.
