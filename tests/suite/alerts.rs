@@ -128,8 +128,8 @@ fn names<const N: usize>(alerts: [&str; N]) -> BTreeSet<String> {
     alerts.iter().map(|name| format!("CdcExport{name}")).collect()
 }
 
-/// Fires each alert but `CdcExportAbsent`, which needs a Prometheus that knows no process. `tests/deploy_alerts.yml` fires
-/// that one.
+/// Fires each alert but `CdcExportAbsent`, which needs a Prometheus that knows no process. `tests/deploy_alerts.yml`
+/// fires that one.
 async fn fire_each(auth: &str) {
     let watched = Watched::start(auth).await;
     let Watched { database, proxy, catalog: _catalog, service } = &watched;
