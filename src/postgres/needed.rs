@@ -27,6 +27,9 @@ const NEEDED: &str = "pg_column_size(1); pg_control_system(); pg_current_snapsho
       pg_partitioned_table, pg_prepared_xacts, pg_proc, pg_rewrite, pg_roles, pg_settings, pg_stat_activity,
       pg_stat_replication, pg_statistic_ext, pg_subscription_rel, pg_trigger, pg_type where false";
 
+/// The class of SQLSTATEs for a full disk, or no free memory.
+const OUT_OF_RESOURCES: &str = "53";
+
 /// Requires that the server has what the statements need, and that the role may use it.
 ///
 /// # Errors
@@ -40,6 +43,10 @@ pub(super) async fn require_needed(conn: &mut PgConnection) -> Result<(), Error>
     for needed in NEEDED.split(';').map(str::trim) {
         let Err(error) = sqlx::raw_sql(select(needed)).execute(&mut *conn).await else { continue };
         let Some(refusal) = error.as_database_error() else { return Err(error.into()) };
+        // A full disk is no refusal: some of the calls write a file. `untrack` has to go on then.
+        if sqlstate(&error).starts_with(OUT_OF_RESOURCES) {
+            continue;
+        }
         let name = needed.split_once('(').map_or("a catalog", |(name, _)| name);
         // The database's own function `cdc_export.timeline` does without it too, but not where a right is missing.
         if name != "pg_walfile_name" || !matches!(&*sqlstate(&error), "55000" | "0A000") {
