@@ -167,8 +167,7 @@ impl Service {
     /// dataset, or all. They fail, and their files are removed. The files of the job's published exports stay.
     ///
     /// # Errors
-    /// As [`exports_of`](Service::exports_of). If an export is in another open state, or if its file is just being
-    /// published.
+    /// As [`exports_of`](Service::exports_of). If an export is in another open state.
     pub async fn give_up(&self, id: JobId, dataset: Option<&str>) -> Result<(), Error> {
         let exports = self.exports_of(id, dataset).await?;
         for export in exports.iter().filter(|export| !export.status.is_terminal()) {
@@ -181,7 +180,9 @@ impl Service {
         let record = with_timeout(self.store.file(export.job, &export.dataset)).await?;
         let record = record.ok_or(Error::Open(export.status))?;
         if with_timeout(self.store.give_up(&record)).await?.is_none() {
-            return Err(Error::Open(export.status));
+            let now = self.export(export.job, Some(&export.dataset)).await?;
+            // An export that was published meanwhile needs no giving up. A refusal would hide that others were given up.
+            return if now.status.is_terminal() { Ok(()) } else { Err(Error::Open(now.status)) };
         }
         self.origin.log_job(Action::GiveUp, export);
         if !record.is_own {
