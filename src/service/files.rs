@@ -181,7 +181,8 @@ impl Service {
         let record = record.ok_or(Error::Open(export.status))?;
         if with_timeout(self.store.give_up(&record)).await?.is_none() {
             let now = self.export(export.job, Some(&export.dataset)).await?;
-            // An export that was published meanwhile needs no giving up. A refusal would hide that others were given up.
+            // An export that was published meanwhile needs no giving up. A refusal would hide that others were given
+            // up.
             return if now.status.is_terminal() { Ok(()) } else { Err(Error::Open(now.status)) };
         }
         self.origin.log_job(Action::GiveUp, export);
